@@ -1,0 +1,52 @@
+# Two targets are all that a newcomer needs: make demo, make test.
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GO_FILES = $(shell git ls-files -co --exclude-standard '*.go')
+
+.PHONY: build setup image kernel demo test test-full check bench fuzz generate tools clean
+
+build: ## the three programs
+	@mkdir -p bin
+	go build -trimpath -o bin/ ./cmd/carrel ./cmd/carreld
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/carrel-agent ./cmd/carrel-agent
+
+setup: ## installs what is missing, and says what
+	scripts/setup
+
+image: setup build ## the default image: kernel, root file system, initrd
+	bin/carrel image build
+
+demo: image ## runs a stranger's repository in a guest and shows that the boundary held
+	scripts/demo
+
+test: image ## every test, those on real VMs included
+	CARREL_SCALE=$${CARREL_SCALE:-ci} go test -race -timeout 30m ./...
+
+test-full: ## the catalogue's full numbers
+	CARREL_SCALE=full $(MAKE) test
+
+check: tools ## the fast inner loop
+	@test -z "$$(gofmt -l $(GO_FILES))" || { echo "not formatted:"; gofmt -l $(GO_FILES); exit 1; }
+	go vet ./...
+	.tools/bin/staticcheck ./...
+	GOOS=darwin CGO_ENABLED=0 go build -o /dev/null ./... 2>&1 | sed 's/^/darwin: /'; exit $${PIPESTATUS[0]}
+	GOOS=windows CGO_ENABLED=0 go build -o /dev/null ./... 2>&1 | sed 's/^/windows: /'; exit $${PIPESTATUS[0]}
+	go test -short ./...
+
+bench: image ## the promised numbers, measured; never in CI
+	scripts/bench
+
+fuzz: ## every fuzz target, FUZZTIME each
+	scripts/fuzz $${FUZZTIME:-10s}
+
+generate: ## makes the generated code again
+	scripts/generate
+
+tools: .tools/bin/staticcheck
+.tools/bin/staticcheck:
+	GOBIN=$(CURDIR)/.tools/bin go install $(STATICCHECK)
+
+clean: ## leaves the cache of kernels and images alone
+	rm -rf bin .tools

@@ -1,0 +1,188 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/guest/wire"
+)
+
+// maxMounts bounds Setup.
+const maxMounts = 64
+
+// maxGrace bounds how long PowerOff waits for tasks.
+const maxGrace = time.Minute
+
+// lastWords bounds how long PowerOff waits for the host to read the ends of
+// tasks.
+const lastWords = 2 * time.Second
+
+// host speaks with the host over the boot stream:
+//
+//  1. Hello
+//  2. Setup is read and done, Ready says so
+//  3. Controls, one after the other, until PowerOff or the stream's end
+func (a *Agent) host(ctx context.Context) error {
+	r := wire.NewReader(a.o.Boot)
+	hello := &wire.Hello{
+		Version:   wire.Version,
+		Agent:     version(),
+		Kernel:    kernelRelease(),
+		InitNanos: int64(time.Since(began)),
+	}
+	var up unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) == nil {
+		hello.UpNanos = up.Nano()
+	}
+	if err := wire.Write(a.o.Boot, &wire.FromGuest{Kind: &wire.FromGuest_Hello{Hello: hello}}); err != nil {
+		return fmt.Errorf("say hello to the host: %w", err)
+	}
+	var m wire.FromHost
+	if err := r.Read(&m); err != nil {
+		return fmt.Errorf("read the host's setup: %w", err)
+	}
+	setup := m.GetSetup()
+	if setup == nil {
+		return errors.New("the host's first frame is not its setup")
+	}
+	ready := &wire.Ready{}
+	if err := a.setUp(setup); err != nil {
+		ready.Error = text(err.Error(), wire.MaxText)
+	} else {
+		close(a.ready)
+	}
+	if err := wire.Write(a.o.Boot, &wire.FromGuest{Kind: &wire.FromGuest_Ready{Ready: ready}}); err != nil {
+		return fmt.Errorf("tell the host that the guest is ready: %w", err)
+	}
+	for {
+		if err := r.Read(&m); err != nil {
+			return fmt.Errorf("read from the host: %w", err)
+		}
+		c := m.GetControl()
+		if c == nil {
+			return errors.New("the host sent a frame that is out of order")
+		}
+		answer, last := &wire.Answer{Id: c.Id}, false
+		switch k := c.Kind.(type) {
+		case *wire.Control_Ping:
+		case *wire.Control_SetTime:
+			if err := a.setTime(k.SetTime.UnixNanos); err != nil {
+				answer.Error = text(err.Error(), wire.MaxText)
+			}
+		case *wire.Control_PowerOff:
+			last = true
+			a.endTasks(ctx, time.Duration(k.PowerOff.GraceNanos))
+		default:
+			answer.Error = "this agent does not know what is asked"
+		}
+		if err := wire.Write(a.o.Boot, &wire.FromGuest{Kind: &wire.FromGuest_Answer{Answer: answer}}); err != nil {
+			return fmt.Errorf("answer the host: %w", err)
+		}
+		if last {
+			return nil
+		}
+	}
+}
+
+func (a *Agent) setUp(s *wire.Setup) error {
+	n := int(s.MaxTasks)
+	if n < 1 || n > maxCalls {
+		n = maxTasks
+	}
+	a.slots = make(chan struct{}, n)
+	if err := a.setTime(s.UnixNanos); err != nil {
+		return err
+	}
+	if a.o.Prepare != nil {
+		if err := a.o.Prepare(); err != nil {
+			return err
+		}
+	}
+	if a.o.Name != nil {
+		if err := a.o.Name(s.Hostname); err != nil {
+			return fmt.Errorf("set the guest's name: %w", err)
+		}
+	}
+	if len(s.Mounts) > maxMounts {
+		return fmt.Errorf("%d shares, %d is the limit", len(s.Mounts), maxMounts)
+	}
+	for i, m := range s.Mounts {
+		if err := checkMount(m); err != nil {
+			return err
+		}
+		if a.o.Mount == nil {
+			continue
+		}
+		if err := a.o.Mount(i, m); err != nil {
+			return fmt.Errorf("mount share %s at %s in the guest: %w", m.Tag, m.Path, err)
+		}
+	}
+	return nil
+}
+
+// checkMount refuses what mount(2) would understand differently. Where a share
+// may be mounted was decided on the host.
+func checkMount(m *wire.Mount) error {
+	if !strings.HasPrefix(m.Path, "/") || strings.IndexByte(m.Path+m.Tag+m.Type, 0) >= 0 || !validID(m.Tag) {
+		return fmt.Errorf("share %.80q at %.200q is malformed", m.Tag, m.Path)
+	}
+	return nil
+}
+
+func (a *Agent) setTime(nanos int64) error {
+	if a.o.SetTime == nil {
+		return nil
+	}
+	if nanos <= 0 {
+		return fmt.Errorf("the host's clock says %d, which is not a time", nanos)
+	}
+	return a.o.SetTime(time.Unix(0, nanos))
+}
+
+// endTasks asks every task to end, and after grace ends those that have not.
+func (a *Agent) endTasks(ctx context.Context, grace time.Duration) {
+	a.mu.Lock()
+	a.ending = true
+	running := make([]*task, 0, len(a.tasks))
+	for t := range a.tasks {
+		running = append(running, t)
+	}
+	a.mu.Unlock()
+	for _, t := range running {
+		_ = t.proc.signalGroup(unix.SIGTERM)
+	}
+	late, cancel := context.WithTimeout(ctx, min(max(grace, 0), maxGrace))
+	for _, t := range running {
+		waitFor(late, t.proc.done)
+	}
+	cancel()
+	a.killAll()
+	late, cancel = context.WithTimeout(ctx, lastWords)
+	defer cancel()
+	for _, t := range running {
+		waitFor(late, t.told)
+	}
+}
+
+// waitFor returns when done is closed or ctx ends.
+func waitFor(ctx context.Context, done <-chan struct{}) {
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// killAll ends every task and lets no new one start.
+func (a *Agent) killAll() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ending = true
+	for t := range a.tasks {
+		t.kill()
+	}
+}

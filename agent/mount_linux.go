@@ -1,0 +1,317 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/guest/wire"
+)
+
+// Places of the agent in the guest. What is beneath them is the guest root's
+// alone: it is the inside of mounts that tasks see elsewhere.
+const (
+	carrelDir  = "/run/carrel"
+	scratchDir = carrelDir + "/scratch"
+	lowerDir   = carrelDir + "/lower"
+	upperDir   = carrelDir + "/upper"
+)
+
+// plain keeps an overlay's upper folder a complete and simple list of changes:
+// no entry there refers to another place (filesystems/overlayfs.rst).
+const plain = "redirect_dir=off,metacopy=off,index=off"
+
+const (
+	quiet    = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	fromHost = unix.MS_NOSUID | unix.MS_NODEV
+)
+
+// mnt is one mount of the boot.
+type mnt struct {
+	source, target, fstype string
+	flags                  uintptr
+	data                   string
+}
+
+func (m mnt) do() error {
+	if err := os.MkdirAll(m.target, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil {
+		return fmt.Errorf("mount %s (%s) at %s: %w", m.source, m.fstype, m.target, err)
+	}
+	return nil
+}
+
+func mountAll(ms ...mnt) error {
+	for _, m := range ms {
+		if err := m.do(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// early mounts what everything else reads.
+func early() error {
+	return mountAll(
+		mnt{"dev", "/dev", "devtmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0755"},
+		mnt{"proc", "/proc", "proc", quiet, ""},
+		mnt{"sys", "/sys", "sysfs", quiet, ""},
+	)
+}
+
+// console makes the machine's console this process's output: the kernel could
+// not, if the initrd holds no /dev/console.
+func console() {
+	fd, err := unix.Open("/dev/console", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	for i := range 3 {
+		if fd != i {
+			_ = unix.Dup3(fd, i, 0)
+		}
+	}
+	if fd > 2 {
+		_ = unix.Close(fd)
+	}
+}
+
+// disks finds the guest's disks: the image is the one that the host serves
+// read-only, scratch the one it does not. Their names do not tell: the kernel
+// gives them in the order in which it finds the devices, which is the
+// hypervisor's, and what is written on them was written by guests.
+func disks() (image, scratch string, err error) {
+	found, err := filepath.Glob("/sys/block/vd*")
+	if err != nil {
+		return "", "", err
+	}
+	for _, d := range found {
+		ro, err := number(d + "/ro")
+		if err != nil {
+			return "", "", err
+		}
+		which := &scratch
+		if ro == 1 {
+			which = &image
+		}
+		if *which != "" {
+			return "", "", fmt.Errorf("disks %s and %s have the same purpose", *which, filepath.Base(d))
+		}
+		*which = "/dev/" + filepath.Base(d)
+	}
+	if image == "" {
+		return "", "", errors.New("the guest has no read-only disk to start from")
+	}
+	return image, scratch, nil
+}
+
+// root mounts the image with a layer for the guest's changes over it, empties
+// the initrd and makes the new root the root. With a scratch disk the layer is
+// there, and root returns where the disk is; else it is in memory.
+func root(wantScratch bool) (disk string, err error) {
+	image, scratch, err := disks()
+	if err != nil {
+		return "", err
+	}
+	if wantScratch != (scratch != "") {
+		return "", fmt.Errorf("a scratch disk was announced: %t; one is there: %t", wantScratch, scratch != "")
+	}
+	changes := mnt{"changes", "/changes", "tmpfs", fromHost, "mode=0755,size=75%"}
+	if scratch != "" {
+		changes = mnt{scratch, "/changes", "ext4", fromHost, "discard,errors=remount-ro"}
+	}
+	if err := mountAll(mnt{image, "/image", "erofs", unix.MS_RDONLY | unix.MS_NODEV, ""}, changes); err != nil {
+		return "", err
+	}
+	for _, d := range []string{"/changes/upper", "/changes/work"} {
+		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return "", err
+		}
+	}
+	if err := mountAll(mnt{"root", "/root", "overlay", unix.MS_NODEV, "lowerdir=/image,upperdir=/changes/upper,workdir=/changes/work," + plain}); err != nil {
+		return "", err
+	}
+	for _, d := range []string{"/dev", "/proc", "/sys"} {
+		if err := os.MkdirAll("/root"+d, 0o755); err != nil {
+			return "", err
+		}
+		if err := unix.Mount(d, "/root"+d, "", unix.MS_MOVE, ""); err != nil {
+			return "", fmt.Errorf("move %s: %w", d, err)
+		}
+	}
+	if err := mountAll(mnt{"run", "/root/run", "tmpfs", fromHost, "mode=0755,size=10%"}); err != nil {
+		return "", err
+	}
+	for _, d := range []string{scratchDir, lowerDir, upperDir} {
+		if err := os.MkdirAll("/root"+d, 0o700); err != nil {
+			return "", err
+		}
+	}
+	if err := os.Chmod("/root"+carrelDir, 0o755); err != nil {
+		return "", err
+	}
+	if scratch != "" {
+		if err := unix.Mount("/changes", "/root"+scratchDir, "", unix.MS_MOVE, ""); err != nil {
+			return "", fmt.Errorf("move the scratch disk: %w", err)
+		}
+		disk = scratchDir
+	}
+	// The running program stays: the kernel holds it open.
+	_ = os.Remove("/init")
+	if err := os.Chdir("/root"); err != nil {
+		return "", err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return "", fmt.Errorf("change the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return "", fmt.Errorf("change the root: %w", err)
+	}
+	return disk, os.Chdir("/")
+}
+
+// settle mounts and writes what programs expect beside their files.
+func settle(disk string) error {
+	tmp := mnt{"tmp", "/tmp", "tmpfs", fromHost, "mode=1777,size=50%"}
+	if disk != "" {
+		emptyTrash(disk)
+		// A disk that is full to the last inode must not keep the guest
+		// from starting: then memory has to do.
+		if fresh, err := freshDir(disk, "tmp", 0o1777); err == nil {
+			tmp = mnt{fresh, "/tmp", "", unix.MS_BIND, ""}
+		}
+	}
+	err := mountAll(tmp,
+		mnt{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0620,gid=5,ptmxmode=0666"},
+		mnt{"shm", "/dev/shm", "tmpfs", fromHost, "mode=1777"},
+		mnt{"mqueue", "/dev/mqueue", "mqueue", quiet, ""},
+		mnt{"cgroup2", "/sys/fs/cgroup", "cgroup2", quiet, ""},
+	)
+	if err != nil {
+		return err
+	}
+	// What udev does elsewhere.
+	for _, l := range [][2]string{{"/proc/self/fd", "/dev/fd"}, {"fd/0", "/dev/stdin"}, {"fd/1", "/dev/stdout"}, {"fd/2", "/dev/stderr"}} {
+		if err := os.Symlink(l[0], l[1]); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	for _, d := range []string{"/dev/fuse", "/dev/net/tun"} {
+		if err := os.Chmod(d, 0o666); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if err := replace("/etc/resolv.conf", "nameserver 127.0.0.1\n"); err != nil {
+		complain(err)
+	}
+	return nil
+}
+
+// harden sets what keeps the guest's users apart.
+func harden() error {
+	for file, value := range map[string]string{
+		"kernel/dmesg_restrict":            "1",
+		"kernel/kptr_restrict":             "1",
+		"kernel/unprivileged_bpf_disabled": "1",
+		"fs/protected_hardlinks":           "1",
+		"fs/protected_symlinks":            "1",
+		"fs/protected_fifos":               "1",
+		"fs/protected_regular":             "2",
+		"net/ipv4/ping_group_range":        "0 2147483647",
+	} {
+		if err := os.WriteFile("/proc/sys/"+file, []byte(value), 0o644); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("set %s: %w", file, err)
+		}
+	}
+	return nil
+}
+
+// freshDir makes an empty folder on the scratch disk. What it held before this
+// start is moved aside and removed later, so that much of it does not hold the
+// start up.
+func freshDir(disk, name string, mode uint32) (string, error) {
+	path := filepath.Join(disk, name)
+	old := filepath.Join(disk, trashName, name+"-"+strconv.FormatInt(time.Now().UnixNano(), 10))
+	if err := os.Rename(path, old); err == nil {
+		go func() { _ = os.RemoveAll(old) }()
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return "", err
+	}
+	return path, unix.Chmod(path, mode)
+}
+
+// trashName is where on the scratch disk things wait for their removal.
+const trashName = "trash"
+
+// emptyTrash removes what an earlier start had no time to remove.
+func emptyTrash(disk string) {
+	trash := filepath.Join(disk, trashName)
+	_ = os.Mkdir(trash, 0o700)
+	old, err := os.ReadDir(trash)
+	if err != nil {
+		return
+	}
+	go func() {
+		for _, e := range old {
+			_ = os.RemoveAll(filepath.Join(trash, e.Name()))
+		}
+	}()
+}
+
+// mounter mounts shares. disk is the scratch disk's place or empty.
+type mounter struct{ disk string }
+
+// mount mounts share i, and over it, if asked, a layer that is thrown away at
+// the guest's end.
+func (m mounter) mount(i int, s *wire.Mount) error {
+	if s.Type != "virtiofs" {
+		return fmt.Errorf("a share of type %.20q is unknown to this agent", s.Type)
+	}
+	flags := uintptr(fromHost)
+	if s.ReadOnly || s.Overlay {
+		flags |= unix.MS_RDONLY
+	}
+	if !s.Overlay {
+		return mnt{s.Tag, s.Path, s.Type, flags, ""}.do()
+	}
+	lower := filepath.Join(lowerDir, strconv.Itoa(i))
+	if err := (mnt{s.Tag, lower, s.Type, flags, ""}).do(); err != nil {
+		return err
+	}
+	layer := filepath.Join(upperDir, strconv.Itoa(i))
+	onDisk := false
+	if m.disk != "" {
+		if fresh, err := freshDir(m.disk, "share"+strconv.Itoa(i), 0o700); err == nil {
+			layer, onDisk = fresh, true
+		}
+	}
+	if !onDisk {
+		if err := (mnt{"layer", layer, "tmpfs", fromHost, "mode=0700,size=75%"}).do(); err != nil {
+			return err
+		}
+	}
+	upper, work := layer+"/upper", layer+"/work"
+	if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755)); err != nil {
+		return err
+	}
+	// The merged folder's own owner and mode are the upper's.
+	var st syscall.Stat_t
+	if err := syscall.Stat(lower, &st); err != nil {
+		return err
+	}
+	if err := errors.Join(os.Chown(upper, int(st.Uid), int(st.Gid)), unix.Chmod(upper, st.Mode&0o7777)); err != nil {
+		return err
+	}
+	return mnt{s.Tag, s.Path, "overlay", fromHost, "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work + "," + plain}.do()
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/carrel-vm/carrel/guest/api"
+)
+
+func (a *app) lsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List guests",
+		Example: "  carrel ls\n  carrel ls --json",
+		Args:    needs(cobra.NoArgs),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doLs(cmd.Context()) },
+	}
+	cmd.Flags().Bool("json", false, "print a JSON array")
+	return cmd
+}
+
+func (a *app) doLs(ctx context.Context) error {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	gs, err := c.Guests(ctx)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return printArray(a, gs)
+	}
+	return guestTable(a.table(), gs, time.Now())
+}
+
+func guestTable(w io.Writer, gs []*api.Guest, now time.Time) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NAME\tSTATE\tIMAGE\tCPUS\tMEMORY\tSHARES\tAGE\tTASK")
+	for _, g := range gs {
+		s := g.GetSpec()
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", safe(g.Name), stateWord(g.State), safe(s.GetImage()), s.GetCpus(),
+			humanize.IBytes(uint64(s.GetMemoryMib())<<20), sharesWord(s.GetShares()), age(g, now), taskWord(g.Tasks))
+	}
+	return t.Flush()
+}
+
+func stateWord(s api.GuestState) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "GUEST_STATE_"))
+}
+
+func taskStateWord(s api.TaskState) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "TASK_STATE_"))
+}
+
+func sharesWord(shares []*api.Share) string {
+	switch len(shares) {
+	case 0:
+		return "-"
+	case 1:
+		return clipFront(safe(shareWord(shares[0])), 26)
+	}
+	return fmt.Sprintf("%s +%d", clipFront(safe(shareWord(shares[0])), 23), len(shares)-1)
+}
+
+// age is how long a guest has been running, or how long it has existed.
+func age(g *api.Guest, now time.Time) string {
+	t := g.GetCreated()
+	if g.GetState() == api.GuestState_GUEST_STATE_READY && g.GetStarted() != nil {
+		t = g.GetStarted()
+	}
+	if t == nil {
+		return "-"
+	}
+	switch d := now.Sub(t.AsTime()); {
+	case d < 0:
+		return "0s"
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	default:
+		return fmt.Sprintf("%dd", d/(24*time.Hour))
+	}
+}
+
+// taskWord shows the last task that runs, and how many more do.
+func taskWord(tasks []*api.Task) string {
+	var last *api.Task
+	more := -1
+	for _, t := range tasks {
+		if t.State == api.TaskState_TASK_STATE_RUNNING || t.State == api.TaskState_TASK_STATE_QUEUED {
+			last = t
+			more++
+		}
+	}
+	switch {
+	case last == nil:
+		return "-"
+	case more > 0:
+		return fmt.Sprintf("%s +%d", clip(commandLine(last.GetSpec().GetArgv()), 36), more)
+	}
+	return clip(commandLine(last.GetSpec().GetArgv()), 40)
+}
+
+// commandLine shows a command so that a shell would read it the same way.
+func commandLine(argv []string) string {
+	var out []string
+	for _, a := range argv {
+		if a == "" || strings.ContainsAny(a, " \t\n'\"\\$`*?[](){}<>|&;#~!") {
+			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+		}
+		out = append(out, a)
+	}
+	return safe(strings.Join(out, " "))
+}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/client"
+)
+
+type runFlags struct {
+	specFlags
+	taskFlags
+	keep bool
+}
+
+func (a *app) runCommand() *cobra.Command {
+	var f runFlags
+	cmd := &cobra.Command{
+		Use:   "run [flags] [--] COMMAND [ARG...]",
+		Short: "Run one command in a fresh guest",
+		Long: `Run one command in a fresh guest. The exit status is the command's; 124 after
+--timeout, 125 if Carrel fails, 126 or 127 if the command cannot be run or
+found, 128+n if signal n ended it.
+
+Without -v the current folder is shared read only, under an overlay in the
+guest: the command may change everything, and the changes are thrown away.
+Without --name or --keep the guest is removed when the command has ended.`,
+		Example: `  carrel run -- make test
+  carrel run -v .:rw -- npm install
+  carrel run --no-share -i -- python3 - < script.py
+  carrel run -v ~/src/lib:/lib-under-test:ro -v .:rw -- ./build.sh
+  carrel run -it -- bash`,
+		Args: needs(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.doRun(cmd.Context(), &f, args) },
+	}
+	fs := cmd.Flags()
+	fs.SetInterspersed(false) // what follows COMMAND is its own
+	f.specFlags.add(fs)
+	f.taskFlags.add(fs)
+	fs.StringVar(&f.name, "name", "", "the guest's `name`; it is kept")
+	fs.BoolVar(&f.keep, "keep", false, "keep the guest, running, when the command has ended")
+	fs.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
+	return cmd
+}
+
+func (a *app) doRun(ctx context.Context, f *runFlags, args []string) error {
+	spec, usual, err := f.spec()
+	if err != nil {
+		return err
+	}
+	spec.Ephemeral = f.name == "" && !f.keep
+	t, err := a.task(&f.taskFlags, args)
+	if err != nil {
+		return err
+	}
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	g, err := a.startGuest(ctx, c, spec, true, usual)
+	if err != nil {
+		return err
+	}
+	t.Guest = g.Name
+	if t.Dir == "" {
+		t.Dir = a.folderIn(g)
+	}
+	left := "the task goes on in guest " + g.Name + "; `carrel stop " + g.Name + "` ends it"
+	if spec.Ephemeral {
+		left = "guest " + g.Name + " and its task are ended soon, since nobody waits for them"
+	}
+	err = a.do(ctx, c, *t, left)
+	if exit := (*client.ExitError)(nil); err != nil && !errors.As(err, &exit) && spec.Ephemeral && !errors.Is(err, client.ErrTruncated) && !errors.Is(err, client.ErrInputLost) {
+		a.discard(c, g.Name)
+	}
+	if !spec.Ephemeral {
+		a.note(fmt.Sprintf("guest %s goes on running: `carrel shell %s` enters it, `carrel rm -f %s` removes it", g.Name, g.Name, g.Name))
+	}
+	return err
+}
+
+// removeTime bounds the removal of a guest whose task could not be started.
+const removeTime = 15 * time.Second
+
+// discard removes a guest that is of no use, whatever ended the command.
+func (a *app) discard(c *client.Client, name string) {
+	ctx, cancel := context.WithTimeout(context.Background(), removeTime)
+	defer cancel()
+	if err := c.RemoveGuest(ctx, name, true); err != nil && client.CodeOf(err) != "not_found" {
+		a.note("guest " + name + " was not removed: " + err.Error())
+	}
+}
+
+// startGuest starts a guest and shows how far that is.
+func (a *app) startGuest(ctx context.Context, c *client.Client, spec *api.GuestSpec, onlyNew, usual bool) (*api.Guest, error) {
+	p := a.progress()
+	defer p.done()
+	current := usual
+	p.wait("starting a guest")
+	// The first event comes when the request was granted. Before it, it would
+	// be wrong to say that something is shared.
+	granted := func() {
+		if usual {
+			p.note("sharing " + spec.Shares[0].Path + " read only; what the guest changes there is thrown away (-v .:rw keeps it, --no-share shares nothing)")
+		}
+		usual = false
+	}
+	g, err := c.StartGuest(ctx, spec, client.GuestOptions{OnlyNew: onlyNew, OnEvent: func(ev *api.StartGuestEvent) {
+		granted()
+		switch k := ev.Kind.(type) {
+		case *api.StartGuestEvent_Progress:
+			p.update(k.Progress)
+		case *api.StartGuestEvent_Notice:
+			p.note(k.Notice)
+		}
+	}})
+	var own *client.Error
+	if current && errors.As(err, &own) && own.Code == "share_refused" {
+		own.Cure = "cd into the project that the command needs, choose a folder with -v, or share nothing with --no-share"
+	}
+	return g, err
+}
+
+// folderIn returns where a command should run that was not told: in the current
+// folder, if the guest has it, else in its first share.
+func (a *app) folderIn(g *api.Guest) string {
+	cwd, err := currentFolder()
+	if err != nil {
+		cwd = ""
+	}
+	return guestFolder(g.GetSpec().GetShares(), cwd)
+}

@@ -1,0 +1,25 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+)
+
+func (a *app) shellCommand() *cobra.Command {
+	var f taskFlags
+	cmd := &cobra.Command{
+		Use:               "shell [flags] NAME",
+		Short:             "Open a shell in a running guest",
+		Example:           "  carrel shell dev\n  carrel shell -u root dev",
+		Args:              names(cobra.ExactArgs(1)),
+		ValidArgsFunction: guestNames(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.tty = true
+			return a.doExec(cmd.Context(), &f, []string{args[0], "bash", "-l"})
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringArrayVarP(&f.env, "env", "e", nil, "set a variable: `NAME=VALUE`, or NAME to pass this one on")
+	fs.StringVarP(&f.workdir, "workdir", "w", "", "folder in the guest (default: the shared folder)")
+	fs.StringVarP(&f.user, "user", "u", "", "user in the guest (default 1000)")
+	return cmd
+}

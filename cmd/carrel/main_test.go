@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/carrel-vm/carrel/guest/client"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestExitStatus(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		want int
+	}{
+		{nil, 0},
+		{&client.ExitError{Status: 3}, 3},
+		{&client.ExitError{Status: 1}, 1},
+		{fmt.Errorf("task: %w", &client.ExitError{Status: 137, Signal: 9}), 137},
+		{&client.ExitError{Status: 124, TimedOut: true}, 124},
+		{&client.ExitError{Status: 127}, 127},
+		{&client.ExitError{Status: 125, Interrupted: true}, 125},
+		{errNo, 1},
+		{usageError{errors.New("x")}, 2},
+		{usageError{&client.Error{Code: "bad_name"}}, 2},
+		{signalError{client.SIGINT}, 130},
+		{signalError{client.SIGTERM}, 143},
+		{client.ErrTruncated, 125},
+		{fmt.Errorf("x: %w", client.ErrInputLost), 125},
+		{&client.Error{Code: "image_missing"}, 125},
+		{context.Canceled, 125},
+		{io.ErrUnexpectedEOF, 125},
+	} {
+		if got := exitStatus(tc.err); got != tc.want {
+			t.Errorf("%v: %d, want %d", tc.err, got, tc.want)
+		}
+	}
+}
+
+// call runs the program with no daemon to be found, and returns what it said.
+func call(t *testing.T, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	dir := t.TempDir()
+	t.Setenv("CARREL_HOME", filepath.Join(dir, "h"))
+	t.Setenv("PATH", dir)
+	file := func(name string) *os.File {
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	out, errw := file("out"), file("err")
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in0, out0, err0 := os.Stdin, os.Stdout, os.Stderr
+	os.Stdin, os.Stdout, os.Stderr = null, out, errw
+	defer func() { os.Stdin, os.Stdout, os.Stderr = in0, out0, err0 }()
+	status = run(args)
+	for _, f := range []*os.File{out, errw, null} {
+		f.Close()
+	}
+	o, _ := os.ReadFile(filepath.Join(dir, "out"))
+	e, _ := os.ReadFile(filepath.Join(dir, "err"))
+	return status, string(o), string(e)
+}
+
+// A command line that cannot be meant is said before anything starts.
+func TestUsage(t *testing.T) {
+	for _, args := range [][]string{
+		{"nonsense"},
+		{"run"},
+		{"run", "--bogus", "--", "true"},
+		{"run", "--name", "../x", "--", "true"},
+		{"run", "--name", "-x", "--", "true"},
+		{"run", "--name", strings.Repeat("a", 4096), "--", "true"},
+		{"run", "--image", "a/b", "--", "true"},
+		{"run", "--memory", "lots", "--", "true"},
+		{"run", "--memory", "-1", "--", "true"},
+		{"run", "--cpus", "-1", "--", "true"},
+		{"run", "--cpus", "99999999999", "--", "true"},
+		{"run", "-v", "/a:rx", "--", "true"},
+		{"run", "-v", "/a", "--no-share", "--", "true"},
+		{"run", "-e", "CARREL_NO_SUCH_VARIABLE", "--", "true"},
+		{"run", "-e", "=x", "--", "true"},
+		{"run", "-w", "relative", "--", "true"},
+		{"run", "-u", "-x", "--", "true"},
+		{"run", "--timeout", "-1s", "--", "true"},
+		{"run", "-t", "--", "true"}, // no terminal here
+		{"run", "--", ""},
+		{"exec", "dev"},
+		{"exec", "../x", "true"},
+		{"shell"},
+		{"shell", "dev"}, // no terminal here
+		{"start", "a", "b"},
+		{"start", "--name", "a", "b"},
+		{"stop"},
+		{"stop", "A"},
+		{"rm", "a\nb"},
+		{"ls", "x"},
+		{"inspect", "a/b"},
+		{"logs", "-f"},
+		{"logs", "A"},
+		{"cp", "a", "b"},
+		{"cp", "a:/x", "b:/y"},
+		{"cp", "a:rel", "."},
+		{"image"},
+		{"image", "build", "A"},
+		{"daemon"},
+		{"daemon", "status", "x"},
+		{"--version-of-nothing"},
+	} {
+		status, stdout, stderr := call(t, args...)
+		if status != 2 || stdout != "" || !strings.Contains(stderr, "--help") {
+			t.Errorf("%.60q: status %d, stdout %q, stderr %q", args, status, stdout, stderr)
+		}
+	}
+}
+
+// The same lines, when they can be meant, come as far as the missing daemon.
+func TestNoDaemonToBeFound(t *testing.T) {
+	for _, args := range [][]string{
+		{"run", "--", "true"},
+		{"run", "true", "--bogus"}, // the command's own flag
+		{"run", "-v", ".:rw", "-e", "A=b", "-e", "HOME", "-w", "/x", "-u", "root", "--timeout", "1s", "--cpus", "1", "--memory", "1G", "--", "true"},
+		{"start", "dev"},
+		{"start", "--name", "dev", "dev"},
+		{"stop", "dev"},
+		{"rm", "-f", "dev"},
+		{"ls"},
+		{"inspect", "dev"},
+		{"exec", "dev", "--", "true"},
+		{"exec", "dev", "true"},
+		{"logs", "dev"},
+		{"cp", "a", "dev:/x"},
+		{"doctor"},
+		{"image", "ls"},
+		{"daemon", "run"},
+	} {
+		status, stdout, stderr := call(t, args...)
+		if status != 125 || stdout != "" || !strings.Contains(stderr, "no carreld at ") || !strings.Contains(stderr, "to mend it: ") {
+			t.Errorf("%q: status %d, stdout %q, stderr %q", args, status, stdout, stderr)
+		}
+	}
+	for _, args := range [][]string{{"ls", "--json"}, {"inspect", "--json", "dev"}, {"doctor", "--json"}, {"image", "ls", "--json"}} {
+		status, _, stderr := call(t, args...)
+		var e map[string]string
+		if err := json.Unmarshal([]byte(stderr), &e); err != nil || status != 125 || e["code"] != "daemon_missing" || e["cause"] == "" || e["cure"] == "" || e["message"] == "" {
+			t.Errorf("%q: status %d, stderr %q", args, status, stderr)
+		}
+	}
+}
+
+func TestNeedsNoDaemon(t *testing.T) {
+	for _, tc := range []struct {
+		args   []string
+		status int
+		want   string
+	}{
+		{nil, 0, "Available Commands"},
+		{[]string{"--help"}, 0, "carrel run -- make test"},
+		{[]string{"run", "--help"}, 0, "thrown away"},
+		{[]string{"version"}, 0, "API carrel.v1"},
+		{[]string{"version", "--json"}, 0, `"api":"carrel.v1"`},
+		{[]string{"completion", "bash"}, 0, "complete"},
+		{[]string{"__complete", "stop", ""}, 0, ":4"}, // no names, and no files instead
+		{[]string{"daemon", "status"}, 1, "no daemon is running"},
+		{[]string{"daemon", "stop"}, 0, ""},
+	} {
+		status, stdout, stderr := call(t, tc.args...)
+		if status != tc.status || !strings.Contains(stdout, tc.want) {
+			t.Errorf("%q: status %d, stdout %.200q, stderr %q", tc.args, status, stdout, stderr)
+		}
+	}
+}
+
+// Every command says what it is for, and how it is used.
+func TestHelpIsThere(t *testing.T) {
+	a := &app{}
+	for _, c := range a.rootCommand().Commands() {
+		if c.Short == "" || c.Name() != "version" && c.Name() != "daemon" && c.Name() != "image" && c.Example == "" {
+			t.Errorf("%s has no description or no example", c.CommandPath())
+		}
+	}
+}
+
+func TestSignalsWithoutATask(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	exits := 0
+	s := &signals{a: &app{err: os.Stderr}, cancel: cancel, exit: func(int) { exits++ }}
+	now := time.Now()
+	s.one(client.SIGINT, now)
+	var sig signalError
+	if !errors.As(context.Cause(ctx), &sig) || sig.signal != client.SIGINT || exits != 0 {
+		t.Fatalf("the first one: cause %v, %d exits", context.Cause(ctx), exits)
+	}
+	s.one(client.SIGINT, now.Add(secondTime+time.Second))
+	if exits != 0 {
+		t.Fatal("a late second Ctrl-C ended the program")
+	}
+	s.one(client.SIGINT, now.Add(secondTime+2*time.Second))
+	if exits != 1 {
+		t.Fatal("a quick second Ctrl-C did not end the program")
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	for _, tc := range []struct {
+		argv []string
+		want string
+	}{
+		{[]string{"make", "test"}, "make test"},
+		{[]string{"sh", "-c", "a | b"}, "sh -c 'a | b'"},
+		{[]string{"echo", "it's", ""}, `echo 'it'\''s' ''`},
+		{[]string{"echo", "\x1b[0m"}, `echo '\x1b[0m'`},
+	} {
+		if got := commandLine(tc.argv); got != tc.want {
+			t.Errorf("%q: %s, want %s", tc.argv, got, tc.want)
+		}
+	}
+}

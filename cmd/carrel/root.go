@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/carrel-vm/carrel/guest/client"
+)
+
+// app is one call of the program.
+type app struct {
+	in       *os.File
+	out, err *os.File
+	quiet    bool
+	json     bool // the command writes JSON, so errors are JSON, too
+	began    bool // the command line was understood
+	signals  *signals
+}
+
+// run is the program, from its arguments to its exit status.
+func run(args []string) int {
+	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	a.signals = watchSignals(a, cancel)
+	defer a.signals.stop()
+
+	root := a.rootCommand()
+	root.SetArgs(args)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err != nil && !a.began && !errors.As(err, new(usageError)) {
+		err = usageError{err}
+	}
+	// What a signal ended fails in many ways; the signal is the reason.
+	if sig := (signalError{}); err != nil && errors.As(context.Cause(ctx), &sig) && !errors.As(err, new(*client.ExitError)) {
+		err = sig
+	}
+	a.explain(cmd, err)
+	return exitStatus(err)
+}
+
+// helpWidth is the width of help texts, in characters.
+const helpWidth = 80
+
+func (a *app) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "carrel",
+		Short: "Run untrusted work in a microVM that sees only what you share",
+		Long: `Carrel gives an untrusted repository, or an AI agent, a desk of its own on your
+machine: a microVM that sees only the folders you chose.`,
+		Example: `  carrel run -- make test             in a fresh guest that may read this folder
+  carrel run -v .:rw -- npm install   in one that may change it, too
+  carrel start dev && carrel shell dev
+  carrel doctor                       is everything there that a guest needs?`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			a.began = true
+			a.json, _ = cmd.Flags().GetBool("json")
+		},
+	}
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", fmt.Sprint(".FlagUsagesWrapped ", helpWidth)))
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(
+		a.runCommand(), a.startCommand(), a.stopCommand(), a.rmCommand(), a.lsCommand(), a.inspectCommand(),
+		a.execCommand(), a.shellCommand(), a.logsCommand(), a.cpCommand(), a.doctorCommand(),
+		a.imageCommand(), a.daemonCommand(), a.versionCommand(),
+	)
+	return root
+}
+
+// connect finds or starts the daemon.
+func (a *app) connect(ctx context.Context) (*client.Client, error) {
+	return client.Connect(ctx, client.Options{Notice: a.note})
+}
+
+// needs wraps a check of arguments so that its error shows the usage.
+func needs(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usageError{err}
+		}
+		return nil
+	}
+}
+
+// names checks that every argument can be a guest's name, before anything runs.
+func names(check cobra.PositionalArgs) cobra.PositionalArgs { return named("guest", check) }
+
+// named does so for the names of guests or of images.
+func named(what string, check cobra.PositionalArgs) cobra.PositionalArgs {
+	return needs(func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return err
+		}
+		for _, n := range args {
+			if err := client.CheckName(what, n); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// completionTime bounds a completion: a person waits with a finger on Tab.
+const completionTime = 2 * time.Second
+
+// guestNames completes up to max names of guests. It starts nothing.
+func guestNames(max int) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) >= max {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), completionTime)
+		defer cancel()
+		c, err := client.Connect(ctx, client.Options{NoStart: true})
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		defer c.Close()
+		gs, err := c.Guests(ctx)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		var out []cobra.Completion
+		for _, g := range gs {
+			out = append(out, cobra.CompletionWithDesc(safe(g.Name), stateWord(g.State)))
+		}
+		return out, cobra.ShellCompDirectiveNoFileComp
+	}
+}

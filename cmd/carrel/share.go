@@ -1,0 +1,211 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/client"
+)
+
+// specFlags are the flags that say what a guest is made of.
+type specFlags struct {
+	shares       []string
+	noShare      bool
+	name, image  string
+	cpus         uint32
+	memory, disk string
+}
+
+func (f *specFlags) add(fs *pflag.FlagSet) {
+	fs.StringArrayVarP(&f.shares, "share", "v", nil, "`share` a folder, PATH[:GUESTPATH][:MODE]; MODE is ro or rw, and without one the guest's changes are thrown away")
+	fs.BoolVar(&f.noShare, "no-share", false, "share no folder, not even the current one")
+	fs.StringVar(&f.image, "image", "", "the guest's `image` (default \"default\")")
+	fs.Uint32Var(&f.cpus, "cpus", 0, "processors: `N` (default 2)")
+	fs.StringVar(&f.memory, "memory", "", "memory: a `size` such as 512M or 4G (default 2G)")
+	fs.StringVar(&f.disk, "disk", "", "the guest's own disk: a `size` such as 8G")
+}
+
+// changed says whether any of them was given.
+func (f *specFlags) changed(cmd *cobra.Command) bool {
+	for _, n := range []string{"share", "no-share", "image", "cpus", "memory", "disk"} {
+		if cmd.Flags().Changed(n) {
+			return true
+		}
+	}
+	return false
+}
+
+// spec checks the flags and turns them into a request. The current folder is
+// shared under a throw-away overlay if nothing else is said; usual says so.
+func (f *specFlags) spec() (spec *api.GuestSpec, usual bool, err error) {
+	spec = &api.GuestSpec{Name: f.name, Image: f.image, Cpus: f.cpus}
+	for what, n := range map[string]string{"guest": f.name, "image": f.image} {
+		if n != "" {
+			if err := client.CheckName(what, n); err != nil {
+				return nil, false, usageError{err}
+			}
+		}
+	}
+	if spec.MemoryMib, err = parseMiB("--memory", f.memory); err != nil {
+		return nil, false, usageError{err}
+	}
+	if spec.DiskMib, err = parseMiB("--disk", f.disk); err != nil {
+		return nil, false, usageError{err}
+	}
+	if f.noShare {
+		if len(f.shares) > 0 {
+			return nil, false, usageError{errors.New("--no-share and --share exclude each other")}
+		}
+		return spec, false, nil
+	}
+	cwd, err := currentFolder()
+	if err != nil {
+		return nil, false, err
+	}
+	if len(f.shares) == 0 {
+		spec.Shares = []*api.Share{{Path: cwd, Mode: api.ShareMode_SHARE_MODE_RO, Overlay: true}}
+		return spec, true, nil
+	}
+	for _, s := range f.shares {
+		sh, err := parseShare(s, cwd)
+		if err != nil {
+			return nil, false, usageError{err}
+		}
+		spec.Shares = append(spec.Shares, sh)
+	}
+	return spec, false, nil
+}
+
+// currentFolder is the folder itself, without the links that led to it.
+func currentFolder() (string, error) {
+	d, err := os.Getwd()
+	if err == nil {
+		d, err = filepath.EvalSymlinks(d)
+	}
+	if err != nil {
+		return "", fmt.Errorf("the current folder cannot be found: %w (cd into another one, or use --no-share)", err)
+	}
+	return d, nil
+}
+
+// parseShare reads PATH[:GUESTPATH][:MODE]. A relative PATH is taken from cwd.
+func parseShare(arg, cwd string) (*api.Share, error) {
+	bad := func(format string, v ...any) (*api.Share, error) {
+		return nil, fmt.Errorf("share %q: %s", arg, fmt.Sprintf(format, v...))
+	}
+	if len(arg) > 3*4096 {
+		arg = arg[:64]
+		return bad("it is too long")
+	}
+	rest, drive := arg, ""
+	if runtime.GOOS == "windows" && len(arg) >= 2 && arg[1] == ':' {
+		drive, rest = arg[:2], arg[2:]
+	}
+	parts := strings.Split(rest, ":")
+	host, parts := drive+parts[0], parts[1:]
+	if host == "" {
+		return bad("the folder is missing")
+	}
+	s := &api.Share{Mode: api.ShareMode_SHARE_MODE_RO, Overlay: true}
+	if n := len(parts); n > 0 {
+		switch mode := parts[n-1]; {
+		case mode == "ro":
+			s.Overlay = false
+		case mode == "rw":
+			s.Mode, s.Overlay = api.ShareMode_SHARE_MODE_RW, false
+		case strings.HasPrefix(mode, "/"):
+			n++ // a guest path, and no mode
+		default:
+			return bad("%q is neither a mode (ro, rw) nor an absolute path in the guest", mode)
+		}
+		parts = parts[:n-1]
+	}
+	switch {
+	case len(parts) > 1:
+		return bad("it has too many colons: PATH[:GUESTPATH][:MODE], and a path with a colon cannot be shared")
+	case len(parts) == 1:
+		if !strings.HasPrefix(parts[0], "/") {
+			return bad("the guest path %q is not absolute", parts[0])
+		}
+		s.GuestPath = path.Clean(parts[0])
+	}
+	if !filepath.IsAbs(host) {
+		host = filepath.Join(cwd, host)
+	}
+	s.Path = filepath.Clean(host)
+	if strings.ContainsFunc(s.Path+s.GuestPath, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+		return bad("a path has a control character")
+	}
+	return s, nil
+}
+
+// parseMiB reads a size in MiB: 512, 512M, 4G, 1T; "" is 0.
+func parseMiB(flag, s string) (uint32, error) {
+	if s == "" {
+		return 0, nil
+	}
+	num := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(s), "B"), "I")
+	unit := uint64(1)
+	if len(num) > 0 {
+		switch num[len(num)-1] {
+		case 'M':
+			num = num[:len(num)-1]
+		case 'G':
+			unit, num = 1<<10, num[:len(num)-1]
+		case 'T':
+			unit, num = 1<<20, num[:len(num)-1]
+		}
+	}
+	n, err := strconv.ParseUint(num, 10, 32)
+	if err != nil || n == 0 || n > math.MaxUint32/unit {
+		return 0, fmt.Errorf("%s %q is not a size such as 512M or 4G", flag, s)
+	}
+	return uint32(n * unit), nil
+}
+
+// guestFolder returns where the guest sees the host's folder dir, through one
+// of its shares; else its first share, else "".
+func guestFolder(shares []*api.Share, dir string) string {
+	at := func(s *api.Share) string {
+		if s.GuestPath != "" {
+			return s.GuestPath
+		}
+		return s.Path
+	}
+	for _, s := range shares {
+		rel, err := filepath.Rel(s.Path, dir)
+		if err == nil && filepath.IsLocal(rel) {
+			return path.Join(at(s), filepath.ToSlash(rel))
+		}
+	}
+	if len(shares) > 0 {
+		return at(shares[0])
+	}
+	return ""
+}
+
+// shareWord describes a share as a person would have written it.
+func shareWord(s *api.Share) string {
+	w := s.Path
+	if s.GuestPath != "" && s.GuestPath != s.Path {
+		w += ":" + s.GuestPath
+	}
+	switch {
+	case s.Mode == api.ShareMode_SHARE_MODE_RW:
+		return w + ":rw"
+	case s.Overlay:
+		return w // its changes are thrown away
+	}
+	return w + ":ro"
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/carrel-vm/carrel/guest/api"
+)
+
+func TestParseShare(t *testing.T) {
+	const ro, rw = api.ShareMode_SHARE_MODE_RO, api.ShareMode_SHARE_MODE_RW
+	for _, tc := range []struct {
+		arg, path, guest string
+		mode             api.ShareMode
+		overlay          bool
+		err              string
+	}{
+		{".", "/cwd", "", ro, true, ""},
+		{"./sub/../x", "/cwd/x", "", ro, true, ""},
+		{"../up", "/up", "", ro, true, ""},
+		{"/a", "/a", "", ro, true, ""},
+		{"/a:ro", "/a", "", ro, false, ""},
+		{"/a:rw", "/a", "", rw, false, ""},
+		{"/a:/b", "/a", "/b", ro, true, ""},
+		{"/a:/b/../c:rw", "/a", "/c", rw, false, ""},
+		{".:/work:ro", "/cwd", "/work", ro, false, ""},
+		{"ro", "/cwd/ro", "", ro, true, ""}, // a folder may have that name
+		{"/ä b", "/ä b", "", ro, true, ""},
+
+		{"", "", "", 0, false, "missing"},
+		{":rw", "", "", 0, false, "missing"},
+		{"/a:", "", "", 0, false, "neither a mode"},
+		{"/a:RW", "", "", 0, false, "neither a mode"},
+		{"/a:rx", "", "", 0, false, "neither a mode"},
+		{"/a:b", "", "", 0, false, "neither a mode"},
+		{"/a:b:rw", "", "", 0, false, "not absolute"},
+		{"/a:rw:/b", "", "", 0, false, "too many colons"},
+		{"/a:/b:/c:rw", "", "", 0, false, "too many colons"},
+		{"/a\x00b", "", "", 0, false, "control character"},
+		{"/a\nb:rw", "", "", 0, false, "control character"},
+		{"/a:/b\x1b[2J", "", "", 0, false, "control character"},
+		{strings.Repeat("a", 20_000), "", "", 0, false, "too long"},
+	} {
+		s, err := parseShare(tc.arg, "/cwd")
+		if tc.err != "" {
+			if err == nil || !strings.Contains(err.Error(), tc.err) {
+				t.Errorf("%.40q: %v, want %q", tc.arg, err, tc.err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%q: %v", tc.arg, err)
+			continue
+		}
+		if s.Path != filepath.FromSlash(tc.path) || s.GuestPath != tc.guest || s.Mode != tc.mode || s.Overlay != tc.overlay {
+			t.Errorf("%q: %v", tc.arg, s)
+		}
+	}
+}
+
+func FuzzParseShare(f *testing.F) {
+	for _, s := range []string{".", "/a:/b:rw", "/a:ro", ":", "a:b:c:d", "\x00"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, arg string) {
+		s, err := parseShare(arg, "/cwd")
+		if err != nil {
+			if len(err.Error()) > 8*len(arg)+400 {
+				t.Errorf("an error of %d bytes for %d", len(err.Error()), len(arg))
+			}
+			return
+		}
+		switch {
+		case !filepath.IsAbs(s.Path) || filepath.Clean(s.Path) != s.Path:
+			t.Errorf("path %q", s.Path)
+		case s.GuestPath != "" && !strings.HasPrefix(s.GuestPath, "/"):
+			t.Errorf("guest path %q", s.GuestPath)
+		case s.Mode == api.ShareMode_SHARE_MODE_RW && !strings.HasSuffix(arg, ":rw"):
+			t.Errorf("%q may be written, which nobody asked for", arg)
+		case strings.ContainsAny(s.Path+s.GuestPath, "\x00\n\x1b"):
+			t.Errorf("control characters in %v", s)
+		}
+	})
+}
+
+func TestParseMiB(t *testing.T) {
+	for s, want := range map[string]uint32{"": 0, "512": 512, "512M": 512, "512MiB": 512, "4G": 4096, "4g": 4096, "4GB": 4096, "1T": 1 << 20} {
+		if got, err := parseMiB("--memory", s); err != nil || got != want {
+			t.Errorf("%q: %d, %v", s, got, err)
+		}
+	}
+	for _, s := range []string{"0", "-1", "1.5G", "G", "x", "4K", "99999999999", "4294967295G", " 4G", "4P", "iB"} {
+		if got, err := parseMiB("--memory", s); err == nil {
+			t.Errorf("%q: taken as %d", s, got)
+		}
+	}
+}
+
+func TestGuestFolder(t *testing.T) {
+	shares := []*api.Share{{Path: "/src/app", GuestPath: "/app"}, {Path: "/src/lib"}}
+	for _, tc := range []struct{ cwd, want string }{
+		{"/src/app", "/app"},
+		{"/src/app/a/b", "/app/a/b"},
+		{"/src/lib/x", "/src/lib/x"},
+		{"/src/app2", "/app"},
+		{"/src", "/app"},
+		{"/elsewhere", "/app"},
+		{"", "/app"},
+	} {
+		if got := guestFolder(shares, tc.cwd); got != tc.want {
+			t.Errorf("%q: %q, want %q", tc.cwd, got, tc.want)
+		}
+	}
+	if got := guestFolder(nil, "/x"); got != "" {
+		t.Errorf("without shares: %q", got)
+	}
+}
+
+func TestSplitGuest(t *testing.T) {
+	for _, tc := range []struct{ arg, guest, path string }{
+		{"dev:/tmp/x", "dev", "/tmp/x"},
+		{"dev:/a:b", "dev", "/a:b"},
+		{"dev:", "dev", ""},
+		{"./dev:/x", "", "./dev:/x"},
+		{"/abs:x", "", "/abs:x"},
+		{"plain", "", "plain"},
+		{"Upper:/x", "", "Upper:/x"},
+		{"-x:/y", "", "-x:/y"},
+	} {
+		if g, p := splitGuest(tc.arg); g != tc.guest || p != tc.path {
+			t.Errorf("%q: %q, %q", tc.arg, g, p)
+		}
+	}
+}

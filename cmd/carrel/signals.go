@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"github.com/carrel-vm/carrel/guest/client"
+)
+
+// secondTime is how soon a second Ctrl-C must follow the first to end the
+// program rather than the task.
+const secondTime = 2 * time.Second
+
+// signals hands the signals of this process to the task, or ends the command
+// while there is none.
+type signals struct {
+	a      *app
+	cancel context.CancelCauseFunc
+	ch     chan os.Signal
+	done   chan struct{}
+	exit   func(int) // os.Exit
+
+	mu      sync.Mutex
+	proc    *client.Process
+	restore func() // the terminal
+	last    time.Time
+	left    string // what goes on when the program ends
+}
+
+func watchSignals(a *app, cancel context.CancelCauseFunc) *signals {
+	s := &signals{a: a, cancel: cancel, ch: make(chan os.Signal, 8), done: make(chan struct{}), exit: os.Exit}
+	for sig := range forwarded {
+		if !signal.Ignored(sig) { // nohup stays nohup
+			signal.Notify(s.ch, sig)
+		}
+	}
+	go func() {
+		defer close(s.done)
+		for sig := range s.ch {
+			s.one(forwarded[sig], time.Now())
+		}
+	}()
+	return s
+}
+
+func (s *signals) stop() {
+	signal.Stop(s.ch)
+	close(s.ch)
+	<-s.done
+}
+
+// attach makes p the one that gets the signals, and returns what ends that.
+// left says what goes on if the program ends before the task.
+func (s *signals) attach(p *client.Process, left string, restore func()) func() {
+	s.mu.Lock()
+	s.proc, s.left, s.restore = p, left, restore
+	s.mu.Unlock()
+	return func() {
+		s.mu.Lock()
+		s.proc, s.restore = nil, nil
+		s.mu.Unlock()
+	}
+}
+
+// one deals with one signal that came at now.
+func (s *signals) one(n client.Signal, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.proc == nil {
+		s.cancel(signalError{n})
+		// The command may be at something that cannot be called off.
+		if n == client.SIGINT && !s.last.IsZero() && now.Sub(s.last) < secondTime {
+			s.exit(128 + int(n))
+		}
+		if n == client.SIGINT {
+			s.last = now
+		}
+		return
+	}
+	if n == client.SIGINT && !s.last.IsZero() && now.Sub(s.last) < secondTime {
+		if s.restore != nil {
+			s.restore()
+		}
+		s.a.warn("second Ctrl-C: leaving; " + s.left)
+		s.exit(128 + int(n))
+		return
+	}
+	if n == client.SIGINT {
+		s.last = now
+	}
+	if err := s.proc.Signal(n); err != nil {
+		s.a.warn(n.String() + " was not passed on: " + err.Error())
+	}
+}

@@ -1,0 +1,182 @@
+//go:build bench
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// figure is one measured number, as make bench prints it.
+type figure struct {
+	Name string `json:"name"`
+	// Value is the median where N is more than one.
+	Value float64 `json:"value"`
+	Unit  string  `json:"unit"`
+	// P50 and P95 are of N; Low and High are the least and the greatest.
+	P50  float64 `json:"p50,omitempty"`
+	P95  float64 `json:"p95,omitempty"`
+	Low  float64 `json:"low,omitempty"`
+	High float64 `json:"high,omitempty"`
+	// RatioTo names the figure that a ratio is to.
+	RatioTo string `json:"ratio_to,omitempty"`
+	Goal    string `json:"goal,omitempty"`
+	Met     *bool  `json:"met,omitempty"`
+	N       int    `json:"n"`
+	Host    string `json:"host"`
+	Commit  string `json:"commit"`
+	// How is what was done, in a sentence without its end.
+	How string `json:"how"`
+}
+
+// limit is a goal; the zero value is none.
+type limit struct {
+	least bool // else most
+	bound float64
+}
+
+func most(x float64) limit  { return limit{bound: x} }
+func least(x float64) limit { return limit{least: true, bound: x} }
+
+// none is no goal at all, beside a goal of zero.
+func (l limit) none() bool { return l == limit{} }
+
+// nothing is the goal that a figure be 0.
+var nothing = limit{bound: math.SmallestNonzeroFloat64}
+
+// add finishes a figure, prints it and keeps it.
+func (b *bench) add(f figure, goal limit) {
+	f.Host, f.Commit = b.about.String(), b.commit
+	f.Value, f.P50, f.P95, f.Low, f.High = round(f.Value), round(f.P50), round(f.P95), round(f.Low), round(f.High)
+	if !goal.none() {
+		met := f.Value <= goal.bound
+		f.Goal = fmt.Sprintf("≤ %g", goal.bound)
+		switch {
+		case goal.least:
+			met, f.Goal = f.Value >= goal.bound, fmt.Sprintf("≥ %g", goal.bound)
+		case goal == nothing:
+			f.Goal = "0"
+		}
+		f.Met = &met
+		if !met {
+			b.Logf("missed: %s is %g %s, the goal is %s", f.Name, f.Value, f.Unit, f.Goal)
+		}
+	}
+	line, err := json.Marshal(f)
+	if err != nil {
+		b.Fatal(err)
+	}
+	fmt.Fprintf(b.out, "%s\n", line)
+	b.all = append(b.all, f)
+}
+
+// median adds the median of what was measured, with how far it spreads.
+func (b *bench) median(name, unit string, values []float64, goal limit, how string) {
+	s := slices.Sorted(slices.Values(values))
+	b.add(figure{Name: name, Value: quantile(s, 0.5), Unit: unit, Low: s[0], High: s[len(s)-1], N: len(s), How: how}, goal)
+}
+
+// latency adds many measurements of one thing, with p50 and p95.
+func (b *bench) latency(name, unit string, values []float64, goal limit, how string) {
+	s := slices.Sorted(slices.Values(values))
+	p50, p95 := quantile(s, 0.5), quantile(s, 0.95)
+	b.add(figure{Name: name, Value: p50, Unit: unit, P50: p50, P95: p95, Low: s[0], High: s[len(s)-1], N: len(s), How: how}, goal)
+}
+
+// ratio adds the median of the ratios of pairs, each measured back to back.
+func (b *bench) ratio(name, to string, ours, peer []float64, goal limit, how string) {
+	var rs []float64
+	for i := range ours {
+		rs = append(rs, ours[i]/peer[i])
+	}
+	slices.Sort(rs)
+	b.add(figure{Name: name, Value: quantile(rs, 0.5), Unit: "ratio", RatioTo: to, Low: rs[0], High: rs[len(rs)-1], N: len(rs), How: how}, goal)
+}
+
+// quantile of sorted values, between the two nearest.
+func quantile(s []float64, q float64) float64 {
+	at := q * float64(len(s)-1)
+	i := int(at)
+	if i+1 >= len(s) {
+		return s[len(s)-1]
+	}
+	return s[i] + (s[i+1]-s[i])*(at-float64(i))
+}
+
+// round keeps three digits: what follows them is noise.
+func round(x float64) float64 {
+	if x == 0 {
+		return 0
+	}
+	scale := math.Pow(10, 2-math.Floor(math.Log10(math.Abs(x))))
+	if scale < 1 {
+		return math.Round(x)
+	}
+	return math.Round(x*scale) / scale
+}
+
+// The table stands in the specification between these two lines.
+const (
+	tableBegin = "<!-- make bench writes from here -->\n"
+	tableEnd   = "<!-- to here -->\n"
+)
+
+// write puts the table into the file that CARREL_BENCH_DOC names, if any.
+func (b *bench) write() {
+	path := os.Getenv("CARREL_BENCH_DOC")
+	if path == "" || b.Failed() {
+		return
+	}
+	if b.n < 5 || len(b.parts) > 0 {
+		b.Logf("%s is left as it is: only a whole run with 5 pairs of each comparison is written down", path)
+		return
+	}
+	doc, err := os.ReadFile(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	head, rest, ok1 := strings.Cut(string(doc), tableBegin)
+	_, tail, ok2 := strings.Cut(rest, tableEnd)
+	if !ok1 || !ok2 {
+		b.Fatalf("%s has not the two lines between which the table stands: %q and %q", path, tableBegin, tableEnd)
+	}
+	if err := os.WriteFile(path, []byte(head+tableBegin+b.table()+tableEnd+tail), 0o644); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (b *bench) table() string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "Measured %s by `make bench` at commit %s.\n\n", time.Now().UTC().Format("2 January 2006, 15:04 UTC"), b.commit)
+	fmt.Fprintf(&s, "- processor: %s, %d cores\n- host: Linux %s; %s; %s\n- load average (1, 5, 15 minutes) at the start: %s\n\n",
+		b.about.cpu, b.about.cores, b.about.kernel, b.about.qemu, b.about.accel, b.about.load)
+	if b.accel.Reason != "" {
+		fmt.Fprintf(&s, "Why not KVM: %s.\n\n", strings.TrimSuffix(b.accel.Reason, "."))
+	}
+	s.WriteString("| figure | value | from – to, or p95 | goal | n | how |\n|---|---|---|---|---|---|\n")
+	for _, f := range b.all {
+		spread, goal, value := "", f.Goal, fmt.Sprintf("%g %s", f.Value, f.Unit)
+		switch {
+		case f.P95 != 0:
+			spread = fmt.Sprintf("p95 %g", f.P95)
+		case f.N > 1:
+			spread = fmt.Sprintf("%g – %g", f.Low, f.High)
+		}
+		if f.Unit == "ratio" {
+			value = fmt.Sprintf("**%g** × `%s`", f.Value, f.RatioTo)
+		}
+		if f.Met != nil && !*f.Met {
+			goal += " **missed**"
+		} else if f.Met != nil {
+			goal += " met"
+		}
+		fmt.Fprintf(&s, "| `%s` | %s | %s | %s | %d | %s |\n", f.Name, value, spread, goal, f.N, f.How)
+	}
+	s.WriteString("\n")
+	return s.String()
+}

@@ -1,0 +1,31 @@
+//go:build !linux
+
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/place"
+	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/images"
+)
+
+const driverName = "none"
+
+// keeperOptions says honestly that there is no driver for this host yet.
+func keeperOptions(place.Place, guest.KeepRequest, *slog.Logger) (guest.KeepOptions, error) {
+	return guest.KeepOptions{}, errNotHere
+}
+
+func imageParts(*images.Store) func(context.Context, string) (policy.Parts, error) {
+	return func(context.Context, string) (policy.Parts, error) { return policy.Parts{}, errNotHere }
+}
+
+func doctor(place.Place, *images.Store) func(context.Context, func(*api.Finding)) {
+	return func(_ context.Context, found func(*api.Finding)) {
+		found(&api.Finding{Check: "driver", Level: api.FindingLevel_FINDING_LEVEL_BAD, Text: errNotHere.Error()})
+	}
+}

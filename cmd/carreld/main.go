@@ -1,0 +1,44 @@
+// Command carreld is the host side of Carrel in one file: the daemon, and,
+// hidden behind their names, the processes that it is made of.
+//
+//	carreld daemon    serves the API of one user's guests
+//	carreld keep      keeps one guest (started by the daemon)
+//	carreld share     serves one shared folder (started by a keeper)
+//	carreld confine   confines itself and becomes the hypervisor (started by a keeper)
+package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func main() {
+	verb := "daemon"
+	args := os.Args[1:]
+	if len(args) > 0 {
+		verb, args = args[0], args[1:]
+	}
+	var err error
+	switch verb {
+	case "daemon":
+		err = runDaemon(args)
+	case "keep":
+		if err = closeInherited(5); err == nil { // 3 is its request, 4 its word
+			err = runKeeper()
+		}
+	case "share":
+		if err = closeInherited(5); err == nil { // 3 is its socket, 4 its word
+			err = runShare()
+		}
+	case "confine":
+		err = runConfined(args)
+	case "version", "--version":
+		fmt.Println("carreld", version().Version, version().Commit)
+	default:
+		err = fmt.Errorf("unknown command %q (carreld is started by carrel; see carrel daemon --help)", verb)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "carreld:", err)
+		os.Exit(125)
+	}
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/client"
+)
+
+// F01 on a real machine: the daemon is killed at random instants while tasks are
+// accepted; the machine and its tasks go on under each next daemon.
+func testDaemonKilled(t *testing.T, w *world, c *client.Client) {
+	kills := scaled(20, 200)
+	acked := map[string]int{}
+	for n := range kills {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		now, err := client.Connect(ctx, client.Options{Home: w.home, Daemon: filepath.Join(w.bin, "carreld"), NoStart: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			p, err := now.StartTask(ctx, client.Task{Guest: "vm", Args: []string{"/bin/sh", "-c", fmt.Sprintf("echo %d >> ~/ran", n)}})
+			if err == nil {
+				acked[p.ID] = n
+			}
+		}()
+		time.Sleep(time.Duration(rand.IntN(60)) * time.Millisecond) // the random instant
+		w.kill()
+		w.start()
+		cancel()
+		<-done
+		now.Close()
+	}
+	eventually(t, "the guest is ready under the last daemon and its tasks have ended", func() bool {
+		tasks, err := c.Tasks(t.Context(), "vm")
+		if err != nil {
+			return false
+		}
+		for _, x := range tasks {
+			if !over(x.State) {
+				return false
+			}
+		}
+		g, err := c.Guest(t.Context(), "vm")
+		return err == nil && g.State == api.GuestState_GUEST_STATE_READY
+	})
+	ran := map[string]int{}
+	for _, f := range strings.Fields(sh(t, c, "vm", "", "cat ~/ran").out) {
+		ran[f]++
+	}
+	tasks, err := c.Tasks(t.Context(), "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, n := range acked {
+		found := false
+		for _, x := range tasks {
+			if x.Id != id {
+				continue
+			}
+			found = true
+			if x.State != api.TaskState_TASK_STATE_EXITED || x.Ending.Status != 0 || ran[fmt.Sprint(n)] != 1 {
+				t.Errorf("task %d is %v %v and ran %d times", n, x.State, x.Ending, ran[fmt.Sprint(n)])
+			}
+		}
+		if !found {
+			t.Errorf("acknowledged task %d is lost", n)
+		}
+	}
+	t.Logf("%d kills, %d acknowledged tasks, 0 lost", kills, len(acked))
+	if len(acked) == 0 {
+		t.Fatal("no task was ever acknowledged: the test shows nothing")
+	}
+}

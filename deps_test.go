@@ -1,0 +1,109 @@
+// Package carrel_test holds the one test that is about the tree as a whole.
+package carrel_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/carrel-vm/carrel/"
+
+// arrows says which packages of ours a package may import. A key or value that
+// ends in "/..." stands for a folder and all below it. The first key that
+// matches counts.
+var arrows = []struct {
+	from   string
+	to     []string
+	reason string
+}{
+	{"cmd/carreld", []string{"guest/daemon", "guest", "guest/api", "guest/place", "guest/policy", "guest/share", "images", "hypervisor/..."}, "it wires; nothing else does"},
+	{"cmd/carrel-agent", []string{"agent/..."}, "the guest sees nothing of the host"},
+	{"cmd/...", []string{"guest/client", "guest/api", "guest/place"}, "what a person runs knows only the API"},
+	{"guest/daemon", []string{"guest", "guest/policy", "guest/api/...", "guest/place", "images", "hypervisor"}, "the daemon never names a driver and never parses a guest's bytes"},
+	{"guest/client", []string{"guest/api/...", "guest/place"}, "the SDK is the API and nothing else"},
+	{"guest/policy", []string{"hypervisor", "guest/api"}, "it decides on plain data"},
+	{"guest/api/...", []string{"guest/api/..."}, "it is generated"},
+	{"guest/share", nil, "it parses a hostile guest's bytes and must stand alone"},
+	{"guest/wire", nil, "both sides of the boundary import it"},
+	{"guest/place", nil, "everybody asks it"},
+	{"guest", []string{"hypervisor", "guest/policy", "guest/api/...", "guest/place", "guest/wire"}, "a guest never names its driver"},
+	{"agent/...", []string{"guest/wire", "agent/..."}, "the agent never sees the host's side"},
+	{"hypervisor/hypervisortest/...", []string{"hypervisor/...", "guest/wire"}, "the test driver runs the real agent"},
+	{"hypervisor/qemu/vhostuser", []string{"hypervisor"}, "devices serve whoever wires them"},
+	{"hypervisor/...", []string{"hypervisor/..."}, "drivers know the seam"},
+	{"images", nil, "images are files"},
+	{"", nil, "the root holds only this test"},
+}
+
+func TestArrows(t *testing.T) {
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "./...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	seen := 0
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; seen++ {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		for _, bad := range forbidden(p.ImportPath, p.Imports) {
+			t.Error(bad)
+		}
+	}
+	if seen < 10 {
+		t.Fatalf("go list named only %d packages", seen)
+	}
+}
+
+// TestArrowsCatch shows that the test above can fail.
+func TestArrowsCatch(t *testing.T) {
+	if got := forbidden(module+"guest/share", []string{"fmt", module + "guest/policy"}); len(got) != 1 {
+		t.Errorf("a share server that imports policy: %q", got)
+	}
+	if got := forbidden(module+"guest", []string{module + "hypervisor/qemu"}); len(got) != 1 {
+		t.Errorf("a guest that names a driver: %q", got)
+	}
+	if got := forbidden(module+"new/room", nil); len(got) != 1 {
+		t.Errorf("a package that no arrow knows: %q", got)
+	}
+}
+
+func forbidden(pkg string, imports []string) (bad []string) {
+	from := strings.TrimPrefix(strings.TrimPrefix(pkg, strings.TrimSuffix(module, "/")), "/")
+	for _, a := range arrows {
+		if !match(a.from, from) {
+			continue
+		}
+		for _, i := range imports {
+			to, ours := strings.CutPrefix(i, module)
+			if !ours {
+				continue
+			}
+			ok := false
+			for _, allowed := range a.to {
+				ok = ok || match(allowed, to)
+			}
+			if !ok {
+				bad = append(bad, from+" may not import "+to+": "+a.reason)
+			}
+		}
+		return bad
+	}
+	return []string{from + " has no place in the arrows of deps_test.go"}
+}
+
+func match(pattern, pkg string) bool {
+	if dir, all := strings.CutSuffix(pattern, "/..."); all {
+		return pkg == dir || strings.HasPrefix(pkg, dir+"/")
+	}
+	return pattern == pkg
+}

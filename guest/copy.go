@@ -1,0 +1,260 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/wire"
+)
+
+// Bounds of one copy.
+const (
+	maxCopyEntries = 1 << 20
+	maxCopyName    = 4096
+)
+
+// copyState follows one direction of a copy: entries with clean relative
+// names, each regular file followed by exactly the bytes that it announced.
+type copyState struct {
+	entries int
+	left    int64
+}
+
+// entry checks one entry. The rules are the same whoever sent it.
+func (c *copyState) entry(f *wire.File) error {
+	c.entries++
+	switch {
+	case c.left > 0:
+		return fmt.Errorf("an entry came %d bytes before the last file's end", c.left)
+	case c.entries > maxCopyEntries:
+		return fmt.Errorf("more than %d entries", maxCopyEntries)
+	case len(f.Name) > maxCopyName || len(f.Target) > maxCopyName:
+		return fmt.Errorf("a name of more than %d bytes", maxCopyName)
+	case !cleanRelative(f.Name):
+		return fmt.Errorf("the name %q is not a clean path beneath the copy", clip(f.Name))
+	case f.Mode&^0o777 != 0:
+		return fmt.Errorf("%q has mode bits beside the permissions", clip(f.Name))
+	case f.Size < 0 || f.Size > 0 && f.Type != wire.FileType_FILE_TYPE_REGULAR:
+		return fmt.Errorf("%q has an impossible size", clip(f.Name))
+	case f.Type < wire.FileType_FILE_TYPE_REGULAR || f.Type > wire.FileType_FILE_TYPE_SYMLINK:
+		return fmt.Errorf("%q is of an unknown type", clip(f.Name))
+	case (f.Type == wire.FileType_FILE_TYPE_SYMLINK) != (f.Target != "") || strings.IndexByte(f.Target, 0) >= 0:
+		return fmt.Errorf("%q has an impossible target", clip(f.Name))
+	}
+	c.left = f.Size
+	return nil
+}
+
+func (c *copyState) data(n int) error {
+	if c.left -= int64(n); c.left < 0 {
+		return errors.New("more bytes than the file announced")
+	}
+	return nil
+}
+
+func cleanRelative(name string) bool {
+	if name == "" || name == "." || path.IsAbs(name) || path.Clean(name) != name || name == ".." || strings.HasPrefix(name, "../") {
+		return false
+	}
+	for _, r := range name {
+		if r == 0 || r == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
+// guest returns the running guest, or the error that says there is none.
+func (k *Keeper) guest() (*Guest, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.g == nil {
+		return nil, api.NewError(connect.CodeFailedPrecondition, "not_running", "guest "+k.info.Name+" is not running", "carrel start "+k.info.Name)
+	}
+	return k.g, nil
+}
+
+func checkCopy(p, user string) error {
+	if !path.IsAbs(p) || len(p) > maxCopyName || strings.IndexByte(p, 0) >= 0 || len(user) > 32 || !userName(user) {
+		return api.NewError(connect.CodeInvalidArgument, "bad_path", fmt.Sprintf("%q is not an absolute path in the guest", clip(p)), "")
+	}
+	return nil
+}
+
+// broken turns a copy's failure into the API's words; one that the wire does
+// not allow ends the guest.
+func (g *Guest) brokenCopy(err error) error {
+	var v *violation
+	if errors.As(err, &v) || errors.Is(err, wire.ErrFrame) {
+		g.broke(err)
+	}
+	return api.NewError(connect.CodeAborted, "copy_failed", wire.Text(err.Error(), wire.MaxText), "")
+}
+
+// Put implements FileService.
+func (k *Keeper) Put(ctx context.Context, st *connect.ClientStream[api.PutRequest]) (*connect.Response[api.PutResponse], error) {
+	if !st.Receive() {
+		return nil, st.Err()
+	}
+	open := st.Msg().GetOpen()
+	if open == nil {
+		return nil, api.NewError(connect.CodeInvalidArgument, "bad_request", "the first message of a copy must be open", "")
+	}
+	if err := checkCopy(open.Path, open.User); err != nil {
+		return nil, err
+	}
+	g, err := k.guest()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := g.call(ctx, &wire.Call{Kind: &wire.Call_Put{Put: &wire.Put{Path: open.Path, User: open.User, Mkdir: open.Mkdir}}})
+	if err != nil {
+		return nil, g.brokenCopy(err)
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+
+	// The guest may say at any time that it cannot go on.
+	answer := make(chan error, 1)
+	go func() { answer <- readDone(wire.NewReader(conn)) }()
+	sent := sendFiles(conn, st)
+	if sent != nil && ctx.Err() == nil {
+		var bad *connect.Error
+		if errors.As(sent, &bad) {
+			conn.Close()
+			<-answer
+			return nil, sent
+		}
+	}
+	if err := <-answer; err != nil {
+		return nil, g.brokenCopy(err)
+	}
+	if sent != nil {
+		return nil, g.brokenCopy(sent)
+	}
+	return connect.NewResponse(&api.PutResponse{}), nil
+}
+
+func sendFiles(conn net.Conn, st *connect.ClientStream[api.PutRequest]) error {
+	var c copyState
+	send := func(f *wire.Copy) error {
+		conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+		return wire.Write(conn, f)
+	}
+	bad := func(err error) error {
+		return api.NewError(connect.CodeInvalidArgument, "bad_copy", err.Error(), "")
+	}
+	for st.Receive() {
+		var err error
+		switch m := st.Msg().Kind.(type) {
+		case *api.PutRequest_File:
+			f := &wire.File{Name: m.File.Name, Type: wire.FileType(m.File.Type), Mode: m.File.Mode, Size: m.File.Size, Target: m.File.Target}
+			if err := c.entry(f); err != nil {
+				return bad(err)
+			}
+			err = send(&wire.Copy{Kind: &wire.Copy_File{File: f}})
+		case *api.PutRequest_Data:
+			if err := c.data(len(m.Data)); err != nil {
+				return bad(err)
+			}
+			for p := m.Data; len(p) > 0 && err == nil; {
+				n := min(len(p), wire.DataChunk)
+				err = send(&wire.Copy{Kind: &wire.Copy_Data{Data: p[:n]}})
+				p = p[n:]
+			}
+		default:
+			return bad(errors.New("a message of no known kind"))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := st.Err(); err != nil {
+		return bad(err)
+	}
+	if c.left > 0 {
+		return bad(fmt.Errorf("the copy ended %d bytes before its last file's end", c.left))
+	}
+	return send(&wire.Copy{Kind: &wire.Copy_Done{Done: &wire.Done{}}})
+}
+
+// readDone reads the one frame that ends a Put.
+func readDone(r *wire.Reader) error {
+	f := new(wire.Copy)
+	if err := r.Read(f); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = errors.New("the guest ended the copy without a word")
+		}
+		return err
+	}
+	d := f.GetDone()
+	switch {
+	case d == nil:
+		return &violation{"a copy into the guest was answered with a file"}
+	case d.Error != "":
+		return errors.New(d.Error)
+	}
+	return nil
+}
+
+// Get implements FileService.
+func (k *Keeper) Get(ctx context.Context, r *connect.Request[api.GetRequest], st *connect.ServerStream[api.GetResponse]) error {
+	if err := checkCopy(r.Msg.Path, r.Msg.User); err != nil {
+		return err
+	}
+	g, err := k.guest()
+	if err != nil {
+		return err
+	}
+	conn, err := g.call(ctx, &wire.Call{Kind: &wire.Call_Get{Get: &wire.Get{Path: r.Msg.Path, User: r.Msg.User}}})
+	if err != nil {
+		return g.brokenCopy(err)
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	var c copyState
+	for in := wire.NewReader(conn); ; {
+		f := new(wire.Copy)
+		if err := in.Read(f); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = errors.New("the guest ended the copy without a word")
+			}
+			return g.brokenCopy(err)
+		}
+		out := new(api.GetResponse)
+		switch m := f.Kind.(type) {
+		case *wire.Copy_File:
+			if err := c.entry(m.File); err != nil {
+				return g.brokenCopy(&violation{err.Error()})
+			}
+			out.Kind = &api.GetResponse_File{File: &api.File{Name: m.File.Name, Type: api.FileType(m.File.Type), Mode: m.File.Mode, Size: m.File.Size, Target: m.File.Target}}
+		case *wire.Copy_Data:
+			if err := c.data(len(m.Data)); err != nil {
+				return g.brokenCopy(&violation{err.Error()})
+			}
+			out.Kind = &api.GetResponse_Data{Data: m.Data}
+		case *wire.Copy_Done:
+			if m.Done.Error != "" {
+				return g.brokenCopy(errors.New(m.Done.Error))
+			}
+			if c.left > 0 {
+				return g.brokenCopy(&violation{"the copy ended in the midst of a file"})
+			}
+			return nil
+		default:
+			return g.brokenCopy(&violation{"an empty frame"})
+		}
+		if err := st.Send(out); err != nil {
+			return err
+		}
+	}
+}

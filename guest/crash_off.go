@@ -1,0 +1,7 @@
+//go:build !carreltest
+
+package guest
+
+// Crash marks a point at which the tests kill this process: each write that must
+// be durable, each start of a process, each acknowledgement, before and after.
+func Crash(string) {}

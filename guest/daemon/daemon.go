@@ -1,0 +1,202 @@
+// Package daemon serves the API of one user's guests: it keeps the table of
+// guests, asks policy, and starts and adopts keepers. It never parses a byte
+// that a guest wrote, and may be killed at any instant: starting is recovering.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/gofrs/flock"
+
+	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
+	"github.com/carrel-vm/carrel/guest/place"
+	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/images"
+)
+
+// ErrRunning means that another daemon serves these folders.
+var ErrRunning = errors.New("another daemon is running")
+
+// Options are what a daemon is made from.
+type Options struct {
+	Place  place.Place
+	Rules  policy.Rules
+	Images *images.Store
+	// Parts finds and verifies an image's parts for one start.
+	Parts func(ctx context.Context, image string) (policy.Parts, error)
+	// Keeper is the command that runs a keeper; its request comes on
+	// descriptor 3, its first word on 4.
+	Keeper []string
+	// Agent is the path of the static carrel-agent that image build uses.
+	Agent string
+	// Driver is the driver's name, and Doctor looks at what it needs.
+	Driver string
+	Doctor func(ctx context.Context, found func(*api.Finding))
+	// Version is the build, for people and for the check of skew.
+	Version *api.VersionResponse
+	Log     *slog.Logger
+}
+
+// Daemon is the table of guests behind the socket.
+type Daemon struct {
+	opts    Options
+	log     *slog.Logger
+	guests  string // <state>/guests
+	started time.Time
+
+	ctx context.Context // ends with the daemon; what follows keepers runs under it
+
+	mu      sync.Mutex
+	table   map[string]*entry
+	closing bool
+	stop    chan struct{} // closed by Shutdown
+	stopped sync.Once
+	slow    sync.Once
+	owned   sync.WaitGroup // goroutines that follow keepers
+}
+
+// maxGuests bounds the table.
+const maxGuests = 1024
+
+// Run serves until ctx ends or a client shuts it down; guests go on. ready is
+// called once when the socket takes connections.
+func Run(ctx context.Context, o Options, ready func()) error {
+	d := &Daemon{opts: o, log: o.Log, guests: filepath.Join(o.Place.State, "guests"), started: time.Now(), table: map[string]*entry{}, stop: make(chan struct{})}
+	for _, dir := range []string{o.Place.State, o.Place.Config, o.Place.Cache, o.Place.Run, d.guests} {
+		if err := place.MakePrivate(dir); err != nil {
+			return err
+		}
+	}
+	lock := flock.New(filepath.Join(o.Place.Run, "d.lock"), flock.SetPermissions(0o600))
+	ok, err := lock.TryLock()
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", lock.Path(), err)
+	}
+	if !ok {
+		return ErrRunning
+	}
+	defer lock.Close()
+
+	rctx, cancel := context.WithCancel(context.Background())
+	defer d.owned.Wait()
+	defer cancel()
+	d.ctx = rctx
+	if err := d.recover(rctx); err != nil {
+		return err
+	}
+	ln, err := guest.ListenPrivate(o.Place.Socket)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	// Nothing is compressed on a socket that stays on this machine.
+	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(2<<20), connect.WithCompressMinBytes(1<<30))
+	mux.Handle(apiconnect.NewGuestServiceHandler(&guestService{d}, limit))
+	mux.Handle(apiconnect.NewTaskServiceHandler(&taskService{d}, limit))
+	mux.Handle(apiconnect.NewFileServiceHandler(&fileService{d}, limit))
+	mux.Handle(apiconnect.NewImageServiceHandler(&imageService{d}, limit))
+	mux.Handle(apiconnect.NewSystemServiceHandler(&systemService{d}, limit))
+	srv := guest.NewServer(mux)
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ln) }()
+	ready()
+	d.log.Info("serving", "socket", o.Place.Socket, "guests", len(d.table))
+
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+	case <-d.stop:
+	}
+	d.mu.Lock()
+	d.closing = true
+	d.mu.Unlock()
+	sctx, scancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer scancel()
+	if srv.Shutdown(sctx) != nil {
+		srv.Close()
+	}
+	os.Remove(o.Place.Socket)
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	return err
+}
+
+// recover brings the table up from the disk: it removes what a crash left half
+// made, gives interrupted tasks their ending, and adopts keepers that run.
+func (d *Daemon) recover(ctx context.Context) error {
+	es, err := os.ReadDir(d.guests)
+	if err != nil {
+		return fmt.Errorf("read the guests: %w (repair or move away %s)", err, d.guests)
+	}
+	for _, f := range es {
+		name := f.Name()
+		dir := filepath.Join(d.guests, name)
+		if name[0] == '.' {
+			if err := os.RemoveAll(dir); err != nil {
+				d.log.Warn("clean up", "dir", name, "error", err)
+			}
+			continue
+		}
+		if err := d.adopt(ctx, name, dir); err != nil {
+			// One damaged guest is set aside; the rest go on.
+			d.log.Error("damaged guest", "guest", name, "error", err)
+			e := newEntry(name, &api.Guest{Name: name, StateDir: dir, State: api.GuestState_GUEST_STATE_DAMAGED,
+				Cause: err.Error() + " (look into the folder, or: carrel rm --force " + name + ")"})
+			d.table[name] = e
+		}
+	}
+	return nil
+}
+
+// adopt takes one guest's folder into the table.
+func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
+	info, _, err := guest.Load(dir)
+	if err != nil {
+		return err
+	}
+	e := newEntry(name, info)
+	unlock, free, err := guest.Lock(dir)
+	if err != nil {
+		return err
+	}
+	if free {
+		err := guest.Settle(dir, "the guest's keeper was killed")
+		unlock()
+		if err != nil {
+			return err
+		}
+		info, hist, err := guest.Load(dir)
+		if err != nil {
+			return err
+		}
+		e.set(info)
+		d.table[name] = e
+		d.leave(ctx, e, hist.Delivered())
+		return nil
+	}
+	// A keeper has it. The policy is applied again before it is ours.
+	info.State = api.GuestState_GUEST_STATE_STARTING
+	e.keeper = newKeeper(guest.SocketPath(d.opts.Place.Run, name))
+	d.table[name] = e
+	_, refused := policy.Decide(info.Spec, d.opts.Rules)
+	d.owned.Go(func() { d.follow(ctx, e) })
+	if refused != nil {
+		d.log.Warn("adopted guest is no longer allowed", "guest", name, "error", refused)
+		e.setCause("no longer allowed: " + refused.Error())
+		d.owned.Go(func() { d.end(ctx, e, 0) })
+	}
+	d.log.Info("adopted", "guest", name)
+	return nil
+}

@@ -1,0 +1,36 @@
+package daemon
+
+import (
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/carrel-vm/carrel/guest/api"
+)
+
+// An ended guest's late removal never takes along a new guest of its name, nor
+// one whose keeper runs. The control is the entry that the table has.
+func TestDiscardKnowsItsGuest(t *testing.T) {
+	d := &Daemon{guests: t.TempDir(), table: map[string]*entry{}, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	dir := filepath.Join(d.guests, "dev")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	old, now := newEntry("dev", new(api.Guest)), newEntry("dev", new(api.Guest))
+	d.table["dev"] = now
+	there := func() bool { _, err := os.Stat(dir); return err == nil && d.table["dev"] == now }
+
+	if err := d.discard(old); err != nil || !there() {
+		t.Fatalf("an old entry's removal took the new guest: %v", err)
+	}
+	now.keeper = new(keeper)
+	if err := d.discard(now); err != nil || !there() {
+		t.Fatalf("a guest with a keeper was removed: %v", err)
+	}
+	now.keeper = nil
+	if err := d.discard(now); err != nil || there() {
+		t.Fatalf("control: it was not removed: %v", err)
+	}
+}

@@ -1,0 +1,126 @@
+package daemon
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
+)
+
+// entry is one guest in the table.
+//
+//	stopped ── start ──> followed (a keeper runs) ── its end ──> stopped
+type entry struct {
+	name string
+
+	mu      sync.Mutex
+	info    *api.Guest
+	keeper  *keeper       // nil when none runs
+	changed chan struct{} // closed and replaced at every change
+	busy    string        // what is being done to it that excludes the rest
+	cause   string        // why the daemon ended it
+	expire  *time.Timer   // an ended ephemeral guest's removal
+}
+
+func newEntry(name string, info *api.Guest) *entry {
+	return &entry{name: name, info: info, changed: make(chan struct{})}
+}
+
+func (e *entry) set(info *api.Guest) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.info = info
+	e.changedLocked()
+}
+
+func (e *entry) changedLocked() {
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+func (e *entry) setCause(c string) {
+	e.mu.Lock()
+	e.cause = c
+	e.mu.Unlock()
+}
+
+// get returns the guest as it is, its keeper if one runs, and a channel that is
+// closed when that is no longer true.
+func (e *entry) get() (*api.Guest, *keeper, <-chan struct{}) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return proto.Clone(e.info).(*api.Guest), e.keeper, e.changed
+}
+
+// take marks the entry as busy with one thing; it fails if it is already.
+func (e *entry) take(what string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.busy != "" {
+		return api.NewError(connect.CodeAborted, "busy", "guest "+e.name+" is being "+e.busy+" by somebody else", "try again when that is done")
+	}
+	e.busy = what
+	return nil
+}
+
+func (e *entry) release() {
+	e.mu.Lock()
+	e.busy = ""
+	e.changedLocked()
+	e.mu.Unlock()
+}
+
+// wait returns when cond holds of the guest, or with the context's error.
+func (e *entry) wait(ctx context.Context, cond func(*api.Guest, *keeper) bool) (*api.Guest, error) {
+	for {
+		info, k, changed := e.get()
+		if cond(info, k) {
+			return info, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return info, ctx.Err()
+		}
+	}
+}
+
+// keeper is the daemon's end of one keeper's socket.
+type keeper struct {
+	tasks apiconnect.TaskServiceClient
+	files apiconnect.FileServiceClient
+	own   apiconnect.KeeperServiceClient
+	close func()
+}
+
+// alive says whether the keeper answers and its guest is neither ending nor gone.
+func (k *keeper) alive(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, guest.StopBound)
+	defer cancel()
+	st, err := k.own.Watch(ctx, connect.NewRequest(&api.WatchRequest{}))
+	if err != nil {
+		return false
+	}
+	defer st.Close()
+	return st.Receive() && (st.Msg().State == api.GuestState_GUEST_STATE_READY || st.Msg().State == api.GuestState_GUEST_STATE_STARTING)
+}
+
+func newKeeper(socket string) *keeper {
+	h := guest.NewHTTPClient(socket)
+	const base = "http://keeper"
+	// A keeper that its guest has taken over may send what it likes: it is
+	// bounded, and nothing is unpacked.
+	bounds := connect.WithClientOptions(connect.WithReadMaxBytes(4<<20), connect.WithAcceptCompression("gzip", nil, nil))
+	return &keeper{
+		tasks: apiconnect.NewTaskServiceClient(h, base, bounds),
+		files: apiconnect.NewFileServiceClient(h, base, bounds),
+		own:   apiconnect.NewKeeperServiceClient(h, base, bounds),
+		close: h.CloseIdleConnections,
+	}
+}

@@ -1,0 +1,322 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/hypervisor"
+	"github.com/carrel-vm/carrel/images"
+)
+
+// guestService implements GuestService.
+type guestService struct{ d *Daemon }
+
+// find returns a guest of the table by its name, which is checked first.
+func (d *Daemon) find(name string) (*entry, error) {
+	if !hypervisor.ValidName(name) {
+		return nil, refusal(&policy.Refusal{Code: "bad_name", Reason: fmt.Sprintf("%.60q is not a guest's name", name)})
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e := d.table[name]
+	if e == nil {
+		return nil, api.NewError(connect.CodeNotFound, "not_found", "there is no guest "+name, "carrel ls shows those that there are")
+	}
+	return e, nil
+}
+
+// refusal turns any error of a start into the API's words.
+func refusal(err error) error {
+	var r *policy.Refusal
+	var he *hypervisor.Error
+	var ce *connect.Error
+	switch {
+	case errors.As(err, &ce):
+		return err
+	case errors.As(err, &r):
+		code := connect.CodeInvalidArgument
+		if r.Code == "share_refused" {
+			code = connect.CodePermissionDenied
+		}
+		return api.NewError(code, r.Code, r.Reason, r.Cure)
+	case errors.Is(err, images.ErrNotFound):
+		cause, cure := apart(err.Error())
+		return api.NewError(connect.CodeFailedPrecondition, "image_missing", cause, cure)
+	case errors.Is(err, images.ErrDamaged):
+		cause, cure := apart(err.Error())
+		return api.NewError(connect.CodeDataLoss, "image_damaged", cause, cure)
+	case errors.As(err, &he):
+		return api.NewError(connect.CodeFailedPrecondition, "host", he.Op+": "+he.Err.Error(), he.Cure)
+	}
+	return api.NewError(connect.CodeInternal, "start_failed", err.Error(), "")
+}
+
+// Start implements GuestService.
+func (s *guestService) Start(ctx context.Context, r *connect.Request[api.StartGuestRequest], st *connect.ServerStream[api.StartGuestEvent]) error {
+	spec := r.Msg.GetSpec()
+	if spec == nil {
+		spec = new(api.GuestSpec)
+	}
+	e, fresh, err := s.d.reserve(spec, r.Msg.OnlyNew)
+	if err != nil {
+		return err
+	}
+	defer e.release()
+	if !fresh {
+		if err := s.d.restartable(ctx, e, spec); err != nil {
+			return err
+		}
+	}
+	notice := func(text string) error {
+		return st.Send(&api.StartGuestEvent{Kind: &api.StartGuestEvent_Notice{Notice: text}})
+	}
+	info, err := s.d.start(ctx, e, fresh, notice)
+	if err != nil {
+		if fresh {
+			s.d.discard(e)
+		}
+		return refusal(err)
+	}
+	guest.Crash("start: before the acknowledgement")
+	return st.Send(&api.StartGuestEvent{Kind: &api.StartGuestEvent_Guest{Guest: info}})
+}
+
+// reserve puts a new guest into the table, or takes a stopped one of that name,
+// marked as being started. Of two that ask for one name, one wins.
+func (d *Daemon) reserve(spec *api.GuestSpec, onlyNew bool) (e *entry, fresh bool, err error) {
+	if spec.Name != "" && !hypervisor.ValidName(spec.Name) {
+		_, err := policy.Decide(spec, d.opts.Rules) // has the words for it
+		return nil, false, refusal(err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closing {
+		return nil, false, api.NewError(connect.CodeUnavailable, "closing", "the daemon is being shut down", "try again")
+	}
+	spec = proto.Clone(spec).(*api.GuestSpec)
+	if spec.Name == "" {
+		if spec.Name = d.chooseName(); spec.Name == "" {
+			return nil, false, api.NewError(connect.CodeResourceExhausted, "too_many_guests", "no free name was found", "carrel rm removes guests")
+		}
+	}
+	if e = d.table[spec.Name]; e == nil {
+		if len(d.table) >= maxGuests {
+			return nil, false, api.NewError(connect.CodeResourceExhausted, "too_many_guests", fmt.Sprintf("there are %d guests, which is the limit", len(d.table)), "carrel rm removes guests")
+		}
+		e = newEntry(spec.Name, &api.Guest{Name: spec.Name, Spec: spec, State: api.GuestState_GUEST_STATE_STARTING})
+		e.busy = "started"
+		d.table[spec.Name] = e
+		return e, true, nil
+	}
+	if onlyNew {
+		return nil, false, api.NewError(connect.CodeAlreadyExists, "name_taken", "a guest named "+spec.Name+" exists", "choose another --name, or: carrel rm "+spec.Name)
+	}
+	if err := e.take("started"); err != nil {
+		return nil, false, err
+	}
+	return e, false, nil
+}
+
+// restartable says why a taken entry cannot be started as it was asked for. A
+// keeper whose guest has ended is waited for.
+func (d *Daemon) restartable(ctx context.Context, e *entry, spec *api.GuestSpec) error {
+	if _, k, _ := e.get(); k != nil {
+		if k.alive(ctx) {
+			return api.NewError(connect.CodeAlreadyExists, "running", "guest "+e.name+" is running already", "carrel exec "+e.name+" -- COMMAND")
+		}
+		wctx, cancel := context.WithTimeout(ctx, 2*guest.StopBound)
+		defer cancel()
+		if _, err := e.wait(wctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err != nil {
+			return api.NewError(connect.CodeAborted, "busy", "guest "+e.name+" is still ending", "try again in a moment")
+		}
+	}
+	info, _, _ := e.get()
+	switch {
+	case info.State == api.GuestState_GUEST_STATE_DAMAGED:
+		return api.NewError(connect.CodeDataLoss, "damaged", info.Cause, "carrel rm --force "+e.name)
+	case !proto.Equal(spec, &api.GuestSpec{Name: spec.Name}) && !sameSpec(spec, info.Spec):
+		return api.NewError(connect.CodeAlreadyExists, "name_taken", "guest "+e.name+" exists with other settings", "carrel start "+e.name+" starts it as it is; carrel rm "+e.name+" removes it")
+	}
+	return nil
+}
+
+// sameSpec says whether each setting that was asked for is the one there is.
+func sameSpec(asked, is *api.GuestSpec) bool {
+	want := proto.Clone(is).(*api.GuestSpec)
+	proto.Merge(want, &api.GuestSpec{Image: asked.Image, Cpus: asked.Cpus, MemoryMib: asked.MemoryMib, DiskMib: asked.DiskMib})
+	if len(asked.Shares) > 0 && !proto.Equal(&api.GuestSpec{Shares: asked.Shares}, &api.GuestSpec{Shares: is.Shares}) {
+		return false
+	}
+	return proto.Equal(want, is)
+}
+
+// start takes a reserved guest to ready.
+//
+//  1. policy grants the request, or it ends here
+//  2. the image's parts are found and verified
+//  3. a new guest gets its folder, whole
+//  4. its keeper is started and decides again on the same request and rules
+//  5. the keeper says that the guest is ready, or why not
+func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(string) error) (*api.Guest, error) {
+	info, _, _ := e.get()
+	grant, err := policy.Decide(info.Spec, d.opts.Rules)
+	if err != nil {
+		return nil, err
+	}
+	spec := grant.Spec()
+	parts, err := d.opts.Parts(ctx, spec.Image)
+	if err != nil {
+		return nil, err
+	}
+	parts.Dir = filepath.Join(d.guests, e.name)
+	if fresh {
+		if err := guest.Create(d.guests, e.name, spec); err != nil {
+			return nil, &hypervisor.Error{Op: "make the guest's folder", Err: err, Cure: "make room on the disk that holds " + d.guests}
+		}
+	}
+	if spec.DiskMib > 0 {
+		parts.Scratch = filepath.Join(parts.Dir, "scratch.img")
+		if err := makeScratch(ctx, parts.Scratch, spec.DiskMib); err != nil {
+			return nil, err
+		}
+	}
+	socket := guest.SocketPath(d.opts.Place.Run, e.name)
+	e.setCause("")
+	if err := d.spawn(guest.KeepRequest{Spec: spec, Rules: d.opts.Rules, Pins: grant.Pins(), Parts: parts, Socket: socket}); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	e.keeper = newKeeper(socket)
+	if e.expire != nil {
+		e.expire.Stop()
+	}
+	e.info = &api.Guest{Name: e.name, Spec: spec, State: api.GuestState_GUEST_STATE_STARTING, StateDir: parts.Dir}
+	e.changedLocked()
+	e.mu.Unlock()
+	d.owned.Go(func() { d.follow(d.ctx, e) })
+
+	info, err = e.wait(ctx, func(i *api.Guest, k *keeper) bool {
+		return k == nil || i.State == api.GuestState_GUEST_STATE_READY
+	})
+	if err != nil { // the caller went away
+		d.end(context.WithoutCancel(ctx), e, 0)
+		e.wait(d.ctx, func(_ *api.Guest, k *keeper) bool { return k == nil })
+		return nil, err
+	}
+	if info.State != api.GuestState_GUEST_STATE_READY {
+		return nil, startFailed(e.name, info.Cause)
+	}
+	if info.Accelerator == "tcg" { // said once: it does not change while this daemon lives
+		d.slow.Do(func() {
+			notice("guests run under software emulation here, several times slower (carrel doctor says why)")
+		})
+	}
+	return info, nil
+}
+
+// startFailed is what a keeper says of a start that failed.
+func startFailed(name, cause string) error {
+	cause, cure := apart(cause)
+	return api.NewError(connect.CodeFailedPrecondition, "start_failed", "guest "+name+" did not start: "+cause, cure)
+}
+
+// apart splits the cure, in the parentheses at its end, from an error's text.
+func apart(text string) (cause, cure string) {
+	if i := strings.LastIndex(text, " ("); i > 0 && strings.HasSuffix(text, ")") {
+		return text[:i], text[i+2 : len(text)-1]
+	}
+	return text, ""
+}
+
+// Stop implements GuestService.
+func (s *guestService) Stop(ctx context.Context, r *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error) {
+	e, err := s.d.find(r.Msg.Name)
+	if err != nil {
+		return nil, err
+	}
+	if _, k, _ := e.get(); k == nil {
+		info, _, _ := e.get()
+		return connect.NewResponse(&api.StopGuestResponse{Guest: info}), nil
+	}
+	grace := guest.StopGrace
+	if n := r.Msg.GraceNanos; n > 0 {
+		grace = min(guest.StopBound, time.Duration(n))
+	}
+	s.d.end(ctx, e, grace)
+	info, err := e.wait(ctx, func(_ *api.Guest, k *keeper) bool { return k == nil })
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.StopGuestResponse{Guest: info}), nil
+}
+
+// Remove implements GuestService.
+func (s *guestService) Remove(ctx context.Context, r *connect.Request[api.RemoveGuestRequest]) (*connect.Response[api.RemoveGuestResponse], error) {
+	e, err := s.d.find(r.Msg.Name)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.take("removed"); err != nil {
+		return nil, err
+	}
+	defer e.release()
+	e.mu.Lock()
+	if e.expire != nil {
+		e.expire.Stop()
+	}
+	e.mu.Unlock()
+	if _, k, _ := e.get(); k != nil {
+		if !r.Msg.Force {
+			return nil, api.NewError(connect.CodeFailedPrecondition, "running", "guest "+e.name+" is running", "carrel stop "+e.name+", or carrel rm --force "+e.name)
+		}
+		s.d.end(ctx, e, 0)
+		if _, err := e.wait(ctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.d.discard(e); err != nil {
+		return nil, api.NewError(connect.CodeInternal, "disk", err.Error(), "")
+	}
+	return connect.NewResponse(&api.RemoveGuestResponse{}), nil
+}
+
+// List implements GuestService.
+func (s *guestService) List(context.Context, *connect.Request[api.ListGuestsRequest]) (*connect.Response[api.ListGuestsResponse], error) {
+	s.d.mu.Lock()
+	es := make([]*entry, 0, len(s.d.table))
+	for _, e := range s.d.table {
+		es = append(es, e)
+	}
+	s.d.mu.Unlock()
+	out := new(api.ListGuestsResponse)
+	for _, e := range es {
+		info, _, _ := e.get()
+		out.Guests = append(out.Guests, info)
+	}
+	sort.Slice(out.Guests, func(i, j int) bool { return out.Guests[i].Name < out.Guests[j].Name })
+	return connect.NewResponse(out), nil
+}
+
+// Inspect implements GuestService.
+func (s *guestService) Inspect(ctx context.Context, r *connect.Request[api.InspectGuestRequest]) (*connect.Response[api.InspectGuestResponse], error) {
+	e, err := s.d.find(r.Msg.Name)
+	if err != nil {
+		return nil, err
+	}
+	info, _, _ := e.get()
+	if info.Tasks, err = s.d.tasks(ctx, e); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.InspectGuestResponse{Guest: info}), nil
+}

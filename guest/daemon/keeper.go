@@ -1,0 +1,229 @@
+package daemon
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/api"
+)
+
+// expiry is how long an ephemeral guest that ended without its caller is kept.
+const expiry = 60 * time.Second
+
+// spawn starts a keeper and returns when its socket takes connections. The
+// keeper is a session of its own: it outlives this daemon.
+func (d *Daemon) spawn(req guest.KeepRequest) error {
+	b, err := json.Marshal(req)
+	if err != nil {
+		return err
+	}
+	in, inW, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer inW.Close()
+	out, outW, err := os.Pipe()
+	if err != nil {
+		in.Close()
+		return err
+	}
+	defer out.Close()
+	log, err := os.OpenFile(filepath.Join(req.Parts.Dir, "keeper.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		in.Close()
+		outW.Close()
+		return err
+	}
+	guest.Crash("spawn: before")
+	cmd := exec.Command(d.opts.Keeper[0], d.opts.Keeper[1:]...)
+	cmd.Env = append(keptEnv(), d.opts.Place.Env()...)
+	cmd.Dir = "/"
+	cmd.Stderr = log
+	cmd.ExtraFiles = []*os.File{in, outW}
+	detach(cmd)
+	err = cmd.Start()
+	in.Close()
+	outW.Close()
+	log.Close()
+	if err != nil {
+		return fmt.Errorf("start the keeper: %w", err)
+	}
+	go cmd.Wait() // reaps it; it may well outlive this daemon
+	go func() {   // ends with the pipe, at the latest with the keeper
+		inW.Write(b)
+		inW.Close()
+	}()
+	out.SetReadDeadline(time.Now().Add(15 * time.Second))
+	word, err := bufio.NewReaderSize(out, 4096).ReadString('\n')
+	switch {
+	case word == "listening\n":
+		guest.Crash("spawn: after the keeper's word")
+		return nil
+	case word != "":
+		return errors.New(strings.TrimSpace(word))
+	}
+	cmd.Process.Kill()
+	return fmt.Errorf("the keeper ended at once: %w (see %s)", err, log.Name())
+}
+
+// keptEnv is what a keeper inherits of the environment.
+func keptEnv() (env []string) {
+	for _, k := range []string{"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_RUNTIME_DIR", "SystemRoot", "CARREL_CRASH", "CARREL_CRASH_MARK", "GORACE", "GOCOVERDIR"} {
+		if v, ok := os.LookupEnv(k); ok {
+			env = append(env, k+"="+v)
+		}
+	}
+	return env
+}
+
+// follow copies what a keeper says of its guest into the table until the keeper
+// is gone, and settles then what it left. It runs once for each keeper.
+func (d *Daemon) follow(ctx context.Context, e *entry) {
+	_, k, _ := e.get()
+	defer k.close()
+	dir := filepath.Join(d.guests, e.name)
+	for tries := 0; ctx.Err() == nil; tries++ {
+		st, err := k.own.Watch(ctx, connect.NewRequest(&api.WatchRequest{}))
+		if err == nil {
+			for st.Receive() {
+				e.set(st.Msg())
+				tries = 0
+			}
+			err = st.Err()
+			st.Close()
+		}
+		if ctx.Err() != nil {
+			return // this daemon ends; the next one adopts
+		}
+		if d.settle(ctx, e, dir) || ctx.Err() != nil {
+			return
+		}
+		if tries < 2 {
+			continue // it lives: the stream broke, which says nothing of the guest
+		}
+		d.log.Warn("a keeper does not answer", "guest", e.name, "error", err)
+		if err := guest.KillKeeper(dir); err != nil {
+			d.log.Error("kill keeper", "guest", e.name, "error", err)
+		}
+	}
+}
+
+// settle waits for the keeper's lock, bounded, gives open tasks their ending
+// and shows the guest as stopped. It is false if the keeper still lives.
+func (d *Daemon) settle(ctx context.Context, e *entry, dir string) bool {
+	lctx, cancel := context.WithTimeout(ctx, guest.StopBound)
+	defer cancel()
+	unlock, err := guest.LockWait(lctx, dir)
+	if err != nil {
+		return false
+	}
+	cause := e.why("the guest's keeper was killed")
+	err = guest.Settle(dir, cause)
+	unlock()
+	info, hist, lerr := guest.Load(dir)
+	if err == nil {
+		err = lerr
+	}
+	if err != nil {
+		d.log.Error("settle", "guest", e.name, "error", err)
+		info, _, _ = e.get()
+		info.State, info.Cause = api.GuestState_GUEST_STATE_DAMAGED, err.Error()
+	}
+	e.mu.Lock()
+	e.info, e.keeper = info, nil
+	e.changedLocked()
+	e.mu.Unlock()
+	d.log.Info("guest ended", "guest", e.name, "cause", info.Cause)
+	d.leave(ctx, e, hist != nil && hist.Delivered())
+	return true
+}
+
+func (e *entry) why(otherwise string) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.cause != "" {
+		return e.cause
+	}
+	return otherwise
+}
+
+// leave removes an ephemeral guest that has ended: at once when its caller has
+// the result, else after a while in which the caller may come back for it.
+func (d *Daemon) leave(ctx context.Context, e *entry, delivered bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.info.GetSpec().GetEphemeral() || e.info.State != api.GuestState_GUEST_STATE_STOPPED || e.busy != "" {
+		return
+	}
+	after := expiry
+	if delivered {
+		after = 0
+	}
+	if e.expire != nil {
+		e.expire.Stop()
+	}
+	e.expire = time.AfterFunc(after, func() {
+		if e.take("removed") == nil {
+			defer e.release()
+			if ctx.Err() == nil {
+				d.discard(e)
+			}
+		}
+	})
+}
+
+// discard removes a guest without a keeper from the disk and the table.
+func (d *Daemon) discard(e *entry) error {
+	d.mu.Lock()
+	_, k, _ := e.get()
+	mine := d.table[e.name] == e && k == nil
+	d.mu.Unlock()
+	if !mine { // another guest has the name by now, or this one runs
+		return nil
+	}
+	if err := guest.Discard(d.guests, e.name); err != nil {
+		d.log.Error("remove", "guest", e.name, "error", err)
+		return err
+	}
+	d.mu.Lock()
+	if d.table[e.name] == e {
+		delete(d.table, e.name)
+	}
+	d.mu.Unlock()
+	d.log.Info("removed", "guest", e.name)
+	return nil
+}
+
+// end stops a guest and returns when its keeper is gone, within guest.StopBound
+// and a little more.
+func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
+	_, k, _ := e.get()
+	if k == nil {
+		return
+	}
+	sctx, cancel := context.WithTimeout(ctx, guest.StopBound)
+	defer cancel()
+	_, err := k.own.Stop(sctx, connect.NewRequest(&api.StopGuestRequest{Name: e.name, GraceNanos: int64(grace)}))
+	if err == nil || connect.CodeOf(err) == connect.CodeFailedPrecondition {
+		if _, err = e.wait(sctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err == nil {
+			return
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	if err := guest.KillKeeper(filepath.Join(d.guests, e.name)); err != nil {
+		d.log.Error("kill keeper", "guest", e.name, "error", err)
+	}
+}

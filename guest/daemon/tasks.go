@@ -1,0 +1,210 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"path/filepath"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/api"
+)
+
+// taskService implements TaskService by handing streams on to keepers. Their
+// payloads are not looked into.
+type taskService struct{ d *Daemon }
+
+func notRunning(name string) error {
+	return api.NewError(connect.CodeFailedPrecondition, "not_running", "guest "+name+" is not running", "carrel start "+name)
+}
+
+// Start implements TaskService.
+func (s *taskService) Start(ctx context.Context, r *connect.Request[api.StartTaskRequest]) (*connect.Response[api.StartTaskResponse], error) {
+	e, err := s.d.find(r.Msg.Guest)
+	if err != nil {
+		return nil, err
+	}
+	_, k, _ := e.get()
+	if k == nil {
+		return nil, notRunning(e.name)
+	}
+	out, err := k.tasks.Start(ctx, connect.NewRequest(r.Msg))
+	if err != nil {
+		return nil, s.d.handOn(e, err)
+	}
+	guest.Crash("task: before the daemon's acknowledgement")
+	return connect.NewResponse(out.Msg), nil
+}
+
+// handOn passes a keeper's error on; one that says only that the connection
+// broke becomes what it means.
+func (d *Daemon) handOn(e *entry, err error) error {
+	var ce *connect.Error
+	if errors.As(err, &ce) && len(ce.Details()) > 0 {
+		return ce
+	}
+	if connect.CodeOf(err) == connect.CodeUnavailable {
+		return notRunning(e.name)
+	}
+	return err
+}
+
+// List implements TaskService.
+func (s *taskService) List(ctx context.Context, r *connect.Request[api.ListTasksRequest]) (*connect.Response[api.ListTasksResponse], error) {
+	e, err := s.d.find(r.Msg.Guest)
+	if err != nil {
+		return nil, err
+	}
+	ts, err := s.d.tasks(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&api.ListTasksResponse{Tasks: ts}), nil
+}
+
+// tasks asks the keeper for all its tasks; without one the disk has them.
+func (d *Daemon) tasks(ctx context.Context, e *entry) ([]*api.Task, error) {
+	for {
+		info, k, _ := e.get()
+		if k == nil {
+			return info.Tasks, nil
+		}
+		r, err := k.tasks.List(ctx, connect.NewRequest(&api.ListTasksRequest{Guest: e.name}))
+		if err == nil {
+			return r.Msg.Tasks, nil
+		}
+		// It goes; what it left is known when it is gone.
+		if _, werr := e.wait(ctx, func(_ *api.Guest, now *keeper) bool { return now != k }); werr != nil {
+			return nil, err
+		}
+	}
+}
+
+// Attach implements TaskService. While the keeper lives it has the word; when
+// it is gone the rest comes from the disk, so that every task has its ending.
+func (s *taskService) Attach(ctx context.Context, st *connect.BidiStream[api.AttachRequest, api.AttachResponse]) error {
+	first, err := st.Receive()
+	if err != nil {
+		return err
+	}
+	open := first.GetOpen()
+	if open == nil {
+		return api.NewError(connect.CodeInvalidArgument, "bad_request", "the first message of an attach must be open", "")
+	}
+	e, err := s.d.find(open.Guest)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	input := make(chan *api.AttachRequest) // closed when the caller ends its side
+	go func() {
+		for {
+			m, err := st.Receive()
+			switch {
+			case errors.Is(err, io.EOF): // the caller has ended its side, which says that it has the result
+				close(input)
+				return
+			case err != nil: // the caller is gone, which says nothing
+				cancel()
+				return
+			}
+			select {
+			case input <- m:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+
+	if _, k, _ := e.get(); k != nil {
+		over, err := relay(ctx, k, open, input, st)
+		if over || ctx.Err() != nil {
+			return err
+		}
+		var ce *connect.Error
+		if errors.As(err, &ce) && len(ce.Details()) > 0 {
+			return ce
+		}
+		// The keeper is gone, or goes.
+		if _, err := e.wait(ctx, func(_ *api.Guest, now *keeper) bool { return now != k }); err != nil {
+			return err
+		}
+	}
+	info, _, _ := e.get()
+	var t *api.Task
+	for _, x := range info.Tasks {
+		if x.Id == open.Task || open.Task == "" {
+			t = x
+		}
+	}
+	if t == nil {
+		return guest.NoTask(e.name, open.Task)
+	}
+	if err := guest.Replay(ctx, filepath.Join(s.d.guests, e.name), open, t, st.Send); err != nil {
+		return err
+	}
+	for { // the caller acknowledges the end by ending its side
+		select {
+		case _, ok := <-input:
+			if !ok {
+				s.d.leave(s.d.ctx, e, true)
+				return nil
+			}
+		case <-time.After(expiry):
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// relay hands one attach on to a keeper; over says that the task's end was
+// handed on. open.Offset follows what was, so that a replay goes on there.
+func relay(ctx context.Context, k *keeper, open *api.AttachOpen, input <-chan *api.AttachRequest, st *connect.BidiStream[api.AttachRequest, api.AttachResponse]) (over bool, err error) {
+	up := k.tasks.Attach(ctx)
+	defer up.CloseResponse()
+	// The HTTP/2 transport looks at a request's context only while it writes,
+	// and an idle stream writes nothing.
+	defer context.AfterFunc(ctx, func() { up.CloseResponse() })()
+	if err := up.Send(&api.AttachRequest{Kind: &api.AttachRequest_Open{Open: open}}); err != nil {
+		return false, err
+	}
+	uctx, cancel := context.WithCancel(ctx)
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		for {
+			select {
+			case m, ok := <-input:
+				if !ok {
+					up.CloseRequest()
+					return
+				}
+				if up.Send(m) != nil {
+					return
+				}
+			case <-uctx.Done():
+				return
+			}
+		}
+	}()
+	defer func() { cancel(); <-sent }()
+	for {
+		m, err := up.Receive()
+		if err != nil {
+			if over && errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return over, err
+		}
+		if err := st.Send(m); err != nil {
+			return true, err // the caller is gone
+		}
+		open.Offset = m.Next
+		over = over || m.GetEnd() != nil
+	}
+}

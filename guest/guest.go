@@ -1,0 +1,267 @@
+// Package guest takes one guest from start to gone, and its tasks from a
+// request to an ending. It runs in a keeper, one process per guest, which is
+// where the guest's bytes are parsed.
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/guest/wire"
+	"github.com/carrel-vm/carrel/hypervisor"
+)
+
+// Bounds of a guest's life. Under software emulation everything takes longer.
+const (
+	// BootTimeout is how long a guest may take from its start to Ready.
+	BootTimeout = 60 * time.Second
+	// MaxTasks is how many tasks may run at once.
+	MaxTasks = 64
+	// StopGrace is how long tasks have to end when a stop does not say.
+	StopGrace = 5 * time.Second
+	// StopBound is how long a stop takes at most, whatever the guest does.
+	StopBound = 10 * time.Second
+	// writeTimeout bounds a frame to a guest that does not read.
+	writeTimeout = 30 * time.Second
+)
+
+// A guest with a task is asked for a sign of life every pingEvery, and is given
+// up when none came for pingDeath. Variables for the tests' sake only.
+var (
+	pingEvery = 15 * time.Second
+	pingDeath = 60 * time.Second
+)
+
+// Options are what a guest is started from.
+type Options struct {
+	Grant   *policy.Grant
+	Parts   policy.Parts
+	Driver  hypervisor.Driver
+	Share   func(ctx context.Context, i int, s hypervisor.Share) (hypervisor.ShareServer, error)
+	Console *console
+	Log     *slog.Logger
+}
+
+// Guest is one running guest.
+//
+//	Start ──> ready ── Stop ──> gone
+//	             └── its own end, a broken promise ──> gone
+type Guest struct {
+	vm      hypervisor.VM
+	boot    *bootStream
+	log     *slog.Logger
+	console *console
+
+	// Hello is what the guest said of itself: hostile, bounded, for display.
+	Hello *wire.Hello
+	// Times of the start: when the machine ran, said Hello and was ready.
+	Created, Ran, Greeted, Ready time.Time
+
+	beat  heartbeat
+	gone  chan struct{} // closed when the machine is gone
+	mu    sync.Mutex
+	cause string // why, when it was not in order
+	tasks sync.WaitGroup
+}
+
+// Start creates the machine, waits for the agent's Hello and has it set itself
+// up. On an error nothing of the guest is left.
+func Start(ctx context.Context, o Options) (_ *Guest, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, BootTimeout, fmt.Errorf("the guest was not ready within %v", BootTimeout))
+	defer cancel()
+	g := &Guest{beat: heartbeat{wake: make(chan struct{}, 1)}, log: o.Log, console: o.Console, gone: make(chan struct{}), Created: time.Now()}
+	spec := o.Grant.Spec()
+	g.vm, err = o.Driver.Create(ctx, o.Grant.Config(o.Parts), hypervisor.Handlers{Console: o.Console.write, Share: o.Share})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = g.explain(ctx, err)
+			g.vm.Close()
+		}
+	}()
+	ln, err := g.vm.Listen(wire.PortBoot)
+	if err != nil {
+		return nil, err
+	}
+	defer ln.Close() // one stream only: a second Hello finds nobody
+	if err := g.vm.Start(ctx); err != nil {
+		return nil, err
+	}
+	g.Ran = time.Now()
+	go g.watch()
+
+	conn, err := g.accept(ctx, ln)
+	if err != nil {
+		return nil, err
+	}
+	g.boot = newBootStream(conn)
+	setup := &wire.Setup{Hostname: spec.Name, UnixNanos: time.Now().UnixNano(), MaxTasks: MaxTasks}
+	for _, m := range g.vm.Mounts() {
+		setup.Mounts = append(setup.Mounts, &wire.Mount{Tag: m.Tag, Type: m.Type, Path: m.GuestPath, ReadOnly: m.ReadOnly, Overlay: m.Overlay})
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	g.Hello, err = g.boot.greet(setup, func() { g.Greeted = time.Now() })
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	g.Ready = time.Now()
+	go g.listen()
+	go g.beats()
+	g.log.Info("booted", "boot", g.Greeted.Sub(g.Ran), "setup", g.Ready.Sub(g.Greeted))
+	return g, nil
+}
+
+// accept waits for the guest's boot stream, its end, or the context's.
+func (g *Guest) accept(ctx context.Context, ln net.Listener) (net.Conn, error) {
+	type result struct {
+		c   net.Conn
+		err error
+	}
+	ch := make(chan result, 1)
+	go func() { // ended by ln.Close at the latest
+		c, err := ln.Accept()
+		ch <- result{c, err}
+	}()
+	late := func() {
+		ln.Close()
+		if r := <-ch; r.c != nil {
+			r.c.Close()
+		}
+	}
+	select {
+	case r := <-ch:
+		if r.err != nil { // the driver closes its listeners when the machine ends
+			r.err = errEarly
+		}
+		return r.c, r.err
+	case <-g.gone:
+		late()
+		return nil, errEarly
+	case <-ctx.Done():
+		late()
+		return nil, context.Cause(ctx)
+	}
+}
+
+var errEarly = errors.New("the guest ended while it booted")
+
+// explain adds to a failed start what the machine and its console said.
+func (g *Guest) explain(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	var he *hypervisor.Error
+	if errors.As(err, &he) {
+		return err
+	}
+	if errors.Is(err, errEarly) {
+		select { // the machine's own last words come a moment later
+		case <-g.gone:
+		case <-time.After(time.Second):
+		}
+	}
+	if c := g.Cause(); c != "" {
+		err = fmt.Errorf("%w: %s", err, c)
+	}
+	if last := g.console.last(); last != "" {
+		err = fmt.Errorf("%w; the console's last words: %s", err, last)
+	}
+	return err
+}
+
+// watch waits for the machine's end.
+func (g *Guest) watch() {
+	if err := g.vm.Wait(); err != nil {
+		g.fail(err.Error())
+	}
+	close(g.gone)
+}
+
+// listen reads the boot stream until it ends, which only a guest that ends
+// should do.
+func (g *Guest) listen() {
+	err := g.boot.run()
+	select {
+	case <-g.gone:
+	default:
+		if err != nil {
+			g.fail("the guest's agent " + err.Error())
+		}
+		// An orderly power-off closes the stream just before the machine ends.
+		select {
+		case <-g.gone:
+		case <-time.After(2 * time.Second):
+			g.fail("the guest's agent ended")
+			g.vm.Kill()
+		}
+	}
+}
+
+// fail notes why the guest ended; the first reason stands.
+func (g *Guest) fail(cause string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.cause == "" {
+		g.cause = wire.Text(cause, 4*wire.MaxText)
+	}
+}
+
+// broke ends the guest because it broke the wire's rules.
+func (g *Guest) broke(what error) {
+	g.log.Warn("protocol", "error", what)
+	g.fail("the guest broke the protocol: " + what.Error())
+	g.vm.Kill()
+}
+
+// Cause says why the guest ended; empty if in order or not yet.
+func (g *Guest) Cause() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.cause
+}
+
+// Gone is closed when the machine has ended.
+func (g *Guest) Gone() <-chan struct{} { return g.gone }
+
+// Stop asks the guest to end its tasks and itself within the grace, and then
+// ends it by force. It returns when the machine is gone.
+func (g *Guest) Stop(grace time.Duration) {
+	if grace > 0 {
+		grace = min(grace, StopBound-2*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), grace+time.Second)
+		defer cancel()
+		// Whatever the guest does, and whoever waits for it, this ends it.
+		defer context.AfterFunc(ctx, func() { g.vm.Kill() })()
+		err := g.boot.ask(ctx, &wire.Control{Kind: &wire.Control_PowerOff{PowerOff: &wire.PowerOff{GraceNanos: int64(grace)}}})
+		if err == nil {
+			select {
+			case <-g.gone:
+			case <-ctx.Done():
+			}
+		}
+	}
+	g.vm.Kill()
+	<-g.gone
+}
+
+// Close ends the guest at once, waits for its tasks' endings and removes
+// everything that the driver made.
+func (g *Guest) Close() error {
+	g.vm.Kill()
+	<-g.gone
+	g.boot.conn.Close()
+	g.tasks.Wait()
+	return g.vm.Close()
+}

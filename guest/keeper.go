@@ -1,0 +1,300 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
+	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/hypervisor"
+)
+
+// absence is how long an ephemeral guest waits for its caller to come back.
+const absence = 30 * time.Second
+
+// KeepRequest is what a daemon hands to a keeper over an inherited descriptor.
+// The keeper decides again on the same request and rules.
+type KeepRequest struct {
+	Spec   *api.GuestSpec
+	Rules  policy.Rules
+	Pins   []policy.Pin
+	Parts  policy.Parts
+	Socket string
+}
+
+// KeepOptions are what the process around a keeper gives it.
+type KeepOptions struct {
+	Driver hypervisor.Driver
+	Share  func(ctx context.Context, i int, s hypervisor.Share) (hypervisor.ShareServer, error)
+	Log    *slog.Logger
+	// Confine gives up what a keeper with a running guest does not need. A
+	// failure stops the start.
+	Confine func() error
+	// Listening is called once when the socket takes connections.
+	Listening func()
+	// Describe fills in what the driver knows of the guest for inspection.
+	Describe func(*api.Guest)
+}
+
+// Keeper keeps one guest and serves it to the daemon.
+//
+//	starting ──> ready ──> stopping ──> stopped (the process ends)
+//	    └────────── failure ──┴────────────┘
+type Keeper struct {
+	req  KeepRequest
+	opts KeepOptions
+	dir  string
+	log  *slog.Logger
+
+	journal *journal
+
+	mu       sync.Mutex
+	g        *Guest // nil until the guest is ready
+	info     *api.Guest
+	changed  chan struct{} // closed and replaced at every change of info
+	tasks    map[string]*task
+	order    []string
+	keys     map[string]string
+	main     string // an ephemeral guest's first task
+	callers  int    // attached callers
+	away     *time.Timer
+	finished chan struct{} // closed when an ephemeral guest is to end
+	once     sync.Once
+	done     bool // delivered
+	running  sync.WaitGroup
+	rewrite  sync.RWMutex // held for writing while the journal is rewritten
+}
+
+// Keep runs a keeper until its guest is gone. Its error is for the log: what
+// the user must know is in the journal.
+func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
+	dir := req.Parts.Dir
+	unlock, ok, err := Lock(dir)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("guest %s has a keeper already", req.Spec.GetName())
+	}
+	defer unlock()
+	Crash("keeper: locked")
+	if err := writeIdentity(dir); err != nil {
+		return err
+	}
+	j, h, err := openJournal(filepath.Join(dir, fileJournal))
+	if err != nil {
+		return err
+	}
+	defer j.close()
+	loaded, _, err := Load(dir)
+	if err != nil {
+		return err
+	}
+	k := &Keeper{
+		req: req, opts: opts, dir: dir, log: opts.Log, journal: j, info: loaded, keys: h.Keys,
+		changed: make(chan struct{}), tasks: map[string]*task{}, finished: make(chan struct{}),
+	}
+	for _, t := range h.Tasks {
+		if !ended(t) { // the keeper before this one was killed
+			interrupt(t, "the guest's keeper was killed")
+			if err := j.add(taskRecord(t, "")); err != nil {
+				return err
+			}
+		}
+		old := endedTask(t, k.spoolDir(t.Id))
+		old.kept = keptBytes(old.dir)
+		k.tasks[t.Id] = old
+		k.order = append(k.order, t.Id)
+	}
+	k.info.State, k.info.Cause, k.info.KeeperPid = api.GuestState_GUEST_STATE_STARTING, "", int32(os.Getpid())
+	k.info.Driver = opts.Driver.Name()
+	if err := j.add(&record{Guest: &guestRecord{State: "starting"}}); err != nil {
+		return err
+	}
+
+	ln, err := ListenPrivate(req.Socket)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(2<<20), connect.WithCompressMinBytes(1<<30))
+	mux.Handle(apiconnect.NewTaskServiceHandler(k, limit))
+	mux.Handle(apiconnect.NewFileServiceHandler(k, limit))
+	mux.Handle(apiconnect.NewKeeperServiceHandler(k, limit))
+	srv := NewServer(mux)
+	served := make(chan struct{})
+	go func() { defer close(served); srv.Serve(ln) }()
+	defer func() {
+		sctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if srv.Shutdown(sctx) != nil {
+			srv.Close()
+		}
+		<-served
+		os.Remove(req.Socket)
+	}()
+	Crash("keeper: before its word")
+	opts.Listening()
+	Crash("keeper: after its word")
+
+	cause := k.keep(ctx)
+	Crash("keeper: before gone")
+	k.mu.Lock()
+	rec := &guestRecord{State: "gone", Cause: cause, Delivered: k.done}
+	k.mu.Unlock()
+	jerr := j.add(&record{Guest: rec})
+	k.update(func(i *api.Guest) {
+		i.State, i.Cause = api.GuestState_GUEST_STATE_STOPPED, cause
+		i.KeeperPid = 0
+	})
+	Crash("keeper: after gone")
+	k.log.Info("ended", "cause", cause)
+	return jerr
+}
+
+// keep starts the guest and stays until it is gone; it returns why, if that was
+// not in order.
+func (k *Keeper) keep(ctx context.Context) string {
+	began := time.Now()
+	grant, err := policy.Decide(k.req.Spec, k.req.Rules)
+	if err == nil && !slices.Equal(grant.Pins(), k.req.Pins) {
+		err = errors.New("a shared folder was replaced by another while the guest started (choose it again)")
+	}
+	if err != nil {
+		return "not granted: " + err.Error()
+	}
+	con, err := openConsole(filepath.Join(k.dir, "console.log"))
+	if err != nil {
+		return err.Error()
+	}
+	defer con.close()
+	g, err := Start(ctx, Options{Grant: grant, Parts: k.req.Parts, Driver: k.opts.Driver, Share: k.opts.Share, Console: con, Log: k.log})
+	if err != nil {
+		k.log.Error("start", "error", err)
+		return err.Error()
+	}
+	defer g.Close()
+	if err := k.opts.Confine(); err != nil {
+		return "the keeper could not confine itself: " + err.Error()
+	}
+	Crash("keeper: before ready")
+	if err := k.journal.add(&record{Guest: &guestRecord{State: "ready"}}); err != nil {
+		return err.Error()
+	}
+	Crash("keeper: after ready")
+	k.mu.Lock()
+	k.g = g
+	if k.req.Spec.Ephemeral {
+		k.away = time.AfterFunc(absence, k.finish)
+	}
+	k.mu.Unlock()
+	k.update(func(i *api.Guest) {
+		i.State, i.Started = api.GuestState_GUEST_STATE_READY, timestamppb.New(g.Ready)
+		i.Timings = &api.Timings{
+			KeeperNanos: int64(g.Ran.Sub(began)), BootNanos: int64(g.Greeted.Sub(g.Ran)), SetupNanos: int64(g.Ready.Sub(g.Greeted)),
+			GuestUpNanos: g.Hello.UpNanos, GuestInitNanos: g.Hello.InitNanos,
+		}
+		k.opts.Describe(i)
+	})
+
+	select {
+	case <-g.Gone():
+	case <-k.finished:
+	case <-ctx.Done():
+		g.Stop(StopGrace)
+	}
+	k.update(func(i *api.Guest) { i.State = api.GuestState_GUEST_STATE_STOPPING })
+	if err := g.Close(); err != nil {
+		k.log.Error("close", "error", err)
+	}
+	k.running.Wait()
+	k.mu.Lock()
+	k.g = nil
+	if k.away != nil {
+		k.away.Stop()
+	}
+	k.mu.Unlock()
+	return g.Cause()
+}
+
+// finish ends an ephemeral guest.
+func (k *Keeper) finish() { k.once.Do(func() { close(k.finished) }) }
+
+// update changes what watchers see.
+func (k *Keeper) update(f func(*api.Guest)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f(k.info)
+	k.changedLocked()
+}
+
+func (k *Keeper) changedLocked() {
+	close(k.changed)
+	k.changed = make(chan struct{})
+}
+
+// snapshot returns the guest as it is, with the tasks that have not ended, and
+// a channel that is closed when that is no longer true.
+func (k *Keeper) snapshot() (*api.Guest, <-chan struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	i := proto.Clone(k.info).(*api.Guest)
+	i.Tasks = nil
+	for _, id := range k.order {
+		if t := k.tasks[id]; !t.over() {
+			i.Tasks = append(i.Tasks, t.get())
+		}
+	}
+	return i, k.changed
+}
+
+// Watch implements the keeper's service.
+func (k *Keeper) Watch(ctx context.Context, _ *connect.Request[api.WatchRequest], st *connect.ServerStream[api.Guest]) error {
+	for {
+		i, changed := k.snapshot()
+		if err := st.Send(i); err != nil {
+			return err
+		}
+		if i.State == api.GuestState_GUEST_STATE_STOPPED {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Stop implements the keeper's service.
+func (k *Keeper) Stop(_ context.Context, r *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error) {
+	k.mu.Lock()
+	g := k.g
+	k.mu.Unlock()
+	if g == nil {
+		return nil, api.NewError(connect.CodeFailedPrecondition, "not_running", "the guest is not running", "")
+	}
+	k.update(func(i *api.Guest) { i.State = api.GuestState_GUEST_STATE_STOPPING })
+	grace := StopGrace
+	if n := r.Msg.GraceNanos; n > 0 {
+		grace = min(time.Duration(n), StopBound)
+	}
+	g.Stop(grace)
+	i, _ := k.snapshot()
+	return connect.NewResponse(&api.StopGuestResponse{Guest: i}), nil
+}
+
+func (k *Keeper) spoolDir(id string) string { return filepath.Join(k.dir, dirTasks, id) }

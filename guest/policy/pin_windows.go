@@ -1,0 +1,36 @@
+package policy
+
+import (
+	"os"
+	"strings"
+
+	"golang.org/x/sys/windows"
+)
+
+const foldsCase = true
+
+func identity(p string, _ os.FileInfo) (dev, ino uint64, err error) {
+	name, err := windows.UTF16PtrFromString(p)
+	if err != nil {
+		return 0, 0, err
+	}
+	h, err := windows.CreateFile(name, 0, windows.FILE_SHARE_READ|windows.FILE_SHARE_WRITE|windows.FILE_SHARE_DELETE, nil,
+		windows.OPEN_EXISTING, windows.FILE_FLAG_BACKUP_SEMANTICS|windows.FILE_FLAG_OPEN_REPARSE_POINT, 0)
+	if err != nil {
+		return 0, 0, &os.PathError{Op: "open", Path: p, Err: err}
+	}
+	defer windows.CloseHandle(h)
+	var info windows.ByHandleFileInformation
+	if err := windows.GetFileInformationByHandle(h, &info); err != nil {
+		return 0, 0, &os.PathError{Op: "stat", Path: p, Err: err}
+	}
+	return uint64(info.VolumeSerialNumber), uint64(info.FileIndexHigh)<<32 | uint64(info.FileIndexLow), nil
+}
+
+// guestPath turns C:\src into /mnt/c/src.
+func guestPath(p string) string {
+	if len(p) > 2 && p[1] == ':' {
+		return "/mnt/" + strings.ToLower(p[:1]) + strings.TrimSuffix(strings.ReplaceAll(p[2:], `\`, "/"), "/")
+	}
+	return strings.ReplaceAll(p, `\`, "/")
+}

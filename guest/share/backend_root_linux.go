@@ -1,0 +1,7 @@
+package share
+
+import "syscall"
+
+func statTimes(sys *syscall.Stat_t) (atime, ctime timespec) {
+	return timespec{sec: sys.Atim.Sec, nsec: uint32(sys.Atim.Nsec)}, timespec{sec: sys.Ctim.Sec, nsec: uint32(sys.Ctim.Nsec)}
+}

@@ -1,0 +1,31 @@
+package share
+
+import (
+	"io/fs"
+	"os"
+	"syscall"
+)
+
+const openNonblock = 0
+
+// infoStat: without inode numbers, the guest sees node ids in their place and no link counts.
+func infoStat(info fs.FileInfo) stat { return portableStat(info) }
+
+// rootStatfs tells plausible figures: 1 TiB, all of it free; the quota is what limits.
+func rootStatfs(*os.Root) (statfs, error) {
+	const blocks = 1 << 28
+	return statfs{bsize: 4096, blocks: blocks, bfree: blocks, bavail: blocks, files: blocks, free: blocks}, nil
+}
+
+// fileTimes sets times through the handle; nil leaves one alone.
+func fileTimes(f *os.File, c change) error {
+	return syscall.SetFileTime(syscall.Handle(f.Fd()), nil, c.atime.filetime(), c.mtime.filetime())
+}
+
+func (t *timespec) filetime() *syscall.Filetime {
+	if t == nil {
+		return nil
+	}
+	ft := syscall.NsecToFiletime(t.time().UnixNano())
+	return &ft
+}

@@ -1,0 +1,159 @@
+package share
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	seccomp "github.com/elastic/go-seccomp-bpf"
+	"github.com/elastic/go-seccomp-bpf/arch"
+	"github.com/landlock-lsm/go-landlock/landlock"
+	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
+	"golang.org/x/sys/unix"
+)
+
+// Confine gives up, for the whole process and for good, everything that serving root does not need: every other file
+// (Landlock, with a rule made from the pinned folder itself), every system call but those on the list below (seccomp), core
+// dumps and new privileges. It is called once, after every descriptor that is to be used is open, and before the first byte
+// of the guest is read. If any of it fails, or turns out not to hold, the share must not be served.
+func Confine(root *Root, readOnly bool) error {
+	b, is := root.back.(*linuxBackend)
+	if !is {
+		return errors.New("confine the share: the folder was not opened by OpenRoot")
+	}
+	// Loaded now or never: log lines carry the local time.
+	_ = time.Now().String()
+	unix.Umask(0) // modes are the guest's to choose, within 0777; its kernel has applied the task's umask
+	for _, step := range []struct {
+		what string
+		do   func() error
+	}{
+		{"set limits", limitProcess},
+		{"restrict files (Landlock)", func() error { return restrictFiles(b.root, readOnly) }},
+		{"restrict system calls (seccomp)", restrictCalls},
+		{"verify the confinement", func() error { return probeConfined(b.root) }},
+	} {
+		if err := step.do(); err != nil {
+			return fmt.Errorf("confine the share %q: %s: %w", root.path, step.what, err)
+		}
+	}
+	return nil
+}
+
+// maxOpenFiles leaves room for MaxHandles' default, the runtime's own, the device's memory and event descriptors.
+const maxOpenFiles = 8192
+
+func limitProcess() error {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return err
+	}
+	files.Max = min(files.Max, maxOpenFiles)
+	files.Cur = files.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return err
+	}
+	return unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+}
+
+// restrictFiles leaves the folder, for reading or for everything short of making devices, sockets and FIFOs, and of executing.
+func restrictFiles(root int, readOnly bool) error {
+	abi, err := ll.LandlockGetABIVersion()
+	if err != nil {
+		return fmt.Errorf("%w (the kernel needs Landlock: Linux 5.19 or newer, with landlock among its lsm= modules)", err)
+	}
+	if abi < 2 {
+		return fmt.Errorf("the kernel's Landlock has version %d, and moving files between folders needs 2 (Linux 5.19)", abi)
+	}
+	rights := landlock.AccessFSSet(ll.AccessFSReadFile | ll.AccessFSReadDir)
+	if !readOnly {
+		rights |= ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSMakeReg | ll.AccessFSMakeDir | ll.AccessFSMakeSym |
+			ll.AccessFSRemoveFile | ll.AccessFSRemoveDir | ll.AccessFSRefer
+	}
+	// The magic link leads to the very folder that is pinned, whatever its name has come to mean.
+	return landlock.V8.BestEffort().Restrict(landlock.PathAccess(rights, fmt.Sprintf("/proc/self/fd/%d", root)))
+}
+
+// allowedCalls is what serving takes. Every other call fails with EPERM: above all socket, connect, openat (only openat2 opens, and
+// only below a descriptor), execve, ptrace, mount and io_uring.
+var allowedCalls = []string{
+	// the folder
+	"openat2", "close", "fstat", "statx", "newfstatat", "lseek", "pread64", "preadv", "pwrite64", "pwritev", "getdents64", "ftruncate",
+	"fallocate", "fsync", "fdatasync", "fchmod", "fchmodat", "fchmodat2", "utimensat", "readlinkat", "mkdirat", "unlinkat", "symlinkat", "linkat",
+	"renameat2", "fstatfs", "fcntl",
+	// the carrier: descriptors that are open already or come with messages
+	"read", "write", "readv", "writev", "recvmsg", "sendmsg", "recvfrom", "sendto", "shutdown", "getsockopt", "setsockopt", "eventfd2",
+	"epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_create1", "pipe2", "poll", "ppoll",
+	// Go's runtime and the C library's threads
+	"futex", "mmap", "munmap", "mprotect", "mremap", "madvise", "mincore", "brk", "clone", "exit", "exit_group", "gettid", "getpid", "tgkill",
+	"rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "sched_yield", "sched_getaffinity", "nanosleep", "clock_nanosleep",
+	"clock_gettime", "gettimeofday", "restart_syscall", "getrandom", "set_robust_list", "rseq", "prctl", "setitimer", "timer_create",
+	"timer_settime", "timer_delete", "membarrier", "getrlimit", "prlimit64", "arch_prctl",
+}
+
+// restrictCalls installs one filter for the list and one for each condition on an argument. They are apart because the library's
+// program goes on comparing the argument, not the call's number, after a condition that does not hold.
+func restrictCalls() error {
+	info, err := arch.GetInfo("")
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, n := range allowedCalls {
+		if _, exists := info.SyscallNames[n]; exists { // epoll_wait and poll, for two, are not everywhere
+			names = append(names, n)
+		}
+	}
+	deny := seccomp.ActionErrno | seccomp.Action(unix.EPERM)
+	self := uint64(os.Getpid())
+	conditions := []seccomp.NameWithConditions{
+		// Threads, but no processes and no namespaces. (clone3's flags are in memory, where a filter cannot look: ENOSYS.)
+		{Name: "clone", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.BitsNotSet, Value: unix.CLONE_THREAD}}},
+		{Name: "tgkill", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.NotEqual, Value: self}}},
+		{Name: "mmap", Conditions: seccomp.ArgumentConditions{{Argument: 2, Operation: seccomp.BitsSet, Value: unix.PROT_EXEC}}},
+		{Name: "mprotect", Conditions: seccomp.ArgumentConditions{{Argument: 2, Operation: seccomp.BitsSet, Value: unix.PROT_EXEC}}},
+		{Name: "prlimit64", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.NotEqual, Value: 0}}},
+		{Name: "prctl", Conditions: seccomp.ArgumentConditions{
+			{Argument: 0, Operation: seccomp.NotEqual, Value: unix.PR_SET_NAME}, {Argument: 0, Operation: seccomp.NotEqual, Value: unix.PR_SET_VMA},
+		}},
+		// openat2's flags lie in memory as well; that a path can only lie below the folder is Landlock's part.
+	}
+	policies := []seccomp.Policy{{DefaultAction: seccomp.ActionAllow, Syscalls: []seccomp.SyscallGroup{
+		{Names: []string{"clone3"}, Action: seccomp.ActionErrno | seccomp.Action(unix.ENOSYS)},
+	}}}
+	for _, c := range conditions {
+		policies = append(policies, seccomp.Policy{DefaultAction: seccomp.ActionAllow, Syscalls: []seccomp.SyscallGroup{
+			{NamesWithCondtions: []seccomp.NameWithConditions{c}, Action: deny},
+		}})
+	}
+	// The list comes last: it does not let prctl and seccomp through that the others are installed with.
+	policies = append(policies, seccomp.Policy{DefaultAction: seccomp.ActionErrno, Syscalls: []seccomp.SyscallGroup{
+		{Names: append(names, "clone3"), Action: seccomp.ActionAllow},
+	}})
+	for i, p := range policies {
+		f := seccomp.Filter{NoNewPrivs: i == 0, Flag: seccomp.FilterFlagTSync, Policy: p}
+		if err := seccomp.LoadFilter(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// probeConfined tries what must not work any more, and what must.
+func probeConfined(root int) error {
+	fd, err := unix.Openat2(unix.AT_FDCWD, "/", &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC})
+	if err == nil {
+		unix.Close(fd)
+		return errors.New("/ can still be read")
+	}
+	if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		unix.Close(fd)
+		return errors.New("a socket can still be made")
+	}
+	fd, err = unix.Openat2(root, ".", &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: beneath})
+	if err != nil {
+		return fmt.Errorf("the folder itself cannot be read: %w", err)
+	}
+	return unix.Close(fd)
+}

@@ -1,0 +1,3 @@
+package share
+
+func hostName(b []byte) errno { return windowsName(b) }

@@ -1,0 +1,389 @@
+package guest
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// A spool keeps a task's output on disk: files named by the offset at which
+// they begin, each a row of pieces (one byte of stream, a length as uint32
+// little endian, the bytes). Offsets count everything, so that they never go
+// back. When it is full, a writer waits for the readers that are attached;
+// without one the oldest file is dropped.
+
+const (
+	// SpoolMax is how much of a task's output is kept, in bytes.
+	SpoolMax = 256 << 20
+	// SpoolsMax is how much output of ended tasks a guest keeps, in bytes; the
+	// oldest goes first.
+	SpoolsMax  = 1 << 30
+	spoolParts = 64
+	pieceHead  = 5
+	maxPiece   = 1 << 20
+)
+
+// Streams of a spool.
+const (
+	streamOut = 1
+	streamErr = 2
+)
+
+type spoolFile struct {
+	start, size int64
+	f           *os.File
+}
+
+type spool struct {
+	dir  string
+	part int64 // bytes after which a new file begins
+	max  int64
+
+	mu      sync.Mutex
+	cond    *sync.Cond
+	files   []spoolFile
+	end     int64
+	sealed  bool // nothing more will be written
+	retired bool // closed when its last reader goes
+	closed  bool
+	readers map[*spoolReader]struct{}
+}
+
+func newSpool(dir string, max int64) (*spool, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	s := &spool{dir: dir, max: max, part: max / spoolParts, readers: map[*spoolReader]struct{}{}}
+	s.cond = sync.NewCond(&s.mu)
+	return s, s.grow()
+}
+
+// openSpool opens a spool that nobody writes any more.
+func openSpool(dir string) (*spool, error) {
+	s := &spool{dir: dir, sealed: true, readers: map[*spoolReader]struct{}{}}
+	s.cond = sync.NewCond(&s.mu)
+	es, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range es {
+		start, err := strconv.ParseInt(strings.TrimPrefix(e.Name(), "out."), 16, 64)
+		if err != nil || start < 0 || !e.Type().IsRegular() {
+			continue
+		}
+		f, err := os.Open(filepath.Join(dir, e.Name()))
+		if err != nil {
+			s.close()
+			return nil, err
+		}
+		fi, err := f.Stat()
+		if err != nil {
+			f.Close()
+			s.close()
+			return nil, err
+		}
+		s.files = append(s.files, spoolFile{start: start, size: fi.Size(), f: f})
+	}
+	sort.Slice(s.files, func(i, j int) bool { return s.files[i].start < s.files[j].start })
+	for i, f := range s.files {
+		if i > 0 && s.files[i-1].start+s.files[i-1].size != f.start {
+			s.close()
+			return nil, fmt.Errorf("%w: the spool %s has a gap", ErrDamaged, dir)
+		}
+		s.end = f.start + f.size
+	}
+	return s, nil
+}
+
+func (s *spool) grow() error {
+	f, err := os.OpenFile(filepath.Join(s.dir, fmt.Sprintf("out.%016x", s.end)), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	s.files = append(s.files, spoolFile{start: s.end, f: f})
+	return nil
+}
+
+// write adds a piece. It waits while the spool is full and somebody reads it.
+func (s *spool) write(ctx context.Context, stream byte, p []byte) error {
+	defer context.AfterFunc(ctx, s.wake)()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(p) > 0 {
+		n := min(len(p), maxPiece)
+		if err := s.room(ctx, int64(n+pieceHead)); err != nil {
+			return err
+		}
+		last := &s.files[len(s.files)-1]
+		b := make([]byte, pieceHead, pieceHead+n)
+		b[0] = stream
+		binary.LittleEndian.PutUint32(b[1:], uint32(n))
+		if _, err := last.f.WriteAt(append(b, p[:n]...), last.size); err != nil {
+			return fmt.Errorf("spool: %w", err)
+		}
+		last.size += int64(n + pieceHead)
+		s.end += int64(n + pieceHead)
+		p = p[n:]
+		s.cond.Broadcast()
+	}
+	return nil
+}
+
+// room makes place for n bytes. s.mu is held.
+func (s *spool) room(ctx context.Context, n int64) error {
+	for {
+		if s.sealed || s.closed {
+			return os.ErrClosed
+		}
+		if s.end+n-s.files[0].start <= s.max {
+			break
+		}
+		if s.slowest() < s.files[0].start+s.files[0].size {
+			if ctx.Err() != nil { // only a wait is called off: what has room is kept
+				return ctx.Err()
+			}
+			s.cond.Wait() // somebody still reads the oldest file
+			continue
+		}
+		if len(s.files) == 1 {
+			if err := s.grow(); err != nil {
+				return err
+			}
+		}
+		old := s.files[0]
+		s.files = s.files[1:]
+		old.f.Close()
+		if err := os.Remove(old.f.Name()); err != nil {
+			return err
+		}
+	}
+	if s.files[len(s.files)-1].size >= s.part {
+		return s.grow()
+	}
+	return nil
+}
+
+// slowest is the least offset of the attached readers. s.mu is held.
+func (s *spool) slowest() int64 {
+	least := s.end
+	for r := range s.readers {
+		least = min(least, r.at)
+	}
+	return least
+}
+
+func (s *spool) wake() {
+	s.mu.Lock()
+	s.cond.Broadcast()
+	s.mu.Unlock()
+}
+
+// seal says that nothing more comes, and makes what came durable.
+func (s *spool) seal() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sealed {
+		return nil
+	}
+	s.sealed = true
+	s.cond.Broadcast()
+	if s.end == 0 {
+		return nil
+	}
+	return s.files[len(s.files)-1].f.Sync()
+}
+
+func (s *spool) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closeLocked()
+}
+
+// retire closes the spool when nobody reads it any more; later readers open it
+// again from the disk.
+func (s *spool) retire() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.retired = true
+	if len(s.readers) == 0 {
+		s.closeLocked()
+	}
+}
+
+// size is what the spool has on the disk, in bytes.
+func (s *spool) size() (n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.files {
+		n += f.size
+	}
+	return n
+}
+
+// keptBytes is what a closed spool has on the disk.
+func keptBytes(dir string) (n int64) {
+	es, _ := os.ReadDir(dir)
+	for _, e := range es {
+		if fi, err := e.Info(); err == nil {
+			n += fi.Size()
+		}
+	}
+	return n
+}
+
+// emptySpool drops a closed spool's bytes from the disk and leaves behind how
+// many there were, so that a later reader is told.
+func emptySpool(dir string) error {
+	s, err := openSpool(dir)
+	if err != nil {
+		return err
+	}
+	s.close()
+	f, err := os.OpenFile(filepath.Join(dir, fmt.Sprintf("out.%016x", s.end)), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	for _, old := range s.files {
+		if old.start != s.end {
+			os.Remove(old.f.Name())
+		}
+	}
+	return nil
+}
+
+func (s *spool) closeLocked() {
+	s.closed, s.sealed = true, true
+	for _, f := range s.files {
+		f.f.Close()
+	}
+	s.cond.Broadcast()
+}
+
+// spoolReader reads a spool from an offset.
+type spoolReader struct {
+	s  *spool
+	at int64
+}
+
+// piece is one bit of output, or a number of bytes that are gone.
+type piece struct {
+	stream  byte
+	data    []byte
+	dropped int64
+	next    int64 // the offset after it
+}
+
+// reader attaches a reader at an offset. An offset within a piece goes on to
+// the next one, so that no caller can make it read a length from the data.
+func (s *spool) reader(at int64) *spoolReader {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.readerLocked(at)
+}
+
+// tryReader is reader, but nil once the spool is closed.
+func (s *spool) tryReader(at int64) *spoolReader {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	return s.readerLocked(at)
+}
+
+func (s *spool) readerLocked(at int64) *spoolReader {
+	r := &spoolReader{s: s, at: max(at, 0)}
+	for _, f := range s.files {
+		if r.at <= f.start || r.at >= f.start+f.size {
+			continue
+		}
+		pos := f.start
+		for pos < r.at && pos < f.start+f.size {
+			n, err := f.length(pos - f.start)
+			if err != nil {
+				break
+			}
+			pos += pieceHead + n
+		}
+		r.at = pos
+	}
+	s.readers[r] = struct{}{}
+	return r
+}
+
+func (r *spoolReader) close() {
+	r.s.mu.Lock()
+	delete(r.s.readers, r)
+	if r.s.retired && len(r.s.readers) == 0 {
+		r.s.closeLocked()
+	}
+	r.s.cond.Broadcast()
+	r.s.mu.Unlock()
+}
+
+func (f *spoolFile) length(at int64) (int64, error) {
+	var h [pieceHead]byte
+	if _, err := f.f.ReadAt(h[:], at); err != nil {
+		return 0, err
+	}
+	n := int64(binary.LittleEndian.Uint32(h[1:]))
+	if n > maxPiece || at+pieceHead+n > f.size {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return n, nil
+}
+
+// next returns the next piece; it waits for one if wait is set, and else, or
+// when no more will come, returns io.EOF.
+func (r *spoolReader) next(ctx context.Context, wait bool) (piece, error) {
+	s := r.s
+	defer context.AfterFunc(ctx, s.wake)()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		if err := ctx.Err(); err != nil {
+			return piece{}, err
+		}
+		if len(s.files) > 0 && r.at < s.files[0].start {
+			p := piece{dropped: s.files[0].start - r.at, next: s.files[0].start}
+			r.at = p.next
+			return p, nil
+		}
+		if r.at < s.end {
+			break
+		}
+		if s.sealed || !wait {
+			return piece{}, io.EOF
+		}
+		s.cond.Wait()
+	}
+	if s.closed {
+		return piece{}, os.ErrClosed
+	}
+	i := sort.Search(len(s.files), func(i int) bool { return s.files[i].start > r.at }) - 1
+	f := s.files[i]
+	n, err := f.length(r.at - f.start)
+	if err != nil { // the writer was killed in the midst of a piece
+		r.at = s.end
+		return piece{}, io.EOF
+	}
+	b := make([]byte, pieceHead+n)
+	if _, err := f.f.ReadAt(b, r.at-f.start); err != nil {
+		return piece{}, err
+	}
+	r.at += pieceHead + n
+	s.cond.Broadcast()
+	return piece{stream: b[0], data: b[pieceHead:], next: r.at}, nil
+}

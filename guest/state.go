@@ -1,0 +1,238 @@
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/gofrs/flock"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/carrel-vm/carrel/guest/api"
+)
+
+// A guest's folder, <state>/guests/<name>, mode 0700:
+//
+//	guest.json     what was asked for; written once, with the folder
+//	journal        what happened; only the holder of lock writes it
+//	lock           held by the keeper as long as it lives
+//	keeper.json    which process that is
+//	tasks/<id>/    spools
+//	scratch.img    the disk, if there is one
+//	console.log    what the kernel printed
+const (
+	fileSpec    = "guest.json"
+	fileJournal = "journal"
+	fileLock    = "lock"
+	fileKeeper  = "keeper.json"
+	fileScratch = "scratch.img"
+	dirTasks    = "tasks"
+)
+
+// maxRecord bounds a small state file, in bytes.
+const maxRecord = 1 << 20
+
+// saved is guest.json.
+type saved struct {
+	Version int             `json:"version"`
+	Created time.Time       `json:"created"`
+	Spec    json.RawMessage `json:"spec"`
+}
+
+// SocketPath is where a guest's keeper listens: short, whatever the name, since
+// a unix socket's path has at most 107 bytes.
+func SocketPath(run, name string) string {
+	h := fnv.New64a()
+	h.Write([]byte(name))
+	return filepath.Join(run, fmt.Sprintf("k-%08x", uint32(h.Sum64()>>32)^uint32(h.Sum64())))
+}
+
+// Create makes a guest's folder; it is there whole or not at all.
+func Create(guests, name string, spec *api.GuestSpec) error {
+	raw, err := protojson.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(&saved{Version: 1, Created: time.Now().UTC(), Spec: raw}, "", " ")
+	if err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(guests, ".new-"+name+"-")
+	if err != nil {
+		return err
+	}
+	if err = writeSynced(filepath.Join(tmp, fileSpec), b); err == nil {
+		err = syncDir(tmp)
+	}
+	Crash("create: before the rename")
+	if err == nil {
+		err = os.Rename(tmp, filepath.Join(guests, name))
+	}
+	Crash("create: after the rename")
+	if err != nil {
+		os.RemoveAll(tmp)
+		return err
+	}
+	return syncDir(guests)
+}
+
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// Discard removes a guest's folder: first out of sight, then from the disk, so
+// that a crash leaves nothing half there.
+func Discard(guests, name string) error {
+	tmp, err := os.MkdirTemp(guests, ".rm-"+name+"-")
+	if err != nil {
+		return err
+	}
+	Crash("discard: before the rename")
+	if err := os.Rename(filepath.Join(guests, name), filepath.Join(tmp, "d")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		os.Remove(tmp)
+		return err
+	}
+	Crash("discard: after the rename")
+	return os.RemoveAll(tmp)
+}
+
+// readSmall reads a file of ours that should be small.
+func readSmall(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
+	if err == nil && len(b) > maxRecord {
+		err = fmt.Errorf("%s is larger than %d bytes", path, maxRecord)
+	}
+	return b, err
+}
+
+// Load reads a guest's folder as it stands, without its keeper.
+func Load(dir string) (*api.Guest, *History, error) {
+	damaged := func(err error) error { return fmt.Errorf("%w: %s: %v", ErrDamaged, dir, err) }
+	b, err := readSmall(filepath.Join(dir, fileSpec))
+	if err != nil {
+		return nil, nil, damaged(err)
+	}
+	var s saved
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, nil, damaged(err)
+	}
+	if s.Version != 1 {
+		return nil, nil, fmt.Errorf("%w: %s was written by another version of Carrel (format %d, this one knows 1)", ErrDamaged, dir, s.Version)
+	}
+	spec := new(api.GuestSpec)
+	if err := protojson.Unmarshal(s.Spec, spec); err != nil {
+		return nil, nil, damaged(err)
+	}
+	if spec.Name != filepath.Base(dir) {
+		return nil, nil, damaged(fmt.Errorf("it says that its name is %q", spec.Name))
+	}
+	h, _, err := ReadJournal(filepath.Join(dir, fileJournal))
+	if err != nil {
+		return nil, nil, err
+	}
+	g := &api.Guest{
+		Name: spec.Name, Spec: spec, State: api.GuestState_GUEST_STATE_STOPPED,
+		Created: timestamppb.New(s.Created), StateDir: dir, Tasks: h.Tasks,
+	}
+	if !h.started.IsZero() {
+		g.Started = timestamppb.New(h.started)
+	}
+	if h.last != nil {
+		g.Cause = h.last.Cause
+	}
+	return g, h, nil
+}
+
+// Delivered says whether an ephemeral guest's caller has its result.
+func (h *History) Delivered() bool { return h.last != nil && h.last.Delivered }
+
+// Lock takes a guest's folder for this process; ok is false if a keeper has it.
+func Lock(dir string) (unlock func(), ok bool, err error) {
+	l := flock.New(filepath.Join(dir, fileLock), flock.SetPermissions(0o600))
+	ok, err = l.TryLock()
+	if err != nil || !ok {
+		l.Close()
+		return nil, false, err
+	}
+	return func() { l.Close() }, true, nil
+}
+
+// Settle gives every task that was accepted and has no ending its ending:
+// interrupted, with the cause. The caller holds the lock.
+func Settle(dir, cause string) error {
+	j, h, err := openJournal(filepath.Join(dir, fileJournal))
+	if err != nil {
+		return err
+	}
+	defer j.close()
+	if h.last != nil && h.last.State == "gone" && !open(h) {
+		return nil
+	}
+	for _, t := range h.Tasks {
+		if !ended(t) {
+			interrupt(t, cause)
+			Crash("settle: before a task")
+			if err := j.add(taskRecord(t, "")); err != nil {
+				return err
+			}
+		}
+	}
+	Crash("settle: after the tasks")
+	return j.add(&record{Guest: &guestRecord{State: "gone", Cause: cause}})
+}
+
+func open(h *History) bool {
+	for _, t := range h.Tasks {
+		if !ended(t) {
+			return true
+		}
+	}
+	return false
+}
+
+func interrupt(t *api.Task, cause string) {
+	t.State = api.TaskState_TASK_STATE_INTERRUPTED
+	t.Ended = timestamppb.Now()
+	t.Ending = &api.Ending{Status: StatusOurs, Cause: cause}
+}
+
+// LockWait is Lock, but waits for a keeper to end, as long as ctx lets it.
+func LockWait(ctx context.Context, dir string) (unlock func(), err error) {
+	l := flock.New(filepath.Join(dir, fileLock), flock.SetPermissions(0o600))
+	got := make(chan error, 1)
+	go func() { got <- l.Lock() }() // ends with the keeper, at the latest
+	select {
+	case err := <-got:
+		if err != nil {
+			l.Close()
+			return nil, err
+		}
+		return func() { l.Close() }, nil
+	case <-ctx.Done():
+		go func() { <-got; l.Close() }()
+		return nil, ctx.Err()
+	}
+}

@@ -1,0 +1,295 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"connectrpc.com/connect"
+	"github.com/oklog/ulid/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/carrel-vm/carrel/guest/api"
+)
+
+// task is one task of a keeper: live, or of an earlier run of the guest.
+type task struct {
+	mu  sync.Mutex
+	now *api.Task
+
+	done chan struct{} // closed when it has its ending
+	dir  string        // its spool
+	kept int64         // bytes of it on the disk, once the task has ended
+	// Of a live task only:
+	spool *spool
+	in    *input
+}
+
+func endedTask(t *api.Task, dir string) *task {
+	done := make(chan struct{})
+	close(done)
+	return &task{now: t, done: done, dir: dir}
+}
+
+func (t *task) get() *api.Task {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return proto.Clone(t.now).(*api.Task)
+}
+
+// over says whether the task has its ending.
+func (t *task) over() bool {
+	select {
+	case <-t.done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (t *task) set(f func(*api.Task)) *api.Task {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f(t.now)
+	return proto.Clone(t.now).(*api.Task)
+}
+
+// Start implements TaskService: the task is on disk before this answers.
+func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskRequest]) (*connect.Response[api.StartTaskResponse], error) {
+	if err := checkTask(r.Msg.Spec); err != nil {
+		return nil, api.NewError(connect.CodeInvalidArgument, "bad_task", err.Error(), "")
+	}
+	if len(r.Msg.IdempotencyKey) > 128 {
+		return nil, api.NewError(connect.CodeInvalidArgument, "bad_task", "the idempotency key is longer than 128 bytes", "")
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if id, ok := k.keys[r.Msg.IdempotencyKey]; ok && r.Msg.IdempotencyKey != "" {
+		if t := k.tasks[id]; t != nil {
+			return connect.NewResponse(&api.StartTaskResponse{Task: t.get()}), nil
+		}
+	}
+	if k.g == nil || k.info.State != api.GuestState_GUEST_STATE_READY {
+		return nil, api.NewError(connect.CodeFailedPrecondition, "not_running", "guest "+k.info.Name+" is not running", "carrel start "+k.info.Name)
+	}
+	if n := k.liveLocked(); n >= MaxTasks {
+		return nil, api.NewError(connect.CodeResourceExhausted, "too_many_tasks", fmt.Sprintf("%d tasks run in guest %s, which is the limit", n, k.info.Name), "wait for one to end")
+	}
+	t := &task{done: make(chan struct{}), in: newInput(), now: &api.Task{
+		Id: ulid.Make().String(), Guest: k.info.Name, Spec: r.Msg.Spec,
+		State: api.TaskState_TASK_STATE_QUEUED, Created: timestamppb.Now(),
+	}}
+	t.dir = k.spoolDir(t.now.Id)
+	var err error
+	if t.spool, err = newSpool(t.dir, SpoolMax); err != nil {
+		return nil, api.NewError(connect.CodeInternal, "disk", "the task's output cannot be kept: "+err.Error(), "make room on the disk that holds "+k.dir)
+	}
+	Crash("task: before it is recorded")
+	if err := k.journal.add(taskRecord(t.now, r.Msg.IdempotencyKey)); err != nil {
+		t.spool.close()
+		return nil, api.NewError(connect.CodeInternal, "disk", "the task cannot be recorded: "+err.Error(), "make room on the disk that holds "+k.dir)
+	}
+	if r.Msg.IdempotencyKey != "" {
+		k.keys[r.Msg.IdempotencyKey] = t.now.Id
+	}
+	k.tasks[t.now.Id] = t
+	k.order = append(k.order, t.now.Id)
+	if k.main == "" {
+		k.main = t.now.Id
+	}
+	answer := t.get()
+	Crash("task: recorded, before it runs")
+	k.running.Add(1)
+	go k.run(k.g, t)
+	k.changedLocked()
+	return connect.NewResponse(&api.StartTaskResponse{Task: answer}), nil
+}
+
+func (k *Keeper) liveLocked() (n int) {
+	for _, t := range k.tasks {
+		if !t.over() {
+			n++
+		}
+	}
+	return n
+}
+
+// forgetLocked drops the oldest ended tasks, and their output, beyond those
+// that are remembered, and rewrites a journal that has grown large.
+func (k *Keeper) forgetLocked() {
+	for i := 0; len(k.order) > keepEnded && i < len(k.order); {
+		id := k.order[i]
+		if t := k.tasks[id]; !t.over() || id == k.main {
+			i++
+			continue
+		}
+		delete(k.tasks, id)
+		maps.DeleteFunc(k.keys, func(_, v string) bool { return v == id })
+		k.order = append(k.order[:i], k.order[i+1:]...)
+		os.RemoveAll(k.spoolDir(id))
+	}
+	var kept int64
+	for _, id := range slices.Backward(k.order) {
+		t := k.tasks[id]
+		if kept += t.kept; kept > SpoolsMax && t.kept > 0 {
+			kept -= t.kept
+			t.kept = 0
+			if err := emptySpool(t.dir); err != nil {
+				k.log.Error("drop old output", "task", id, "error", err)
+			}
+		}
+	}
+	if k.journal.large() {
+		k.rewrite.Lock()
+		defer k.rewrite.Unlock()
+		h := &History{Keys: k.keys, last: &guestRecord{State: "ready"}, lastTime: time.Now().UTC()}
+		for _, id := range k.order {
+			h.Tasks = append(h.Tasks, k.tasks[id].get())
+		}
+		if err := k.journal.shrink(h); err != nil {
+			k.log.Error("shrink the journal", "error", err)
+			return
+		}
+		kept := map[string]bool{}
+		for _, t := range h.Tasks {
+			kept[t.Id] = true
+		}
+		k.order = slices.DeleteFunc(k.order, func(id string) bool {
+			if !kept[id] {
+				delete(k.tasks, id)
+				os.RemoveAll(k.spoolDir(id))
+			}
+			return !kept[id]
+		})
+	}
+}
+
+// run takes one task from queued to its one ending.
+func (k *Keeper) run(g *Guest, t *task) {
+	defer k.running.Done()
+	k.record(t, k.journal.note, func(a *api.Task) { a.State, a.Started = api.TaskState_TASK_STATE_RUNNING, timestamppb.Now() })
+	e := func() (e *api.Ending) {
+		defer func() { // a fault in our own code ends this guest, no other
+			if p := recover(); p != nil {
+				k.log.Error("panic", "task", t.now.Id, "panic", p)
+				g.fail(fmt.Sprintf("the keeper failed inside: %v", p))
+				g.vm.Kill()
+				e = &api.Ending{Status: StatusOurs, Cause: g.Cause()}
+			}
+		}()
+		return g.Exec(context.Background(), t.now.Id, t.now.Spec, t.spool, t.in)
+	}()
+	select {
+	case <-g.Gone(): // whoever is told of this ending must not find the guest ready
+		k.update(func(i *api.Guest) { i.State = api.GuestState_GUEST_STATE_STOPPING })
+	default:
+	}
+	Crash("task: ended, before its output is whole")
+	t.spool.seal()
+	Crash("task: ended, before that is recorded")
+	last := k.record(t, k.journal.add, func(a *api.Task) {
+		a.State, a.Ended, a.Ending = api.TaskState_TASK_STATE_EXITED, timestamppb.Now(), e
+		if e.Status == StatusOurs && e.Cause != "" {
+			a.State = api.TaskState_TASK_STATE_INTERRUPTED
+		}
+	})
+	k.log.Info("task ended", "task", last.Id, "state", last.State, "status", e.Status)
+	Crash("task: its end recorded, before it is told")
+	close(t.done)
+	t.spool.retire()
+	k.mu.Lock()
+	t.kept = t.spool.size()
+	k.forgetLocked()
+	k.changedLocked()
+	k.mu.Unlock()
+}
+
+// record changes a task's state, in memory and in the journal. If the journal
+// cannot be written the task goes on: a later reader sees it as interrupted,
+// never as succeeded.
+func (k *Keeper) record(t *task, write func(*record) error, f func(*api.Task)) *api.Task {
+	k.rewrite.RLock() // a journal is not rewritten between the two
+	defer k.rewrite.RUnlock()
+	now := t.set(f)
+	brief := proto.Clone(now).(*api.Task)
+	brief.Spec = nil // said once, when the task was accepted
+	if err := write(taskRecord(brief, "")); err != nil {
+		k.log.Error("journal", "task", now.Id, "error", err)
+	}
+	return now
+}
+
+// List implements TaskService.
+func (k *Keeper) List(context.Context, *connect.Request[api.ListTasksRequest]) (*connect.Response[api.ListTasksResponse], error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := new(api.ListTasksResponse)
+	for _, id := range k.order {
+		out.Tasks = append(out.Tasks, k.tasks[id].get())
+	}
+	return connect.NewResponse(out), nil
+}
+
+// Bounds of a task's request, all in bytes or counts.
+const (
+	maxArgs     = 4096
+	maxArgBytes = 512 << 10
+)
+
+// checkTask refuses what no guest could run.
+func checkTask(s *api.TaskSpec) error {
+	switch {
+	case s == nil || len(s.Argv) == 0 || s.Argv[0] == "":
+		return errors.New("there is no command")
+	case len(s.Argv) > maxArgs || len(s.Env) > maxArgs:
+		return fmt.Errorf("a command may have at most %d arguments and as many variables", maxArgs)
+	case s.Workdir != "" && !path.IsAbs(s.Workdir):
+		return fmt.Errorf("the working directory %q is not an absolute path", clip(s.Workdir))
+	case s.TimeoutNanos < 0:
+		return errors.New("the time limit is negative")
+	case len(s.User) > 32 || !userName(s.User):
+		return fmt.Errorf("the user %q is neither a name nor a number", clip(s.User))
+	}
+	total := len(s.Workdir)
+	for _, e := range s.Env {
+		if i := strings.IndexByte(e, '='); i < 1 {
+			return fmt.Errorf("the variable %q is not of the form NAME=value", clip(e))
+		}
+	}
+	for _, list := range [][]string{s.Argv, s.Env, {s.Workdir}} {
+		for _, a := range list {
+			if total += len(a); strings.IndexByte(a, 0) >= 0 || !utf8.ValidString(a) {
+				return fmt.Errorf("%q has a NUL byte or is not UTF-8", clip(a))
+			}
+		}
+	}
+	if total > maxArgBytes {
+		return fmt.Errorf("the command and its variables have %d bytes; %d are possible", total, maxArgBytes)
+	}
+	return nil
+}
+
+func userName(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' && (c != '-' || i == 0) {
+			return false
+		}
+	}
+	return true
+}
+
+func clip(s string) string {
+	if len(s) > 200 {
+		return s[:200] + "..."
+	}
+	return s
+}

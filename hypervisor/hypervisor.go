@@ -1,0 +1,70 @@
+// Package hypervisor is the one seam between Carrel and whatever makes the
+// boundary around a guest.
+package hypervisor
+
+import (
+	"context"
+	"net"
+)
+
+// Driver makes guests of one kind: qemu, vz, hcs, and the test driver.
+type Driver interface {
+	// Name is the driver's name as users see it: "qemu".
+	Name() string
+	// Create checks cfg and reserves what the guest needs. Nothing of the
+	// guest runs yet. A Config that this driver cannot honour whole is an
+	// error; nothing is left out silently.
+	Create(ctx context.Context, cfg Config, h Handlers) (VM, error)
+}
+
+// VM is one guest.
+//
+//	created ── Start ──> running <── Pause / Resume ──> paused
+//	    └───── Close ───────┴── Stop, or its own end ──────┴──> gone
+type VM interface {
+	// Start lets the guest run. It returns when the machine executes, not
+	// when the agent is ready: readiness is the agent's Hello.
+	Start(ctx context.Context) error
+	// Dial opens a stream to a port on which the guest listens. Before the
+	// guest's vsock driver is up it fails at once with ErrNotReady.
+	Dial(ctx context.Context, port uint32) (net.Conn, error)
+	// Listen accepts streams that the guest opens to a port of the host. The
+	// listener belongs to this guest alone. Streams half-close (CloseWrite).
+	Listen(port uint32) (net.Listener, error)
+	// Mounts says how the agent reaches each share of the Config, in order.
+	Mounts() []Mount
+	// Pause stops the guest's processors; Resume lets them go on.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+	// Kill ends the guest without asking it. A polite end is the caller's
+	// affair: it asks the agent, and calls Kill when the grace is over.
+	Kill() error
+	// Wait returns when the guest is gone and says why: nil after its own
+	// orderly power-off or a Kill, else a *GoneError.
+	Wait() error
+	// Close kills the guest if it runs, waits for it, and removes everything
+	// that Create and Start made. It may be called twice.
+	Close() error
+}
+
+// Handlers are what a driver calls back into, given as values so that a
+// driver imports nothing of ours.
+type Handlers struct {
+	// Console gets the guest's console output. It must not block: a driver
+	// calls it from the goroutine that drains the guest. The bytes are the
+	// guest's and must never reach a terminal unescaped.
+	Console func(p []byte)
+	// Share starts serving share i of the Config on conn and returns a
+	// function that ends it and waits. What is spoken on conn is the
+	// driver's: vhost-user for qemu. nil where the driver needs none.
+	Share func(ctx context.Context, i int, s Share) (ShareServer, error)
+}
+
+// ShareServer is a running server of one share.
+type ShareServer interface {
+	// Conn is the driver's end of the socket to the server; the driver owns
+	// it and closes it. It must be a *net.UnixConn for qemu.
+	Conn() net.Conn
+	// Close ends the server and waits for it.
+	Close() error
+}

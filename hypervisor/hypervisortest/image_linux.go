@@ -1,0 +1,93 @@
+package hypervisortest
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/u-root/u-root/pkg/cpio"
+)
+
+// Guest builds the conformance suite's guest program and returns its path.
+func Guest(t testing.TB) string {
+	t.Helper()
+	return build(t, "github.com/carrel-vm/carrel/hypervisor/hypervisortest/guestprog")
+}
+
+// Agent builds the real agent and returns its path.
+func Agent(t testing.TB) string {
+	t.Helper()
+	return build(t, "github.com/carrel-vm/carrel/cmd/carrel-agent")
+}
+
+func build(t testing.TB, pkg string) string {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), filepath.Base(pkg))
+	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", out, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", pkg, err, b)
+	}
+	return out
+}
+
+// Initrd packs one program as the init of an initrd and returns its path.
+func Initrd(t testing.TB, program string) string {
+	t.Helper()
+	b, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var buf bytes.Buffer
+	w := cpio.Newc.Writer(&buf)
+	records := []cpio.Record{
+		cpio.Directory("dev", 0o755),
+		// The kernel opens it for init before any devtmpfs is mounted.
+		cpio.CharDev("dev/console", 0o600, 5, 1),
+		cpio.StaticFile("init", string(b), 0o755),
+	}
+	if err := cpio.WriteRecords(w, records); err != nil {
+		t.Fatal(err)
+	}
+	if err := cpio.WriteTrailer(w); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "initrd")
+	if err := os.WriteFile(path, buf.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Kernel returns the kernel of the default image: $CARREL_TEST_KERNEL, or the
+// newest in Carrel's cache. Tests that need a machine do not pass without one.
+func Kernel(t testing.TB) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("the third ring needs a built kernel and real machines: make test runs it")
+	}
+	if k := os.Getenv("CARREL_TEST_KERNEL"); k != "" {
+		return k
+	}
+	cache := os.Getenv("CARREL_CACHE")
+	if home := os.Getenv("CARREL_HOME"); cache == "" && home != "" {
+		cache = filepath.Join(home, "cache")
+	}
+	if dir, err := os.UserCacheDir(); cache == "" && err == nil {
+		cache = filepath.Join(dir, "carrel")
+	}
+	var newest string
+	var when int64
+	found, _ := filepath.Glob(filepath.Join(cache, "kernel", "*", "vmlinuz")) // the pattern is sound
+	for _, f := range found {
+		if fi, err := os.Stat(f); err == nil && fi.ModTime().UnixNano() > when {
+			newest, when = f, fi.ModTime().UnixNano()
+		}
+	}
+	if newest == "" {
+		t.Fatalf("no kernel in %s/kernel: make image, or set CARREL_TEST_KERNEL", cache)
+	}
+	return newest
+}

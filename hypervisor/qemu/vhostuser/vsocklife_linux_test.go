@@ -1,0 +1,198 @@
+package vhostuser
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/carrel-vm/carrel/hypervisor"
+)
+
+// QMP's stop and cont in the middle of transfers lose nothing.
+func TestVsockPause(t *testing.T) {
+	g := newVsockGuest(t)
+	g.listen(10, echoStream)
+	var wg sync.WaitGroup
+	for i := range 4 {
+		c := dial(t, g, 10)
+		wg.Go(func() {
+			if err := exchange(c, 16<<20+i); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	pauses := 0
+	for done := make(chan struct{}); ; pauses++ {
+		if pauses == 0 {
+			go func() { wg.Wait(); close(done) }()
+		}
+		g.stop()
+		g.start()
+		select {
+		case <-done:
+			t.Logf("%d pauses", pauses)
+			if pauses < 3 {
+				t.Error("too few pauses to tell")
+			}
+			return
+		case <-time.After(3 * time.Millisecond):
+		}
+	}
+}
+
+// While the guest is paused a Dial waits, as long as its context lets it.
+func TestVsockDialWhilePaused(t *testing.T) {
+	g := newVsockGuest(t)
+	g.listen(10, echoStream)
+	g.stop()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := g.d.Dial(ctx, 10); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Dial: %v", err)
+	}
+	dialled := make(chan error, 1)
+	go func() {
+		c, err := g.d.Dial(testContext(t), 10)
+		if err == nil {
+			c.Close()
+		}
+		dialled <- err
+	}()
+	g.start()
+	if err := <-dialled; err != nil {
+		t.Errorf("Dial over a pause: %v", err)
+	}
+}
+
+func TestVsockReset(t *testing.T) {
+	g := newVsockGuest(t)
+	g.listen(10, echoStream)
+	l, err := g.d.Listen(5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveEcho(t, l)
+	for range 10 {
+		c := dial(t, g, 10)
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		read := make(chan error, 1)
+		go func() {
+			_, err := c.Read(make([]byte, 1))
+			read <- err
+		}()
+		g.reboot()
+		if err := <-read; !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("Read over a reset: %v", err)
+		}
+		if _, err := c.Write([]byte("x")); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("Write after a reset: %v", err)
+		}
+		if err := exchange(dial(t, g, 10), 300_000); err != nil {
+			t.Errorf("after the reset: %v", err)
+		}
+		s, err := g.dial(5)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := exchange(s, 300_000); err != nil {
+			t.Errorf("after the reset: %v", err)
+		}
+	}
+}
+
+// The death of QEMU reaches everyone who waits.
+func TestVsockDeath(t *testing.T) {
+	a, b := socketPair(t)
+	d := NewVsock(guestCID)
+	served := make(chan error, 1)
+	go func() { served <- d.Serve(context.Background(), b) }()
+	l, err := d.Listen(5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan error, 1)
+	go func() {
+		_, err := l.Accept()
+		accepted <- err
+	}()
+	a.Close()
+	if err := <-served; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept: %v", err)
+	}
+	if _, err := d.Dial(testContext(t), 5); !errors.Is(err, hypervisor.ErrGone) {
+		t.Errorf("Dial: %v", err)
+	}
+
+	g := newVsockGuest(t)
+	g.listen(10, func(s *guestStream) { s.Write([]byte("before the end")) })
+	g.listen(11, func(*guestStream) {})
+	c, w := dial(t, g, 10), dial(t, g, 11)
+	if _, err := io.ReadFull(c, make([]byte, 7)); err != nil {
+		t.Fatal(err)
+	}
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := w.Write(make([]byte, 1<<20))
+		wrote <- err
+	}()
+	g.conn.Close()
+	g.wait()
+	g.d.Close()
+	if got, err := io.ReadAll(c); string(got) != "the end" || !errors.Is(err, hypervisor.ErrGone) {
+		t.Errorf("what had arrived: %q, %v", got, err)
+	}
+	if err := <-wrote; !errors.Is(err, hypervisor.ErrGone) {
+		t.Errorf("Write: %v", err)
+	}
+	if err := g.d.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+}
+
+// Streams take turns, so that a bulk transfer does not hold up the others.
+func TestVsockTurns(t *testing.T) {
+	g := newVsockGuest(t)
+	g.listen(11, func(*guestStream) {})
+	var streams []*Stream
+	for range 3 {
+		streams = append(streams, dial(t, g, 11))
+	}
+	seen := make(chan packet, 1000)
+	g.stop()
+	g.mu.Lock()
+	g.packets = seen
+	g.mu.Unlock()
+	var wg sync.WaitGroup
+	for i, c := range streams {
+		wg.Go(func() {
+			if _, err := c.Write(make([]byte, 50_000)); err != nil {
+				t.Error(err)
+			}
+		})
+		eventually(t, "the stream waits for its turn", func() bool {
+			g.d.mu.Lock()
+			defer g.d.mu.Unlock()
+			return len(g.d.turns) == i+1
+		})
+	}
+	g.start()
+	wg.Wait()
+	for i := range 30 {
+		if p := <-seen; p.ports != streams[i%3].ports {
+			t.Fatalf("packet %d is of stream %v, want %v", i, p.ports, streams[i%3].ports)
+		}
+	}
+}

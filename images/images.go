@@ -1,0 +1,145 @@
+// Package images makes, keeps and checks what a guest boots from: a kernel, an initrd with the agent, and a root file system.
+//
+// A store is one folder that the user owns:
+//
+//	images/<name>/   vmlinuz, initrd, root.erofs, manifest.json: one image, complete or absent
+//	kernel/<key>/    a built kernel, root/<key>/ a built root: kept by the hash of all that went into them
+//	tmp/             builds under way; what is found there without a living build is rubbish
+//
+// The manifest guards against damage and mix-ups, not against the user: whoever may write here
+// may start guests anyway.
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sort"
+)
+
+// Errors of a store; each is wrapped with what was tried and what would mend it.
+var (
+	ErrNotFound = errors.New("no such image")
+	ErrDamaged  = errors.New("image is damaged")
+	ErrName     = errors.New("bad image name")
+	ErrTool     = errors.New("a tool is missing")
+)
+
+// The parts of an image: these files and no others.
+const (
+	Kernel = "vmlinuz"
+	Initrd = "initrd"
+	Root   = "root.erofs"
+
+	manifestName = "manifest.json"
+	recordName   = "verified.json"
+)
+
+// validName is the same for every image, so that a name is never a path or a flag.
+var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,30}$`)
+
+// CheckName says whether an image may be called name.
+func CheckName(name string) error {
+	if !validName.MatchString(name) {
+		return fmt.Errorf("%w %.40q (a name is 1 to 31 of a-z, 0-9 and -, and starts with a letter or digit)", ErrName, name)
+	}
+	return nil
+}
+
+// Store keeps images, one folder each. Its methods may be called from many goroutines and processes at once.
+type Store struct {
+	cache string
+}
+
+// Open returns the store in cacheDir, which is made at the first build.
+func Open(cacheDir string) *Store {
+	if abs, err := filepath.Abs(cacheDir); err == nil {
+		cacheDir = abs
+	}
+	return &Store{cache: cacheDir}
+}
+
+// Image is one complete image. The paths are absolute.
+type Image struct {
+	Name, Kernel, Initrd, Root string
+	Manifest                   Manifest
+}
+
+func (s *Store) dir(name string) string { return filepath.Join(s.cache, "images", name) }
+
+// List returns the images of the store by name, without hashing their parts.
+// Those that cannot be read are left out, and err, which wraps ErrDamaged, names each.
+func (s *Store) List(ctx context.Context) ([]Image, error) {
+	entries, err := os.ReadDir(filepath.Join(s.cache, "images"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	var all []Image
+	var bad []error
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if CheckName(e.Name()) != nil {
+			continue // not ours
+		}
+		img, err := s.load(e.Name())
+		if err != nil {
+			bad = append(bad, err)
+			continue
+		}
+		all = append(all, *img)
+	}
+	sort.Slice(all, func(i, j int) bool { return all[i].Name < all[j].Name })
+	return all, errors.Join(bad...)
+}
+
+// Remove deletes an image. What it was built from stays cached until it has not been used for a while.
+func (s *Store) Remove(ctx context.Context, name string) error {
+	if err := CheckName(name); err != nil {
+		return err
+	}
+	unlock, err := s.lock(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := os.Lstat(s.dir(name)); errors.Is(err, os.ErrNotExist) {
+		return notFound(name)
+	} else if err != nil {
+		return fmt.Errorf("remove image %s: %w", name, err)
+	}
+	// Out of sight in one step, then deleted: nobody sees half of an image.
+	tmp, err := s.temp("removed-")
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(s.dir(name), filepath.Join(tmp, name)); err != nil {
+		return fmt.Errorf("remove image %s: %w", name, err)
+	}
+	if err := os.RemoveAll(tmp); err != nil {
+		return fmt.Errorf("remove image %s: %w", name, err)
+	}
+	return nil
+}
+
+func (s *Store) temp(prefix string) (string, error) {
+	dir := filepath.Join(s.cache, "tmp")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("image store: %w", err)
+	}
+	d, err := os.MkdirTemp(dir, prefix)
+	if err != nil {
+		return "", fmt.Errorf("image store: %w", err)
+	}
+	return d, nil
+}
+
+func notFound(name string) error {
+	return fmt.Errorf("image %s: %w (carrel image build %s)", name, ErrNotFound, name)
+}

@@ -1,0 +1,156 @@
+package images
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// What a recipe says to us, on a line of its own: how far it is, and which tool it lacks.
+var (
+	stepLine    = regexp.MustCompile(`^carrel-step: (\d{1,9})/(\d{1,9}) (.*)$`)
+	missingLine = regexp.MustCompile(`^carrel-missing: (.{1,100})$`)
+)
+
+const (
+	maxLine   = 4096 // bytes of a child's line that are looked at
+	tailLines = 15   // lines of a failed child's output that its error shows
+)
+
+// inputs asks the recipe what else decides its result: versions of sources, mostly.
+func (b *builder) inputs(ctx context.Context, kind, dir string) (string, error) {
+	var out bytes.Buffer
+	lines := &lineWriter{}
+	if err := b.bash(ctx, dir, &out, lines, "--inputs"); err != nil {
+		return "", b.failure(kind, "", lines, err)
+	}
+	return out.String(), nil
+}
+
+// run lets the recipe build into out. All that it prints goes to a log, and its last lines into the error.
+func (b *builder) run(ctx context.Context, kind, dir, out string) error {
+	logPath := filepath.Join(b.store.cache, "logs", kind+".log")
+	if err := os.MkdirAll(filepath.Dir(logPath), 0o700); err != nil {
+		return err
+	}
+	log, err := os.Create(logPath)
+	if err != nil {
+		return fmt.Errorf("%s: log: %w", kind, err)
+	}
+	defer log.Close()
+	var done, total int64
+	lines := &lineWriter{each: func(line string) {
+		if m := stepLine.FindStringSubmatch(line); m != nil {
+			done, _ = strconv.ParseInt(m[1], 10, 64)
+			total, _ = strconv.ParseInt(m[2], 10, 64)
+			total = max(total, done)
+			line = m[3]
+		}
+		b.progress(Event{Stage: kind, Done: done, Total: total, Line: plain(line)})
+	}}
+	start := time.Now()
+	w := io.MultiWriter(log, lines)
+	if err := b.bash(ctx, dir, w, w, out); err != nil {
+		return b.failure(kind, logPath, lines, err)
+	}
+	b.progress(Event{Stage: kind, Done: total, Total: total, Line: fmt.Sprintf("built in %.0f s", time.Since(start).Seconds())})
+	return nil
+}
+
+// bash runs dir/build with its own process group, so that ending it ends what it started. The
+// child inherits the store's lock: should we be killed, the next build starts only when the last
+// process of this one is gone (their output then goes nowhere, which ends them soon).
+func (b *builder) bash(ctx context.Context, dir string, stdout, stderr io.Writer, arg string) error {
+	runtime.LockOSThread() // Pdeathsig is about the thread that forked (prctl(2), PR_SET_PDEATHSIG)
+	defer runtime.UnlockOSThread()
+	cmd := exec.CommandContext(ctx, "bash", filepath.Join(dir, "build"), arg)
+	cmd.Dir = dir
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	cmd.ExtraFiles = []*os.File{b.lock}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func (b *builder) failure(kind, logPath string, lines *lineWriter, err error) error {
+	lines.flush()
+	if len(lines.missing) > 0 {
+		return toolError(kind, lines.missing)
+	}
+	if errors.Is(err, exec.ErrNotFound) {
+		return toolError(kind, []string{"bash"})
+	}
+	tail := strings.Join(lines.tail, "\n  ")
+	if logPath != "" {
+		return fmt.Errorf("%s: %w (all of its output: %s)\n  %s", kind, err, logPath, tail)
+	}
+	return fmt.Errorf("%s: %w\n  %s", kind, err, tail)
+}
+
+// toolError names tools that a recipe wants and the host lacks.
+func toolError(stage string, tools []string) error {
+	return fmt.Errorf("build %s: %w: %s (scripts/setup installs it)", stage, ErrTool, strings.Join(tools, ", "))
+}
+
+// lineWriter cuts a child's output in lines, keeps the last ones and passes each on. exec writes
+// stdout and stderr to the same writer from one goroutine; the zero lineWriter only remembers.
+type lineWriter struct {
+	each    func(string)
+	part    []byte
+	tail    []string
+	missing []string
+}
+
+func (w *lineWriter) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 {
+		i := bytes.IndexAny(p, "\n\r")
+		end := i
+		if i < 0 {
+			end = len(p)
+		}
+		if room := maxLine - len(w.part); room > 0 {
+			w.part = append(w.part, p[:min(end, room)]...)
+		}
+		if i < 0 {
+			break
+		}
+		w.flush()
+		p = p[i+1:]
+	}
+	return n, nil
+}
+
+func (w *lineWriter) flush() {
+	line := string(w.part)
+	w.part = w.part[:0]
+	if strings.TrimSpace(line) == "" {
+		return
+	}
+	if m := missingLine.FindStringSubmatch(line); m != nil && len(w.missing) < 50 {
+		w.missing = append(w.missing, plain(m[1]))
+	}
+	w.tail = append(w.tail, plain(line))
+	if len(w.tail) > tailLines {
+		w.tail = w.tail[1:]
+	}
+	if w.each != nil {
+		w.each(line)
+	}
+}

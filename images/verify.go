@@ -1,0 +1,236 @@
+package images
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+)
+
+// Get returns an image whose parts are what its manifest says. Kernel and initrd (some 20 MB) are
+// hashed every time. The root (some 400 MB, a second of hashing) is hashed unless its file is to
+// the kernel the very one that was hashed last; see record. Errors wrap ErrNotFound or ErrDamaged.
+func (s *Store) Get(ctx context.Context, name string) (*Image, error) {
+	return s.verify(ctx, name, false)
+}
+
+// Verify hashes every part of an image, whatever is remembered.
+func (s *Store) Verify(ctx context.Context, name string) error {
+	_, err := s.verify(ctx, name, true)
+	return err
+}
+
+func (s *Store) verify(ctx context.Context, name string, full bool) (*Image, error) {
+	img, err := s.load(name)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range img.Manifest.Parts {
+		path := filepath.Join(s.dir(name), p.Name)
+		if p.Name == Root {
+			err = s.verifyRoot(ctx, name, p, full)
+		} else {
+			_, err = checkPart(ctx, path, p)
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			return nil, damaged(name, err)
+		}
+	}
+	return img, nil
+}
+
+// load reads an image's manifest and nothing else.
+func (s *Store) load(name string) (*Image, error) {
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	dir := s.dir(name)
+	if fi, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil, notFound(name)
+	} else if err != nil {
+		return nil, fmt.Errorf("image %s: %w", name, err)
+	} else if !fi.IsDir() {
+		return nil, damaged(name, fmt.Errorf("%s is not a folder", dir))
+	}
+	b, err := readSmall(filepath.Join(dir, manifestName), maxManifest)
+	if err != nil {
+		return nil, damaged(name, err)
+	}
+	m, err := parseManifest(b)
+	if err != nil {
+		return nil, damaged(name, err)
+	}
+	if m.Name != name {
+		return nil, damaged(name, fmt.Errorf("manifest: made for image %s", m.Name))
+	}
+	return &Image{
+		Name: name, Manifest: *m,
+		Kernel: filepath.Join(dir, Kernel), Initrd: filepath.Join(dir, Initrd), Root: filepath.Join(dir, Root),
+	}, nil
+}
+
+// checkPart hashes one file against the manifest and returns the identity that it had meanwhile.
+func checkPart(ctx context.Context, path string, p Part) (identity, error) {
+	f, err := openPart(path)
+	if err != nil {
+		return identity{}, fmt.Errorf("part %s: %w", p.Name, err)
+	}
+	defer f.Close()
+	before, err := identify(f)
+	if err != nil {
+		return identity{}, fmt.Errorf("part %s: %w", p.Name, err)
+	}
+	if before.Size != p.Size {
+		return identity{}, fmt.Errorf("part %s: %d bytes, expected %d", p.Name, before.Size, p.Size)
+	}
+	sum, _, err := hashReader(ctx, f)
+	if err != nil {
+		return identity{}, fmt.Errorf("part %s: %w", p.Name, err)
+	}
+	if sum != p.SHA256 {
+		return identity{}, fmt.Errorf("part %s: sha256 %s, expected %s", p.Name, sum, p.SHA256)
+	}
+	after, err := identify(f)
+	if err != nil {
+		return identity{}, fmt.Errorf("part %s: %w", p.Name, err)
+	}
+	if before != after {
+		return identity{}, fmt.Errorf("part %s: changed while it was read", p.Name)
+	}
+	return after, nil
+}
+
+// identity is how the host's kernel tells one state of one file from another.
+type identity struct {
+	Dev, Ino           uint64
+	Size, Mtime, Ctime int64 // bytes; nanoseconds since 1970
+	known              bool  // whether the platform gives all five
+}
+
+// record is what a full hash of the root left behind. It spares the next starts that hash as long
+// as device, inode, size, mtime and ctime are the same: any write, truncation, replacement or
+// utimes through the file system changes ctime, which no program can set. It does not see
+// a disk that returns other bytes than were written; Verify does. It lies beside the image, 0600,
+// in a folder that only the user may write, and whoever can forge it can as well replace manifest
+// and image together, so it takes nothing away.
+type record struct {
+	SHA256 string `json:"sha256"`
+	Dev    uint64 `json:"dev"`
+	Ino    uint64 `json:"ino"`
+	Size   int64  `json:"size"`
+	Mtime  int64  `json:"mtime"`
+	Ctime  int64  `json:"ctime"`
+}
+
+func (s *Store) verifyRoot(ctx context.Context, name string, p Part, full bool) error {
+	dir := s.dir(name)
+	path := filepath.Join(dir, Root)
+	if !full {
+		f, err := openPart(path)
+		if err != nil {
+			return fmt.Errorf("part %s: %w", p.Name, err)
+		}
+		id, err := identify(f)
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("part %s: %w", p.Name, err)
+		}
+		if id.known && readRecord(dir) == id.record(p.SHA256) && id.Size == p.Size {
+			return nil
+		}
+	}
+	id, err := checkPart(ctx, path, p)
+	if err != nil {
+		return err
+	}
+	if id.known {
+		// A record that cannot be written costs a hash at the next start, nothing else.
+		_ = writeRecord(dir, id.record(p.SHA256))
+	}
+	return nil
+}
+
+func (id identity) record(sum string) record {
+	return record{SHA256: sum, Dev: id.Dev, Ino: id.Ino, Size: id.Size, Mtime: id.Mtime, Ctime: id.Ctime}
+}
+
+// readRecord returns the zero record, which matches no file, if there is none that can be read.
+func readRecord(dir string) record {
+	var r record
+	b, err := readSmall(filepath.Join(dir, recordName), 4096)
+	if err != nil || json.Unmarshal(b, &r) != nil {
+		return record{}
+	}
+	return r
+}
+
+func writeRecord(dir string, r record) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, recordName+".*") // 0600
+	if err != nil {
+		return err
+	}
+	_, werr := f.Write(b)
+	if err := errors.Join(werr, f.Close()); err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	if err := os.Rename(f.Name(), filepath.Join(dir, recordName)); err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	return nil
+}
+
+// readSmall reads a regular file of at most limit bytes, following no link.
+func readSmall(path string, limit int64) ([]byte, error) {
+	f, err := openPart(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%s: more than %d bytes", path, limit)
+	}
+	return b, nil
+}
+
+// hashReader returns the sha256 of what r holds, and its length. It stops when ctx ends.
+func hashReader(ctx context.Context, r io.Reader) (string, int64, error) {
+	h := sha256.New()
+	buf := make([]byte, 1<<20)
+	var n int64
+	for {
+		if err := ctx.Err(); err != nil {
+			return "", n, err
+		}
+		k, err := r.Read(buf)
+		h.Write(buf[:k])
+		n += int64(k)
+		if errors.Is(err, io.EOF) {
+			return hex.EncodeToString(h.Sum(nil)), n, nil
+		}
+		if err != nil {
+			return "", n, err
+		}
+	}
+}
+
+func damaged(name string, err error) error {
+	return fmt.Errorf("image %s: %w: %w (carrel image build %s makes it anew)", name, ErrDamaged, err, name)
+}

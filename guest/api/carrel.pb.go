@@ -27,6 +27,60 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type EgressAction int32
+
+const (
+	// Deny.
+	EgressAction_EGRESS_ACTION_UNSPECIFIED EgressAction = 0
+	EgressAction_EGRESS_ACTION_ALLOW       EgressAction = 1
+	EgressAction_EGRESS_ACTION_DENY        EgressAction = 2
+	// The connection is held until somebody answers.
+	EgressAction_EGRESS_ACTION_ASK EgressAction = 3
+)
+
+// Enum value maps for EgressAction.
+var (
+	EgressAction_name = map[int32]string{
+		0: "EGRESS_ACTION_UNSPECIFIED",
+		1: "EGRESS_ACTION_ALLOW",
+		2: "EGRESS_ACTION_DENY",
+		3: "EGRESS_ACTION_ASK",
+	}
+	EgressAction_value = map[string]int32{
+		"EGRESS_ACTION_UNSPECIFIED": 0,
+		"EGRESS_ACTION_ALLOW":       1,
+		"EGRESS_ACTION_DENY":        2,
+		"EGRESS_ACTION_ASK":         3,
+	}
+)
+
+func (x EgressAction) Enum() *EgressAction {
+	p := new(EgressAction)
+	*p = x
+	return p
+}
+
+func (x EgressAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EgressAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_carrel_v1_carrel_proto_enumTypes[0].Descriptor()
+}
+
+func (EgressAction) Type() protoreflect.EnumType {
+	return &file_carrel_v1_carrel_proto_enumTypes[0]
+}
+
+func (x EgressAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EgressAction.Descriptor instead.
+func (EgressAction) EnumDescriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{0}
+}
+
 type ShareMode int32
 
 const (
@@ -61,11 +115,11 @@ func (x ShareMode) String() string {
 }
 
 func (ShareMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[0].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[1].Descriptor()
 }
 
 func (ShareMode) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[0]
+	return &file_carrel_v1_carrel_proto_enumTypes[1]
 }
 
 func (x ShareMode) Number() protoreflect.EnumNumber {
@@ -74,7 +128,7 @@ func (x ShareMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ShareMode.Descriptor instead.
 func (ShareMode) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{0}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{1}
 }
 
 type GuestState int32
@@ -120,11 +174,11 @@ func (x GuestState) String() string {
 }
 
 func (GuestState) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[1].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[2].Descriptor()
 }
 
 func (GuestState) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[1]
+	return &file_carrel_v1_carrel_proto_enumTypes[2]
 }
 
 func (x GuestState) Number() protoreflect.EnumNumber {
@@ -133,7 +187,7 @@ func (x GuestState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GuestState.Descriptor instead.
 func (GuestState) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{1}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{2}
 }
 
 type TaskState int32
@@ -175,11 +229,11 @@ func (x TaskState) String() string {
 }
 
 func (TaskState) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[2].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[3].Descriptor()
 }
 
 func (TaskState) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[2]
+	return &file_carrel_v1_carrel_proto_enumTypes[3]
 }
 
 func (x TaskState) Number() protoreflect.EnumNumber {
@@ -188,7 +242,7 @@ func (x TaskState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TaskState.Descriptor instead.
 func (TaskState) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{2}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{3}
 }
 
 type FileType int32
@@ -227,11 +281,11 @@ func (x FileType) String() string {
 }
 
 func (FileType) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[3].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[4].Descriptor()
 }
 
 func (FileType) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[3]
+	return &file_carrel_v1_carrel_proto_enumTypes[4]
 }
 
 func (x FileType) Number() protoreflect.EnumNumber {
@@ -240,7 +294,178 @@ func (x FileType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FileType.Descriptor instead.
 func (FileType) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{3}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{4}
+}
+
+type EgressEventKind int32
+
+const (
+	EgressEventKind_EGRESS_EVENT_KIND_UNSPECIFIED EgressEventKind = 0
+	// A connection was judged.
+	EgressEventKind_EGRESS_EVENT_KIND_CONNECT EgressEventKind = 1
+	// A request on an inspected connection was judged.
+	EgressEventKind_EGRESS_EVENT_KIND_REQUEST EgressEventKind = 2
+	// A connection ended; bytes are final.
+	EgressEventKind_EGRESS_EVENT_KIND_END EgressEventKind = 3
+	// A connection waits for an answer.
+	EgressEventKind_EGRESS_EVENT_KIND_QUESTION EgressEventKind = 4
+)
+
+// Enum value maps for EgressEventKind.
+var (
+	EgressEventKind_name = map[int32]string{
+		0: "EGRESS_EVENT_KIND_UNSPECIFIED",
+		1: "EGRESS_EVENT_KIND_CONNECT",
+		2: "EGRESS_EVENT_KIND_REQUEST",
+		3: "EGRESS_EVENT_KIND_END",
+		4: "EGRESS_EVENT_KIND_QUESTION",
+	}
+	EgressEventKind_value = map[string]int32{
+		"EGRESS_EVENT_KIND_UNSPECIFIED": 0,
+		"EGRESS_EVENT_KIND_CONNECT":     1,
+		"EGRESS_EVENT_KIND_REQUEST":     2,
+		"EGRESS_EVENT_KIND_END":         3,
+		"EGRESS_EVENT_KIND_QUESTION":    4,
+	}
+)
+
+func (x EgressEventKind) Enum() *EgressEventKind {
+	p := new(EgressEventKind)
+	*p = x
+	return p
+}
+
+func (x EgressEventKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EgressEventKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_carrel_v1_carrel_proto_enumTypes[5].Descriptor()
+}
+
+func (EgressEventKind) Type() protoreflect.EnumType {
+	return &file_carrel_v1_carrel_proto_enumTypes[5]
+}
+
+func (x EgressEventKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EgressEventKind.Descriptor instead.
+func (EgressEventKind) EnumDescriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{5}
+}
+
+type EgressAnswer int32
+
+const (
+	// No.
+	EgressAnswer_EGRESS_ANSWER_UNSPECIFIED EgressAnswer = 0
+	EgressAnswer_EGRESS_ANSWER_DENY        EgressAnswer = 1
+	// This connection only.
+	EgressAnswer_EGRESS_ANSWER_ONCE EgressAnswer = 2
+	// As long as this guest exists.
+	EgressAnswer_EGRESS_ANSWER_GUEST EgressAnswer = 3
+	// For every guest: written to policy.yaml.
+	EgressAnswer_EGRESS_ANSWER_ALWAYS EgressAnswer = 4
+)
+
+// Enum value maps for EgressAnswer.
+var (
+	EgressAnswer_name = map[int32]string{
+		0: "EGRESS_ANSWER_UNSPECIFIED",
+		1: "EGRESS_ANSWER_DENY",
+		2: "EGRESS_ANSWER_ONCE",
+		3: "EGRESS_ANSWER_GUEST",
+		4: "EGRESS_ANSWER_ALWAYS",
+	}
+	EgressAnswer_value = map[string]int32{
+		"EGRESS_ANSWER_UNSPECIFIED": 0,
+		"EGRESS_ANSWER_DENY":        1,
+		"EGRESS_ANSWER_ONCE":        2,
+		"EGRESS_ANSWER_GUEST":       3,
+		"EGRESS_ANSWER_ALWAYS":      4,
+	}
+)
+
+func (x EgressAnswer) Enum() *EgressAnswer {
+	p := new(EgressAnswer)
+	*p = x
+	return p
+}
+
+func (x EgressAnswer) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EgressAnswer) Descriptor() protoreflect.EnumDescriptor {
+	return file_carrel_v1_carrel_proto_enumTypes[6].Descriptor()
+}
+
+func (EgressAnswer) Type() protoreflect.EnumType {
+	return &file_carrel_v1_carrel_proto_enumTypes[6]
+}
+
+func (x EgressAnswer) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EgressAnswer.Descriptor instead.
+func (EgressAnswer) EnumDescriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{6}
+}
+
+type SecretKind int32
+
+const (
+	SecretKind_SECRET_KIND_UNSPECIFIED SecretKind = 0
+	// "Authorization: Bearer VALUE"
+	SecretKind_SECRET_KIND_BEARER SecretKind = 1
+	SecretKind_SECRET_KIND_BASIC  SecretKind = 2
+	SecretKind_SECRET_KIND_HEADER SecretKind = 3
+)
+
+// Enum value maps for SecretKind.
+var (
+	SecretKind_name = map[int32]string{
+		0: "SECRET_KIND_UNSPECIFIED",
+		1: "SECRET_KIND_BEARER",
+		2: "SECRET_KIND_BASIC",
+		3: "SECRET_KIND_HEADER",
+	}
+	SecretKind_value = map[string]int32{
+		"SECRET_KIND_UNSPECIFIED": 0,
+		"SECRET_KIND_BEARER":      1,
+		"SECRET_KIND_BASIC":       2,
+		"SECRET_KIND_HEADER":      3,
+	}
+)
+
+func (x SecretKind) Enum() *SecretKind {
+	p := new(SecretKind)
+	*p = x
+	return p
+}
+
+func (x SecretKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SecretKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_carrel_v1_carrel_proto_enumTypes[7].Descriptor()
+}
+
+func (SecretKind) Type() protoreflect.EnumType {
+	return &file_carrel_v1_carrel_proto_enumTypes[7]
+}
+
+func (x SecretKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SecretKind.Descriptor instead.
+func (SecretKind) EnumDescriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{7}
 }
 
 type FindingLevel int32
@@ -279,11 +504,11 @@ func (x FindingLevel) String() string {
 }
 
 func (FindingLevel) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[4].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[8].Descriptor()
 }
 
 func (FindingLevel) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[4]
+	return &file_carrel_v1_carrel_proto_enumTypes[8]
 }
 
 func (x FindingLevel) Number() protoreflect.EnumNumber {
@@ -292,7 +517,7 @@ func (x FindingLevel) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FindingLevel.Descriptor instead.
 func (FindingLevel) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{4}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
 }
 
 // ErrorDetail is attached to every error that Carrel itself makes.
@@ -375,7 +600,12 @@ type GuestSpec struct {
 	Shares  []*Share `protobuf:"bytes,6,rep,name=shares,proto3" json:"shares,omitempty"`
 	// The guest is removed when its one task has ended and its caller has the
 	// result, or has been gone for 30 s.
-	Ephemeral     bool `protobuf:"varint,7,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	Ephemeral bool `protobuf:"varint,7,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	// What the guest may reach; empty: nothing.
+	Egress *EgressSpec `protobuf:"bytes,8,opt,name=egress,proto3" json:"egress,omitempty"`
+	// The wall around the guest: "vm", "gvisor" or "process"; empty: the
+	// strongest that works here. It is never weakened silently.
+	Boundary      string `protobuf:"bytes,9,opt,name=boundary,proto3" json:"boundary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -459,6 +689,237 @@ func (x *GuestSpec) GetEphemeral() bool {
 	return false
 }
 
+func (x *GuestSpec) GetEgress() *EgressSpec {
+	if x != nil {
+		return x.Egress
+	}
+	return nil
+}
+
+func (x *GuestSpec) GetBoundary() string {
+	if x != nil {
+		return x.Boundary
+	}
+	return ""
+}
+
+// EgressSpec is what a guest asks to reach.
+type EgressSpec struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names of presets: "packages", "github", ...
+	Presets []string      `protobuf:"bytes,1,rep,name=presets,proto3" json:"presets,omitempty"`
+	Rules   []*EgressRule `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
+	// Names of secrets that are added to requests outside the guest. Each brings
+	// the rules of its definition.
+	Secrets       []string `protobuf:"bytes,3,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressSpec) Reset() {
+	*x = EgressSpec{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressSpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressSpec) ProtoMessage() {}
+
+func (x *EgressSpec) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressSpec.ProtoReflect.Descriptor instead.
+func (*EgressSpec) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *EgressSpec) GetPresets() []string {
+	if x != nil {
+		return x.Presets
+	}
+	return nil
+}
+
+func (x *EgressSpec) GetRules() []*EgressRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *EgressSpec) GetSecrets() []string {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+// EgressRule says what may happen to some connections or requests. Of all the
+// rules that match, deny beats ask, and ask beats allow; without one: deny.
+type EgressRule struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Action EgressAction           `protobuf:"varint,1,opt,name=action,proto3,enum=carrel.v1.EgressAction" json:"action,omitempty"`
+	// "example.org", "*.example.org" (any depth, not example.org itself),
+	// "192.0.2.7", "2001:db8::1", or "*".
+	Host string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	// Empty: 443.
+	Ports []uint32 `protobuf:"varint,3,rep,packed,name=ports,proto3" json:"ports,omitempty"`
+	// HTTP methods, upper case; empty: any. Methods, paths, a secret or
+	// max_up_bytes have TLS terminated on the host, so that it can look inside.
+	Methods []string `protobuf:"bytes,4,rep,name=methods,proto3" json:"methods,omitempty"`
+	// Patterns of the normalised path: "/a/b" matches itself, "*" any run of
+	// characters but "/", "**" any run; empty: any.
+	Paths []string `protobuf:"bytes,5,rep,name=paths,proto3" json:"paths,omitempty"`
+	// Bytes that one connection (or request, where TLS is terminated) may send
+	// out; 0: no limit.
+	MaxUpBytes int64 `protobuf:"varint,6,opt,name=max_up_bytes,json=maxUpBytes,proto3" json:"max_up_bytes,omitempty"`
+	// Bytes a second in each direction for all connections of the rule
+	// together; 0: no limit.
+	Rate int64 `protobuf:"varint,7,opt,name=rate,proto3" json:"rate,omitempty"`
+	// Name of the secret that is added to matching requests.
+	Secret string `protobuf:"bytes,8,opt,name=secret,proto3" json:"secret,omitempty"`
+	// Where the rule comes from: "policy.yaml:12", "preset packages", "--allow".
+	// Set by the daemon.
+	Origin string `protobuf:"bytes,9,opt,name=origin,proto3" json:"origin,omitempty"`
+	// Needed for "*" and for "*.suffix" where suffix is a public suffix.
+	Wide bool `protobuf:"varint,10,opt,name=wide,proto3" json:"wide,omitempty"`
+	// The name may resolve to private addresses (RFC 1918, ULA, ...). Loopback,
+	// link-local and metadata addresses stay refused unless the rule's host is
+	// that very address.
+	Private bool `protobuf:"varint,11,opt,name=private,proto3" json:"private,omitempty"`
+	// Terminate TLS even where nothing else in the rule needs it.
+	Inspect       bool `protobuf:"varint,12,opt,name=inspect,proto3" json:"inspect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressRule) Reset() {
+	*x = EgressRule{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressRule) ProtoMessage() {}
+
+func (x *EgressRule) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressRule.ProtoReflect.Descriptor instead.
+func (*EgressRule) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *EgressRule) GetAction() EgressAction {
+	if x != nil {
+		return x.Action
+	}
+	return EgressAction_EGRESS_ACTION_UNSPECIFIED
+}
+
+func (x *EgressRule) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *EgressRule) GetPorts() []uint32 {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *EgressRule) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *EgressRule) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *EgressRule) GetMaxUpBytes() int64 {
+	if x != nil {
+		return x.MaxUpBytes
+	}
+	return 0
+}
+
+func (x *EgressRule) GetRate() int64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *EgressRule) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *EgressRule) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *EgressRule) GetWide() bool {
+	if x != nil {
+		return x.Wide
+	}
+	return false
+}
+
+func (x *EgressRule) GetPrivate() bool {
+	if x != nil {
+		return x.Private
+	}
+	return false
+}
+
+func (x *EgressRule) GetInspect() bool {
+	if x != nil {
+		return x.Inspect
+	}
+	return false
+}
+
 // Share is one host folder that a guest may see.
 type Share struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -475,7 +936,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[2]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -487,7 +948,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[2]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -500,7 +961,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{2}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Share) GetPath() string {
@@ -552,13 +1013,22 @@ type Guest struct {
 	// The hypervisor's full command line, as it runs.
 	HypervisorArgs []string `protobuf:"bytes,13,rep,name=hypervisor_args,json=hypervisorArgs,proto3" json:"hypervisor_args,omitempty"`
 	Timings        *Timings `protobuf:"bytes,14,opt,name=timings,proto3" json:"timings,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The wall: "vm", "gvisor" or "process".
+	Boundary string `protobuf:"bytes,15,opt,name=boundary,proto3" json:"boundary,omitempty"`
+	// What the driver does not do as a microVM would, a sentence each.
+	BoundaryNotes []string `protobuf:"bytes,16,rep,name=boundary_notes,json=boundaryNotes,proto3" json:"boundary_notes,omitempty"`
+	// How the guest's names are steered: "sk_lookup", "nftables" or "none", with
+	// the reason. The guest's word: escaped, at most 256 bytes.
+	Steering string `protobuf:"bytes,17,opt,name=steering,proto3" json:"steering,omitempty"`
+	// Ports of the host's loopback that lead into the guest.
+	Ports         []*Port `protobuf:"bytes,18,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Guest) Reset() {
 	*x = Guest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[3]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -570,7 +1040,7 @@ func (x *Guest) String() string {
 func (*Guest) ProtoMessage() {}
 
 func (x *Guest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[3]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +1053,7 @@ func (x *Guest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guest.ProtoReflect.Descriptor instead.
 func (*Guest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{3}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Guest) GetName() string {
@@ -684,6 +1154,96 @@ func (x *Guest) GetTimings() *Timings {
 	return nil
 }
 
+func (x *Guest) GetBoundary() string {
+	if x != nil {
+		return x.Boundary
+	}
+	return ""
+}
+
+func (x *Guest) GetBoundaryNotes() []string {
+	if x != nil {
+		return x.BoundaryNotes
+	}
+	return nil
+}
+
+func (x *Guest) GetSteering() string {
+	if x != nil {
+		return x.Steering
+	}
+	return ""
+}
+
+func (x *Guest) GetPorts() []*Port {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+// Port is one way into a guest.
+type Port struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: 127.0.0.1.
+	HostAddress   string `protobuf:"bytes,1,opt,name=host_address,json=hostAddress,proto3" json:"host_address,omitempty"`
+	HostPort      uint32 `protobuf:"varint,2,opt,name=host_port,json=hostPort,proto3" json:"host_port,omitempty"`
+	GuestPort     uint32 `protobuf:"varint,3,opt,name=guest_port,json=guestPort,proto3" json:"guest_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Port) Reset() {
+	*x = Port{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Port) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Port) ProtoMessage() {}
+
+func (x *Port) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Port.ProtoReflect.Descriptor instead.
+func (*Port) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Port) GetHostAddress() string {
+	if x != nil {
+		return x.HostAddress
+	}
+	return ""
+}
+
+func (x *Port) GetHostPort() uint32 {
+	if x != nil {
+		return x.HostPort
+	}
+	return 0
+}
+
+func (x *Port) GetGuestPort() uint32 {
+	if x != nil {
+		return x.GuestPort
+	}
+	return 0
+}
+
 // Timings of the last start, nanoseconds, each measured by who did it.
 type Timings struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -702,7 +1262,7 @@ type Timings struct {
 
 func (x *Timings) Reset() {
 	*x = Timings{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[4]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -714,7 +1274,7 @@ func (x *Timings) String() string {
 func (*Timings) ProtoMessage() {}
 
 func (x *Timings) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[4]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -727,7 +1287,7 @@ func (x *Timings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timings.ProtoReflect.Descriptor instead.
 func (*Timings) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{4}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Timings) GetKeeperNanos() int64 {
@@ -776,7 +1336,7 @@ type StartGuestRequest struct {
 
 func (x *StartGuestRequest) Reset() {
 	*x = StartGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[5]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +1348,7 @@ func (x *StartGuestRequest) String() string {
 func (*StartGuestRequest) ProtoMessage() {}
 
 func (x *StartGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[5]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +1361,7 @@ func (x *StartGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartGuestRequest.ProtoReflect.Descriptor instead.
 func (*StartGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{5}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StartGuestRequest) GetSpec() *GuestSpec {
@@ -832,7 +1392,7 @@ type StartGuestEvent struct {
 
 func (x *StartGuestEvent) Reset() {
 	*x = StartGuestEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[6]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +1404,7 @@ func (x *StartGuestEvent) String() string {
 func (*StartGuestEvent) ProtoMessage() {}
 
 func (x *StartGuestEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[6]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +1417,7 @@ func (x *StartGuestEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartGuestEvent.ProtoReflect.Descriptor instead.
 func (*StartGuestEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{6}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StartGuestEvent) GetKind() isStartGuestEvent_Kind {
@@ -932,7 +1492,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[7]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -944,7 +1504,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[7]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -957,7 +1517,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{7}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Progress) GetStage() string {
@@ -999,7 +1559,7 @@ type StopGuestRequest struct {
 
 func (x *StopGuestRequest) Reset() {
 	*x = StopGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1571,7 @@ func (x *StopGuestRequest) String() string {
 func (*StopGuestRequest) ProtoMessage() {}
 
 func (x *StopGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1584,7 @@ func (x *StopGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopGuestRequest.ProtoReflect.Descriptor instead.
 func (*StopGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StopGuestRequest) GetName() string {
@@ -1050,7 +1610,7 @@ type StopGuestResponse struct {
 
 func (x *StopGuestResponse) Reset() {
 	*x = StopGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1622,7 @@ func (x *StopGuestResponse) String() string {
 func (*StopGuestResponse) ProtoMessage() {}
 
 func (x *StopGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1635,7 @@ func (x *StopGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopGuestResponse.ProtoReflect.Descriptor instead.
 func (*StopGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StopGuestResponse) GetGuest() *Guest {
@@ -1095,7 +1655,7 @@ type RemoveGuestRequest struct {
 
 func (x *RemoveGuestRequest) Reset() {
 	*x = RemoveGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1667,7 @@ func (x *RemoveGuestRequest) String() string {
 func (*RemoveGuestRequest) ProtoMessage() {}
 
 func (x *RemoveGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1680,7 @@ func (x *RemoveGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGuestRequest.ProtoReflect.Descriptor instead.
 func (*RemoveGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemoveGuestRequest) GetName() string {
@@ -1145,7 +1705,7 @@ type RemoveGuestResponse struct {
 
 func (x *RemoveGuestResponse) Reset() {
 	*x = RemoveGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1717,7 @@ func (x *RemoveGuestResponse) String() string {
 func (*RemoveGuestResponse) ProtoMessage() {}
 
 func (x *RemoveGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1730,7 @@ func (x *RemoveGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGuestResponse.ProtoReflect.Descriptor instead.
 func (*RemoveGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{14}
 }
 
 type ListGuestsRequest struct {
@@ -1181,7 +1741,7 @@ type ListGuestsRequest struct {
 
 func (x *ListGuestsRequest) Reset() {
 	*x = ListGuestsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1193,7 +1753,7 @@ func (x *ListGuestsRequest) String() string {
 func (*ListGuestsRequest) ProtoMessage() {}
 
 func (x *ListGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1206,7 +1766,7 @@ func (x *ListGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGuestsRequest.ProtoReflect.Descriptor instead.
 func (*ListGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{12}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{15}
 }
 
 type ListGuestsResponse struct {
@@ -1218,7 +1778,7 @@ type ListGuestsResponse struct {
 
 func (x *ListGuestsResponse) Reset() {
 	*x = ListGuestsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1790,7 @@ func (x *ListGuestsResponse) String() string {
 func (*ListGuestsResponse) ProtoMessage() {}
 
 func (x *ListGuestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1803,7 @@ func (x *ListGuestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGuestsResponse.ProtoReflect.Descriptor instead.
 func (*ListGuestsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{13}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListGuestsResponse) GetGuests() []*Guest {
@@ -1262,7 +1822,7 @@ type InspectGuestRequest struct {
 
 func (x *InspectGuestRequest) Reset() {
 	*x = InspectGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +1834,7 @@ func (x *InspectGuestRequest) String() string {
 func (*InspectGuestRequest) ProtoMessage() {}
 
 func (x *InspectGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1287,7 +1847,7 @@ func (x *InspectGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectGuestRequest.ProtoReflect.Descriptor instead.
 func (*InspectGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{14}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *InspectGuestRequest) GetName() string {
@@ -1306,7 +1866,7 @@ type InspectGuestResponse struct {
 
 func (x *InspectGuestResponse) Reset() {
 	*x = InspectGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1878,7 @@ func (x *InspectGuestResponse) String() string {
 func (*InspectGuestResponse) ProtoMessage() {}
 
 func (x *InspectGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1891,7 @@ func (x *InspectGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectGuestResponse.ProtoReflect.Descriptor instead.
 func (*InspectGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{15}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *InspectGuestResponse) GetGuest() *Guest {
@@ -1362,7 +1922,7 @@ type TaskSpec struct {
 
 func (x *TaskSpec) Reset() {
 	*x = TaskSpec{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1934,7 @@ func (x *TaskSpec) String() string {
 func (*TaskSpec) ProtoMessage() {}
 
 func (x *TaskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1947,7 @@ func (x *TaskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
 func (*TaskSpec) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{16}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TaskSpec) GetArgv() []string {
@@ -1473,7 +2033,7 @@ type TaskLimits struct {
 
 func (x *TaskLimits) Reset() {
 	*x = TaskLimits{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +2045,7 @@ func (x *TaskLimits) String() string {
 func (*TaskLimits) ProtoMessage() {}
 
 func (x *TaskLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +2058,7 @@ func (x *TaskLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskLimits.ProtoReflect.Descriptor instead.
 func (*TaskLimits) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{17}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TaskLimits) GetMemoryBytes() uint64 {
@@ -1556,7 +2116,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +2128,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +2141,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{18}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Task) GetId() string {
@@ -1659,7 +2219,7 @@ type Ending struct {
 
 func (x *Ending) Reset() {
 	*x = Ending{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1671,7 +2231,7 @@ func (x *Ending) String() string {
 func (*Ending) ProtoMessage() {}
 
 func (x *Ending) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1684,7 +2244,7 @@ func (x *Ending) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ending.ProtoReflect.Descriptor instead.
 func (*Ending) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{19}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Ending) GetStatus() int32 {
@@ -1734,7 +2294,7 @@ type StartTaskRequest struct {
 
 func (x *StartTaskRequest) Reset() {
 	*x = StartTaskRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +2306,7 @@ func (x *StartTaskRequest) String() string {
 func (*StartTaskRequest) ProtoMessage() {}
 
 func (x *StartTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +2319,7 @@ func (x *StartTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartTaskRequest.ProtoReflect.Descriptor instead.
 func (*StartTaskRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{20}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StartTaskRequest) GetGuest() string {
@@ -1792,7 +2352,7 @@ type StartTaskResponse struct {
 
 func (x *StartTaskResponse) Reset() {
 	*x = StartTaskResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +2364,7 @@ func (x *StartTaskResponse) String() string {
 func (*StartTaskResponse) ProtoMessage() {}
 
 func (x *StartTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +2377,7 @@ func (x *StartTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartTaskResponse.ProtoReflect.Descriptor instead.
 func (*StartTaskResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{21}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartTaskResponse) GetTask() *Task {
@@ -1843,7 +2403,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +2415,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +2428,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{22}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AttachRequest) GetKind() isAttachRequest_Kind {
@@ -1975,7 +2535,7 @@ type AttachOpen struct {
 
 func (x *AttachOpen) Reset() {
 	*x = AttachOpen{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2547,7 @@ func (x *AttachOpen) String() string {
 func (*AttachOpen) ProtoMessage() {}
 
 func (x *AttachOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2560,7 @@ func (x *AttachOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachOpen.ProtoReflect.Descriptor instead.
 func (*AttachOpen) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{23}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AttachOpen) GetGuest() string {
@@ -2046,7 +2606,7 @@ type StdinClose struct {
 
 func (x *StdinClose) Reset() {
 	*x = StdinClose{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2058,7 +2618,7 @@ func (x *StdinClose) String() string {
 func (*StdinClose) ProtoMessage() {}
 
 func (x *StdinClose) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2071,7 +2631,7 @@ func (x *StdinClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinClose.ProtoReflect.Descriptor instead.
 func (*StdinClose) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{24}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{27}
 }
 
 type Resize struct {
@@ -2084,7 +2644,7 @@ type Resize struct {
 
 func (x *Resize) Reset() {
 	*x = Resize{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +2656,7 @@ func (x *Resize) String() string {
 func (*Resize) ProtoMessage() {}
 
 func (x *Resize) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2669,7 @@ func (x *Resize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resize.ProtoReflect.Descriptor instead.
 func (*Resize) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{25}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Resize) GetRows() uint32 {
@@ -2135,6 +2695,7 @@ type AttachResponse struct {
 	//	*AttachResponse_Dropped
 	//	*AttachResponse_End
 	//	*AttachResponse_Task
+	//	*AttachResponse_Notice
 	Kind isAttachResponse_Kind `protobuf_oneof:"kind"`
 	// The offset that comes after this piece.
 	Next          int64 `protobuf:"varint,5,opt,name=next,proto3" json:"next,omitempty"`
@@ -2144,7 +2705,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2156,7 +2717,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2169,7 +2730,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{26}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AttachResponse) GetKind() isAttachResponse_Kind {
@@ -2224,6 +2785,15 @@ func (x *AttachResponse) GetTask() *Task {
 	return nil
 }
 
+func (x *AttachResponse) GetNotice() string {
+	if x != nil {
+		if x, ok := x.Kind.(*AttachResponse_Notice); ok {
+			return x.Notice
+		}
+	}
+	return ""
+}
+
 func (x *AttachResponse) GetNext() int64 {
 	if x != nil {
 		return x.Next
@@ -2257,6 +2827,11 @@ type AttachResponse_Task struct {
 	Task *Task `protobuf:"bytes,6,opt,name=task,proto3,oneof"`
 }
 
+type AttachResponse_Notice struct {
+	// A line that Carrel, not the task, has to say: "egress refused: ...".
+	Notice string `protobuf:"bytes,7,opt,name=notice,proto3,oneof"`
+}
+
 func (*AttachResponse_Stdout) isAttachResponse_Kind() {}
 
 func (*AttachResponse_Stderr) isAttachResponse_Kind() {}
@@ -2267,6 +2842,8 @@ func (*AttachResponse_End) isAttachResponse_Kind() {}
 
 func (*AttachResponse_Task) isAttachResponse_Kind() {}
 
+func (*AttachResponse_Notice) isAttachResponse_Kind() {}
+
 type ListTasksRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
@@ -2276,7 +2853,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +2865,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +2878,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{27}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListTasksRequest) GetGuest() string {
@@ -2320,7 +2897,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2909,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2922,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{28}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListTasksResponse) GetTasks() []*Task {
@@ -2369,7 +2946,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2958,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2971,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{29}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PutRequest) GetKind() isPutRequest_Kind {
@@ -2466,7 +3043,7 @@ type PutOpen struct {
 
 func (x *PutOpen) Reset() {
 	*x = PutOpen{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2478,7 +3055,7 @@ func (x *PutOpen) String() string {
 func (*PutOpen) ProtoMessage() {}
 
 func (x *PutOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2491,7 +3068,7 @@ func (x *PutOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutOpen.ProtoReflect.Descriptor instead.
 func (*PutOpen) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{30}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PutOpen) GetGuest() string {
@@ -2530,7 +3107,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2542,7 +3119,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2555,7 +3132,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{31}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{34}
 }
 
 type GetRequest struct {
@@ -2569,7 +3146,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +3158,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +3171,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{32}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetRequest) GetGuest() string {
@@ -2631,7 +3208,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2643,7 +3220,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2656,7 +3233,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{33}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetResponse) GetKind() isGetResponse_Kind {
@@ -2718,7 +3295,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +3307,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +3320,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{34}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *File) GetName() string {
@@ -2781,6 +3358,2016 @@ func (x *File) GetTarget() string {
 	return ""
 }
 
+type ExplainEgressRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainEgressRequest) Reset() {
+	*x = ExplainEgressRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainEgressRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainEgressRequest) ProtoMessage() {}
+
+func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
+func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ExplainEgressRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+type ExplainEgressResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Rules []*EgressRule          `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	// What is not as the rules alone would have it: "names are resolved by the
+	// proxy http://proxy:3128: addresses are not checked", ...
+	Notes         []string `protobuf:"bytes,2,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainEgressResponse) Reset() {
+	*x = ExplainEgressResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainEgressResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainEgressResponse) ProtoMessage() {}
+
+func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
+func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ExplainEgressResponse) GetRules() []*EgressRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *ExplainEgressResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+type ChangeEgressRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Add   []*EgressRule          `protobuf:"bytes,2,rep,name=add,proto3" json:"add,omitempty"`
+	// Rules with the same action, host and ports are taken away.
+	Remove        []*EgressRule `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeEgressRequest) Reset() {
+	*x = ChangeEgressRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeEgressRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeEgressRequest) ProtoMessage() {}
+
+func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeEgressRequest.ProtoReflect.Descriptor instead.
+func (*ChangeEgressRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ChangeEgressRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *ChangeEgressRequest) GetAdd() []*EgressRule {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+func (x *ChangeEgressRequest) GetRemove() []*EgressRule {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+type ChangeEgressResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Rules []*EgressRule          `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	// Connections that were closed because no rule covers them any more.
+	Closed        int32 `protobuf:"varint,2,opt,name=closed,proto3" json:"closed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeEgressResponse) Reset() {
+	*x = ChangeEgressResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeEgressResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeEgressResponse) ProtoMessage() {}
+
+func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeEgressResponse.ProtoReflect.Descriptor instead.
+func (*ChangeEgressResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ChangeEgressResponse) GetRules() []*EgressRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *ChangeEgressResponse) GetClosed() int32 {
+	if x != nil {
+		return x.Closed
+	}
+	return 0
+}
+
+type TestEgressRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A guest's name; empty: what policy.yaml alone gives a new guest.
+	Guest string `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	// "https://host[:port]/path" or "host:port".
+	Url string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	// Empty: GET.
+	Method        string `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestEgressRequest) Reset() {
+	*x = TestEgressRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestEgressRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestEgressRequest) ProtoMessage() {}
+
+func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestEgressRequest.ProtoReflect.Descriptor instead.
+func (*TestEgressRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *TestEgressRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *TestEgressRequest) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *TestEgressRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+type TestEgressResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Verdict       *EgressVerdict         `protobuf:"bytes,1,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestEgressResponse) Reset() {
+	*x = TestEgressResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestEgressResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestEgressResponse) ProtoMessage() {}
+
+func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestEgressResponse.ProtoReflect.Descriptor instead.
+func (*TestEgressResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *TestEgressResponse) GetVerdict() *EgressVerdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return nil
+}
+
+// EgressVerdict is one decision.
+type EgressVerdict struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Action EgressAction           `protobuf:"varint,1,opt,name=action,proto3,enum=carrel.v1.EgressAction" json:"action,omitempty"`
+	// One sentence, without control characters.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The rule that decided, if one did.
+	Rule *EgressRule `protobuf:"bytes,3,opt,name=rule,proto3" json:"rule,omitempty"`
+	// The command that would change it: "carrel allow NAME example.org".
+	Cure string `protobuf:"bytes,4,opt,name=cure,proto3" json:"cure,omitempty"`
+	// TLS is terminated to decide on each request.
+	Inspected     bool `protobuf:"varint,5,opt,name=inspected,proto3" json:"inspected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressVerdict) Reset() {
+	*x = EgressVerdict{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressVerdict) ProtoMessage() {}
+
+func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressVerdict.ProtoReflect.Descriptor instead.
+func (*EgressVerdict) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *EgressVerdict) GetAction() EgressAction {
+	if x != nil {
+		return x.Action
+	}
+	return EgressAction_EGRESS_ACTION_UNSPECIFIED
+}
+
+func (x *EgressVerdict) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *EgressVerdict) GetRule() *EgressRule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+func (x *EgressVerdict) GetCure() string {
+	if x != nil {
+		return x.Cure
+	}
+	return ""
+}
+
+func (x *EgressVerdict) GetInspected() bool {
+	if x != nil {
+		return x.Inspected
+	}
+	return false
+}
+
+type WatchEgressRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	// Go on with new verdicts.
+	Follow bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	// At most this many of the past; 0: all that are kept (1,024).
+	Last          int32 `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEgressRequest) Reset() {
+	*x = WatchEgressRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEgressRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEgressRequest) ProtoMessage() {}
+
+func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEgressRequest.ProtoReflect.Descriptor instead.
+func (*WatchEgressRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *WatchEgressRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *WatchEgressRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *WatchEgressRequest) GetLast() int32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+// EgressEvent is one crossing, or the end of one.
+type EgressEvent struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Time     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	Kind     EgressEventKind        `protobuf:"varint,3,opt,name=kind,proto3,enum=carrel.v1.EgressEventKind" json:"kind,omitempty"`
+	// The guest's word for the task that opened the connection; checked to be
+	// one of the guest's tasks, else empty. Attribution, not a boundary.
+	Task string `protobuf:"bytes,4,opt,name=task,proto3" json:"task,omitempty"`
+	// Canonical; what could not be parsed is shown quoted, at most 256 bytes.
+	Host string `protobuf:"bytes,5,opt,name=host,proto3" json:"host,omitempty"`
+	Port uint32 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
+	// Only where TLS is terminated or the request was in clear text.
+	Method  string         `protobuf:"bytes,7,opt,name=method,proto3" json:"method,omitempty"`
+	Path    string         `protobuf:"bytes,8,opt,name=path,proto3" json:"path,omitempty"`
+	Verdict *EgressVerdict `protobuf:"bytes,9,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	// Bytes out of the guest and into it.
+	BytesUp       int64 `protobuf:"varint,10,opt,name=bytes_up,json=bytesUp,proto3" json:"bytes_up,omitempty"`
+	BytesDown     int64 `protobuf:"varint,11,opt,name=bytes_down,json=bytesDown,proto3" json:"bytes_down,omitempty"`
+	DurationNanos int64 `protobuf:"varint,12,opt,name=duration_nanos,json=durationNanos,proto3" json:"duration_nanos,omitempty"`
+	// The address that was dialled.
+	Address string `protobuf:"bytes,13,opt,name=address,proto3" json:"address,omitempty"`
+	// Set on a question: the id that Answer takes.
+	Question string `protobuf:"bytes,14,opt,name=question,proto3" json:"question,omitempty"`
+	// Name of the secret that was added.
+	Secret string `protobuf:"bytes,15,opt,name=secret,proto3" json:"secret,omitempty"`
+	// Groups the events of one connection.
+	Connection    uint64 `protobuf:"varint,16,opt,name=connection,proto3" json:"connection,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressEvent) Reset() {
+	*x = EgressEvent{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressEvent) ProtoMessage() {}
+
+func (x *EgressEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
+func (*EgressEvent) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *EgressEvent) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *EgressEvent) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *EgressEvent) GetKind() EgressEventKind {
+	if x != nil {
+		return x.Kind
+	}
+	return EgressEventKind_EGRESS_EVENT_KIND_UNSPECIFIED
+}
+
+func (x *EgressEvent) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *EgressEvent) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *EgressEvent) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *EgressEvent) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *EgressEvent) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *EgressEvent) GetVerdict() *EgressVerdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return nil
+}
+
+func (x *EgressEvent) GetBytesUp() int64 {
+	if x != nil {
+		return x.BytesUp
+	}
+	return 0
+}
+
+func (x *EgressEvent) GetBytesDown() int64 {
+	if x != nil {
+		return x.BytesDown
+	}
+	return 0
+}
+
+func (x *EgressEvent) GetDurationNanos() int64 {
+	if x != nil {
+		return x.DurationNanos
+	}
+	return 0
+}
+
+func (x *EgressEvent) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *EgressEvent) GetQuestion() string {
+	if x != nil {
+		return x.Question
+	}
+	return ""
+}
+
+func (x *EgressEvent) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *EgressEvent) GetConnection() uint64 {
+	if x != nil {
+		return x.Connection
+	}
+	return 0
+}
+
+type AnswerEgressRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Question      string                 `protobuf:"bytes,2,opt,name=question,proto3" json:"question,omitempty"`
+	Answer        EgressAnswer           `protobuf:"varint,3,opt,name=answer,proto3,enum=carrel.v1.EgressAnswer" json:"answer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerEgressRequest) Reset() {
+	*x = AnswerEgressRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerEgressRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerEgressRequest) ProtoMessage() {}
+
+func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerEgressRequest.ProtoReflect.Descriptor instead.
+func (*AnswerEgressRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *AnswerEgressRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *AnswerEgressRequest) GetQuestion() string {
+	if x != nil {
+		return x.Question
+	}
+	return ""
+}
+
+func (x *AnswerEgressRequest) GetAnswer() EgressAnswer {
+	if x != nil {
+		return x.Answer
+	}
+	return EgressAnswer_EGRESS_ANSWER_UNSPECIFIED
+}
+
+type AnswerEgressResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerEgressResponse) Reset() {
+	*x = AnswerEgressResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerEgressResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerEgressResponse) ProtoMessage() {}
+
+func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerEgressResponse.ProtoReflect.Descriptor instead.
+func (*AnswerEgressResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
+}
+
+type PublishRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Port          *Port                  `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishRequest) Reset() {
+	*x = PublishRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishRequest) ProtoMessage() {}
+
+func (x *PublishRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
+func (*PublishRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *PublishRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *PublishRequest) GetPort() *Port {
+	if x != nil {
+		return x.Port
+	}
+	return nil
+}
+
+type PublishResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          *Port                  `protobuf:"bytes,1,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishResponse) Reset() {
+	*x = PublishResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishResponse) ProtoMessage() {}
+
+func (x *PublishResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishResponse.ProtoReflect.Descriptor instead.
+func (*PublishResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *PublishResponse) GetPort() *Port {
+	if x != nil {
+		return x.Port
+	}
+	return nil
+}
+
+type UnpublishRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	HostPort      uint32                 `protobuf:"varint,2,opt,name=host_port,json=hostPort,proto3" json:"host_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpublishRequest) Reset() {
+	*x = UnpublishRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpublishRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpublishRequest) ProtoMessage() {}
+
+func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpublishRequest.ProtoReflect.Descriptor instead.
+func (*UnpublishRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *UnpublishRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *UnpublishRequest) GetHostPort() uint32 {
+	if x != nil {
+		return x.HostPort
+	}
+	return 0
+}
+
+type UnpublishResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpublishResponse) Reset() {
+	*x = UnpublishResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpublishResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpublishResponse) ProtoMessage() {}
+
+func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpublishResponse.ProtoReflect.Descriptor instead.
+func (*UnpublishResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
+}
+
+// Secret is what is known of a credential beside its value.
+type Secret struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// [a-z0-9][a-z0-9-]{0,30}
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Definition *SecretDefinition      `protobuf:"bytes,2,opt,name=definition,proto3" json:"definition,omitempty"`
+	Updated    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=updated,proto3" json:"updated,omitempty"`
+	// Where the value lies: "keychain" or "file".
+	Store         string `protobuf:"bytes,4,opt,name=store,proto3" json:"store,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Secret) Reset() {
+	*x = Secret{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Secret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Secret) ProtoMessage() {}
+
+func (x *Secret) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Secret.ProtoReflect.Descriptor instead.
+func (*Secret) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *Secret) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Secret) GetDefinition() *SecretDefinition {
+	if x != nil {
+		return x.Definition
+	}
+	return nil
+}
+
+func (x *Secret) GetUpdated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Updated
+	}
+	return nil
+}
+
+func (x *Secret) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+// SecretDefinition says where a credential may go, and how.
+type SecretDefinition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A ready-made definition: "anthropic", "openai", "github", "npm", "pypi".
+	// The fields below are then filled from it.
+	Preset string `protobuf:"bytes,1,opt,name=preset,proto3" json:"preset,omitempty"`
+	// Exact hosts, no patterns.
+	Hosts []string `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// Empty: 443.
+	Ports []uint32   `protobuf:"varint,3,rep,packed,name=ports,proto3" json:"ports,omitempty"`
+	Kind  SecretKind `protobuf:"varint,4,opt,name=kind,proto3,enum=carrel.v1.SecretKind" json:"kind,omitempty"`
+	// For KIND_HEADER: the header's name.
+	Header string `protobuf:"bytes,5,opt,name=header,proto3" json:"header,omitempty"`
+	// For KIND_BASIC: the user's name.
+	User    string   `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`
+	Methods []string `protobuf:"bytes,7,rep,name=methods,proto3" json:"methods,omitempty"`
+	Paths   []string `protobuf:"bytes,8,rep,name=paths,proto3" json:"paths,omitempty"`
+	// The variable in which tasks see the placeholder, and the placeholder.
+	Env         string `protobuf:"bytes,9,opt,name=env,proto3" json:"env,omitempty"`
+	Placeholder string `protobuf:"bytes,10,opt,name=placeholder,proto3" json:"placeholder,omitempty"`
+	// Request headers that may pass beside those that every request needs,
+	// lower case.
+	PassHeaders []string `protobuf:"bytes,11,rep,name=pass_headers,json=passHeaders,proto3" json:"pass_headers,omitempty"`
+	// JSON fields of a request body that are refused, as dotted paths; "*" is
+	// any one element: "tools.*.type=web_fetch_*", "mcp_servers".
+	RefuseFields []string `protobuf:"bytes,12,rep,name=refuse_fields,json=refuseFields,proto3" json:"refuse_fields,omitempty"`
+	// What remains possible with the credential, for the docs and explain.
+	Residuals []string `protobuf:"bytes,13,rep,name=residuals,proto3" json:"residuals,omitempty"`
+	// For github: the repositories that git and the API may touch: "owner/name".
+	Repositories  []string `protobuf:"bytes,14,rep,name=repositories,proto3" json:"repositories,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecretDefinition) Reset() {
+	*x = SecretDefinition{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecretDefinition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecretDefinition) ProtoMessage() {}
+
+func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecretDefinition.ProtoReflect.Descriptor instead.
+func (*SecretDefinition) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *SecretDefinition) GetPreset() string {
+	if x != nil {
+		return x.Preset
+	}
+	return ""
+}
+
+func (x *SecretDefinition) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *SecretDefinition) GetPorts() []uint32 {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *SecretDefinition) GetKind() SecretKind {
+	if x != nil {
+		return x.Kind
+	}
+	return SecretKind_SECRET_KIND_UNSPECIFIED
+}
+
+func (x *SecretDefinition) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+func (x *SecretDefinition) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *SecretDefinition) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *SecretDefinition) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *SecretDefinition) GetEnv() string {
+	if x != nil {
+		return x.Env
+	}
+	return ""
+}
+
+func (x *SecretDefinition) GetPlaceholder() string {
+	if x != nil {
+		return x.Placeholder
+	}
+	return ""
+}
+
+func (x *SecretDefinition) GetPassHeaders() []string {
+	if x != nil {
+		return x.PassHeaders
+	}
+	return nil
+}
+
+func (x *SecretDefinition) GetRefuseFields() []string {
+	if x != nil {
+		return x.RefuseFields
+	}
+	return nil
+}
+
+func (x *SecretDefinition) GetResiduals() []string {
+	if x != nil {
+		return x.Residuals
+	}
+	return nil
+}
+
+func (x *SecretDefinition) GetRepositories() []string {
+	if x != nil {
+		return x.Repositories
+	}
+	return nil
+}
+
+type SetSecretRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Definition *SecretDefinition      `protobuf:"bytes,2,opt,name=definition,proto3" json:"definition,omitempty"`
+	// At most 64 KiB, no control characters.
+	Value         []byte `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSecretRequest) Reset() {
+	*x = SetSecretRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSecretRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSecretRequest) ProtoMessage() {}
+
+func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
+func (*SetSecretRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *SetSecretRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetSecretRequest) GetDefinition() *SecretDefinition {
+	if x != nil {
+		return x.Definition
+	}
+	return nil
+}
+
+func (x *SetSecretRequest) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+type SetSecretResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Secret        *Secret                `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSecretResponse) Reset() {
+	*x = SetSecretResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSecretResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSecretResponse) ProtoMessage() {}
+
+func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSecretResponse.ProtoReflect.Descriptor instead.
+func (*SetSecretResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *SetSecretResponse) GetSecret() *Secret {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+type ListSecretsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSecretsRequest) Reset() {
+	*x = ListSecretsRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSecretsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSecretsRequest) ProtoMessage() {}
+
+func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
+func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
+}
+
+type ListSecretsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Secrets       []*Secret              `protobuf:"bytes,1,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSecretsResponse) Reset() {
+	*x = ListSecretsResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSecretsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSecretsResponse) ProtoMessage() {}
+
+func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
+func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *ListSecretsResponse) GetSecrets() []*Secret {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+type RemoveSecretRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveSecretRequest) Reset() {
+	*x = RemoveSecretRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveSecretRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveSecretRequest) ProtoMessage() {}
+
+func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveSecretRequest.ProtoReflect.Descriptor instead.
+func (*RemoveSecretRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *RemoveSecretRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveSecretResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveSecretResponse) Reset() {
+	*x = RemoveSecretResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveSecretResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveSecretResponse) ProtoMessage() {}
+
+func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveSecretResponse.ProtoReflect.Descriptor instead.
+func (*RemoveSecretResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
+}
+
+type CheckPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The file's bytes, at most 1 MiB.
+	Content []byte `protobuf:"bytes,1,opt,name=content,proto3" json:"content,omitempty"`
+	// Shown in errors.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// A repository's request rather than the user's policy.
+	Request       bool `protobuf:"varint,3,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckPolicyRequest) Reset() {
+	*x = CheckPolicyRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckPolicyRequest) ProtoMessage() {}
+
+func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckPolicyRequest.ProtoReflect.Descriptor instead.
+func (*CheckPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *CheckPolicyRequest) GetContent() []byte {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *CheckPolicyRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CheckPolicyRequest) GetRequest() bool {
+	if x != nil {
+		return x.Request
+	}
+	return false
+}
+
+type CheckPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Problems      []*PolicyProblem       `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
+	Rules         []*EgressRule          `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckPolicyResponse) Reset() {
+	*x = CheckPolicyResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckPolicyResponse) ProtoMessage() {}
+
+func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckPolicyResponse.ProtoReflect.Descriptor instead.
+func (*CheckPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *CheckPolicyResponse) GetProblems() []*PolicyProblem {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *CheckPolicyResponse) GetRules() []*EgressRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+type PolicyProblem struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Line          int32                  `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"`
+	Column        int32                  `protobuf:"varint,2,opt,name=column,proto3" json:"column,omitempty"`
+	Text          string                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyProblem) Reset() {
+	*x = PolicyProblem{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyProblem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyProblem) ProtoMessage() {}
+
+func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyProblem.ProtoReflect.Descriptor instead.
+func (*PolicyProblem) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *PolicyProblem) GetLine() int32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *PolicyProblem) GetColumn() int32 {
+	if x != nil {
+		return x.Column
+	}
+	return 0
+}
+
+func (x *PolicyProblem) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+type RequestPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// An absolute folder of the host; its .carrel.yaml is read without following
+	// links.
+	Folder        string `protobuf:"bytes,1,opt,name=folder,proto3" json:"folder,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestPolicyRequest) Reset() {
+	*x = RequestPolicyRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestPolicyRequest) ProtoMessage() {}
+
+func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestPolicyRequest.ProtoReflect.Descriptor instead.
+func (*RequestPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *RequestPolicyRequest) GetFolder() string {
+	if x != nil {
+		return x.Folder
+	}
+	return ""
+}
+
+type RequestPolicyResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Present bool                   `protobuf:"varint,1,opt,name=present,proto3" json:"present,omitempty"`
+	// sha256 of the content, hex.
+	Hash          string           `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	Agreed        bool             `protobuf:"varint,3,opt,name=agreed,proto3" json:"agreed,omitempty"`
+	Egress        *EgressSpec      `protobuf:"bytes,4,opt,name=egress,proto3" json:"egress,omitempty"`
+	Problems      []*PolicyProblem `protobuf:"bytes,5,rep,name=problems,proto3" json:"problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestPolicyResponse) Reset() {
+	*x = RequestPolicyResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestPolicyResponse) ProtoMessage() {}
+
+func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestPolicyResponse.ProtoReflect.Descriptor instead.
+func (*RequestPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *RequestPolicyResponse) GetPresent() bool {
+	if x != nil {
+		return x.Present
+	}
+	return false
+}
+
+func (x *RequestPolicyResponse) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *RequestPolicyResponse) GetAgreed() bool {
+	if x != nil {
+		return x.Agreed
+	}
+	return false
+}
+
+func (x *RequestPolicyResponse) GetEgress() *EgressSpec {
+	if x != nil {
+		return x.Egress
+	}
+	return nil
+}
+
+func (x *RequestPolicyResponse) GetProblems() []*PolicyProblem {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+type AgreePolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Folder        string                 `protobuf:"bytes,1,opt,name=folder,proto3" json:"folder,omitempty"`
+	Hash          string                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgreePolicyRequest) Reset() {
+	*x = AgreePolicyRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgreePolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgreePolicyRequest) ProtoMessage() {}
+
+func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgreePolicyRequest.ProtoReflect.Descriptor instead.
+func (*AgreePolicyRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *AgreePolicyRequest) GetFolder() string {
+	if x != nil {
+		return x.Folder
+	}
+	return ""
+}
+
+func (x *AgreePolicyRequest) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+type AgreePolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgreePolicyResponse) Reset() {
+	*x = AgreePolicyResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgreePolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgreePolicyResponse) ProtoMessage() {}
+
+func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgreePolicyResponse.ProtoReflect.Descriptor instead.
+func (*AgreePolicyResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
+}
+
+type VerifyAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyAuditRequest) Reset() {
+	*x = VerifyAuditRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyAuditRequest) ProtoMessage() {}
+
+func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
+func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *VerifyAuditRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+type VerifyAuditResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Records int64                  `protobuf:"varint,1,opt,name=records,proto3" json:"records,omitempty"`
+	Intact  bool                   `protobuf:"varint,2,opt,name=intact,proto3" json:"intact,omitempty"`
+	// Where and how the chain is broken.
+	Broken string `protobuf:"bytes,3,opt,name=broken,proto3" json:"broken,omitempty"`
+	// Hash of the last record: noted elsewhere, it shows a cut-off end.
+	Head          string `protobuf:"bytes,4,opt,name=head,proto3" json:"head,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyAuditResponse) Reset() {
+	*x = VerifyAuditResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyAuditResponse) ProtoMessage() {}
+
+func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
+func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *VerifyAuditResponse) GetRecords() int64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *VerifyAuditResponse) GetIntact() bool {
+	if x != nil {
+		return x.Intact
+	}
+	return false
+}
+
+func (x *VerifyAuditResponse) GetBroken() string {
+	if x != nil {
+		return x.Broken
+	}
+	return ""
+}
+
+func (x *VerifyAuditResponse) GetHead() string {
+	if x != nil {
+		return x.Head
+	}
+	return ""
+}
+
+type ShowAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Last          int32                  `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowAuditRequest) Reset() {
+	*x = ShowAuditRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowAuditRequest) ProtoMessage() {}
+
+func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowAuditRequest.ProtoReflect.Descriptor instead.
+func (*ShowAuditRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *ShowAuditRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *ShowAuditRequest) GetLast() int32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+type ShowAuditResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Record        []byte                 `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowAuditResponse) Reset() {
+	*x = ShowAuditResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowAuditResponse) ProtoMessage() {}
+
+func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowAuditResponse.ProtoReflect.Descriptor instead.
+func (*ShowAuditResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *ShowAuditResponse) GetRecord() []byte {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
 type Image struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2796,7 +5383,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +5395,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +5408,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{35}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Image) GetName() string {
@@ -2877,7 +5464,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +5476,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2902,7 +5489,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{36}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ImagePart) GetName() string {
@@ -2934,7 +5521,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2946,7 +5533,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2959,7 +5546,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{37}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
 }
 
 type ListImagesResponse struct {
@@ -2971,7 +5558,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2983,7 +5570,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2996,7 +5583,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -3015,7 +5602,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +5614,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3040,7 +5627,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -3063,7 +5650,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +5662,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +5675,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -3141,7 +5728,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +5740,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +5753,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -3185,7 +5772,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3197,7 +5784,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3210,7 +5797,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -3229,7 +5816,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3241,7 +5828,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3254,7 +5841,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -3272,7 +5859,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3284,7 +5871,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3297,7 +5884,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
 }
 
 type VersionRequest struct {
@@ -3308,7 +5895,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3320,7 +5907,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3333,7 +5920,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
 }
 
 type VersionResponse struct {
@@ -3349,7 +5936,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3361,7 +5948,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3374,7 +5961,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -3413,7 +6000,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3425,7 +6012,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3438,7 +6025,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
 }
 
 type StatusResponse struct {
@@ -3459,7 +6046,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3471,7 +6058,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3484,7 +6071,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -3558,7 +6145,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3570,7 +6157,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3583,7 +6170,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
 }
 
 type Finding struct {
@@ -3601,7 +6188,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3613,7 +6200,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3626,7 +6213,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *Finding) GetCheck() string {
@@ -3666,7 +6253,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3678,7 +6265,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3691,7 +6278,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -3709,7 +6296,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3721,7 +6308,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3734,7 +6321,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
 }
 
 type WatchRequest struct {
@@ -3745,7 +6332,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3757,7 +6344,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3770,7 +6357,233 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
+}
+
+type ConfigureEdgeRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Rules   []*EgressRule          `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	Secrets []*EdgeSecret          `protobuf:"bytes,2,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	// The host's own way out.
+	Upstream      *EdgeUpstream `protobuf:"bytes,3,opt,name=upstream,proto3" json:"upstream,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigureEdgeRequest) Reset() {
+	*x = ConfigureEdgeRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigureEdgeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigureEdgeRequest) ProtoMessage() {}
+
+func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
+func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
+}
+
+func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *ConfigureEdgeRequest) GetSecrets() []*EdgeSecret {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *ConfigureEdgeRequest) GetUpstream() *EdgeUpstream {
+	if x != nil {
+		return x.Upstream
+	}
+	return nil
+}
+
+type EdgeSecret struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Definition    *SecretDefinition      `protobuf:"bytes,2,opt,name=definition,proto3" json:"definition,omitempty"`
+	Value         []byte                 `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgeSecret) Reset() {
+	*x = EdgeSecret{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeSecret) ProtoMessage() {}
+
+func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
+func (*EdgeSecret) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *EdgeSecret) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EdgeSecret) GetDefinition() *SecretDefinition {
+	if x != nil {
+		return x.Definition
+	}
+	return nil
+}
+
+func (x *EdgeSecret) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+type EdgeUpstream struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in HTTPS_PROXY, HTTP_PROXY and NO_PROXY; may hold a user and password.
+	HttpsProxy    string `protobuf:"bytes,1,opt,name=https_proxy,json=httpsProxy,proto3" json:"https_proxy,omitempty"`
+	HttpProxy     string `protobuf:"bytes,2,opt,name=http_proxy,json=httpProxy,proto3" json:"http_proxy,omitempty"`
+	NoProxy       string `protobuf:"bytes,3,opt,name=no_proxy,json=noProxy,proto3" json:"no_proxy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgeUpstream) Reset() {
+	*x = EdgeUpstream{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeUpstream) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeUpstream) ProtoMessage() {}
+
+func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
+func (*EdgeUpstream) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *EdgeUpstream) GetHttpsProxy() string {
+	if x != nil {
+		return x.HttpsProxy
+	}
+	return ""
+}
+
+func (x *EdgeUpstream) GetHttpProxy() string {
+	if x != nil {
+		return x.HttpProxy
+	}
+	return ""
+}
+
+func (x *EdgeUpstream) GetNoProxy() string {
+	if x != nil {
+		return x.NoProxy
+	}
+	return ""
+}
+
+type ConfigureEdgeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Closed        int32                  `protobuf:"varint,1,opt,name=closed,proto3" json:"closed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigureEdgeResponse) Reset() {
+	*x = ConfigureEdgeResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigureEdgeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigureEdgeResponse) ProtoMessage() {}
+
+func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
+func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *ConfigureEdgeResponse) GetClosed() int32 {
+	if x != nil {
+		return x.Closed
+	}
+	return 0
 }
 
 var File_carrel_v1_carrel_proto protoreflect.FileDescriptor
@@ -3781,7 +6594,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x12\n" +
-	"\x04cure\x18\x03 \x01(\tR\x04cure\"\xcb\x01\n" +
+	"\x04cure\x18\x03 \x01(\tR\x04cure\"\x96\x02\n" +
 	"\tGuestSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x12\n" +
@@ -3790,13 +6603,36 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"memory_mib\x18\x04 \x01(\rR\tmemoryMib\x12\x19\n" +
 	"\bdisk_mib\x18\x05 \x01(\rR\adiskMib\x12(\n" +
 	"\x06shares\x18\x06 \x03(\v2\x10.carrel.v1.ShareR\x06shares\x12\x1c\n" +
-	"\tephemeral\x18\a \x01(\bR\tephemeral\"~\n" +
+	"\tephemeral\x18\a \x01(\bR\tephemeral\x12-\n" +
+	"\x06egress\x18\b \x01(\v2\x15.carrel.v1.EgressSpecR\x06egress\x12\x1a\n" +
+	"\bboundary\x18\t \x01(\tR\bboundary\"m\n" +
+	"\n" +
+	"EgressSpec\x12\x18\n" +
+	"\apresets\x18\x01 \x03(\tR\apresets\x12+\n" +
+	"\x05rules\x18\x02 \x03(\v2\x15.carrel.v1.EgressRuleR\x05rules\x12\x18\n" +
+	"\asecrets\x18\x03 \x03(\tR\asecrets\"\xc5\x02\n" +
+	"\n" +
+	"EgressRule\x12/\n" +
+	"\x06action\x18\x01 \x01(\x0e2\x17.carrel.v1.EgressActionR\x06action\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x14\n" +
+	"\x05ports\x18\x03 \x03(\rR\x05ports\x12\x18\n" +
+	"\amethods\x18\x04 \x03(\tR\amethods\x12\x14\n" +
+	"\x05paths\x18\x05 \x03(\tR\x05paths\x12 \n" +
+	"\fmax_up_bytes\x18\x06 \x01(\x03R\n" +
+	"maxUpBytes\x12\x12\n" +
+	"\x04rate\x18\a \x01(\x03R\x04rate\x12\x16\n" +
+	"\x06secret\x18\b \x01(\tR\x06secret\x12\x16\n" +
+	"\x06origin\x18\t \x01(\tR\x06origin\x12\x12\n" +
+	"\x04wide\x18\n" +
+	" \x01(\bR\x04wide\x12\x18\n" +
+	"\aprivate\x18\v \x01(\bR\aprivate\x12\x18\n" +
+	"\ainspect\x18\f \x01(\bR\ainspect\"~\n" +
 	"\x05Share\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1d\n" +
 	"\n" +
 	"guest_path\x18\x02 \x01(\tR\tguestPath\x12(\n" +
 	"\x04mode\x18\x03 \x01(\x0e2\x14.carrel.v1.ShareModeR\x04mode\x12\x18\n" +
-	"\aoverlay\x18\x04 \x01(\bR\aoverlay\"\x97\x04\n" +
+	"\aoverlay\x18\x04 \x01(\bR\aoverlay\"\x9d\x05\n" +
 	"\x05Guest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.carrel.v1.GuestStateR\x05state\x12(\n" +
@@ -3813,7 +6649,16 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"keeper_pid\x18\v \x01(\x05R\tkeeperPid\x12\x1b\n" +
 	"\tstate_dir\x18\f \x01(\tR\bstateDir\x12'\n" +
 	"\x0fhypervisor_args\x18\r \x03(\tR\x0ehypervisorArgs\x12,\n" +
-	"\atimings\x18\x0e \x01(\v2\x12.carrel.v1.TimingsR\atimings\"\xbc\x01\n" +
+	"\atimings\x18\x0e \x01(\v2\x12.carrel.v1.TimingsR\atimings\x12\x1a\n" +
+	"\bboundary\x18\x0f \x01(\tR\bboundary\x12%\n" +
+	"\x0eboundary_notes\x18\x10 \x03(\tR\rboundaryNotes\x12\x1a\n" +
+	"\bsteering\x18\x11 \x01(\tR\bsteering\x12%\n" +
+	"\x05ports\x18\x12 \x03(\v2\x0f.carrel.v1.PortR\x05ports\"e\n" +
+	"\x04Port\x12!\n" +
+	"\fhost_address\x18\x01 \x01(\tR\vhostAddress\x12\x1b\n" +
+	"\thost_port\x18\x02 \x01(\rR\bhostPort\x12\x1d\n" +
+	"\n" +
+	"guest_port\x18\x03 \x01(\rR\tguestPort\"\xbc\x01\n" +
 	"\aTimings\x12!\n" +
 	"\fkeeper_nanos\x18\x01 \x01(\x03R\vkeeperNanos\x12\x1d\n" +
 	"\n" +
@@ -3914,13 +6759,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"StdinClose\"0\n" +
 	"\x06Resize\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x12\n" +
-	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xc8\x01\n" +
+	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xe2\x01\n" +
 	"\x0eAttachResponse\x12\x18\n" +
 	"\x06stdout\x18\x01 \x01(\fH\x00R\x06stdout\x12\x18\n" +
 	"\x06stderr\x18\x02 \x01(\fH\x00R\x06stderr\x12\x1a\n" +
 	"\adropped\x18\x03 \x01(\x03H\x00R\adropped\x12#\n" +
 	"\x03end\x18\x04 \x01(\v2\x0f.carrel.v1.TaskH\x00R\x03end\x12%\n" +
-	"\x04task\x18\x06 \x01(\v2\x0f.carrel.v1.TaskH\x00R\x04task\x12\x12\n" +
+	"\x04task\x18\x06 \x01(\v2\x0f.carrel.v1.TaskH\x00R\x04task\x12\x18\n" +
+	"\x06notice\x18\a \x01(\tH\x00R\x06notice\x12\x12\n" +
 	"\x04next\x18\x05 \x01(\x03R\x04nextB\x06\n" +
 	"\x04kind\"(\n" +
 	"\x10ListTasksRequest\x12\x14\n" +
@@ -3953,7 +6799,142 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x04type\x18\x02 \x01(\x0e2\x13.carrel.v1.FileTypeR\x04type\x12\x12\n" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x12\n" +
 	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x16\n" +
-	"\x06target\x18\x05 \x01(\tR\x06target\"\xe5\x01\n" +
+	"\x06target\x18\x05 \x01(\tR\x06target\",\n" +
+	"\x14ExplainEgressRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\"Z\n" +
+	"\x15ExplainEgressResponse\x12+\n" +
+	"\x05rules\x18\x01 \x03(\v2\x15.carrel.v1.EgressRuleR\x05rules\x12\x14\n" +
+	"\x05notes\x18\x02 \x03(\tR\x05notes\"\x83\x01\n" +
+	"\x13ChangeEgressRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12'\n" +
+	"\x03add\x18\x02 \x03(\v2\x15.carrel.v1.EgressRuleR\x03add\x12-\n" +
+	"\x06remove\x18\x03 \x03(\v2\x15.carrel.v1.EgressRuleR\x06remove\"[\n" +
+	"\x14ChangeEgressResponse\x12+\n" +
+	"\x05rules\x18\x01 \x03(\v2\x15.carrel.v1.EgressRuleR\x05rules\x12\x16\n" +
+	"\x06closed\x18\x02 \x01(\x05R\x06closed\"S\n" +
+	"\x11TestEgressRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x16\n" +
+	"\x06method\x18\x03 \x01(\tR\x06method\"H\n" +
+	"\x12TestEgressResponse\x122\n" +
+	"\averdict\x18\x01 \x01(\v2\x18.carrel.v1.EgressVerdictR\averdict\"\xb5\x01\n" +
+	"\rEgressVerdict\x12/\n" +
+	"\x06action\x18\x01 \x01(\x0e2\x17.carrel.v1.EgressActionR\x06action\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12)\n" +
+	"\x04rule\x18\x03 \x01(\v2\x15.carrel.v1.EgressRuleR\x04rule\x12\x12\n" +
+	"\x04cure\x18\x04 \x01(\tR\x04cure\x12\x1c\n" +
+	"\tinspected\x18\x05 \x01(\bR\tinspected\"V\n" +
+	"\x12WatchEgressRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\x05R\x04last\"\xf4\x03\n" +
+	"\vEgressEvent\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12.\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x1a.carrel.v1.EgressEventKindR\x04kind\x12\x12\n" +
+	"\x04task\x18\x04 \x01(\tR\x04task\x12\x12\n" +
+	"\x04host\x18\x05 \x01(\tR\x04host\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\x12\x16\n" +
+	"\x06method\x18\a \x01(\tR\x06method\x12\x12\n" +
+	"\x04path\x18\b \x01(\tR\x04path\x122\n" +
+	"\averdict\x18\t \x01(\v2\x18.carrel.v1.EgressVerdictR\averdict\x12\x19\n" +
+	"\bbytes_up\x18\n" +
+	" \x01(\x03R\abytesUp\x12\x1d\n" +
+	"\n" +
+	"bytes_down\x18\v \x01(\x03R\tbytesDown\x12%\n" +
+	"\x0eduration_nanos\x18\f \x01(\x03R\rdurationNanos\x12\x18\n" +
+	"\aaddress\x18\r \x01(\tR\aaddress\x12\x1a\n" +
+	"\bquestion\x18\x0e \x01(\tR\bquestion\x12\x16\n" +
+	"\x06secret\x18\x0f \x01(\tR\x06secret\x12\x1e\n" +
+	"\n" +
+	"connection\x18\x10 \x01(\x04R\n" +
+	"connection\"x\n" +
+	"\x13AnswerEgressRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x1a\n" +
+	"\bquestion\x18\x02 \x01(\tR\bquestion\x12/\n" +
+	"\x06answer\x18\x03 \x01(\x0e2\x17.carrel.v1.EgressAnswerR\x06answer\"\x16\n" +
+	"\x14AnswerEgressResponse\"K\n" +
+	"\x0ePublishRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12#\n" +
+	"\x04port\x18\x02 \x01(\v2\x0f.carrel.v1.PortR\x04port\"6\n" +
+	"\x0fPublishResponse\x12#\n" +
+	"\x04port\x18\x01 \x01(\v2\x0f.carrel.v1.PortR\x04port\"E\n" +
+	"\x10UnpublishRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x1b\n" +
+	"\thost_port\x18\x02 \x01(\rR\bhostPort\"\x13\n" +
+	"\x11UnpublishResponse\"\xa5\x01\n" +
+	"\x06Secret\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12;\n" +
+	"\n" +
+	"definition\x18\x02 \x01(\v2\x1b.carrel.v1.SecretDefinitionR\n" +
+	"definition\x124\n" +
+	"\aupdated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aupdated\x12\x14\n" +
+	"\x05store\x18\x04 \x01(\tR\x05store\"\x9b\x03\n" +
+	"\x10SecretDefinition\x12\x16\n" +
+	"\x06preset\x18\x01 \x01(\tR\x06preset\x12\x14\n" +
+	"\x05hosts\x18\x02 \x03(\tR\x05hosts\x12\x14\n" +
+	"\x05ports\x18\x03 \x03(\rR\x05ports\x12)\n" +
+	"\x04kind\x18\x04 \x01(\x0e2\x15.carrel.v1.SecretKindR\x04kind\x12\x16\n" +
+	"\x06header\x18\x05 \x01(\tR\x06header\x12\x12\n" +
+	"\x04user\x18\x06 \x01(\tR\x04user\x12\x18\n" +
+	"\amethods\x18\a \x03(\tR\amethods\x12\x14\n" +
+	"\x05paths\x18\b \x03(\tR\x05paths\x12\x10\n" +
+	"\x03env\x18\t \x01(\tR\x03env\x12 \n" +
+	"\vplaceholder\x18\n" +
+	" \x01(\tR\vplaceholder\x12!\n" +
+	"\fpass_headers\x18\v \x03(\tR\vpassHeaders\x12#\n" +
+	"\rrefuse_fields\x18\f \x03(\tR\frefuseFields\x12\x1c\n" +
+	"\tresiduals\x18\r \x03(\tR\tresiduals\x12\"\n" +
+	"\frepositories\x18\x0e \x03(\tR\frepositories\"y\n" +
+	"\x10SetSecretRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12;\n" +
+	"\n" +
+	"definition\x18\x02 \x01(\v2\x1b.carrel.v1.SecretDefinitionR\n" +
+	"definition\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\">\n" +
+	"\x11SetSecretResponse\x12)\n" +
+	"\x06secret\x18\x01 \x01(\v2\x11.carrel.v1.SecretR\x06secret\"\x14\n" +
+	"\x12ListSecretsRequest\"B\n" +
+	"\x13ListSecretsResponse\x12+\n" +
+	"\asecrets\x18\x01 \x03(\v2\x11.carrel.v1.SecretR\asecrets\")\n" +
+	"\x13RemoveSecretRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
+	"\x14RemoveSecretResponse\"\\\n" +
+	"\x12CheckPolicyRequest\x12\x18\n" +
+	"\acontent\x18\x01 \x01(\fR\acontent\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\arequest\x18\x03 \x01(\bR\arequest\"x\n" +
+	"\x13CheckPolicyResponse\x124\n" +
+	"\bproblems\x18\x01 \x03(\v2\x18.carrel.v1.PolicyProblemR\bproblems\x12+\n" +
+	"\x05rules\x18\x02 \x03(\v2\x15.carrel.v1.EgressRuleR\x05rules\"O\n" +
+	"\rPolicyProblem\x12\x12\n" +
+	"\x04line\x18\x01 \x01(\x05R\x04line\x12\x16\n" +
+	"\x06column\x18\x02 \x01(\x05R\x06column\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\".\n" +
+	"\x14RequestPolicyRequest\x12\x16\n" +
+	"\x06folder\x18\x01 \x01(\tR\x06folder\"\xc2\x01\n" +
+	"\x15RequestPolicyResponse\x12\x18\n" +
+	"\apresent\x18\x01 \x01(\bR\apresent\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\tR\x04hash\x12\x16\n" +
+	"\x06agreed\x18\x03 \x01(\bR\x06agreed\x12-\n" +
+	"\x06egress\x18\x04 \x01(\v2\x15.carrel.v1.EgressSpecR\x06egress\x124\n" +
+	"\bproblems\x18\x05 \x03(\v2\x18.carrel.v1.PolicyProblemR\bproblems\"@\n" +
+	"\x12AgreePolicyRequest\x12\x16\n" +
+	"\x06folder\x18\x01 \x01(\tR\x06folder\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\tR\x04hash\"\x15\n" +
+	"\x13AgreePolicyResponse\"*\n" +
+	"\x12VerifyAuditRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\"s\n" +
+	"\x13VerifyAuditResponse\x12\x18\n" +
+	"\arecords\x18\x01 \x01(\x03R\arecords\x12\x16\n" +
+	"\x06intact\x18\x02 \x01(\bR\x06intact\x12\x16\n" +
+	"\x06broken\x18\x03 \x01(\tR\x06broken\x12\x12\n" +
+	"\x04head\x18\x04 \x01(\tR\x04head\"<\n" +
+	"\x10ShowAuditRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\x05R\x04last\"+\n" +
+	"\x11ShowAuditResponse\x12\x16\n" +
+	"\x06record\x18\x01 \x01(\fR\x06record\"\xe5\x01\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0ekernel_version\x18\x02 \x01(\tR\rkernelVersion\x12\x12\n" +
@@ -4007,7 +6988,31 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x0fShutdownRequest\x12\x16\n" +
 	"\x06guests\x18\x01 \x01(\bR\x06guests\"\x12\n" +
 	"\x10ShutdownResponse\"\x0e\n" +
-	"\fWatchRequest*M\n" +
+	"\fWatchRequest\"\xa9\x01\n" +
+	"\x14ConfigureEdgeRequest\x12+\n" +
+	"\x05rules\x18\x01 \x03(\v2\x15.carrel.v1.EgressRuleR\x05rules\x12/\n" +
+	"\asecrets\x18\x02 \x03(\v2\x15.carrel.v1.EdgeSecretR\asecrets\x123\n" +
+	"\bupstream\x18\x03 \x01(\v2\x17.carrel.v1.EdgeUpstreamR\bupstream\"s\n" +
+	"\n" +
+	"EdgeSecret\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12;\n" +
+	"\n" +
+	"definition\x18\x02 \x01(\v2\x1b.carrel.v1.SecretDefinitionR\n" +
+	"definition\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\"i\n" +
+	"\fEdgeUpstream\x12\x1f\n" +
+	"\vhttps_proxy\x18\x01 \x01(\tR\n" +
+	"httpsProxy\x12\x1d\n" +
+	"\n" +
+	"http_proxy\x18\x02 \x01(\tR\thttpProxy\x12\x19\n" +
+	"\bno_proxy\x18\x03 \x01(\tR\anoProxy\"/\n" +
+	"\x15ConfigureEdgeResponse\x12\x16\n" +
+	"\x06closed\x18\x01 \x01(\x05R\x06closed*u\n" +
+	"\fEgressAction\x12\x1d\n" +
+	"\x19EGRESS_ACTION_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13EGRESS_ACTION_ALLOW\x10\x01\x12\x16\n" +
+	"\x12EGRESS_ACTION_DENY\x10\x02\x12\x15\n" +
+	"\x11EGRESS_ACTION_ASK\x10\x03*M\n" +
 	"\tShareMode\x12\x1a\n" +
 	"\x16SHARE_MODE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSHARE_MODE_RO\x10\x01\x12\x11\n" +
@@ -4030,7 +7035,25 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x15FILE_TYPE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11FILE_TYPE_REGULAR\x10\x01\x12\x17\n" +
 	"\x13FILE_TYPE_DIRECTORY\x10\x02\x12\x15\n" +
-	"\x11FILE_TYPE_SYMLINK\x10\x03*t\n" +
+	"\x11FILE_TYPE_SYMLINK\x10\x03*\xad\x01\n" +
+	"\x0fEgressEventKind\x12!\n" +
+	"\x1dEGRESS_EVENT_KIND_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19EGRESS_EVENT_KIND_CONNECT\x10\x01\x12\x1d\n" +
+	"\x19EGRESS_EVENT_KIND_REQUEST\x10\x02\x12\x19\n" +
+	"\x15EGRESS_EVENT_KIND_END\x10\x03\x12\x1e\n" +
+	"\x1aEGRESS_EVENT_KIND_QUESTION\x10\x04*\x90\x01\n" +
+	"\fEgressAnswer\x12\x1d\n" +
+	"\x19EGRESS_ANSWER_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12EGRESS_ANSWER_DENY\x10\x01\x12\x16\n" +
+	"\x12EGRESS_ANSWER_ONCE\x10\x02\x12\x17\n" +
+	"\x13EGRESS_ANSWER_GUEST\x10\x03\x12\x18\n" +
+	"\x14EGRESS_ANSWER_ALWAYS\x10\x04*p\n" +
+	"\n" +
+	"SecretKind\x12\x1b\n" +
+	"\x17SECRET_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12SECRET_KIND_BEARER\x10\x01\x12\x15\n" +
+	"\x11SECRET_KIND_BASIC\x10\x02\x12\x16\n" +
+	"\x12SECRET_KIND_HEADER\x10\x03*t\n" +
 	"\fFindingLevel\x12\x1d\n" +
 	"\x19FINDING_LEVEL_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINDING_LEVEL_GOOD\x10\x01\x12\x16\n" +
@@ -4048,7 +7071,26 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x04List\x12\x1b.carrel.v1.ListTasksRequest\x1a\x1c.carrel.v1.ListTasksResponse2}\n" +
 	"\vFileService\x126\n" +
 	"\x03Put\x12\x15.carrel.v1.PutRequest\x1a\x16.carrel.v1.PutResponse(\x01\x126\n" +
-	"\x03Get\x12\x15.carrel.v1.GetRequest\x1a\x16.carrel.v1.GetResponse0\x012\xaa\x02\n" +
+	"\x03Get\x12\x15.carrel.v1.GetRequest\x1a\x16.carrel.v1.GetResponse0\x012\x84\x04\n" +
+	"\rEgressService\x12L\n" +
+	"\aExplain\x12\x1f.carrel.v1.ExplainEgressRequest\x1a .carrel.v1.ExplainEgressResponse\x12I\n" +
+	"\x06Change\x12\x1e.carrel.v1.ChangeEgressRequest\x1a\x1f.carrel.v1.ChangeEgressResponse\x12C\n" +
+	"\x04Test\x12\x1c.carrel.v1.TestEgressRequest\x1a\x1d.carrel.v1.TestEgressResponse\x12@\n" +
+	"\x05Watch\x12\x1d.carrel.v1.WatchEgressRequest\x1a\x16.carrel.v1.EgressEvent0\x01\x12I\n" +
+	"\x06Answer\x12\x1e.carrel.v1.AnswerEgressRequest\x1a\x1f.carrel.v1.AnswerEgressResponse\x12@\n" +
+	"\aPublish\x12\x19.carrel.v1.PublishRequest\x1a\x1a.carrel.v1.PublishResponse\x12F\n" +
+	"\tUnpublish\x12\x1b.carrel.v1.UnpublishRequest\x1a\x1c.carrel.v1.UnpublishResponse2\xe3\x01\n" +
+	"\rSecretService\x12@\n" +
+	"\x03Set\x12\x1b.carrel.v1.SetSecretRequest\x1a\x1c.carrel.v1.SetSecretResponse\x12E\n" +
+	"\x04List\x12\x1d.carrel.v1.ListSecretsRequest\x1a\x1e.carrel.v1.ListSecretsResponse\x12I\n" +
+	"\x06Remove\x12\x1e.carrel.v1.RemoveSecretRequest\x1a\x1f.carrel.v1.RemoveSecretResponse2\xed\x01\n" +
+	"\rPolicyService\x12F\n" +
+	"\x05Check\x12\x1d.carrel.v1.CheckPolicyRequest\x1a\x1e.carrel.v1.CheckPolicyResponse\x12L\n" +
+	"\aRequest\x12\x1f.carrel.v1.RequestPolicyRequest\x1a .carrel.v1.RequestPolicyResponse\x12F\n" +
+	"\x05Agree\x12\x1d.carrel.v1.AgreePolicyRequest\x1a\x1e.carrel.v1.AgreePolicyResponse2\x9c\x01\n" +
+	"\fAuditService\x12G\n" +
+	"\x06Verify\x12\x1d.carrel.v1.VerifyAuditRequest\x1a\x1e.carrel.v1.VerifyAuditResponse\x12C\n" +
+	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse0\x012\xaa\x02\n" +
 	"\fImageService\x12C\n" +
 	"\x04List\x12\x1c.carrel.v1.ListImagesRequest\x1a\x1d.carrel.v1.ListImagesResponse\x12C\n" +
 	"\x05Build\x12\x1c.carrel.v1.BuildImageRequest\x1a\x1a.carrel.v1.BuildImageEvent0\x01\x12G\n" +
@@ -4061,7 +7103,13 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\bShutdown\x12\x1a.carrel.v1.ShutdownRequest\x1a\x1b.carrel.v1.ShutdownResponse2\x88\x01\n" +
 	"\rKeeperService\x124\n" +
 	"\x05Watch\x12\x17.carrel.v1.WatchRequest\x1a\x10.carrel.v1.Guest0\x01\x12A\n" +
-	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponseB+Z)github.com/carrel-vm/carrel/guest/api;apib\x06proto3"
+	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse2\xf4\x02\n" +
+	"\vEdgeService\x12N\n" +
+	"\tConfigure\x12\x1f.carrel.v1.ConfigureEdgeRequest\x1a .carrel.v1.ConfigureEdgeResponse\x12@\n" +
+	"\x05Watch\x12\x1d.carrel.v1.WatchEgressRequest\x1a\x16.carrel.v1.EgressEvent0\x01\x12I\n" +
+	"\x06Answer\x12\x1e.carrel.v1.AnswerEgressRequest\x1a\x1f.carrel.v1.AnswerEgressResponse\x12@\n" +
+	"\aPublish\x12\x19.carrel.v1.PublishRequest\x1a\x1a.carrel.v1.PublishResponse\x12F\n" +
+	"\tUnpublish\x12\x1b.carrel.v1.UnpublishRequest\x1a\x1c.carrel.v1.UnpublishResponseB+Z)github.com/carrel-vm/carrel/guest/api;apib\x06proto3"
 
 var (
 	file_carrel_v1_carrel_proto_rawDescOnce sync.Once
@@ -4075,158 +7123,274 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 	return file_carrel_v1_carrel_proto_rawDescData
 }
 
-var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
 var file_carrel_v1_carrel_proto_goTypes = []any{
-	(ShareMode)(0),                // 0: carrel.v1.ShareMode
-	(GuestState)(0),               // 1: carrel.v1.GuestState
-	(TaskState)(0),                // 2: carrel.v1.TaskState
-	(FileType)(0),                 // 3: carrel.v1.FileType
-	(FindingLevel)(0),             // 4: carrel.v1.FindingLevel
-	(*ErrorDetail)(nil),           // 5: carrel.v1.ErrorDetail
-	(*GuestSpec)(nil),             // 6: carrel.v1.GuestSpec
-	(*Share)(nil),                 // 7: carrel.v1.Share
-	(*Guest)(nil),                 // 8: carrel.v1.Guest
-	(*Timings)(nil),               // 9: carrel.v1.Timings
-	(*StartGuestRequest)(nil),     // 10: carrel.v1.StartGuestRequest
-	(*StartGuestEvent)(nil),       // 11: carrel.v1.StartGuestEvent
-	(*Progress)(nil),              // 12: carrel.v1.Progress
-	(*StopGuestRequest)(nil),      // 13: carrel.v1.StopGuestRequest
-	(*StopGuestResponse)(nil),     // 14: carrel.v1.StopGuestResponse
-	(*RemoveGuestRequest)(nil),    // 15: carrel.v1.RemoveGuestRequest
-	(*RemoveGuestResponse)(nil),   // 16: carrel.v1.RemoveGuestResponse
-	(*ListGuestsRequest)(nil),     // 17: carrel.v1.ListGuestsRequest
-	(*ListGuestsResponse)(nil),    // 18: carrel.v1.ListGuestsResponse
-	(*InspectGuestRequest)(nil),   // 19: carrel.v1.InspectGuestRequest
-	(*InspectGuestResponse)(nil),  // 20: carrel.v1.InspectGuestResponse
-	(*TaskSpec)(nil),              // 21: carrel.v1.TaskSpec
-	(*TaskLimits)(nil),            // 22: carrel.v1.TaskLimits
-	(*Task)(nil),                  // 23: carrel.v1.Task
-	(*Ending)(nil),                // 24: carrel.v1.Ending
-	(*StartTaskRequest)(nil),      // 25: carrel.v1.StartTaskRequest
-	(*StartTaskResponse)(nil),     // 26: carrel.v1.StartTaskResponse
-	(*AttachRequest)(nil),         // 27: carrel.v1.AttachRequest
-	(*AttachOpen)(nil),            // 28: carrel.v1.AttachOpen
-	(*StdinClose)(nil),            // 29: carrel.v1.StdinClose
-	(*Resize)(nil),                // 30: carrel.v1.Resize
-	(*AttachResponse)(nil),        // 31: carrel.v1.AttachResponse
-	(*ListTasksRequest)(nil),      // 32: carrel.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),     // 33: carrel.v1.ListTasksResponse
-	(*PutRequest)(nil),            // 34: carrel.v1.PutRequest
-	(*PutOpen)(nil),               // 35: carrel.v1.PutOpen
-	(*PutResponse)(nil),           // 36: carrel.v1.PutResponse
-	(*GetRequest)(nil),            // 37: carrel.v1.GetRequest
-	(*GetResponse)(nil),           // 38: carrel.v1.GetResponse
-	(*File)(nil),                  // 39: carrel.v1.File
-	(*Image)(nil),                 // 40: carrel.v1.Image
-	(*ImagePart)(nil),             // 41: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 42: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 43: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 44: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 45: carrel.v1.BuildImageEvent
-	(*VerifyImageRequest)(nil),    // 46: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 47: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 48: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 49: carrel.v1.RemoveImageResponse
-	(*VersionRequest)(nil),        // 50: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 51: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 52: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 53: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 54: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 55: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 56: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 57: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 58: carrel.v1.WatchRequest
-	(*timestamppb.Timestamp)(nil), // 59: google.protobuf.Timestamp
+	(EgressAction)(0),             // 0: carrel.v1.EgressAction
+	(ShareMode)(0),                // 1: carrel.v1.ShareMode
+	(GuestState)(0),               // 2: carrel.v1.GuestState
+	(TaskState)(0),                // 3: carrel.v1.TaskState
+	(FileType)(0),                 // 4: carrel.v1.FileType
+	(EgressEventKind)(0),          // 5: carrel.v1.EgressEventKind
+	(EgressAnswer)(0),             // 6: carrel.v1.EgressAnswer
+	(SecretKind)(0),               // 7: carrel.v1.SecretKind
+	(FindingLevel)(0),             // 8: carrel.v1.FindingLevel
+	(*ErrorDetail)(nil),           // 9: carrel.v1.ErrorDetail
+	(*GuestSpec)(nil),             // 10: carrel.v1.GuestSpec
+	(*EgressSpec)(nil),            // 11: carrel.v1.EgressSpec
+	(*EgressRule)(nil),            // 12: carrel.v1.EgressRule
+	(*Share)(nil),                 // 13: carrel.v1.Share
+	(*Guest)(nil),                 // 14: carrel.v1.Guest
+	(*Port)(nil),                  // 15: carrel.v1.Port
+	(*Timings)(nil),               // 16: carrel.v1.Timings
+	(*StartGuestRequest)(nil),     // 17: carrel.v1.StartGuestRequest
+	(*StartGuestEvent)(nil),       // 18: carrel.v1.StartGuestEvent
+	(*Progress)(nil),              // 19: carrel.v1.Progress
+	(*StopGuestRequest)(nil),      // 20: carrel.v1.StopGuestRequest
+	(*StopGuestResponse)(nil),     // 21: carrel.v1.StopGuestResponse
+	(*RemoveGuestRequest)(nil),    // 22: carrel.v1.RemoveGuestRequest
+	(*RemoveGuestResponse)(nil),   // 23: carrel.v1.RemoveGuestResponse
+	(*ListGuestsRequest)(nil),     // 24: carrel.v1.ListGuestsRequest
+	(*ListGuestsResponse)(nil),    // 25: carrel.v1.ListGuestsResponse
+	(*InspectGuestRequest)(nil),   // 26: carrel.v1.InspectGuestRequest
+	(*InspectGuestResponse)(nil),  // 27: carrel.v1.InspectGuestResponse
+	(*TaskSpec)(nil),              // 28: carrel.v1.TaskSpec
+	(*TaskLimits)(nil),            // 29: carrel.v1.TaskLimits
+	(*Task)(nil),                  // 30: carrel.v1.Task
+	(*Ending)(nil),                // 31: carrel.v1.Ending
+	(*StartTaskRequest)(nil),      // 32: carrel.v1.StartTaskRequest
+	(*StartTaskResponse)(nil),     // 33: carrel.v1.StartTaskResponse
+	(*AttachRequest)(nil),         // 34: carrel.v1.AttachRequest
+	(*AttachOpen)(nil),            // 35: carrel.v1.AttachOpen
+	(*StdinClose)(nil),            // 36: carrel.v1.StdinClose
+	(*Resize)(nil),                // 37: carrel.v1.Resize
+	(*AttachResponse)(nil),        // 38: carrel.v1.AttachResponse
+	(*ListTasksRequest)(nil),      // 39: carrel.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),     // 40: carrel.v1.ListTasksResponse
+	(*PutRequest)(nil),            // 41: carrel.v1.PutRequest
+	(*PutOpen)(nil),               // 42: carrel.v1.PutOpen
+	(*PutResponse)(nil),           // 43: carrel.v1.PutResponse
+	(*GetRequest)(nil),            // 44: carrel.v1.GetRequest
+	(*GetResponse)(nil),           // 45: carrel.v1.GetResponse
+	(*File)(nil),                  // 46: carrel.v1.File
+	(*ExplainEgressRequest)(nil),  // 47: carrel.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil), // 48: carrel.v1.ExplainEgressResponse
+	(*ChangeEgressRequest)(nil),   // 49: carrel.v1.ChangeEgressRequest
+	(*ChangeEgressResponse)(nil),  // 50: carrel.v1.ChangeEgressResponse
+	(*TestEgressRequest)(nil),     // 51: carrel.v1.TestEgressRequest
+	(*TestEgressResponse)(nil),    // 52: carrel.v1.TestEgressResponse
+	(*EgressVerdict)(nil),         // 53: carrel.v1.EgressVerdict
+	(*WatchEgressRequest)(nil),    // 54: carrel.v1.WatchEgressRequest
+	(*EgressEvent)(nil),           // 55: carrel.v1.EgressEvent
+	(*AnswerEgressRequest)(nil),   // 56: carrel.v1.AnswerEgressRequest
+	(*AnswerEgressResponse)(nil),  // 57: carrel.v1.AnswerEgressResponse
+	(*PublishRequest)(nil),        // 58: carrel.v1.PublishRequest
+	(*PublishResponse)(nil),       // 59: carrel.v1.PublishResponse
+	(*UnpublishRequest)(nil),      // 60: carrel.v1.UnpublishRequest
+	(*UnpublishResponse)(nil),     // 61: carrel.v1.UnpublishResponse
+	(*Secret)(nil),                // 62: carrel.v1.Secret
+	(*SecretDefinition)(nil),      // 63: carrel.v1.SecretDefinition
+	(*SetSecretRequest)(nil),      // 64: carrel.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),     // 65: carrel.v1.SetSecretResponse
+	(*ListSecretsRequest)(nil),    // 66: carrel.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 67: carrel.v1.ListSecretsResponse
+	(*RemoveSecretRequest)(nil),   // 68: carrel.v1.RemoveSecretRequest
+	(*RemoveSecretResponse)(nil),  // 69: carrel.v1.RemoveSecretResponse
+	(*CheckPolicyRequest)(nil),    // 70: carrel.v1.CheckPolicyRequest
+	(*CheckPolicyResponse)(nil),   // 71: carrel.v1.CheckPolicyResponse
+	(*PolicyProblem)(nil),         // 72: carrel.v1.PolicyProblem
+	(*RequestPolicyRequest)(nil),  // 73: carrel.v1.RequestPolicyRequest
+	(*RequestPolicyResponse)(nil), // 74: carrel.v1.RequestPolicyResponse
+	(*AgreePolicyRequest)(nil),    // 75: carrel.v1.AgreePolicyRequest
+	(*AgreePolicyResponse)(nil),   // 76: carrel.v1.AgreePolicyResponse
+	(*VerifyAuditRequest)(nil),    // 77: carrel.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),   // 78: carrel.v1.VerifyAuditResponse
+	(*ShowAuditRequest)(nil),      // 79: carrel.v1.ShowAuditRequest
+	(*ShowAuditResponse)(nil),     // 80: carrel.v1.ShowAuditResponse
+	(*Image)(nil),                 // 81: carrel.v1.Image
+	(*ImagePart)(nil),             // 82: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),     // 83: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 84: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),     // 85: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),       // 86: carrel.v1.BuildImageEvent
+	(*VerifyImageRequest)(nil),    // 87: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),   // 88: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),    // 89: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 90: carrel.v1.RemoveImageResponse
+	(*VersionRequest)(nil),        // 91: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),       // 92: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),         // 93: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),        // 94: carrel.v1.StatusResponse
+	(*DoctorRequest)(nil),         // 95: carrel.v1.DoctorRequest
+	(*Finding)(nil),               // 96: carrel.v1.Finding
+	(*ShutdownRequest)(nil),       // 97: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 98: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),          // 99: carrel.v1.WatchRequest
+	(*ConfigureEdgeRequest)(nil),  // 100: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),            // 101: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),          // 102: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil), // 103: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil), // 104: google.protobuf.Timestamp
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
-	7,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
-	0,  // 1: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
-	1,  // 2: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
-	6,  // 3: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	59, // 4: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	59, // 5: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
-	23, // 6: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
-	9,  // 7: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
-	6,  // 8: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	12, // 9: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
-	8,  // 10: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
-	8,  // 11: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
-	8,  // 12: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
-	8,  // 13: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
-	22, // 14: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
-	21, // 15: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
-	2,  // 16: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	59, // 17: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	59, // 18: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	59, // 19: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	24, // 20: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
-	21, // 21: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
-	23, // 22: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
-	28, // 23: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
-	29, // 24: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
-	30, // 25: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
-	23, // 26: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
-	23, // 27: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
-	23, // 28: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
-	35, // 29: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
-	39, // 30: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
-	39, // 31: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
-	3,  // 32: carrel.v1.File.type:type_name -> carrel.v1.FileType
-	59, // 33: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	41, // 34: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	40, // 35: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	12, // 36: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	40, // 37: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	40, // 38: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	59, // 39: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	51, // 40: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	4,  // 41: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	10, // 42: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	13, // 43: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	15, // 44: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	17, // 45: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	19, // 46: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	25, // 47: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	27, // 48: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	32, // 49: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	34, // 50: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	37, // 51: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	42, // 52: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	44, // 53: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	46, // 54: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	48, // 55: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	50, // 56: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	52, // 57: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	54, // 58: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	56, // 59: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	58, // 60: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	13, // 61: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	11, // 62: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	14, // 63: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	16, // 64: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	18, // 65: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	20, // 66: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	26, // 67: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	31, // 68: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	33, // 69: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	36, // 70: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	38, // 71: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	43, // 72: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	45, // 73: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	47, // 74: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	49, // 75: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	51, // 76: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	53, // 77: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	55, // 78: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	57, // 79: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	8,  // 80: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	14, // 81: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	62, // [62:82] is the sub-list for method output_type
-	42, // [42:62] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	13,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
+	11,  // 1: carrel.v1.GuestSpec.egress:type_name -> carrel.v1.EgressSpec
+	12,  // 2: carrel.v1.EgressSpec.rules:type_name -> carrel.v1.EgressRule
+	0,   // 3: carrel.v1.EgressRule.action:type_name -> carrel.v1.EgressAction
+	1,   // 4: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
+	2,   // 5: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
+	10,  // 6: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
+	104, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	104, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	30,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
+	16,  // 10: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
+	15,  // 11: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
+	10,  // 12: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	19,  // 13: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
+	14,  // 14: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
+	14,  // 15: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
+	14,  // 16: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
+	14,  // 17: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
+	29,  // 18: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
+	28,  // 19: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
+	3,   // 20: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
+	104, // 21: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	104, // 22: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	104, // 23: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	31,  // 24: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
+	28,  // 25: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
+	30,  // 26: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
+	35,  // 27: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
+	36,  // 28: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
+	37,  // 29: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
+	30,  // 30: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
+	30,  // 31: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
+	30,  // 32: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
+	42,  // 33: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
+	46,  // 34: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
+	46,  // 35: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
+	4,   // 36: carrel.v1.File.type:type_name -> carrel.v1.FileType
+	12,  // 37: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	12,  // 38: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	12,  // 39: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	12,  // 40: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	53,  // 41: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	0,   // 42: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	12,  // 43: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	104, // 44: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	5,   // 45: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	53,  // 46: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	6,   // 47: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	15,  // 48: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	15,  // 49: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	63,  // 50: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	104, // 51: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	7,   // 52: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	63,  // 53: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	62,  // 54: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	62,  // 55: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	72,  // 56: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	12,  // 57: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	11,  // 58: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	72,  // 59: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	104, // 60: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	82,  // 61: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	81,  // 62: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	19,  // 63: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	81,  // 64: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	81,  // 65: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	104, // 66: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	92,  // 67: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	8,   // 68: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	12,  // 69: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	101, // 70: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	102, // 71: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	63,  // 72: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	17,  // 73: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	20,  // 74: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	22,  // 75: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	24,  // 76: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	26,  // 77: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	32,  // 78: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	34,  // 79: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	39,  // 80: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	41,  // 81: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	44,  // 82: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	47,  // 83: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	49,  // 84: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	51,  // 85: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	54,  // 86: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	56,  // 87: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	58,  // 88: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	60,  // 89: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	64,  // 90: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	66,  // 91: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	68,  // 92: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	70,  // 93: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	73,  // 94: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	75,  // 95: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	77,  // 96: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	79,  // 97: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	83,  // 98: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	85,  // 99: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	87,  // 100: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	89,  // 101: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	91,  // 102: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	93,  // 103: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	95,  // 104: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	97,  // 105: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	99,  // 106: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	20,  // 107: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	100, // 108: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	54,  // 109: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	56,  // 110: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	58,  // 111: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	60,  // 112: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	18,  // 113: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	21,  // 114: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	23,  // 115: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	25,  // 116: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	27,  // 117: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	33,  // 118: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	38,  // 119: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	40,  // 120: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	43,  // 121: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	45,  // 122: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	48,  // 123: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	50,  // 124: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	52,  // 125: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	55,  // 126: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	57,  // 127: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	59,  // 128: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	61,  // 129: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	65,  // 130: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	67,  // 131: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	69,  // 132: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	71,  // 133: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	74,  // 134: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	76,  // 135: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	78,  // 136: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	80,  // 137: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	84,  // 138: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	86,  // 139: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	88,  // 140: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	90,  // 141: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	92,  // 142: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	94,  // 143: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	96,  // 144: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	98,  // 145: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	14,  // 146: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	21,  // 147: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	103, // 148: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	55,  // 149: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	57,  // 150: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	59,  // 151: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	61,  // 152: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	113, // [113:153] is the sub-list for method output_type
+	73,  // [73:113] is the sub-list for method input_type
+	73,  // [73:73] is the sub-list for extension type_name
+	73,  // [73:73] is the sub-list for extension extendee
+	0,   // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -4234,35 +7398,36 @@ func file_carrel_v1_carrel_proto_init() {
 	if File_carrel_v1_carrel_proto != nil {
 		return
 	}
-	file_carrel_v1_carrel_proto_msgTypes[6].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[9].OneofWrappers = []any{
 		(*StartGuestEvent_Progress)(nil),
 		(*StartGuestEvent_Notice)(nil),
 		(*StartGuestEvent_Guest)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[22].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[25].OneofWrappers = []any{
 		(*AttachRequest_Open)(nil),
 		(*AttachRequest_Stdin)(nil),
 		(*AttachRequest_StdinClose)(nil),
 		(*AttachRequest_Signal)(nil),
 		(*AttachRequest_Resize)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[26].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[29].OneofWrappers = []any{
 		(*AttachResponse_Stdout)(nil),
 		(*AttachResponse_Stderr)(nil),
 		(*AttachResponse_Dropped)(nil),
 		(*AttachResponse_End)(nil),
 		(*AttachResponse_Task)(nil),
+		(*AttachResponse_Notice)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[29].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[32].OneofWrappers = []any{
 		(*PutRequest_Open)(nil),
 		(*PutRequest_File)(nil),
 		(*PutRequest_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[33].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[36].OneofWrappers = []any{
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[40].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[77].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
 	}
@@ -4271,10 +7436,10 @@ func file_carrel_v1_carrel_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   54,
+			NumEnums:      9,
+			NumMessages:   95,
 			NumExtensions: 0,
-			NumServices:   6,
+			NumServices:   11,
 		},
 		GoTypes:           file_carrel_v1_carrel_proto_goTypes,
 		DependencyIndexes: file_carrel_v1_carrel_proto_depIdxs,

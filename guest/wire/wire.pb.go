@@ -349,7 +349,16 @@ type Setup struct {
 	UnixNanos int64    `protobuf:"varint,2,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"`
 	Mounts    []*Mount `protobuf:"bytes,3,rep,name=mounts,proto3" json:"mounts,omitempty"`
 	// The most tasks at once.
-	MaxTasks      uint32 `protobuf:"varint,4,opt,name=max_tasks,json=maxTasks,proto3" json:"max_tasks,omitempty"`
+	MaxTasks uint32 `protobuf:"varint,4,opt,name=max_tasks,json=maxTasks,proto3" json:"max_tasks,omitempty"`
+	// The guest may open egress streams (PortEgress): names are to be steered.
+	Egress bool `protobuf:"varint,5,opt,name=egress,proto3" json:"egress,omitempty"`
+	// Certificates in PEM that the guest is to trust beside its own: the guest's
+	// CA, and roots that the host has and the image may lack. At most 512 KiB.
+	Trust []byte `protobuf:"bytes,6,opt,name=trust,proto3" json:"trust,omitempty"`
+	// NAME=value, for every task that does not set them itself: placeholders.
+	Env []string `protobuf:"bytes,7,rep,name=env,proto3" json:"env,omitempty"`
+	// Hosts for which git's ssh remotes are rewritten to https.
+	GitHosts      []string `protobuf:"bytes,8,rep,name=git_hosts,json=gitHosts,proto3" json:"git_hosts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -410,6 +419,34 @@ func (x *Setup) GetMaxTasks() uint32 {
 		return x.MaxTasks
 	}
 	return 0
+}
+
+func (x *Setup) GetEgress() bool {
+	if x != nil {
+		return x.Egress
+	}
+	return false
+}
+
+func (x *Setup) GetTrust() []byte {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
+func (x *Setup) GetEnv() []string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *Setup) GetGitHosts() []string {
+	if x != nil {
+		return x.GitHosts
+	}
+	return nil
 }
 
 // Mount is one share.
@@ -495,7 +532,10 @@ func (x *Mount) GetOverlay() bool {
 type Ready struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty when all is well; at most 1024 bytes.
-	Error         string `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	// How names are steered: "sk_lookup", "nftables: <why not sk_lookup>" or
+	// "none". At most 256 bytes, for people to read.
+	Steering      string `protobuf:"bytes,2,opt,name=steering,proto3" json:"steering,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -537,6 +577,13 @@ func (x *Ready) GetError() string {
 	return ""
 }
 
+func (x *Ready) GetSteering() string {
+	if x != nil {
+		return x.Steering
+	}
+	return ""
+}
+
 // Control asks the agent for one thing; each gets one Answer with the same id.
 type Control struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -546,6 +593,7 @@ type Control struct {
 	//	*Control_Ping
 	//	*Control_SetTime
 	//	*Control_PowerOff
+	//	*Control_Refused
 	Kind          isControl_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -622,6 +670,15 @@ func (x *Control) GetPowerOff() *PowerOff {
 	return nil
 }
 
+func (x *Control) GetRefused() *Refused {
+	if x != nil {
+		if x, ok := x.Kind.(*Control_Refused); ok {
+			return x.Refused
+		}
+	}
+	return nil
+}
+
 type isControl_Kind interface {
 	isControl_Kind()
 }
@@ -638,11 +695,17 @@ type Control_PowerOff struct {
 	PowerOff *PowerOff `protobuf:"bytes,4,opt,name=power_off,json=powerOff,proto3,oneof"`
 }
 
+type Control_Refused struct {
+	Refused *Refused `protobuf:"bytes,5,opt,name=refused,proto3,oneof"`
+}
+
 func (*Control_Ping) isControl_Kind() {}
 
 func (*Control_SetTime) isControl_Kind() {}
 
 func (*Control_PowerOff) isControl_Kind() {}
+
+func (*Control_Refused) isControl_Kind() {}
 
 type Ping struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -680,6 +743,52 @@ func (*Ping) Descriptor() ([]byte, []int) {
 	return file_wire_proto_rawDescGZIP(), []int{7}
 }
 
+// Refused are lines for /run/carrel/refusals.log: what the host did not let
+// out, and why. At most 64 KiB in all.
+type Refused struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lines         []string               `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refused) Reset() {
+	*x = Refused{}
+	mi := &file_wire_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refused) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refused) ProtoMessage() {}
+
+func (x *Refused) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refused.ProtoReflect.Descriptor instead.
+func (*Refused) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Refused) GetLines() []string {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
 // SetTime sets the guest's clock; nanoseconds since 1970 UTC.
 type SetTime struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -690,7 +799,7 @@ type SetTime struct {
 
 func (x *SetTime) Reset() {
 	*x = SetTime{}
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +811,7 @@ func (x *SetTime) String() string {
 func (*SetTime) ProtoMessage() {}
 
 func (x *SetTime) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +824,7 @@ func (x *SetTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTime.ProtoReflect.Descriptor instead.
 func (*SetTime) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{8}
+	return file_wire_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SetTime) GetUnixNanos() int64 {
@@ -736,7 +845,7 @@ type PowerOff struct {
 
 func (x *PowerOff) Reset() {
 	*x = PowerOff{}
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +857,7 @@ func (x *PowerOff) String() string {
 func (*PowerOff) ProtoMessage() {}
 
 func (x *PowerOff) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +870,7 @@ func (x *PowerOff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOff.ProtoReflect.Descriptor instead.
 func (*PowerOff) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{9}
+	return file_wire_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PowerOff) GetGraceNanos() int64 {
@@ -782,7 +891,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +903,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,7 +916,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{10}
+	return file_wire_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -831,6 +940,7 @@ type Call struct {
 	//	*Call_Exec
 	//	*Call_Put
 	//	*Call_Get
+	//	*Call_Forward
 	Kind          isCall_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -838,7 +948,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +960,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -863,7 +973,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{11}
+	return file_wire_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Call) GetKind() isCall_Kind {
@@ -900,6 +1010,15 @@ func (x *Call) GetGet() *Get {
 	return nil
 }
 
+func (x *Call) GetForward() *Forward {
+	if x != nil {
+		if x, ok := x.Kind.(*Call_Forward); ok {
+			return x.Forward
+		}
+	}
+	return nil
+}
+
 type isCall_Kind interface {
 	isCall_Kind()
 }
@@ -916,11 +1035,171 @@ type Call_Get struct {
 	Get *Get `protobuf:"bytes,3,opt,name=get,proto3,oneof"`
 }
 
+type Call_Forward struct {
+	Forward *Forward `protobuf:"bytes,4,opt,name=forward,proto3,oneof"`
+}
+
 func (*Call_Exec) isCall_Kind() {}
 
 func (*Call_Put) isCall_Kind() {}
 
 func (*Call_Get) isCall_Kind() {}
+
+func (*Call_Forward) isCall_Kind() {}
+
+// Forward connects to a TCP port of the guest's loopback. The guest: one
+// Forwarded; if its error is empty the stream is then the connection, raw.
+type Forward struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Forward) Reset() {
+	*x = Forward{}
+	mi := &file_wire_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Forward) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Forward) ProtoMessage() {}
+
+func (x *Forward) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Forward.ProtoReflect.Descriptor instead.
+func (*Forward) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Forward) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+type Forwarded struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 1024 bytes.
+	Error         string `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Forwarded) Reset() {
+	*x = Forwarded{}
+	mi := &file_wire_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Forwarded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Forwarded) ProtoMessage() {}
+
+func (x *Forwarded) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Forwarded.ProtoReflect.Descriptor instead.
+func (*Forwarded) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Forwarded) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type Open struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A name as the guest's program looked it up, or an address literal that it
+	// dialled. At most 255 bytes. The host makes of it what it will.
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Port uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	// The task that dialled, if the agent could tell; a ULID.
+	Task          string `protobuf:"bytes,3,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Open) Reset() {
+	*x = Open{}
+	mi := &file_wire_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Open) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Open) ProtoMessage() {}
+
+func (x *Open) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Open.ProtoReflect.Descriptor instead.
+func (*Open) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Open) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Open) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Open) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
 
 // Exec runs one command.
 //
@@ -953,7 +1232,7 @@ type Exec struct {
 
 func (x *Exec) Reset() {
 	*x = Exec{}
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1244,7 @@ func (x *Exec) String() string {
 func (*Exec) ProtoMessage() {}
 
 func (x *Exec) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1257,7 @@ func (x *Exec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exec.ProtoReflect.Descriptor instead.
 func (*Exec) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{12}
+	return file_wire_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Exec) GetArgv() []string {
@@ -1066,7 +1345,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1357,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1370,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{13}
+	return file_wire_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Limits) GetMemoryBytes() uint64 {
@@ -1147,7 +1426,7 @@ type Input struct {
 
 func (x *Input) Reset() {
 	*x = Input{}
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1438,7 @@ func (x *Input) String() string {
 func (*Input) ProtoMessage() {}
 
 func (x *Input) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1451,7 @@ func (x *Input) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Input.ProtoReflect.Descriptor instead.
 func (*Input) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{14}
+	return file_wire_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Input) GetKind() isInput_Kind {
@@ -1254,7 +1533,7 @@ type StdinClose struct {
 
 func (x *StdinClose) Reset() {
 	*x = StdinClose{}
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1545,7 @@ func (x *StdinClose) String() string {
 func (*StdinClose) ProtoMessage() {}
 
 func (x *StdinClose) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1558,7 @@ func (x *StdinClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinClose.ProtoReflect.Descriptor instead.
 func (*StdinClose) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{15}
+	return file_wire_proto_rawDescGZIP(), []int{19}
 }
 
 // Signal goes to the task's process group; Linux's number.
@@ -1292,7 +1571,7 @@ type Signal struct {
 
 func (x *Signal) Reset() {
 	*x = Signal{}
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1304,7 +1583,7 @@ func (x *Signal) String() string {
 func (*Signal) ProtoMessage() {}
 
 func (x *Signal) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1317,7 +1596,7 @@ func (x *Signal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signal.ProtoReflect.Descriptor instead.
 func (*Signal) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{16}
+	return file_wire_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Signal) GetNumber() int32 {
@@ -1337,7 +1616,7 @@ type Resize struct {
 
 func (x *Resize) Reset() {
 	*x = Resize{}
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1628,7 @@ func (x *Resize) String() string {
 func (*Resize) ProtoMessage() {}
 
 func (x *Resize) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1641,7 @@ func (x *Resize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resize.ProtoReflect.Descriptor instead.
 func (*Resize) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{17}
+	return file_wire_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Resize) GetRows() uint32 {
@@ -1397,7 +1676,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1688,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1701,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{18}
+	return file_wire_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Output) GetKind() isOutput_Kind {
@@ -1535,7 +1814,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1826,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1839,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{19}
+	return file_wire_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Started) GetPid() int32 {
@@ -1584,7 +1863,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1596,7 +1875,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1609,7 +1888,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{20}
+	return file_wire_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Exit) GetCode() int32 {
@@ -1646,7 +1925,7 @@ type Failed struct {
 
 func (x *Failed) Reset() {
 	*x = Failed{}
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1937,7 @@ func (x *Failed) String() string {
 func (*Failed) ProtoMessage() {}
 
 func (x *Failed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1950,7 @@ func (x *Failed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failed.ProtoReflect.Descriptor instead.
 func (*Failed) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{21}
+	return file_wire_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Failed) GetCode() int32 {
@@ -1702,7 +1981,7 @@ type Put struct {
 
 func (x *Put) Reset() {
 	*x = Put{}
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1993,7 @@ func (x *Put) String() string {
 func (*Put) ProtoMessage() {}
 
 func (x *Put) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +2006,7 @@ func (x *Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Put.ProtoReflect.Descriptor instead.
 func (*Put) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{22}
+	return file_wire_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Put) GetPath() string {
@@ -1763,7 +2042,7 @@ type Get struct {
 
 func (x *Get) Reset() {
 	*x = Get{}
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +2054,7 @@ func (x *Get) String() string {
 func (*Get) ProtoMessage() {}
 
 func (x *Get) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +2067,7 @@ func (x *Get) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Get.ProtoReflect.Descriptor instead.
 func (*Get) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{23}
+	return file_wire_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Get) GetPath() string {
@@ -1820,7 +2099,7 @@ type Copy struct {
 
 func (x *Copy) Reset() {
 	*x = Copy{}
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +2111,7 @@ func (x *Copy) String() string {
 func (*Copy) ProtoMessage() {}
 
 func (x *Copy) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +2124,7 @@ func (x *Copy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copy.ProtoReflect.Descriptor instead.
 func (*Copy) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{24}
+	return file_wire_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Copy) GetKind() isCopy_Kind {
@@ -1922,7 +2201,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +2213,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2226,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{25}
+	return file_wire_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *File) GetName() string {
@@ -1995,7 +2274,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2286,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2299,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Done) GetError() string {
@@ -2051,28 +2330,36 @@ const file_wire_proto_rawDesc = "" +
 	"\x06kernel\x18\x03 \x01(\tR\x06kernel\x12\x19\n" +
 	"\bup_nanos\x18\x04 \x01(\x03R\aupNanos\x12\x1d\n" +
 	"\n" +
-	"init_nanos\x18\x05 \x01(\x03R\tinitNanos\"\x8e\x01\n" +
+	"init_nanos\x18\x05 \x01(\x03R\tinitNanos\"\xeb\x01\n" +
 	"\x05Setup\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x1d\n" +
 	"\n" +
 	"unix_nanos\x18\x02 \x01(\x03R\tunixNanos\x12-\n" +
 	"\x06mounts\x18\x03 \x03(\v2\x15.carrel.wire.v1.MountR\x06mounts\x12\x1b\n" +
-	"\tmax_tasks\x18\x04 \x01(\rR\bmaxTasks\"x\n" +
+	"\tmax_tasks\x18\x04 \x01(\rR\bmaxTasks\x12\x16\n" +
+	"\x06egress\x18\x05 \x01(\bR\x06egress\x12\x14\n" +
+	"\x05trust\x18\x06 \x01(\fR\x05trust\x12\x10\n" +
+	"\x03env\x18\a \x03(\tR\x03env\x12\x1b\n" +
+	"\tgit_hosts\x18\b \x03(\tR\bgitHosts\"x\n" +
 	"\x05Mount\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\tR\x03tag\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
 	"\x04path\x18\x03 \x01(\tR\x04path\x12\x1b\n" +
 	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x18\n" +
-	"\aoverlay\x18\x05 \x01(\bR\aoverlay\"\x1d\n" +
+	"\aoverlay\x18\x05 \x01(\bR\aoverlay\"9\n" +
 	"\x05Ready\x12\x14\n" +
-	"\x05error\x18\x01 \x01(\tR\x05error\"\xbc\x01\n" +
+	"\x05error\x18\x01 \x01(\tR\x05error\x12\x1a\n" +
+	"\bsteering\x18\x02 \x01(\tR\bsteering\"\xf1\x01\n" +
 	"\aControl\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12*\n" +
 	"\x04ping\x18\x02 \x01(\v2\x14.carrel.wire.v1.PingH\x00R\x04ping\x124\n" +
 	"\bset_time\x18\x03 \x01(\v2\x17.carrel.wire.v1.SetTimeH\x00R\asetTime\x127\n" +
-	"\tpower_off\x18\x04 \x01(\v2\x18.carrel.wire.v1.PowerOffH\x00R\bpowerOffB\x06\n" +
+	"\tpower_off\x18\x04 \x01(\v2\x18.carrel.wire.v1.PowerOffH\x00R\bpowerOff\x123\n" +
+	"\arefused\x18\x05 \x01(\v2\x17.carrel.wire.v1.RefusedH\x00R\arefusedB\x06\n" +
 	"\x04kind\"\x06\n" +
-	"\x04Ping\"(\n" +
+	"\x04Ping\"\x1f\n" +
+	"\aRefused\x12\x14\n" +
+	"\x05lines\x18\x01 \x03(\tR\x05lines\"(\n" +
 	"\aSetTime\x12\x1d\n" +
 	"\n" +
 	"unix_nanos\x18\x01 \x01(\x03R\tunixNanos\"+\n" +
@@ -2081,12 +2368,21 @@ const file_wire_proto_rawDesc = "" +
 	"graceNanos\".\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\x8c\x01\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\xc1\x01\n" +
 	"\x04Call\x12*\n" +
 	"\x04exec\x18\x01 \x01(\v2\x14.carrel.wire.v1.ExecH\x00R\x04exec\x12'\n" +
 	"\x03put\x18\x02 \x01(\v2\x13.carrel.wire.v1.PutH\x00R\x03put\x12'\n" +
-	"\x03get\x18\x03 \x01(\v2\x13.carrel.wire.v1.GetH\x00R\x03getB\x06\n" +
-	"\x04kind\"\xe2\x01\n" +
+	"\x03get\x18\x03 \x01(\v2\x13.carrel.wire.v1.GetH\x00R\x03get\x123\n" +
+	"\aforward\x18\x04 \x01(\v2\x17.carrel.wire.v1.ForwardH\x00R\aforwardB\x06\n" +
+	"\x04kind\"\x1d\n" +
+	"\aForward\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\"!\n" +
+	"\tForwarded\x12\x14\n" +
+	"\x05error\x18\x01 \x01(\tR\x05error\"B\n" +
+	"\x04Open\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
+	"\x04task\x18\x03 \x01(\tR\x04task\"\xe2\x01\n" +
 	"\x04Exec\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
 	"\x03env\x18\x02 \x03(\tR\x03env\x12\x10\n" +
@@ -2179,7 +2475,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_wire_proto_goTypes = []any{
 	(FileType)(0),      // 0: carrel.wire.v1.FileType
 	(*FromGuest)(nil),  // 1: carrel.wire.v1.FromGuest
@@ -2190,54 +2486,60 @@ var file_wire_proto_goTypes = []any{
 	(*Ready)(nil),      // 6: carrel.wire.v1.Ready
 	(*Control)(nil),    // 7: carrel.wire.v1.Control
 	(*Ping)(nil),       // 8: carrel.wire.v1.Ping
-	(*SetTime)(nil),    // 9: carrel.wire.v1.SetTime
-	(*PowerOff)(nil),   // 10: carrel.wire.v1.PowerOff
-	(*Answer)(nil),     // 11: carrel.wire.v1.Answer
-	(*Call)(nil),       // 12: carrel.wire.v1.Call
-	(*Exec)(nil),       // 13: carrel.wire.v1.Exec
-	(*Limits)(nil),     // 14: carrel.wire.v1.Limits
-	(*Input)(nil),      // 15: carrel.wire.v1.Input
-	(*StdinClose)(nil), // 16: carrel.wire.v1.StdinClose
-	(*Signal)(nil),     // 17: carrel.wire.v1.Signal
-	(*Resize)(nil),     // 18: carrel.wire.v1.Resize
-	(*Output)(nil),     // 19: carrel.wire.v1.Output
-	(*Started)(nil),    // 20: carrel.wire.v1.Started
-	(*Exit)(nil),       // 21: carrel.wire.v1.Exit
-	(*Failed)(nil),     // 22: carrel.wire.v1.Failed
-	(*Put)(nil),        // 23: carrel.wire.v1.Put
-	(*Get)(nil),        // 24: carrel.wire.v1.Get
-	(*Copy)(nil),       // 25: carrel.wire.v1.Copy
-	(*File)(nil),       // 26: carrel.wire.v1.File
-	(*Done)(nil),       // 27: carrel.wire.v1.Done
+	(*Refused)(nil),    // 9: carrel.wire.v1.Refused
+	(*SetTime)(nil),    // 10: carrel.wire.v1.SetTime
+	(*PowerOff)(nil),   // 11: carrel.wire.v1.PowerOff
+	(*Answer)(nil),     // 12: carrel.wire.v1.Answer
+	(*Call)(nil),       // 13: carrel.wire.v1.Call
+	(*Forward)(nil),    // 14: carrel.wire.v1.Forward
+	(*Forwarded)(nil),  // 15: carrel.wire.v1.Forwarded
+	(*Open)(nil),       // 16: carrel.wire.v1.Open
+	(*Exec)(nil),       // 17: carrel.wire.v1.Exec
+	(*Limits)(nil),     // 18: carrel.wire.v1.Limits
+	(*Input)(nil),      // 19: carrel.wire.v1.Input
+	(*StdinClose)(nil), // 20: carrel.wire.v1.StdinClose
+	(*Signal)(nil),     // 21: carrel.wire.v1.Signal
+	(*Resize)(nil),     // 22: carrel.wire.v1.Resize
+	(*Output)(nil),     // 23: carrel.wire.v1.Output
+	(*Started)(nil),    // 24: carrel.wire.v1.Started
+	(*Exit)(nil),       // 25: carrel.wire.v1.Exit
+	(*Failed)(nil),     // 26: carrel.wire.v1.Failed
+	(*Put)(nil),        // 27: carrel.wire.v1.Put
+	(*Get)(nil),        // 28: carrel.wire.v1.Get
+	(*Copy)(nil),       // 29: carrel.wire.v1.Copy
+	(*File)(nil),       // 30: carrel.wire.v1.File
+	(*Done)(nil),       // 31: carrel.wire.v1.Done
 }
 var file_wire_proto_depIdxs = []int32{
 	3,  // 0: carrel.wire.v1.FromGuest.hello:type_name -> carrel.wire.v1.Hello
 	6,  // 1: carrel.wire.v1.FromGuest.ready:type_name -> carrel.wire.v1.Ready
-	11, // 2: carrel.wire.v1.FromGuest.answer:type_name -> carrel.wire.v1.Answer
+	12, // 2: carrel.wire.v1.FromGuest.answer:type_name -> carrel.wire.v1.Answer
 	4,  // 3: carrel.wire.v1.FromHost.setup:type_name -> carrel.wire.v1.Setup
 	7,  // 4: carrel.wire.v1.FromHost.control:type_name -> carrel.wire.v1.Control
 	5,  // 5: carrel.wire.v1.Setup.mounts:type_name -> carrel.wire.v1.Mount
 	8,  // 6: carrel.wire.v1.Control.ping:type_name -> carrel.wire.v1.Ping
-	9,  // 7: carrel.wire.v1.Control.set_time:type_name -> carrel.wire.v1.SetTime
-	10, // 8: carrel.wire.v1.Control.power_off:type_name -> carrel.wire.v1.PowerOff
-	13, // 9: carrel.wire.v1.Call.exec:type_name -> carrel.wire.v1.Exec
-	23, // 10: carrel.wire.v1.Call.put:type_name -> carrel.wire.v1.Put
-	24, // 11: carrel.wire.v1.Call.get:type_name -> carrel.wire.v1.Get
-	14, // 12: carrel.wire.v1.Exec.limits:type_name -> carrel.wire.v1.Limits
-	16, // 13: carrel.wire.v1.Input.stdin_close:type_name -> carrel.wire.v1.StdinClose
-	17, // 14: carrel.wire.v1.Input.signal:type_name -> carrel.wire.v1.Signal
-	18, // 15: carrel.wire.v1.Input.resize:type_name -> carrel.wire.v1.Resize
-	20, // 16: carrel.wire.v1.Output.started:type_name -> carrel.wire.v1.Started
-	21, // 17: carrel.wire.v1.Output.exit:type_name -> carrel.wire.v1.Exit
-	22, // 18: carrel.wire.v1.Output.failed:type_name -> carrel.wire.v1.Failed
-	26, // 19: carrel.wire.v1.Copy.file:type_name -> carrel.wire.v1.File
-	27, // 20: carrel.wire.v1.Copy.done:type_name -> carrel.wire.v1.Done
-	0,  // 21: carrel.wire.v1.File.type:type_name -> carrel.wire.v1.FileType
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	10, // 7: carrel.wire.v1.Control.set_time:type_name -> carrel.wire.v1.SetTime
+	11, // 8: carrel.wire.v1.Control.power_off:type_name -> carrel.wire.v1.PowerOff
+	9,  // 9: carrel.wire.v1.Control.refused:type_name -> carrel.wire.v1.Refused
+	17, // 10: carrel.wire.v1.Call.exec:type_name -> carrel.wire.v1.Exec
+	27, // 11: carrel.wire.v1.Call.put:type_name -> carrel.wire.v1.Put
+	28, // 12: carrel.wire.v1.Call.get:type_name -> carrel.wire.v1.Get
+	14, // 13: carrel.wire.v1.Call.forward:type_name -> carrel.wire.v1.Forward
+	18, // 14: carrel.wire.v1.Exec.limits:type_name -> carrel.wire.v1.Limits
+	20, // 15: carrel.wire.v1.Input.stdin_close:type_name -> carrel.wire.v1.StdinClose
+	21, // 16: carrel.wire.v1.Input.signal:type_name -> carrel.wire.v1.Signal
+	22, // 17: carrel.wire.v1.Input.resize:type_name -> carrel.wire.v1.Resize
+	24, // 18: carrel.wire.v1.Output.started:type_name -> carrel.wire.v1.Started
+	25, // 19: carrel.wire.v1.Output.exit:type_name -> carrel.wire.v1.Exit
+	26, // 20: carrel.wire.v1.Output.failed:type_name -> carrel.wire.v1.Failed
+	30, // 21: carrel.wire.v1.Copy.file:type_name -> carrel.wire.v1.File
+	31, // 22: carrel.wire.v1.Copy.done:type_name -> carrel.wire.v1.Done
+	0,  // 23: carrel.wire.v1.File.type:type_name -> carrel.wire.v1.FileType
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -2258,19 +2560,21 @@ func file_wire_proto_init() {
 		(*Control_Ping)(nil),
 		(*Control_SetTime)(nil),
 		(*Control_PowerOff)(nil),
+		(*Control_Refused)(nil),
 	}
-	file_wire_proto_msgTypes[11].OneofWrappers = []any{
+	file_wire_proto_msgTypes[12].OneofWrappers = []any{
 		(*Call_Exec)(nil),
 		(*Call_Put)(nil),
 		(*Call_Get)(nil),
+		(*Call_Forward)(nil),
 	}
-	file_wire_proto_msgTypes[14].OneofWrappers = []any{
+	file_wire_proto_msgTypes[18].OneofWrappers = []any{
 		(*Input_Stdin)(nil),
 		(*Input_StdinClose)(nil),
 		(*Input_Signal)(nil),
 		(*Input_Resize)(nil),
 	}
-	file_wire_proto_msgTypes[18].OneofWrappers = []any{
+	file_wire_proto_msgTypes[22].OneofWrappers = []any{
 		(*Output_Started)(nil),
 		(*Output_Stdout)(nil),
 		(*Output_Stderr)(nil),
@@ -2278,7 +2582,7 @@ func file_wire_proto_init() {
 		(*Output_Exit)(nil),
 		(*Output_Failed)(nil),
 	}
-	file_wire_proto_msgTypes[24].OneofWrappers = []any{
+	file_wire_proto_msgTypes[28].OneofWrappers = []any{
 		(*Copy_File)(nil),
 		(*Copy_Data)(nil),
 		(*Copy_Done)(nil),
@@ -2289,7 +2593,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   27,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

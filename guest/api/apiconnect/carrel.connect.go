@@ -31,12 +31,22 @@ const (
 	TaskServiceName = "carrel.v1.TaskService"
 	// FileServiceName is the fully-qualified name of the FileService service.
 	FileServiceName = "carrel.v1.FileService"
+	// EgressServiceName is the fully-qualified name of the EgressService service.
+	EgressServiceName = "carrel.v1.EgressService"
+	// SecretServiceName is the fully-qualified name of the SecretService service.
+	SecretServiceName = "carrel.v1.SecretService"
+	// PolicyServiceName is the fully-qualified name of the PolicyService service.
+	PolicyServiceName = "carrel.v1.PolicyService"
+	// AuditServiceName is the fully-qualified name of the AuditService service.
+	AuditServiceName = "carrel.v1.AuditService"
 	// ImageServiceName is the fully-qualified name of the ImageService service.
 	ImageServiceName = "carrel.v1.ImageService"
 	// SystemServiceName is the fully-qualified name of the SystemService service.
 	SystemServiceName = "carrel.v1.SystemService"
 	// KeeperServiceName is the fully-qualified name of the KeeperService service.
 	KeeperServiceName = "carrel.v1.KeeperService"
+	// EdgeServiceName is the fully-qualified name of the EdgeService service.
+	EdgeServiceName = "carrel.v1.EdgeService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -67,6 +77,36 @@ const (
 	FileServicePutProcedure = "/carrel.v1.FileService/Put"
 	// FileServiceGetProcedure is the fully-qualified name of the FileService's Get RPC.
 	FileServiceGetProcedure = "/carrel.v1.FileService/Get"
+	// EgressServiceExplainProcedure is the fully-qualified name of the EgressService's Explain RPC.
+	EgressServiceExplainProcedure = "/carrel.v1.EgressService/Explain"
+	// EgressServiceChangeProcedure is the fully-qualified name of the EgressService's Change RPC.
+	EgressServiceChangeProcedure = "/carrel.v1.EgressService/Change"
+	// EgressServiceTestProcedure is the fully-qualified name of the EgressService's Test RPC.
+	EgressServiceTestProcedure = "/carrel.v1.EgressService/Test"
+	// EgressServiceWatchProcedure is the fully-qualified name of the EgressService's Watch RPC.
+	EgressServiceWatchProcedure = "/carrel.v1.EgressService/Watch"
+	// EgressServiceAnswerProcedure is the fully-qualified name of the EgressService's Answer RPC.
+	EgressServiceAnswerProcedure = "/carrel.v1.EgressService/Answer"
+	// EgressServicePublishProcedure is the fully-qualified name of the EgressService's Publish RPC.
+	EgressServicePublishProcedure = "/carrel.v1.EgressService/Publish"
+	// EgressServiceUnpublishProcedure is the fully-qualified name of the EgressService's Unpublish RPC.
+	EgressServiceUnpublishProcedure = "/carrel.v1.EgressService/Unpublish"
+	// SecretServiceSetProcedure is the fully-qualified name of the SecretService's Set RPC.
+	SecretServiceSetProcedure = "/carrel.v1.SecretService/Set"
+	// SecretServiceListProcedure is the fully-qualified name of the SecretService's List RPC.
+	SecretServiceListProcedure = "/carrel.v1.SecretService/List"
+	// SecretServiceRemoveProcedure is the fully-qualified name of the SecretService's Remove RPC.
+	SecretServiceRemoveProcedure = "/carrel.v1.SecretService/Remove"
+	// PolicyServiceCheckProcedure is the fully-qualified name of the PolicyService's Check RPC.
+	PolicyServiceCheckProcedure = "/carrel.v1.PolicyService/Check"
+	// PolicyServiceRequestProcedure is the fully-qualified name of the PolicyService's Request RPC.
+	PolicyServiceRequestProcedure = "/carrel.v1.PolicyService/Request"
+	// PolicyServiceAgreeProcedure is the fully-qualified name of the PolicyService's Agree RPC.
+	PolicyServiceAgreeProcedure = "/carrel.v1.PolicyService/Agree"
+	// AuditServiceVerifyProcedure is the fully-qualified name of the AuditService's Verify RPC.
+	AuditServiceVerifyProcedure = "/carrel.v1.AuditService/Verify"
+	// AuditServiceShowProcedure is the fully-qualified name of the AuditService's Show RPC.
+	AuditServiceShowProcedure = "/carrel.v1.AuditService/Show"
 	// ImageServiceListProcedure is the fully-qualified name of the ImageService's List RPC.
 	ImageServiceListProcedure = "/carrel.v1.ImageService/List"
 	// ImageServiceBuildProcedure is the fully-qualified name of the ImageService's Build RPC.
@@ -87,6 +127,16 @@ const (
 	KeeperServiceWatchProcedure = "/carrel.v1.KeeperService/Watch"
 	// KeeperServiceStopProcedure is the fully-qualified name of the KeeperService's Stop RPC.
 	KeeperServiceStopProcedure = "/carrel.v1.KeeperService/Stop"
+	// EdgeServiceConfigureProcedure is the fully-qualified name of the EdgeService's Configure RPC.
+	EdgeServiceConfigureProcedure = "/carrel.v1.EdgeService/Configure"
+	// EdgeServiceWatchProcedure is the fully-qualified name of the EdgeService's Watch RPC.
+	EdgeServiceWatchProcedure = "/carrel.v1.EdgeService/Watch"
+	// EdgeServiceAnswerProcedure is the fully-qualified name of the EdgeService's Answer RPC.
+	EdgeServiceAnswerProcedure = "/carrel.v1.EdgeService/Answer"
+	// EdgeServicePublishProcedure is the fully-qualified name of the EdgeService's Publish RPC.
+	EdgeServicePublishProcedure = "/carrel.v1.EdgeService/Publish"
+	// EdgeServiceUnpublishProcedure is the fully-qualified name of the EdgeService's Unpublish RPC.
+	EdgeServiceUnpublishProcedure = "/carrel.v1.EdgeService/Unpublish"
 )
 
 // GuestServiceClient is a client for the carrel.v1.GuestService service.
@@ -501,6 +551,600 @@ func (UnimplementedFileServiceHandler) Get(context.Context, *connect.Request[api
 	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.FileService.Get is not implemented"))
 }
 
+// EgressServiceClient is a client for the carrel.v1.EgressService service.
+type EgressServiceClient interface {
+	// Explain returns the effective rules of a guest, each with its origin.
+	Explain(context.Context, *connect.Request[api.ExplainEgressRequest]) (*connect.Response[api.ExplainEgressResponse], error)
+	// Change adds rules to a guest and takes rules away. It takes effect before
+	// it answers: what the rules no longer cover is closed. It is kept over
+	// restarts.
+	Change(context.Context, *connect.Request[api.ChangeEgressRequest]) (*connect.Response[api.ChangeEgressResponse], error)
+	// Test says what would happen to a request, and why. Nothing is sent.
+	Test(context.Context, *connect.Request[api.TestEgressRequest]) (*connect.Response[api.TestEgressResponse], error)
+	// Watch streams the guest's verdicts: the last ones, then new ones.
+	Watch(context.Context, *connect.Request[api.WatchEgressRequest]) (*connect.ServerStreamForClient[api.EgressEvent], error)
+	// Answer decides a question that an "ask" rule raised.
+	Answer(context.Context, *connect.Request[api.AnswerEgressRequest]) (*connect.Response[api.AnswerEgressResponse], error)
+	// Publish opens a port of the host's loopback into a guest; it is closed
+	// with the guest.
+	Publish(context.Context, *connect.Request[api.PublishRequest]) (*connect.Response[api.PublishResponse], error)
+	Unpublish(context.Context, *connect.Request[api.UnpublishRequest]) (*connect.Response[api.UnpublishResponse], error)
+}
+
+// NewEgressServiceClient constructs a client for the carrel.v1.EgressService service. By default,
+// it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and
+// sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC()
+// or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewEgressServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) EgressServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	egressServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("EgressService").Methods()
+	return &egressServiceClient{
+		explain: connect.NewClient[api.ExplainEgressRequest, api.ExplainEgressResponse](
+			httpClient,
+			baseURL+EgressServiceExplainProcedure,
+			connect.WithSchema(egressServiceMethods.ByName("Explain")),
+			connect.WithClientOptions(opts...),
+		),
+		change: connect.NewClient[api.ChangeEgressRequest, api.ChangeEgressResponse](
+			httpClient,
+			baseURL+EgressServiceChangeProcedure,
+			connect.WithSchema(egressServiceMethods.ByName("Change")),
+			connect.WithClientOptions(opts...),
+		),
+		test: connect.NewClient[api.TestEgressRequest, api.TestEgressResponse](
+			httpClient,
+			baseURL+EgressServiceTestProcedure,
+			connect.WithSchema(egressServiceMethods.ByName("Test")),
+			connect.WithClientOptions(opts...),
+		),
+		watch: connect.NewClient[api.WatchEgressRequest, api.EgressEvent](
+			httpClient,
+			baseURL+EgressServiceWatchProcedure,
+			connect.WithSchema(egressServiceMethods.ByName("Watch")),
+			connect.WithClientOptions(opts...),
+		),
+		answer: connect.NewClient[api.AnswerEgressRequest, api.AnswerEgressResponse](
+			httpClient,
+			baseURL+EgressServiceAnswerProcedure,
+			connect.WithSchema(egressServiceMethods.ByName("Answer")),
+			connect.WithClientOptions(opts...),
+		),
+		publish: connect.NewClient[api.PublishRequest, api.PublishResponse](
+			httpClient,
+			baseURL+EgressServicePublishProcedure,
+			connect.WithSchema(egressServiceMethods.ByName("Publish")),
+			connect.WithClientOptions(opts...),
+		),
+		unpublish: connect.NewClient[api.UnpublishRequest, api.UnpublishResponse](
+			httpClient,
+			baseURL+EgressServiceUnpublishProcedure,
+			connect.WithSchema(egressServiceMethods.ByName("Unpublish")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// egressServiceClient implements EgressServiceClient.
+type egressServiceClient struct {
+	explain   *connect.Client[api.ExplainEgressRequest, api.ExplainEgressResponse]
+	change    *connect.Client[api.ChangeEgressRequest, api.ChangeEgressResponse]
+	test      *connect.Client[api.TestEgressRequest, api.TestEgressResponse]
+	watch     *connect.Client[api.WatchEgressRequest, api.EgressEvent]
+	answer    *connect.Client[api.AnswerEgressRequest, api.AnswerEgressResponse]
+	publish   *connect.Client[api.PublishRequest, api.PublishResponse]
+	unpublish *connect.Client[api.UnpublishRequest, api.UnpublishResponse]
+}
+
+// Explain calls carrel.v1.EgressService.Explain.
+func (c *egressServiceClient) Explain(ctx context.Context, req *connect.Request[api.ExplainEgressRequest]) (*connect.Response[api.ExplainEgressResponse], error) {
+	return c.explain.CallUnary(ctx, req)
+}
+
+// Change calls carrel.v1.EgressService.Change.
+func (c *egressServiceClient) Change(ctx context.Context, req *connect.Request[api.ChangeEgressRequest]) (*connect.Response[api.ChangeEgressResponse], error) {
+	return c.change.CallUnary(ctx, req)
+}
+
+// Test calls carrel.v1.EgressService.Test.
+func (c *egressServiceClient) Test(ctx context.Context, req *connect.Request[api.TestEgressRequest]) (*connect.Response[api.TestEgressResponse], error) {
+	return c.test.CallUnary(ctx, req)
+}
+
+// Watch calls carrel.v1.EgressService.Watch.
+func (c *egressServiceClient) Watch(ctx context.Context, req *connect.Request[api.WatchEgressRequest]) (*connect.ServerStreamForClient[api.EgressEvent], error) {
+	return c.watch.CallServerStream(ctx, req)
+}
+
+// Answer calls carrel.v1.EgressService.Answer.
+func (c *egressServiceClient) Answer(ctx context.Context, req *connect.Request[api.AnswerEgressRequest]) (*connect.Response[api.AnswerEgressResponse], error) {
+	return c.answer.CallUnary(ctx, req)
+}
+
+// Publish calls carrel.v1.EgressService.Publish.
+func (c *egressServiceClient) Publish(ctx context.Context, req *connect.Request[api.PublishRequest]) (*connect.Response[api.PublishResponse], error) {
+	return c.publish.CallUnary(ctx, req)
+}
+
+// Unpublish calls carrel.v1.EgressService.Unpublish.
+func (c *egressServiceClient) Unpublish(ctx context.Context, req *connect.Request[api.UnpublishRequest]) (*connect.Response[api.UnpublishResponse], error) {
+	return c.unpublish.CallUnary(ctx, req)
+}
+
+// EgressServiceHandler is an implementation of the carrel.v1.EgressService service.
+type EgressServiceHandler interface {
+	// Explain returns the effective rules of a guest, each with its origin.
+	Explain(context.Context, *connect.Request[api.ExplainEgressRequest]) (*connect.Response[api.ExplainEgressResponse], error)
+	// Change adds rules to a guest and takes rules away. It takes effect before
+	// it answers: what the rules no longer cover is closed. It is kept over
+	// restarts.
+	Change(context.Context, *connect.Request[api.ChangeEgressRequest]) (*connect.Response[api.ChangeEgressResponse], error)
+	// Test says what would happen to a request, and why. Nothing is sent.
+	Test(context.Context, *connect.Request[api.TestEgressRequest]) (*connect.Response[api.TestEgressResponse], error)
+	// Watch streams the guest's verdicts: the last ones, then new ones.
+	Watch(context.Context, *connect.Request[api.WatchEgressRequest], *connect.ServerStream[api.EgressEvent]) error
+	// Answer decides a question that an "ask" rule raised.
+	Answer(context.Context, *connect.Request[api.AnswerEgressRequest]) (*connect.Response[api.AnswerEgressResponse], error)
+	// Publish opens a port of the host's loopback into a guest; it is closed
+	// with the guest.
+	Publish(context.Context, *connect.Request[api.PublishRequest]) (*connect.Response[api.PublishResponse], error)
+	Unpublish(context.Context, *connect.Request[api.UnpublishRequest]) (*connect.Response[api.UnpublishResponse], error)
+}
+
+// NewEgressServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewEgressServiceHandler(svc EgressServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	egressServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("EgressService").Methods()
+	egressServiceExplainHandler := connect.NewUnaryHandler(
+		EgressServiceExplainProcedure,
+		svc.Explain,
+		connect.WithSchema(egressServiceMethods.ByName("Explain")),
+		connect.WithHandlerOptions(opts...),
+	)
+	egressServiceChangeHandler := connect.NewUnaryHandler(
+		EgressServiceChangeProcedure,
+		svc.Change,
+		connect.WithSchema(egressServiceMethods.ByName("Change")),
+		connect.WithHandlerOptions(opts...),
+	)
+	egressServiceTestHandler := connect.NewUnaryHandler(
+		EgressServiceTestProcedure,
+		svc.Test,
+		connect.WithSchema(egressServiceMethods.ByName("Test")),
+		connect.WithHandlerOptions(opts...),
+	)
+	egressServiceWatchHandler := connect.NewServerStreamHandler(
+		EgressServiceWatchProcedure,
+		svc.Watch,
+		connect.WithSchema(egressServiceMethods.ByName("Watch")),
+		connect.WithHandlerOptions(opts...),
+	)
+	egressServiceAnswerHandler := connect.NewUnaryHandler(
+		EgressServiceAnswerProcedure,
+		svc.Answer,
+		connect.WithSchema(egressServiceMethods.ByName("Answer")),
+		connect.WithHandlerOptions(opts...),
+	)
+	egressServicePublishHandler := connect.NewUnaryHandler(
+		EgressServicePublishProcedure,
+		svc.Publish,
+		connect.WithSchema(egressServiceMethods.ByName("Publish")),
+		connect.WithHandlerOptions(opts...),
+	)
+	egressServiceUnpublishHandler := connect.NewUnaryHandler(
+		EgressServiceUnpublishProcedure,
+		svc.Unpublish,
+		connect.WithSchema(egressServiceMethods.ByName("Unpublish")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/carrel.v1.EgressService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case EgressServiceExplainProcedure:
+			egressServiceExplainHandler.ServeHTTP(w, r)
+		case EgressServiceChangeProcedure:
+			egressServiceChangeHandler.ServeHTTP(w, r)
+		case EgressServiceTestProcedure:
+			egressServiceTestHandler.ServeHTTP(w, r)
+		case EgressServiceWatchProcedure:
+			egressServiceWatchHandler.ServeHTTP(w, r)
+		case EgressServiceAnswerProcedure:
+			egressServiceAnswerHandler.ServeHTTP(w, r)
+		case EgressServicePublishProcedure:
+			egressServicePublishHandler.ServeHTTP(w, r)
+		case EgressServiceUnpublishProcedure:
+			egressServiceUnpublishHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedEgressServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedEgressServiceHandler struct{}
+
+func (UnimplementedEgressServiceHandler) Explain(context.Context, *connect.Request[api.ExplainEgressRequest]) (*connect.Response[api.ExplainEgressResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EgressService.Explain is not implemented"))
+}
+
+func (UnimplementedEgressServiceHandler) Change(context.Context, *connect.Request[api.ChangeEgressRequest]) (*connect.Response[api.ChangeEgressResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EgressService.Change is not implemented"))
+}
+
+func (UnimplementedEgressServiceHandler) Test(context.Context, *connect.Request[api.TestEgressRequest]) (*connect.Response[api.TestEgressResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EgressService.Test is not implemented"))
+}
+
+func (UnimplementedEgressServiceHandler) Watch(context.Context, *connect.Request[api.WatchEgressRequest], *connect.ServerStream[api.EgressEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EgressService.Watch is not implemented"))
+}
+
+func (UnimplementedEgressServiceHandler) Answer(context.Context, *connect.Request[api.AnswerEgressRequest]) (*connect.Response[api.AnswerEgressResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EgressService.Answer is not implemented"))
+}
+
+func (UnimplementedEgressServiceHandler) Publish(context.Context, *connect.Request[api.PublishRequest]) (*connect.Response[api.PublishResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EgressService.Publish is not implemented"))
+}
+
+func (UnimplementedEgressServiceHandler) Unpublish(context.Context, *connect.Request[api.UnpublishRequest]) (*connect.Response[api.UnpublishResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EgressService.Unpublish is not implemented"))
+}
+
+// SecretServiceClient is a client for the carrel.v1.SecretService service.
+type SecretServiceClient interface {
+	Set(context.Context, *connect.Request[api.SetSecretRequest]) (*connect.Response[api.SetSecretResponse], error)
+	List(context.Context, *connect.Request[api.ListSecretsRequest]) (*connect.Response[api.ListSecretsResponse], error)
+	Remove(context.Context, *connect.Request[api.RemoveSecretRequest]) (*connect.Response[api.RemoveSecretResponse], error)
+}
+
+// NewSecretServiceClient constructs a client for the carrel.v1.SecretService service. By default,
+// it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and
+// sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC()
+// or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewSecretServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) SecretServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	secretServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("SecretService").Methods()
+	return &secretServiceClient{
+		set: connect.NewClient[api.SetSecretRequest, api.SetSecretResponse](
+			httpClient,
+			baseURL+SecretServiceSetProcedure,
+			connect.WithSchema(secretServiceMethods.ByName("Set")),
+			connect.WithClientOptions(opts...),
+		),
+		list: connect.NewClient[api.ListSecretsRequest, api.ListSecretsResponse](
+			httpClient,
+			baseURL+SecretServiceListProcedure,
+			connect.WithSchema(secretServiceMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		remove: connect.NewClient[api.RemoveSecretRequest, api.RemoveSecretResponse](
+			httpClient,
+			baseURL+SecretServiceRemoveProcedure,
+			connect.WithSchema(secretServiceMethods.ByName("Remove")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// secretServiceClient implements SecretServiceClient.
+type secretServiceClient struct {
+	set    *connect.Client[api.SetSecretRequest, api.SetSecretResponse]
+	list   *connect.Client[api.ListSecretsRequest, api.ListSecretsResponse]
+	remove *connect.Client[api.RemoveSecretRequest, api.RemoveSecretResponse]
+}
+
+// Set calls carrel.v1.SecretService.Set.
+func (c *secretServiceClient) Set(ctx context.Context, req *connect.Request[api.SetSecretRequest]) (*connect.Response[api.SetSecretResponse], error) {
+	return c.set.CallUnary(ctx, req)
+}
+
+// List calls carrel.v1.SecretService.List.
+func (c *secretServiceClient) List(ctx context.Context, req *connect.Request[api.ListSecretsRequest]) (*connect.Response[api.ListSecretsResponse], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// Remove calls carrel.v1.SecretService.Remove.
+func (c *secretServiceClient) Remove(ctx context.Context, req *connect.Request[api.RemoveSecretRequest]) (*connect.Response[api.RemoveSecretResponse], error) {
+	return c.remove.CallUnary(ctx, req)
+}
+
+// SecretServiceHandler is an implementation of the carrel.v1.SecretService service.
+type SecretServiceHandler interface {
+	Set(context.Context, *connect.Request[api.SetSecretRequest]) (*connect.Response[api.SetSecretResponse], error)
+	List(context.Context, *connect.Request[api.ListSecretsRequest]) (*connect.Response[api.ListSecretsResponse], error)
+	Remove(context.Context, *connect.Request[api.RemoveSecretRequest]) (*connect.Response[api.RemoveSecretResponse], error)
+}
+
+// NewSecretServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewSecretServiceHandler(svc SecretServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	secretServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("SecretService").Methods()
+	secretServiceSetHandler := connect.NewUnaryHandler(
+		SecretServiceSetProcedure,
+		svc.Set,
+		connect.WithSchema(secretServiceMethods.ByName("Set")),
+		connect.WithHandlerOptions(opts...),
+	)
+	secretServiceListHandler := connect.NewUnaryHandler(
+		SecretServiceListProcedure,
+		svc.List,
+		connect.WithSchema(secretServiceMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	secretServiceRemoveHandler := connect.NewUnaryHandler(
+		SecretServiceRemoveProcedure,
+		svc.Remove,
+		connect.WithSchema(secretServiceMethods.ByName("Remove")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/carrel.v1.SecretService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case SecretServiceSetProcedure:
+			secretServiceSetHandler.ServeHTTP(w, r)
+		case SecretServiceListProcedure:
+			secretServiceListHandler.ServeHTTP(w, r)
+		case SecretServiceRemoveProcedure:
+			secretServiceRemoveHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedSecretServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedSecretServiceHandler struct{}
+
+func (UnimplementedSecretServiceHandler) Set(context.Context, *connect.Request[api.SetSecretRequest]) (*connect.Response[api.SetSecretResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.SecretService.Set is not implemented"))
+}
+
+func (UnimplementedSecretServiceHandler) List(context.Context, *connect.Request[api.ListSecretsRequest]) (*connect.Response[api.ListSecretsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.SecretService.List is not implemented"))
+}
+
+func (UnimplementedSecretServiceHandler) Remove(context.Context, *connect.Request[api.RemoveSecretRequest]) (*connect.Response[api.RemoveSecretResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.SecretService.Remove is not implemented"))
+}
+
+// PolicyServiceClient is a client for the carrel.v1.PolicyService service.
+type PolicyServiceClient interface {
+	// Check parses a policy file; its errors have line numbers.
+	Check(context.Context, *connect.Request[api.CheckPolicyRequest]) (*connect.Response[api.CheckPolicyResponse], error)
+	// Request looks at a repository's .carrel.yaml and says what it asks for and
+	// whether the user has agreed to exactly this content.
+	Request(context.Context, *connect.Request[api.RequestPolicyRequest]) (*connect.Response[api.RequestPolicyResponse], error)
+	// Agree records the user's yes to the content with this hash.
+	Agree(context.Context, *connect.Request[api.AgreePolicyRequest]) (*connect.Response[api.AgreePolicyResponse], error)
+}
+
+// NewPolicyServiceClient constructs a client for the carrel.v1.PolicyService service. By default,
+// it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and
+// sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC()
+// or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewPolicyServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) PolicyServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	policyServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("PolicyService").Methods()
+	return &policyServiceClient{
+		check: connect.NewClient[api.CheckPolicyRequest, api.CheckPolicyResponse](
+			httpClient,
+			baseURL+PolicyServiceCheckProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("Check")),
+			connect.WithClientOptions(opts...),
+		),
+		request: connect.NewClient[api.RequestPolicyRequest, api.RequestPolicyResponse](
+			httpClient,
+			baseURL+PolicyServiceRequestProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("Request")),
+			connect.WithClientOptions(opts...),
+		),
+		agree: connect.NewClient[api.AgreePolicyRequest, api.AgreePolicyResponse](
+			httpClient,
+			baseURL+PolicyServiceAgreeProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("Agree")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// policyServiceClient implements PolicyServiceClient.
+type policyServiceClient struct {
+	check   *connect.Client[api.CheckPolicyRequest, api.CheckPolicyResponse]
+	request *connect.Client[api.RequestPolicyRequest, api.RequestPolicyResponse]
+	agree   *connect.Client[api.AgreePolicyRequest, api.AgreePolicyResponse]
+}
+
+// Check calls carrel.v1.PolicyService.Check.
+func (c *policyServiceClient) Check(ctx context.Context, req *connect.Request[api.CheckPolicyRequest]) (*connect.Response[api.CheckPolicyResponse], error) {
+	return c.check.CallUnary(ctx, req)
+}
+
+// Request calls carrel.v1.PolicyService.Request.
+func (c *policyServiceClient) Request(ctx context.Context, req *connect.Request[api.RequestPolicyRequest]) (*connect.Response[api.RequestPolicyResponse], error) {
+	return c.request.CallUnary(ctx, req)
+}
+
+// Agree calls carrel.v1.PolicyService.Agree.
+func (c *policyServiceClient) Agree(ctx context.Context, req *connect.Request[api.AgreePolicyRequest]) (*connect.Response[api.AgreePolicyResponse], error) {
+	return c.agree.CallUnary(ctx, req)
+}
+
+// PolicyServiceHandler is an implementation of the carrel.v1.PolicyService service.
+type PolicyServiceHandler interface {
+	// Check parses a policy file; its errors have line numbers.
+	Check(context.Context, *connect.Request[api.CheckPolicyRequest]) (*connect.Response[api.CheckPolicyResponse], error)
+	// Request looks at a repository's .carrel.yaml and says what it asks for and
+	// whether the user has agreed to exactly this content.
+	Request(context.Context, *connect.Request[api.RequestPolicyRequest]) (*connect.Response[api.RequestPolicyResponse], error)
+	// Agree records the user's yes to the content with this hash.
+	Agree(context.Context, *connect.Request[api.AgreePolicyRequest]) (*connect.Response[api.AgreePolicyResponse], error)
+}
+
+// NewPolicyServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewPolicyServiceHandler(svc PolicyServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	policyServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("PolicyService").Methods()
+	policyServiceCheckHandler := connect.NewUnaryHandler(
+		PolicyServiceCheckProcedure,
+		svc.Check,
+		connect.WithSchema(policyServiceMethods.ByName("Check")),
+		connect.WithHandlerOptions(opts...),
+	)
+	policyServiceRequestHandler := connect.NewUnaryHandler(
+		PolicyServiceRequestProcedure,
+		svc.Request,
+		connect.WithSchema(policyServiceMethods.ByName("Request")),
+		connect.WithHandlerOptions(opts...),
+	)
+	policyServiceAgreeHandler := connect.NewUnaryHandler(
+		PolicyServiceAgreeProcedure,
+		svc.Agree,
+		connect.WithSchema(policyServiceMethods.ByName("Agree")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/carrel.v1.PolicyService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case PolicyServiceCheckProcedure:
+			policyServiceCheckHandler.ServeHTTP(w, r)
+		case PolicyServiceRequestProcedure:
+			policyServiceRequestHandler.ServeHTTP(w, r)
+		case PolicyServiceAgreeProcedure:
+			policyServiceAgreeHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedPolicyServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedPolicyServiceHandler struct{}
+
+func (UnimplementedPolicyServiceHandler) Check(context.Context, *connect.Request[api.CheckPolicyRequest]) (*connect.Response[api.CheckPolicyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.PolicyService.Check is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) Request(context.Context, *connect.Request[api.RequestPolicyRequest]) (*connect.Response[api.RequestPolicyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.PolicyService.Request is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) Agree(context.Context, *connect.Request[api.AgreePolicyRequest]) (*connect.Response[api.AgreePolicyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.PolicyService.Agree is not implemented"))
+}
+
+// AuditServiceClient is a client for the carrel.v1.AuditService service.
+type AuditServiceClient interface {
+	Verify(context.Context, *connect.Request[api.VerifyAuditRequest]) (*connect.Response[api.VerifyAuditResponse], error)
+	// Show streams records as they are kept: one JSON object each.
+	Show(context.Context, *connect.Request[api.ShowAuditRequest]) (*connect.ServerStreamForClient[api.ShowAuditResponse], error)
+}
+
+// NewAuditServiceClient constructs a client for the carrel.v1.AuditService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewAuditServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) AuditServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	auditServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("AuditService").Methods()
+	return &auditServiceClient{
+		verify: connect.NewClient[api.VerifyAuditRequest, api.VerifyAuditResponse](
+			httpClient,
+			baseURL+AuditServiceVerifyProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("Verify")),
+			connect.WithClientOptions(opts...),
+		),
+		show: connect.NewClient[api.ShowAuditRequest, api.ShowAuditResponse](
+			httpClient,
+			baseURL+AuditServiceShowProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("Show")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// auditServiceClient implements AuditServiceClient.
+type auditServiceClient struct {
+	verify *connect.Client[api.VerifyAuditRequest, api.VerifyAuditResponse]
+	show   *connect.Client[api.ShowAuditRequest, api.ShowAuditResponse]
+}
+
+// Verify calls carrel.v1.AuditService.Verify.
+func (c *auditServiceClient) Verify(ctx context.Context, req *connect.Request[api.VerifyAuditRequest]) (*connect.Response[api.VerifyAuditResponse], error) {
+	return c.verify.CallUnary(ctx, req)
+}
+
+// Show calls carrel.v1.AuditService.Show.
+func (c *auditServiceClient) Show(ctx context.Context, req *connect.Request[api.ShowAuditRequest]) (*connect.ServerStreamForClient[api.ShowAuditResponse], error) {
+	return c.show.CallServerStream(ctx, req)
+}
+
+// AuditServiceHandler is an implementation of the carrel.v1.AuditService service.
+type AuditServiceHandler interface {
+	Verify(context.Context, *connect.Request[api.VerifyAuditRequest]) (*connect.Response[api.VerifyAuditResponse], error)
+	// Show streams records as they are kept: one JSON object each.
+	Show(context.Context, *connect.Request[api.ShowAuditRequest], *connect.ServerStream[api.ShowAuditResponse]) error
+}
+
+// NewAuditServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	auditServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("AuditService").Methods()
+	auditServiceVerifyHandler := connect.NewUnaryHandler(
+		AuditServiceVerifyProcedure,
+		svc.Verify,
+		connect.WithSchema(auditServiceMethods.ByName("Verify")),
+		connect.WithHandlerOptions(opts...),
+	)
+	auditServiceShowHandler := connect.NewServerStreamHandler(
+		AuditServiceShowProcedure,
+		svc.Show,
+		connect.WithSchema(auditServiceMethods.ByName("Show")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/carrel.v1.AuditService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case AuditServiceVerifyProcedure:
+			auditServiceVerifyHandler.ServeHTTP(w, r)
+		case AuditServiceShowProcedure:
+			auditServiceShowHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedAuditServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedAuditServiceHandler struct{}
+
+func (UnimplementedAuditServiceHandler) Verify(context.Context, *connect.Request[api.VerifyAuditRequest]) (*connect.Response[api.VerifyAuditResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.AuditService.Verify is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) Show(context.Context, *connect.Request[api.ShowAuditRequest], *connect.ServerStream[api.ShowAuditResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.AuditService.Show is not implemented"))
+}
+
 // ImageServiceClient is a client for the carrel.v1.ImageService service.
 type ImageServiceClient interface {
 	List(context.Context, *connect.Request[api.ListImagesRequest]) (*connect.Response[api.ListImagesResponse], error)
@@ -903,4 +1547,182 @@ func (UnimplementedKeeperServiceHandler) Watch(context.Context, *connect.Request
 
 func (UnimplementedKeeperServiceHandler) Stop(context.Context, *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.KeeperService.Stop is not implemented"))
+}
+
+// EdgeServiceClient is a client for the carrel.v1.EdgeService service.
+type EdgeServiceClient interface {
+	// Configure replaces rules and secrets. It answers when they hold and what
+	// they no longer cover is closed.
+	Configure(context.Context, *connect.Request[api.ConfigureEdgeRequest]) (*connect.Response[api.ConfigureEdgeResponse], error)
+	Watch(context.Context, *connect.Request[api.WatchEgressRequest]) (*connect.ServerStreamForClient[api.EgressEvent], error)
+	Answer(context.Context, *connect.Request[api.AnswerEgressRequest]) (*connect.Response[api.AnswerEgressResponse], error)
+	Publish(context.Context, *connect.Request[api.PublishRequest]) (*connect.Response[api.PublishResponse], error)
+	Unpublish(context.Context, *connect.Request[api.UnpublishRequest]) (*connect.Response[api.UnpublishResponse], error)
+}
+
+// NewEdgeServiceClient constructs a client for the carrel.v1.EdgeService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewEdgeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) EdgeServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	edgeServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("EdgeService").Methods()
+	return &edgeServiceClient{
+		configure: connect.NewClient[api.ConfigureEdgeRequest, api.ConfigureEdgeResponse](
+			httpClient,
+			baseURL+EdgeServiceConfigureProcedure,
+			connect.WithSchema(edgeServiceMethods.ByName("Configure")),
+			connect.WithClientOptions(opts...),
+		),
+		watch: connect.NewClient[api.WatchEgressRequest, api.EgressEvent](
+			httpClient,
+			baseURL+EdgeServiceWatchProcedure,
+			connect.WithSchema(edgeServiceMethods.ByName("Watch")),
+			connect.WithClientOptions(opts...),
+		),
+		answer: connect.NewClient[api.AnswerEgressRequest, api.AnswerEgressResponse](
+			httpClient,
+			baseURL+EdgeServiceAnswerProcedure,
+			connect.WithSchema(edgeServiceMethods.ByName("Answer")),
+			connect.WithClientOptions(opts...),
+		),
+		publish: connect.NewClient[api.PublishRequest, api.PublishResponse](
+			httpClient,
+			baseURL+EdgeServicePublishProcedure,
+			connect.WithSchema(edgeServiceMethods.ByName("Publish")),
+			connect.WithClientOptions(opts...),
+		),
+		unpublish: connect.NewClient[api.UnpublishRequest, api.UnpublishResponse](
+			httpClient,
+			baseURL+EdgeServiceUnpublishProcedure,
+			connect.WithSchema(edgeServiceMethods.ByName("Unpublish")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// edgeServiceClient implements EdgeServiceClient.
+type edgeServiceClient struct {
+	configure *connect.Client[api.ConfigureEdgeRequest, api.ConfigureEdgeResponse]
+	watch     *connect.Client[api.WatchEgressRequest, api.EgressEvent]
+	answer    *connect.Client[api.AnswerEgressRequest, api.AnswerEgressResponse]
+	publish   *connect.Client[api.PublishRequest, api.PublishResponse]
+	unpublish *connect.Client[api.UnpublishRequest, api.UnpublishResponse]
+}
+
+// Configure calls carrel.v1.EdgeService.Configure.
+func (c *edgeServiceClient) Configure(ctx context.Context, req *connect.Request[api.ConfigureEdgeRequest]) (*connect.Response[api.ConfigureEdgeResponse], error) {
+	return c.configure.CallUnary(ctx, req)
+}
+
+// Watch calls carrel.v1.EdgeService.Watch.
+func (c *edgeServiceClient) Watch(ctx context.Context, req *connect.Request[api.WatchEgressRequest]) (*connect.ServerStreamForClient[api.EgressEvent], error) {
+	return c.watch.CallServerStream(ctx, req)
+}
+
+// Answer calls carrel.v1.EdgeService.Answer.
+func (c *edgeServiceClient) Answer(ctx context.Context, req *connect.Request[api.AnswerEgressRequest]) (*connect.Response[api.AnswerEgressResponse], error) {
+	return c.answer.CallUnary(ctx, req)
+}
+
+// Publish calls carrel.v1.EdgeService.Publish.
+func (c *edgeServiceClient) Publish(ctx context.Context, req *connect.Request[api.PublishRequest]) (*connect.Response[api.PublishResponse], error) {
+	return c.publish.CallUnary(ctx, req)
+}
+
+// Unpublish calls carrel.v1.EdgeService.Unpublish.
+func (c *edgeServiceClient) Unpublish(ctx context.Context, req *connect.Request[api.UnpublishRequest]) (*connect.Response[api.UnpublishResponse], error) {
+	return c.unpublish.CallUnary(ctx, req)
+}
+
+// EdgeServiceHandler is an implementation of the carrel.v1.EdgeService service.
+type EdgeServiceHandler interface {
+	// Configure replaces rules and secrets. It answers when they hold and what
+	// they no longer cover is closed.
+	Configure(context.Context, *connect.Request[api.ConfigureEdgeRequest]) (*connect.Response[api.ConfigureEdgeResponse], error)
+	Watch(context.Context, *connect.Request[api.WatchEgressRequest], *connect.ServerStream[api.EgressEvent]) error
+	Answer(context.Context, *connect.Request[api.AnswerEgressRequest]) (*connect.Response[api.AnswerEgressResponse], error)
+	Publish(context.Context, *connect.Request[api.PublishRequest]) (*connect.Response[api.PublishResponse], error)
+	Unpublish(context.Context, *connect.Request[api.UnpublishRequest]) (*connect.Response[api.UnpublishResponse], error)
+}
+
+// NewEdgeServiceHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewEdgeServiceHandler(svc EdgeServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	edgeServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("EdgeService").Methods()
+	edgeServiceConfigureHandler := connect.NewUnaryHandler(
+		EdgeServiceConfigureProcedure,
+		svc.Configure,
+		connect.WithSchema(edgeServiceMethods.ByName("Configure")),
+		connect.WithHandlerOptions(opts...),
+	)
+	edgeServiceWatchHandler := connect.NewServerStreamHandler(
+		EdgeServiceWatchProcedure,
+		svc.Watch,
+		connect.WithSchema(edgeServiceMethods.ByName("Watch")),
+		connect.WithHandlerOptions(opts...),
+	)
+	edgeServiceAnswerHandler := connect.NewUnaryHandler(
+		EdgeServiceAnswerProcedure,
+		svc.Answer,
+		connect.WithSchema(edgeServiceMethods.ByName("Answer")),
+		connect.WithHandlerOptions(opts...),
+	)
+	edgeServicePublishHandler := connect.NewUnaryHandler(
+		EdgeServicePublishProcedure,
+		svc.Publish,
+		connect.WithSchema(edgeServiceMethods.ByName("Publish")),
+		connect.WithHandlerOptions(opts...),
+	)
+	edgeServiceUnpublishHandler := connect.NewUnaryHandler(
+		EdgeServiceUnpublishProcedure,
+		svc.Unpublish,
+		connect.WithSchema(edgeServiceMethods.ByName("Unpublish")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/carrel.v1.EdgeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case EdgeServiceConfigureProcedure:
+			edgeServiceConfigureHandler.ServeHTTP(w, r)
+		case EdgeServiceWatchProcedure:
+			edgeServiceWatchHandler.ServeHTTP(w, r)
+		case EdgeServiceAnswerProcedure:
+			edgeServiceAnswerHandler.ServeHTTP(w, r)
+		case EdgeServicePublishProcedure:
+			edgeServicePublishHandler.ServeHTTP(w, r)
+		case EdgeServiceUnpublishProcedure:
+			edgeServiceUnpublishHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedEdgeServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedEdgeServiceHandler struct{}
+
+func (UnimplementedEdgeServiceHandler) Configure(context.Context, *connect.Request[api.ConfigureEdgeRequest]) (*connect.Response[api.ConfigureEdgeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EdgeService.Configure is not implemented"))
+}
+
+func (UnimplementedEdgeServiceHandler) Watch(context.Context, *connect.Request[api.WatchEgressRequest], *connect.ServerStream[api.EgressEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EdgeService.Watch is not implemented"))
+}
+
+func (UnimplementedEdgeServiceHandler) Answer(context.Context, *connect.Request[api.AnswerEgressRequest]) (*connect.Response[api.AnswerEgressResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EdgeService.Answer is not implemented"))
+}
+
+func (UnimplementedEdgeServiceHandler) Publish(context.Context, *connect.Request[api.PublishRequest]) (*connect.Response[api.PublishResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EdgeService.Publish is not implemented"))
+}
+
+func (UnimplementedEdgeServiceHandler) Unpublish(context.Context, *connect.Request[api.UnpublishRequest]) (*connect.Response[api.UnpublishResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EdgeService.Unpublish is not implemented"))
 }

@@ -28,6 +28,7 @@ var arrows = []struct {
 	{"guest/policy", []string{"hypervisor", "guest/api"}, "it decides on plain data"},
 	{"guest/api/...", []string{"guest/api/..."}, "it is generated"},
 	{"guest/egress/link", nil, "a keeper and its egress process share it"},
+	{"guest/egress/egresstest", nil, "a world for tests knows nothing of what is tested in it"},
 	{"guest/egress", []string{"guest/policy", "guest/secret", "guest/api/...", "guest/wire", "guest/egress/link"}, "it parses hostile bytes; policy decides, and it carries out what was decided"},
 	{"guest/secret", []string{"guest/api", "guest/place"}, "credentials know nothing of guests"},
 	{"guest/audit", nil, "a log is lines"},

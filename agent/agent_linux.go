@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protodelim"
 
+	"github.com/carrel-vm/carrel/agent/steer"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -40,13 +41,26 @@ type Options struct {
 	Boot net.Conn
 	// Listener takes the host's calls. The agent closes it.
 	Listener net.Listener
+	// DialHost opens a stream to a port of the host. nil: there are none.
+	DialHost func(ctx context.Context, port uint32) (net.Conn, error)
 	// Cgroup is the folder in which each task gets a control group of its
 	// own, or empty for none.
 	Cgroup string
+	// Limitless says that there is nothing by which one task could be limited
+	// apart from others, so that a call with such limits is refused.
+	Limitless bool
 	// Prepare is waited for before Setup is done. nil does nothing.
 	Prepare func() error
 	// User is whom a call without a user runs as; empty: the agent's own.
 	User string
+	// Network steers names and connections to this process, so that it can
+	// carry them to the host; the agent closes it. nil: there is no way out.
+	Network func() (*steer.Steering, error)
+	// Settle writes what programs read about names, certificates and git's
+	// remotes, and returns variables for every task. nil does nothing.
+	Settle func(*wire.Setup) ([]string, error)
+	// Refusals is the file for what the host did not let out; empty: none.
+	Refusals string
 	// Mount performs one mount of Setup; i counts from 0.
 	Mount func(i int, m *wire.Mount) error
 	// Name sets the host name, SetTime the clock. nil does nothing.
@@ -68,8 +82,16 @@ type Agent struct {
 	copies chan struct{}
 	// ready is closed when Setup is done.
 	ready chan struct{}
-	// slots has a place for each task; made by Setup, before ready.
-	slots chan struct{}
+	// slots has a place for each task, egress is the way out or nil; made by
+	// Setup, before ready.
+	slots  chan struct{}
+	egress *egress
+	// settling is Settle at work, from Setup on, and perhaps for longer than
+	// that. Then env are variables that every task gets unless its call has
+	// them, or settleErr says what is wrong.
+	settling  sync.WaitGroup
+	env       []string
+	settleErr error
 
 	mu    sync.Mutex
 	tasks map[*task]struct{}
@@ -95,7 +117,8 @@ func New(o Options) *Agent {
 // PowerOff is given and returns, after that. The error says why it ended; nil
 // means that the host asked.
 func (a *Agent) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, fail := context.WithCancelCause(ctx)
+	cancel := func() { fail(nil) }
 	defer cancel()
 	var calls, reaper sync.WaitGroup
 	reapCtx, stopReaper := context.WithCancel(context.WithoutCancel(ctx))
@@ -105,12 +128,17 @@ func (a *Agent) Run(ctx context.Context) error {
 		_ = a.o.Boot.Close()
 		_ = a.o.Listener.Close()
 	})
-	err := a.host(ctx)
+	err := a.host(ctx, fail)
+	if broken := context.Cause(ctx); broken != nil {
+		err = broken
+	}
 	cancel()
 	stop()
 	_ = a.o.Listener.Close()
 	a.killAll()
+	a.egress.close()
 	calls.Wait()
+	a.settling.Wait()
 	_ = a.o.Boot.Close()
 	if a.o.PowerOff != nil {
 		a.o.PowerOff()
@@ -168,6 +196,8 @@ func (a *Agent) serve(ctx context.Context, conn net.Conn) {
 		a.copy(ctx, conn, &c, k.Put.User)
 	case *wire.Call_Get:
 		a.copy(ctx, conn, &c, k.Get.User)
+	case *wire.Call_Forward:
+		a.forward(ctx, conn, k.Forward)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -35,7 +36,8 @@ const hostPatience = 10 * time.Second
 // of the machine. It never returns.
 //
 //  1. devices, /proc, /sys; the kernel's command line
-//  2. the root file system, which then replaces the initrd
+//  2. the root file system, which then replaces the initrd; meanwhile the
+//     network is steered
 //  3. /dev, /run, /tmp
 //  4. listen for calls, dial the host, be an Agent; meanwhile control groups,
 //     kernel settings, loopback, which Setup waits for
@@ -65,6 +67,8 @@ func Boot() {
 
 // guest boots the rest and serves the host until the end.
 func guest(scratch bool) error {
+	var o Options
+	o.ownNetwork()
 	disk, err := root(scratch)
 	if err != nil {
 		return err
@@ -84,18 +88,13 @@ func guest(scratch bool) error {
 	if err != nil {
 		return fmt.Errorf("dial the host: %w", err)
 	}
-	m := mounter{disk: disk}
-	return New(Options{
-		Boot:     boot,
-		Prepare:  slow.Wait,
-		Listener: hostOnly{listener},
-		Cgroup:   tasksGroup,
-		User:     defaultUser,
-		Mount:    m.mount,
-		Name:     setName,
-		SetTime:  setClock,
-		PowerOff: func() { flush(disk) },
-	}).Run(context.Background())
+	m := mounter{disk: disk, lower: virtioFS, options: plain}
+	o.Boot, o.Listener = boot, hostOnly{listener}
+	o.DialHost = func(_ context.Context, port uint32) (net.Conn, error) { return vsock.Dial(vsock.Host, port, nil) }
+	o.Cgroup, o.User = tasksGroup, defaultUser
+	o.Prepare, o.Mount, o.Name, o.SetTime = slow.Wait, m.mount, setName, setClock
+	o.PowerOff = func() { flush(disk) }
+	return New(o).Run(context.Background())
 }
 
 // dialHost opens the boot stream.

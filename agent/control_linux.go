@@ -7,13 +7,18 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/carrel-vm/carrel/agent/steer"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
 // maxMounts bounds Setup.
 const maxMounts = 64
+
+// maxSteering bounds Ready.steering, in bytes.
+const maxSteering = 256
 
 // maxGrace bounds how long PowerOff waits for tasks.
 const maxGrace = time.Minute
@@ -27,7 +32,9 @@ const lastWords = 2 * time.Second
 //  1. Hello
 //  2. Setup is read and done, Ready says so
 //  3. Controls, one after the other, until PowerOff or the stream's end
-func (a *Agent) host(ctx context.Context) error {
+//
+// fail ends the agent later, if what was set up breaks.
+func (a *Agent) host(ctx context.Context, fail func(error)) error {
 	r := wire.NewReader(a.o.Boot)
 	hello := &wire.Hello{
 		Version:   wire.Version,
@@ -51,7 +58,8 @@ func (a *Agent) host(ctx context.Context) error {
 		return errors.New("the host's first frame is not its setup")
 	}
 	ready := &wire.Ready{}
-	if err := a.setUp(setup); err != nil {
+	steering, err := a.setUp(ctx, setup, fail)
+	if ready.Steering = text(steering, maxSteering); err != nil {
 		ready.Error = text(err.Error(), wire.MaxText)
 	} else {
 		close(a.ready)
@@ -74,6 +82,10 @@ func (a *Agent) host(ctx context.Context) error {
 			if err := a.setTime(k.SetTime.UnixNanos); err != nil {
 				answer.Error = text(err.Error(), wire.MaxText)
 			}
+		case *wire.Control_Refused:
+			if err := a.refused(k.Refused.Lines); err != nil {
+				answer.Error = text(err.Error(), wire.MaxText)
+			}
 		case *wire.Control_PowerOff:
 			last = true
 			a.endTasks(ctx, time.Duration(k.PowerOff.GraceNanos))
@@ -89,15 +101,58 @@ func (a *Agent) host(ctx context.Context) error {
 	}
 }
 
-func (a *Agent) setUp(s *wire.Setup) error {
+// setUp does what Setup says and returns how names are steered.
+func (a *Agent) setUp(ctx context.Context, s *wire.Setup, fail func(error)) (steering string, err error) {
 	n := int(s.MaxTasks)
 	if n < 1 || n > maxCalls {
 		n = maxTasks
 	}
 	a.slots = make(chan struct{}, n)
-	if err := a.setTime(s.UnixNanos); err != nil {
-		return err
+	if err := checkEnv(s.Env); err != nil {
+		return "", err
 	}
+	if err := a.setTime(s.UnixNanos); err != nil {
+		return "", err
+	}
+	// Names and certificates take the longest. The certificates are no wall:
+	// only the first task waits for them.
+	var outside errgroup.Group
+	var steered *steer.Steering
+	if a.o.Network != nil && a.o.DialHost != nil {
+		outside.Go(func() (err error) {
+			steered, err = a.o.Network()
+			switch {
+			case !s.Egress && err == nil:
+				err, steered = steered.Close(), nil
+			case !s.Egress:
+				err = nil
+			case err != nil:
+				err = fmt.Errorf("steer the guest's connections: %w", err)
+			}
+			return err
+		})
+	}
+	a.settling.Go(func() {
+		if a.o.Settle != nil {
+			a.env, a.settleErr = a.o.Settle(s)
+		}
+		// The host's own come later, and so win.
+		a.env = append(a.env, s.Env...)
+	})
+	err = a.setUpInside(s)
+	if e := outside.Wait(); err == nil {
+		err = e
+	}
+	steering = noSteering
+	if steered != nil {
+		a.egress, steering = newEgress(steered, a.o.DialHost, a.o.Cgroup), steered.How
+		a.egress.start(ctx, fail)
+	}
+	return steering, err
+}
+
+// setUpInside does what of Setup is about the guest alone.
+func (a *Agent) setUpInside(s *wire.Setup) error {
 	if a.o.Prepare != nil {
 		if err := a.o.Prepare(); err != nil {
 			return err

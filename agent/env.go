@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/carrel-vm/carrel/guest/wire"
@@ -41,7 +42,7 @@ func checkExec(e *wire.Exec) error {
 		}
 	}
 	for _, s := range e.Env {
-		if name, _, ok := strings.Cut(s, "="); !ok || name == "" || strings.IndexByte(s, 0) >= 0 {
+		if !validVariable(s) {
 			return fmt.Errorf("variable %.80q is not of the form NAME=value without NUL bytes", s)
 		}
 	}
@@ -60,12 +61,34 @@ func validID(s string) bool {
 	return len(s) >= 1 && len(s) <= maxID
 }
 
-// environment is the task's: the host's variables, the last of each name, and
-// what every program expects where they are missing.
-func environment(given []string, a *account, tty bool) []string {
-	at := make(map[string]int, len(given)+6)
-	env := make([]string, 0, len(given)+6)
-	for _, v := range given {
+// maxGuestEnv bounds the variables that Setup gives to every task.
+const maxGuestEnv = 1024
+
+// checkEnv refuses variables of Setup that cannot be meant.
+func checkEnv(env []string) error {
+	if len(env) > maxGuestEnv {
+		return fmt.Errorf("%d variables for every task, %d is the limit", len(env), maxGuestEnv)
+	}
+	for _, s := range env {
+		if !validVariable(s) {
+			return fmt.Errorf("variable %.80q is not of the form NAME=value without NUL bytes", s)
+		}
+	}
+	return nil
+}
+
+func validVariable(s string) bool {
+	name, _, ok := strings.Cut(s, "=")
+	return ok && name != "" && strings.IndexByte(s, 0) < 0
+}
+
+// environment is the task's: the guest's variables, over them those of the
+// call, the last of each name, and what every program expects where they are
+// missing.
+func environment(guest, given []string, a *account, tty bool) []string {
+	at := make(map[string]int, len(guest)+len(given)+6)
+	env := make([]string, 0, len(guest)+len(given)+6)
+	for _, v := range slices.Concat(guest, given) {
 		name, _, _ := strings.Cut(v, "=")
 		if i, ok := at[name]; ok {
 			env[i] = v

@@ -269,12 +269,18 @@ func emptyTrash(disk string) {
 	}()
 }
 
-// mounter mounts shares. disk is the scratch disk's place or empty.
-type mounter struct{ disk string }
+// mounter mounts shares.
+type mounter struct {
+	// disk is the scratch disk's place or empty.
+	disk string
+	// lower mounts share i at a place, without any layer.
+	lower func(i int, s *wire.Mount, at string) error
+	// options are those of a layer.
+	options string
+}
 
-// mount mounts share i, and over it, if asked, a layer that is thrown away at
-// the guest's end.
-func (m mounter) mount(i int, s *wire.Mount) error {
+// virtioFS mounts a share that is a device.
+func virtioFS(_ int, s *wire.Mount, at string) error {
 	if s.Type != "virtiofs" {
 		return fmt.Errorf("a share of type %.20q is unknown to this agent", s.Type)
 	}
@@ -282,11 +288,17 @@ func (m mounter) mount(i int, s *wire.Mount) error {
 	if s.ReadOnly || s.Overlay {
 		flags |= unix.MS_RDONLY
 	}
+	return mnt{s.Tag, at, s.Type, flags, ""}.do()
+}
+
+// mount mounts share i, and over it, if asked, a layer that is thrown away at
+// the guest's end.
+func (m mounter) mount(i int, s *wire.Mount) error {
 	if !s.Overlay {
-		return mnt{s.Tag, s.Path, s.Type, flags, ""}.do()
+		return m.lower(i, s, s.Path)
 	}
 	lower := filepath.Join(lowerDir, strconv.Itoa(i))
-	if err := (mnt{s.Tag, lower, s.Type, flags, ""}).do(); err != nil {
+	if err := m.lower(i, s, lower); err != nil {
 		return err
 	}
 	layer := filepath.Join(upperDir, strconv.Itoa(i))
@@ -305,13 +317,17 @@ func (m mounter) mount(i int, s *wire.Mount) error {
 	if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755)); err != nil {
 		return err
 	}
-	// The merged folder's own owner and mode are the upper's.
+	// The merged folder's own owner and mode are the upper's. A folder of
+	// somebody whom a process sandbox does not know becomes the agent's.
 	var st syscall.Stat_t
 	if err := syscall.Stat(lower, &st); err != nil {
 		return err
 	}
-	if err := errors.Join(os.Chown(upper, int(st.Uid), int(st.Gid)), unix.Chmod(upper, st.Mode&0o7777)); err != nil {
+	if err := os.Chown(upper, int(st.Uid), int(st.Gid)); err != nil && !errors.Is(err, unix.EINVAL) {
 		return err
 	}
-	return mnt{s.Tag, s.Path, "overlay", fromHost, "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work + "," + plain}.do()
+	if err := unix.Chmod(upper, st.Mode&0o1777); err != nil {
+		return err
+	}
+	return mnt{s.Tag, s.Path, "overlay", fromHost, "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work + "," + m.options}.do()
 }

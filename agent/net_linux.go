@@ -6,6 +6,10 @@ import (
 
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/agent/names"
+	"github.com/carrel-vm/carrel/agent/steer"
+	"github.com/carrel-vm/carrel/guest/wire"
 )
 
 // hostOnly passes on connections that come from the host.
@@ -24,6 +28,27 @@ func (l hostOnly) Accept() (net.Conn, error) {
 		}
 		_ = c.Close()
 	}
+}
+
+// ownNetwork makes o an agent's that has a network namespace and a root file
+// system to itself: it steers every name and connection to the host, and tells
+// the guest's programs of it. It needs CAP_NET_ADMIN in that namespace, and a
+// writable /run/carrel. The steering begins at once, so that the kernel's waits
+// for it are over when the host's Setup comes; it reads no file.
+func (o *Options) ownNetwork() {
+	var s *steer.Steering
+	var err error
+	begun := make(chan struct{})
+	go func() {
+		defer close(begun)
+		s, err = steer.Start(steer.Options{Own: names.Own})
+	}()
+	o.Network = func() (*steer.Steering, error) {
+		<-begun
+		return s, err
+	}
+	o.Settle = func(s *wire.Setup) ([]string, error) { return settleNames("", s.Trust, s.GitHosts) }
+	o.Refusals = refusalsFile
 }
 
 // loopback brings the guest's only network device up.

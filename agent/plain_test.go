@@ -64,8 +64,8 @@ func FuzzLookUp(f *testing.F) {
 
 func TestEnvironment(t *testing.T) {
 	a := &account{name: "u", home: "/h", shell: "/s"}
-	got := environment([]string{"HOME=/other", "A=1", "A=2"}, a, true)
-	want := []string{"HOME=/other", "A=2", "PATH=" + defaultPath, "USER=u", "SHELL=/s", "LANG=C.UTF-8", "TERM=xterm-256color"}
+	got := environment([]string{"B=guest", "A=guest", "C=1", "C=2"}, []string{"HOME=/other", "A=1", "A=2"}, a, true)
+	want := []string{"B=guest", "A=2", "C=2", "HOME=/other", "PATH=" + defaultPath, "USER=u", "SHELL=/s", "LANG=C.UTF-8", "TERM=xterm-256color"}
 	if !slices.Equal(got, want) {
 		t.Fatalf("%q, want %q", got, want)
 	}

@@ -12,10 +12,6 @@ import (
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
-// beneath is how every name of a copy is resolved: not above the folder it
-// began in, and through no link, whoever made it meanwhile.
-const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
-
 // maxSealed bounds how many folders without write permission a copy may hold.
 const maxSealed = 10000
 
@@ -89,7 +85,7 @@ func (p *putter) begin(f *wire.File) error {
 		return fmt.Errorf("file %.200q has mode %#o and size %d, which cannot be", f.Name, f.Mode, f.Size)
 	}
 	dir, base := path.Split(f.Name)
-	parent, err := unix.Openat2(p.root, path.Clean("./"+dir), &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: beneath})
+	parent, err := openBeneath(p.root, path.Clean("./"+dir), unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return &os.PathError{Op: "open the folder of", Path: f.Name, Err: err}
 	}
@@ -169,7 +165,7 @@ func (p *putter) close() error {
 func (p *putter) finish() error {
 	err := p.close()
 	for name, mode := range p.sealed {
-		fd, e := unix.Openat2(p.root, name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: beneath})
+		fd, e := openBeneath(p.root, name, unix.O_RDONLY|unix.O_DIRECTORY)
 		if e == nil {
 			e = errors.Join(unix.Fchmod(fd, mode), unix.Close(fd))
 		}

@@ -2,8 +2,6 @@ package agent
 
 import (
 	"context"
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -14,10 +12,9 @@ import (
 )
 
 // Serve runs an agent as an ordinary process, as the test driver starts it:
-// boot is the boot stream, and over calls, a Unix socket, come the host's calls:
-// each message is a port, 4 bytes big endian, with one connected stream socket
-// (SCM_RIGHTS). Shares are not mounted, control
-// groups not used, and neither clock nor name is changed.
+// boot is the boot stream, and calls a Unix socket that carries all others (see
+// [passed]). Shares are not mounted, control groups not used, and neither clock
+// nor name is changed.
 func Serve(ctx context.Context, boot, calls *os.File) error {
 	// What a task leaves behind becomes this process's to reap, as with PID 1.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
@@ -27,12 +24,13 @@ func Serve(ctx context.Context, boot, calls *os.File) error {
 	if err != nil {
 		return fmt.Errorf("boot stream: %w", err)
 	}
-	control, err := fileConn(calls)
+	host, err := newPassed(calls)
 	if err != nil {
 		_ = stream.Close()
-		return fmt.Errorf("socket for calls: %w", err)
+		return fmt.Errorf("socket for streams: %w", err)
 	}
-	return New(Options{Boot: stream, Listener: passed{control}, Mount: mountNone}).Run(ctx)
+	defer host.wait()
+	return New(Options{Boot: stream, Listener: host, DialHost: host.dial, Mount: mountNone}).Run(ctx)
 }
 
 func mountNone(_ int, m *wire.Mount) error {
@@ -55,46 +53,3 @@ func fileConn(f *os.File) (*net.UnixConn, error) {
 	}
 	return u, nil
 }
-
-// passed is a listener whose connections come over a Unix socket.
-type passed struct{ *net.UnixConn }
-
-// Addr is that of the socket over which connections come.
-func (p passed) Addr() net.Addr { return p.LocalAddr() }
-
-// Accept waits for the next connection. The other side's end is ErrClosed.
-func (p passed) Accept() (net.Conn, error) {
-	for {
-		conn, port, err := p.receive()
-		if err != nil || port == wire.PortAgent {
-			return conn, err
-		}
-		// As a guest's kernel would: nobody listens there.
-		_ = conn.Close()
-	}
-}
-
-func (p passed) receive() (net.Conn, uint32, error) {
-	var b [4]byte
-	oob := make([]byte, unix.CmsgSpace(4))
-	n, oobn, _, _, err := p.ReadMsgUnix(b[:], oob)
-	if err != nil {
-		return nil, 0, err
-	}
-	if n == 0 && oobn == 0 {
-		return nil, 0, net.ErrClosed
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil || n != len(b) || len(msgs) != 1 {
-		return nil, 0, errors.New("a message came without a port or a connection")
-	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != 1 {
-		return nil, 0, errors.New("a message came without a connection")
-	}
-	unix.CloseOnExec(fds[0])
-	conn, err := fileConn(os.NewFile(uintptr(fds[0]), "call"))
-	return conn, binary.BigEndian.Uint32(b[:]), err
-}
-
-var _ net.Listener = passed{}

@@ -23,6 +23,9 @@ func (a *Agent) start(ctx context.Context, e *wire.Exec) (_ *streams, _ *task, s
 	if err := checkExec(e); err != nil {
 		return nil, nil, nil, err
 	}
+	if l := e.Limits; a.o.Limitless && (l.GetMemoryBytes() > 0 || l.GetPids() > 0 || l.GetCpuMillis() > 0) {
+		return nil, nil, nil, errors.New("no control group is this guest's to divide, so one task cannot be limited apart from others (limit the guest, or use --boundary vm)")
+	}
 	spec, uid, err := a.spec(e)
 	if err != nil {
 		return nil, nil, nil, err
@@ -64,9 +67,13 @@ func (a *Agent) spec(e *wire.Exec) (_ *stage.Spec, uid int, err error) {
 	if err != nil {
 		return nil, -1, err
 	}
+	a.settling.Wait()
+	if a.settleErr != nil {
+		return nil, -1, fmt.Errorf("the guest's settings are not complete: %w", a.settleErr)
+	}
 	s := &stage.Spec{
 		Argv:        e.Argv,
-		Env:         append(environment(e.Env, acct, e.Tty), marker+"="+e.Id),
+		Env:         append(environment(a.env, e.Env, acct, e.Tty), marker+"="+e.Id),
 		Dir:         e.Cwd,
 		DirOptional: e.Cwd == "",
 		Rlimits:     rlimits(e.Limits),
@@ -117,7 +124,11 @@ func rlimits(l *wire.Limits) []stage.Rlimit {
 	if n := l.GetOpenFiles(); n > 0 {
 		r = append(r, stage.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: n, Hard: n})
 	} else if os.Getpid() == 1 {
-		r = append(r, stage.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: 1024, Hard: 512 << 10})
+		// A process sandbox cannot have more than its driver had.
+		own := unix.Rlimit{Max: 512 << 10}
+		_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &own)
+		hard := min(own.Max, 512<<10)
+		r = append(r, stage.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: min(1024, hard), Hard: hard})
 	}
 	if n := l.GetFileBytes(); n > 0 {
 		r = append(r, stage.Rlimit{Resource: unix.RLIMIT_FSIZE, Soft: n, Hard: n})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -140,6 +141,8 @@ func stream(ctx context.Context, r *spoolReader, open *api.AttachOpen, t *task, 
 		switch {
 		case p.dropped > 0:
 			m.Kind = &api.AttachResponse_Dropped{Dropped: p.dropped}
+		case p.stream == streamNote:
+			m.Kind = &api.AttachResponse_Notice{Notice: strings.ToValidUTF8(string(p.data), "?")}
 		case p.stream == streamErr:
 			m.Kind = &api.AttachResponse_Stderr{Stderr: p.data}
 		default:

@@ -26,17 +26,20 @@ type hostile struct {
 	boot func(c net.Conn)        // speaks on the boot stream; then it stays open
 	call func(c net.Conn, n int) // answers the n-th call
 	refs sync.WaitGroup
+	vm   *hostileVM // the last one
 }
 
 func (h *hostile) Name() string { return "hostile" }
 
 func (h *hostile) Create(context.Context, hypervisor.Config, hypervisor.Handlers) (hypervisor.VM, error) {
-	return &hostileVM{h: h, gone: make(chan struct{}), boot: make(chan net.Conn, 1)}, nil
+	h.vm = &hostileVM{h: h, gone: make(chan struct{}), boot: make(chan net.Conn, 1), way: make(chan net.Conn)}
+	return h.vm, nil
 }
 
 type hostileVM struct {
 	h     *hostile
 	boot  chan net.Conn
+	way   chan net.Conn // streams that the guest opens to the outside
 	once  sync.Once
 	gone  chan struct{}
 	mu    sync.Mutex
@@ -74,8 +77,11 @@ func (v *hostileVM) Dial(context.Context, uint32) (net.Conn, error) {
 	return host, nil
 }
 
-func (v *hostileVM) Listen(uint32) (net.Listener, error) {
-	return &oneListener{v: v, done: make(chan struct{})}, nil
+func (v *hostileVM) Listen(port uint32) (net.Listener, error) {
+	if port == wire.PortEgress {
+		return &oneListener{v: v, from: v.way, done: make(chan struct{})}, nil
+	}
+	return &oneListener{v: v, from: v.boot, done: make(chan struct{})}, nil
 }
 func (v *hostileVM) Mounts() []hypervisor.Mount   { return nil }
 func (v *hostileVM) Pause(context.Context) error  { return nil }
@@ -96,15 +102,18 @@ func (v *hostileVM) Kill() error {
 
 type oneListener struct {
 	v    *hostileVM
+	from chan net.Conn
 	once sync.Once
 	done chan struct{}
 }
 
 func (l *oneListener) Accept() (net.Conn, error) {
 	select {
-	case c := <-l.v.boot:
+	case c := <-l.from:
 		return c, nil
 	case <-l.done:
+		return nil, net.ErrClosed
+	case <-l.v.gone: // a driver's listeners end with the machine
 		return nil, net.ErrClosed
 	}
 }

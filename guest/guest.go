@@ -46,6 +46,12 @@ type Options struct {
 	Share   func(ctx context.Context, i int, s hypervisor.Share) (hypervisor.ShareServer, error)
 	Console *console
 	Log     *slog.Logger
+	// Outside is the guest's way out; nil: there is none.
+	Outside *outside
+	// Env is NAME=value, for every task that does not set them itself.
+	Env []string
+	// GitHosts are those for which git's ssh remotes are rewritten to https.
+	GitHosts []string
 }
 
 // Guest is one running guest.
@@ -60,14 +66,17 @@ type Guest struct {
 
 	// Hello is what the guest said of itself: hostile, bounded, for display.
 	Hello *wire.Hello
+	// Steering is how the guest says that its names are steered.
+	Steering string
 	// Times of the start: when the machine ran, said Hello and was ready.
 	Created, Ran, Greeted, Ready time.Time
 
-	beat  heartbeat
-	gone  chan struct{} // closed when the machine is gone
-	mu    sync.Mutex
-	cause string // why, when it was not in order
-	tasks sync.WaitGroup
+	beat     heartbeat
+	refusals refusals
+	gone     chan struct{} // closed when the machine is gone
+	mu       sync.Mutex
+	cause    string // why, when it was not in order
+	tasks    sync.WaitGroup
 }
 
 // Start creates the machine, waits for the agent's Hello and has it set itself
@@ -75,7 +84,7 @@ type Guest struct {
 func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, BootTimeout, fmt.Errorf("the guest was not ready within %v", BootTimeout))
 	defer cancel()
-	g := &Guest{beat: heartbeat{wake: make(chan struct{}, 1)}, log: o.Log, console: o.Console, gone: make(chan struct{}), Created: time.Now()}
+	g := &Guest{beat: heartbeat{wake: make(chan struct{}, 1)}, refusals: refusals{wake: make(chan struct{}, 1)}, log: o.Log, console: o.Console, gone: make(chan struct{}), Created: time.Now()}
 	spec := o.Grant.Spec()
 	g.vm, err = o.Driver.Create(ctx, o.Grant.Config(o.Parts), hypervisor.Handlers{Console: o.Console.write, Share: o.Share})
 	if err != nil {
@@ -92,6 +101,15 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 		return nil, err
 	}
 	defer ln.Close() // one stream only: a second Hello finds nobody
+	setup := &wire.Setup{Hostname: spec.Name, MaxTasks: MaxTasks, Env: o.Env, GitHosts: o.GitHosts}
+	if o.Outside != nil {
+		way, err := g.vm.Listen(wire.PortEgress)
+		if err != nil {
+			return nil, err
+		}
+		setup.Egress = true
+		g.tasks.Go(func() { o.Outside.serve(way) }) // ends with the machine
+	}
 	if err := g.vm.Start(ctx); err != nil {
 		return nil, err
 	}
@@ -103,12 +121,18 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 		return nil, err
 	}
 	g.boot = newBootStream(conn)
-	setup := &wire.Setup{Hostname: spec.Name, UnixNanos: time.Now().UnixNano(), MaxTasks: MaxTasks}
+	if o.Outside != nil {
+		if setup.Trust, err = o.Outside.trusted(ctx); err != nil {
+			conn.Close()
+			return nil, err
+		}
+	}
+	setup.UnixNanos = time.Now().UnixNano()
 	for _, m := range g.vm.Mounts() {
 		setup.Mounts = append(setup.Mounts, &wire.Mount{Tag: m.Tag, Type: m.Type, Path: m.GuestPath, ReadOnly: m.ReadOnly, Overlay: m.Overlay})
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	g.Hello, err = g.boot.greet(setup, func() { g.Greeted = time.Now() })
+	g.Hello, g.Steering, err = g.boot.greet(setup, func() { g.Greeted = time.Now() })
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -119,6 +143,7 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	g.Ready = time.Now()
 	go g.listen()
 	go g.beats()
+	go g.sayRefusals()
 	g.log.Info("booted", "boot", g.Greeted.Sub(g.Ran), "setup", g.Ready.Sub(g.Greeted))
 	return g, nil
 }

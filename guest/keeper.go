@@ -18,6 +18,8 @@ import (
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/api/apiconnect"
+	"github.com/carrel-vm/carrel/guest/audit"
+	"github.com/carrel-vm/carrel/guest/egress/link"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/hypervisor"
 )
@@ -33,6 +35,9 @@ type KeepRequest struct {
 	Pins   []policy.Pin
 	Parts  policy.Parts
 	Socket string
+	// Env is NAME=value for every task that does not set them itself: the
+	// placeholders of secrets. Values of secrets never come here.
+	Env []string
 }
 
 // KeepOptions are what the process around a keeper gives it.
@@ -40,6 +45,8 @@ type KeepOptions struct {
 	Driver hypervisor.Driver
 	Share  func(ctx context.Context, i int, s hypervisor.Share) (hypervisor.ShareServer, error)
 	Log    *slog.Logger
+	// Link leads to the guest's egress process; nil: the guest reaches nothing.
+	Link *link.Conn
 	// Confine gives up what a keeper with a running guest does not need. A
 	// failure stops the start.
 	Confine func() error
@@ -60,6 +67,7 @@ type Keeper struct {
 	log  *slog.Logger
 
 	journal *journal
+	audit   *audit.Log
 
 	mu       sync.Mutex
 	g        *Guest // nil until the guest is ready
@@ -99,12 +107,17 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 		return err
 	}
 	defer j.close()
+	l, err := audit.Open(filepath.Join(dir, dirAudit))
+	if err != nil {
+		return err
+	}
+	defer l.Close()
 	loaded, _, err := Load(dir)
 	if err != nil {
 		return err
 	}
 	k := &Keeper{
-		req: req, opts: opts, dir: dir, log: opts.Log, journal: j, info: loaded, keys: h.Keys,
+		req: req, opts: opts, dir: dir, log: opts.Log, journal: j, audit: l, info: loaded, keys: h.Keys,
 		changed: make(chan struct{}), tasks: map[string]*task{}, finished: make(chan struct{}),
 	}
 	for _, t := range h.Tasks {
@@ -162,6 +175,10 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	})
 	Crash("keeper: after gone")
 	k.log.Info("ended", "cause", cause)
+	k.say("guest.ended", map[string]any{"cause": cause})
+	if err := l.Sync(); err != nil {
+		k.log.Error("audit", "error", err)
+	}
 	return jerr
 }
 
@@ -181,7 +198,15 @@ func (k *Keeper) keep(ctx context.Context) string {
 		return err.Error()
 	}
 	defer con.close()
-	g, err := Start(ctx, Options{Grant: grant, Parts: k.req.Parts, Driver: k.opts.Driver, Share: k.opts.Share, Console: con, Log: k.log})
+	var out *outside
+	if k.opts.Link != nil {
+		out = newOutside(k.opts.Link, k.log, k.tell)
+		defer out.close()
+	}
+	g, err := Start(ctx, Options{
+		Grant: grant, Parts: k.req.Parts, Driver: k.opts.Driver, Share: k.opts.Share, Console: con, Log: k.log,
+		Outside: out, Env: k.req.Env, GitHosts: gitHosts(egressRules(grant)),
+	})
 	if err != nil {
 		k.log.Error("start", "error", err)
 		return err.Error()
@@ -195,6 +220,7 @@ func (k *Keeper) keep(ctx context.Context) string {
 		return err.Error()
 	}
 	Crash("keeper: after ready")
+	out.lead(g)
 	k.mu.Lock()
 	k.g = g
 	if k.req.Spec.Ephemeral {
@@ -207,15 +233,11 @@ func (k *Keeper) keep(ctx context.Context) string {
 			KeeperNanos: int64(g.Ran.Sub(began)), BootNanos: int64(g.Greeted.Sub(g.Ran)), SetupNanos: int64(g.Ready.Sub(g.Greeted)),
 			GuestUpNanos: g.Hello.UpNanos, GuestInitNanos: g.Hello.InitNanos,
 		}
+		i.Steering = g.Steering
 		k.opts.Describe(i)
 	})
 
-	select {
-	case <-g.Gone():
-	case <-k.finished:
-	case <-ctx.Done():
-		g.Stop(StopGrace)
-	}
+	k.stay(ctx, g, out)
 	k.update(func(i *api.Guest) { i.State = api.GuestState_GUEST_STATE_STOPPING })
 	if err := g.Close(); err != nil {
 		k.log.Error("close", "error", err)
@@ -228,6 +250,37 @@ func (k *Keeper) keep(ctx context.Context) string {
 	}
 	k.mu.Unlock()
 	return g.Cause()
+}
+
+// stay waits until the guest is gone or is to end. A guest whose egress process
+// is gone stays as it is, and is said to reach nothing.
+func (k *Keeper) stay(ctx context.Context, g *Guest, out *outside) {
+	var shut <-chan struct{}
+	if out != nil {
+		shut = out.gone
+	}
+	for {
+		select {
+		case <-g.Gone():
+			return
+		case <-k.finished:
+			return
+		case <-ctx.Done():
+			g.Stop(StopGrace)
+			return
+		case <-shut:
+			shut = nil
+			k.update(func(i *api.Guest) { i.Steering = NoWayOut })
+		}
+	}
+}
+
+// say adds to the guest's audit log. A log that cannot be written is said and
+// holds nothing up: what is recorded has happened.
+func (k *Keeper) say(kind string, fields map[string]any) {
+	if err := k.audit.Append(kind, fields); err != nil {
+		k.log.Error("audit", "record", kind, "error", err)
+	}
 }
 
 // finish ends an ephemeral guest.

@@ -33,8 +33,9 @@ const (
 
 // Streams of a spool.
 const (
-	streamOut = 1
-	streamErr = 2
+	streamOut  = 1
+	streamErr  = 2
+	streamNote = 3 // lines of ours
 )
 
 type spoolFile struct {
@@ -138,6 +139,14 @@ func (s *spool) write(ctx context.Context, stream byte, p []byte) error {
 		s.cond.Broadcast()
 	}
 	return nil
+}
+
+// note adds a line of ours, if there is room for it: it waits for no reader.
+func (s *spool) note(line []byte) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	// What a cancelled context calls off is only the wait.
+	s.write(ctx, streamNote, line[:min(len(line), maxPiece)])
 }
 
 // room makes place for n bytes. s.mu is held.

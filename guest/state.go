@@ -27,6 +27,8 @@ import (
 //	tasks/<id>/    spools
 //	scratch.img    the disk, if there is one
 //	console.log    what the kernel printed
+//	egress.json    what was changed about its egress; only the daemon writes it
+//	audit/         the audit log, which daemon, keeper and egress process write
 const (
 	fileSpec    = "guest.json"
 	fileJournal = "journal"
@@ -34,6 +36,7 @@ const (
 	fileKeeper  = "keeper.json"
 	fileScratch = "scratch.img"
 	dirTasks    = "tasks"
+	dirAudit    = "audit"
 )
 
 // maxRecord bounds a small state file, in bytes.

@@ -30,8 +30,9 @@ type task struct {
 	dir  string        // its spool
 	kept int64         // bytes of it on the disk, once the task has ended
 	// Of a live task only:
-	spool *spool
-	in    *input
+	spool   *spool
+	in      *input
+	notices int // lines of ours; guarded by mu
 }
 
 func endedTask(t *api.Task, dir string) *task {
@@ -177,6 +178,8 @@ func (k *Keeper) forgetLocked() {
 func (k *Keeper) run(g *Guest, t *task) {
 	defer k.running.Done()
 	k.record(t, k.journal.note, func(a *api.Task) { a.State, a.Started = api.TaskState_TASK_STATE_RUNNING, timestamppb.Now() })
+	// Never the environment: it may hold what the user gave with -e.
+	k.say("task.started", map[string]any{"task": t.now.Id, "argv": t.now.Spec.Argv, "user": t.now.Spec.User})
 	e := func() (e *api.Ending) {
 		defer func() { // a fault in our own code ends this guest, no other
 			if p := recover(); p != nil {
@@ -202,6 +205,7 @@ func (k *Keeper) run(g *Guest, t *task) {
 			a.State = api.TaskState_TASK_STATE_INTERRUPTED
 		}
 	})
+	k.say("task.ended", map[string]any{"task": last.Id, "status": e.Status, "signal": e.Signal, "cause": e.Cause})
 	k.log.Info("task ended", "task", last.Id, "state", last.State, "status", e.Status)
 	Crash("task: its end recorded, before it is told")
 	close(t.done)

@@ -1,5 +1,5 @@
-// Command carrel-agent runs inside a guest: as its PID 1, or, for tests, as an
-// ordinary process.
+// Command carrel-agent runs inside a guest: as a machine's PID 1, as the first
+// process of a process sandbox, or, for tests, as an ordinary process.
 package main
 
 import (
@@ -13,15 +13,16 @@ import (
 
 func main() {
 	agent.Reexec()
-	if os.Getpid() == 1 {
-		agent.Boot()
-	}
-	if len(os.Args) > 1 && os.Args[1] == "serve" {
-		if err := serve(os.Args[2:]); err != nil {
+	verbs := map[string]func([]string) error{"serve": serve, "wall": wall}
+	if len(os.Args) > 1 && verbs[os.Args[1]] != nil {
+		if err := verbs[os.Args[1]](os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "carrel-agent:", err)
 			os.Exit(1)
 		}
 		return
+	}
+	if os.Getpid() == 1 {
+		agent.Boot()
 	}
 	fmt.Fprintln(os.Stderr, "carrel-agent runs inside a guest, as its first process. To start a guest: carrel run -- COMMAND")
 	os.Exit(2)
@@ -35,4 +36,20 @@ func serve(args []string) error {
 		return err
 	}
 	return agent.Serve(context.Background(), os.NewFile(uintptr(*boot), "boot"), os.NewFile(uintptr(*call), "calls"))
+}
+
+func wall(args []string) error {
+	f := flag.NewFlagSet("wall", flag.ExitOnError)
+	boot := f.Uint("boot-fd", 3, "file descriptor of the boot stream")
+	call := f.Uint("call-fd", 4, "file descriptor over which calls are passed")
+	var o agent.WallOptions
+	f.BoolVar(&o.PlainRoot, "plain-root", false, "the root file system needs no layer")
+	f.BoolVar(&o.OneUser, "one-user", false, "the sandbox has a single user")
+	f.BoolVar(&o.Inner, "inner", false, "the namespace of user 1000")
+	f.IntVar(&o.MemoryMiB, "memory", 128, "the guest's memory in MiB")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	o.Boot, o.Calls = os.NewFile(uintptr(*boot), "boot"), os.NewFile(uintptr(*call), "calls")
+	return agent.Wall(context.Background(), o)
 }

@@ -69,6 +69,11 @@ func guestReport(w io.Writer, width int, g *api.Guest, now time.Time) error {
 		}
 		row("share", "%s (%s)", shareWord(sh), what)
 	}
+	row("reaches", "%s", reachWord(s.GetEgress()))
+	row("steering", "%s", g.Steering)
+	for _, p := range g.Ports {
+		row("port", "%s -> %d", hostAddress(p), p.GuestPort)
+	}
 	if s.GetEphemeral() {
 		row("kept", "no: it is removed when its task has ended")
 	}
@@ -77,6 +82,10 @@ func guestReport(w io.Writer, width int, g *api.Guest, now time.Time) error {
 	if g.Driver != "" {
 		row("driver", "%s", g.Driver)
 		row("accelerator", "%s: %s", g.Accelerator, strings.Join(quoted(g.AcceleratorReason), "; "))
+	}
+	row("boundary", "%s", wallWord(g))
+	for _, note := range g.BoundaryNotes {
+		row("", "%s", note)
 	}
 	if m := g.GetTimings(); m.GetBootNanos() > 0 {
 		row("start took", "%v to the hypervisor, %v boot, %v setup", ms(m.KeeperNanos), ms(m.BootNanos), ms(m.SetupNanos))

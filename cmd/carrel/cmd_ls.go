@@ -45,13 +45,24 @@ func (a *app) doLs(ctx context.Context) error {
 
 func guestTable(w io.Writer, gs []*api.Guest, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tSTATE\tIMAGE\tCPUS\tMEMORY\tSHARES\tAGE\tTASK")
+	fmt.Fprintln(t, "NAME\tSTATE\tWALL\tIMAGE\tCPUS\tMEMORY\tSHARES\tAGE\tTASK")
 	for _, g := range gs {
 		s := g.GetSpec()
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", safe(g.Name), stateWord(g.State), safe(s.GetImage()), s.GetCpus(),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", safe(g.Name), stateWord(g.State), wallWord(g), safe(s.GetImage()), s.GetCpus(),
 			humanize.IBytes(uint64(s.GetMemoryMib())<<20), sharesWord(s.GetShares()), age(g, now), taskWord(g.Tasks))
 	}
 	return t.Flush()
+}
+
+// wallWord is the wall that stands around a guest, or, before it does, the one
+// that was asked for.
+func wallWord(g *api.Guest) string {
+	for _, w := range []string{g.Boundary, g.GetSpec().GetBoundary()} {
+		if w != "" {
+			return safe(w)
+		}
+	}
+	return "-"
 }
 
 func stateWord(s api.GuestState) string {

@@ -29,9 +29,13 @@ found, 128+n if signal n ended it.
 
 Without -v the current folder is shared read only, under an overlay in the
 guest: the command may change everything, and the changes are thrown away.
-Without --name or --keep the guest is removed when the command has ended.`,
+Without --name or --keep the guest is removed when the command has ended.
+
+The guest reaches nothing but what --allow, --preset, --secret and policy.yaml
+name. What it is not let out to is said, with the command that would allow it.`,
 		Example: `  carrel run -- make test
-  carrel run -v .:rw -- npm install
+  carrel run -v .:rw --preset packages -- npm install
+  carrel run --allow example.org -- curl https://example.org
   carrel run --no-share -i -- python3 - < script.py
   carrel run -v ~/src/lib:/lib-under-test:ro -v .:rw -- ./build.sh
   carrel run -it -- bash`,
@@ -63,6 +67,9 @@ func (a *app) doRun(ctx context.Context, f *runFlags, args []string) error {
 		return err
 	}
 	defer c.Close()
+	if err := a.requests(ctx, c, spec.Shares); err != nil {
+		return err
+	}
 	g, err := a.startGuest(ctx, c, spec, true, usual)
 	if err != nil {
 		return err

@@ -54,6 +54,9 @@ func (a *app) doStart(ctx context.Context, cmd *cobra.Command, f *specFlags, arg
 			return err
 		}
 	}
+	if err := a.requests(ctx, c, spec.Shares); err != nil {
+		return err
+	}
 	g, err := a.startGuest(ctx, c, spec, onlyNew, usual)
 	if err != nil {
 		return err

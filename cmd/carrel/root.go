@@ -55,9 +55,11 @@ func (a *app) rootCommand() *cobra.Command {
 		Use:   "carrel",
 		Short: "Run untrusted work in a microVM that sees only what you share",
 		Long: `Carrel gives an untrusted repository, or an AI agent, a desk of its own on your
-machine: a microVM that sees only the folders you chose.`,
+machine: a microVM that sees only the folders you chose, and reaches only the
+hosts you allowed.`,
 		Example: `  carrel run -- make test             in a fresh guest that may read this folder
-  carrel run -v .:rw -- npm install   in one that may change it, too
+  carrel run -v .:rw --preset packages -- npm install
+                                      in one that may change it and fetch packages
   carrel start dev && carrel shell dev
   carrel doctor                       is everything there that a guest needs?`,
 		SilenceErrors: true,
@@ -71,7 +73,9 @@ machine: a microVM that sees only the folders you chose.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		a.runCommand(), a.startCommand(), a.stopCommand(), a.rmCommand(), a.lsCommand(), a.inspectCommand(),
-		a.execCommand(), a.shellCommand(), a.logsCommand(), a.cpCommand(), a.doctorCommand(),
+		a.execCommand(), a.shellCommand(), a.logsCommand(), a.cpCommand(),
+		a.allowCommand(), a.denyCommand(), a.egressCommand(), a.portCommand(),
+		a.secretCommand(), a.policyCommand(), a.auditCommand(), a.doctorCommand(),
 		a.imageCommand(), a.daemonCommand(), a.versionCommand(),
 	)
 	return root

@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -25,20 +26,24 @@ type specFlags struct {
 	name, image  string
 	cpus         uint32
 	memory, disk string
+	boundary     string
+	reachFlags
 }
 
 func (f *specFlags) add(fs *pflag.FlagSet) {
 	fs.StringArrayVarP(&f.shares, "share", "v", nil, "`share` a folder, PATH[:GUESTPATH][:MODE]; MODE is ro or rw, and without one the guest's changes are thrown away")
 	fs.BoolVar(&f.noShare, "no-share", false, "share no folder, not even the current one")
-	fs.StringVar(&f.image, "image", "", "the guest's `image` (default \"default\")")
+	fs.StringVar(&f.image, "image", "", "the guest's `image` (default \"default\"); with --boundary process also \"host\": this machine's own system, read only")
 	fs.Uint32Var(&f.cpus, "cpus", 0, "processors: `N` (default 2)")
 	fs.StringVar(&f.memory, "memory", "", "memory: a `size` such as 512M or 4G (default 2G)")
 	fs.StringVar(&f.disk, "disk", "", "the guest's own disk: a `size` such as 8G")
+	fs.StringVar(&f.boundary, "boundary", "", "the `wall` around the guest: vm, gvisor or process (default vm); a weaker one is never taken unasked")
+	f.reachFlags.add(fs)
 }
 
 // changed says whether any of them was given.
 func (f *specFlags) changed(cmd *cobra.Command) bool {
-	for _, n := range []string{"share", "no-share", "image", "cpus", "memory", "disk"} {
+	for _, n := range append([]string{"share", "no-share", "image", "cpus", "memory", "disk", "boundary"}, reachNames...) {
 		if cmd.Flags().Changed(n) {
 			return true
 		}
@@ -49,7 +54,7 @@ func (f *specFlags) changed(cmd *cobra.Command) bool {
 // spec checks the flags and turns them into a request. The current folder is
 // shared under a throw-away overlay if nothing else is said; usual says so.
 func (f *specFlags) spec() (spec *api.GuestSpec, usual bool, err error) {
-	spec = &api.GuestSpec{Name: f.name, Image: f.image, Cpus: f.cpus}
+	spec = &api.GuestSpec{Name: f.name, Image: f.image, Cpus: f.cpus, Boundary: f.boundary}
 	for what, n := range map[string]string{"guest": f.name, "image": f.image} {
 		if n != "" {
 			if err := client.CheckName(what, n); err != nil {
@@ -57,11 +62,17 @@ func (f *specFlags) spec() (spec *api.GuestSpec, usual bool, err error) {
 			}
 		}
 	}
+	if !slices.Contains([]string{"", "vm", "gvisor", "process"}, f.boundary) {
+		return nil, false, usageError{fmt.Errorf("--boundary %q: use vm, gvisor or process", f.boundary)}
+	}
 	if spec.MemoryMib, err = parseMiB("--memory", f.memory); err != nil {
 		return nil, false, usageError{err}
 	}
 	if spec.DiskMib, err = parseMiB("--disk", f.disk); err != nil {
 		return nil, false, usageError{err}
+	}
+	if spec.Egress, err = f.reachFlags.spec(); err != nil {
+		return nil, false, err
 	}
 	if f.noShare {
 		if len(f.shares) > 0 {

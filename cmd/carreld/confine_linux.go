@@ -10,9 +10,11 @@ import (
 )
 
 // keeperDenied are calls that a keeper with a running guest has no business
-// with: it starts nothing any more, and every socket that it needs is open.
+// with: it starts nothing any more, and every socket that it needs is open, but
+// for pairs (socketpair), whose other ends it hands to the egress process: they
+// are connected for good, and lead nowhere else.
 var keeperDenied = []string{
-	"execve", "execveat", "socket", "socketpair", "connect", "bind", "listen",
+	"execve", "execveat", "socket", "connect", "bind", "listen",
 	"ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "kcmp", "pidfd_getfd",
 	"mount", "umount2", "pivot_root", "chroot", "setns", "unshare", "fsopen", "fsconfig", "fsmount", "fspick",
 	"move_mount", "open_tree", "mount_setattr", "swapon", "swapoff", "quotactl", "quotactl_fd",
@@ -54,6 +56,9 @@ func confineKeeper(dirs ...string) error {
 			Syscalls:      []seccomp.SyscallGroup{{Action: seccomp.ActionErrno | seccomp.Action(unix.EPERM), Names: keeperDenied}},
 		},
 	})
+	if err == nil {
+		err = restrictSockets()
+	}
 	if err != nil {
 		return fmt.Errorf("seccomp: %w", err)
 	}

@@ -69,6 +69,7 @@ func TestCrashPoints(t *testing.T) {
 				}
 				_, err = c.StartGuest(ctx, &api.GuestSpec{Name: "box"}, client.GuestOptions{})
 				if err == nil || client.CodeOf(err) == "running" {
+					c.ChangeEgress(ctx, "box", []*api.EgressRule{{Action: api.EgressAction_EGRESS_ACTION_ALLOW, Host: "a.example"}}, nil)
 					p, err := c.StartTask(ctx, client.Task{Guest: "box", Args: []string{"/bin/sh", "-c", "echo once >> " + ran}})
 					if err == nil {
 						acked = p.ID

@@ -15,6 +15,7 @@ import (
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/daemon"
+	"github.com/carrel-vm/carrel/guest/egress/link"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/images"
@@ -86,7 +87,7 @@ func serve(ready func()) error {
 	return daemon.Run(ctx, daemon.Options{
 		Place: p, Rules: policy.Default(home, p.State, p.Config, p.Cache, p.Run),
 		Images: store, Parts: imageParts(store),
-		Keeper: []string{self, "keep"}, Agent: filepath.Join(filepath.Dir(self), "carrel-agent"),
+		Keeper: []string{self, "keep"}, Edge: []string{self, "egress"}, Link: link.Pair, Agent: filepath.Join(filepath.Dir(self), "carrel-agent"),
 		Driver: driverName, Doctor: doctor(p, store), Version: version(), Log: log,
 	}, ready)
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -22,7 +23,11 @@ import (
 // runs the real daemon and keeper over it, as fast as processes start.
 const driverName = "test"
 
-func keeperOptions(_ place.Place, _ guest.KeepRequest, _ *slog.Logger) (guest.KeepOptions, error) {
+func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.KeepOptions, error) {
+	// Whoever asks for a wall shall not be told that it stands.
+	if b := req.Spec.GetBoundary(); b != "" {
+		return guest.KeepOptions{}, fmt.Errorf("this daemon was built for tests and has no wall %q", b)
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return guest.KeepOptions{}, err
@@ -48,4 +53,8 @@ func doctor(place.Place, *images.Store) func(context.Context, func(*api.Finding)
 
 func runConfined([]string) error {
 	return errors.New("a daemon built for tests confines nothing")
+}
+
+func runWall([]string) error {
+	return errors.New("a daemon built for tests builds no wall")
 }

@@ -4,13 +4,18 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/hypervisor"
+	"github.com/carrel-vm/carrel/hypervisor/bubblewrap"
 	"github.com/carrel-vm/carrel/hypervisor/qemu"
 	"github.com/carrel-vm/carrel/images"
 )
@@ -22,13 +27,52 @@ func qemuOptions(p place.Place) (qemu.Options, error) {
 	return qemu.Options{Shim: []string{self, "confine"}, CacheDir: p.Cache}, err
 }
 
-// keeperOptions picks the driver of this host.
+// The walls, as a request names them.
+const (
+	wallVM      = "vm"
+	wallGVisor  = "gvisor"
+	wallProcess = "process"
+)
+
+// hostImage is the image that is the host's own system, for a process sandbox.
+const hostImage = "host"
+
+// keeperOptions picks the driver for the wall that was granted. Without a wish
+// it is a machine: what is weaker must be asked for.
 func keeperOptions(p place.Place, req guest.KeepRequest, log *slog.Logger) (guest.KeepOptions, error) {
+	image, wall := req.Spec.GetImage(), req.Spec.GetBoundary()
+	if image == hostImage && wall != wallProcess {
+		return guest.KeepOptions{}, &hypervisor.Error{
+			Op: "start the guest", Err: errors.New("a machine cannot start from the host's system"), Cure: "use --boundary process with --image host",
+		}
+	}
+	switch wall {
+	case "", wallVM:
+		return machine(p, req)
+	case wallProcess:
+		return process(p, req)
+	case wallGVisor:
+		return guest.KeepOptions{}, &hypervisor.Error{
+			Op: "start the guest", Err: errors.New("the gvisor wall is not built yet"), Cure: "use --boundary vm, or --boundary process, which is weaker",
+		}
+	}
+	return guest.KeepOptions{}, &hypervisor.Error{Op: "start the guest", Err: fmt.Errorf("there is no wall %q", wall), Cure: "use vm or process"}
+}
+
+// machine keeps a guest in a microVM.
+func machine(p place.Place, req guest.KeepRequest) (guest.KeepOptions, error) {
 	qo, err := qemuOptions(p)
 	if err != nil {
 		return guest.KeepOptions{}, err
 	}
 	d := qemu.New(qo)
+	if _, err := d.Version(context.Background()); err != nil {
+		var he *hypervisor.Error
+		if errors.As(err, &he) && req.Spec.GetBoundary() == "" {
+			he.Cure += "; or choose the weaker wall that this machine has: --boundary process, see docs/boundaries.md"
+		}
+		return guest.KeepOptions{}, err
+	}
 	return guest.KeepOptions{
 		Driver: d, Share: startShares(req.Pins),
 		Confine: func() error { return confineKeeper(req.Parts.Dir) },
@@ -36,13 +80,43 @@ func keeperOptions(p place.Place, req guest.KeepRequest, log *slog.Logger) (gues
 			a := d.Accel()
 			g.Accelerator, g.AcceleratorReason = a.Name, a.Reason
 			g.HypervisorArgs = d.CommandLine()
+			g.Boundary = wallVM
 		},
 	}, nil
+}
+
+// process keeps a guest in Linux namespaces.
+func process(p place.Place, req guest.KeepRequest) (guest.KeepOptions, error) {
+	bo, err := bubblewrapOptions(p)
+	if err != nil {
+		return guest.KeepOptions{}, err
+	}
+	for _, pin := range req.Pins {
+		bo.Pins = append(bo.Pins, bubblewrap.Pin{Path: pin.Path, Dev: pin.Dev, Ino: pin.Ino})
+	}
+	d := bubblewrap.New(bo)
+	return guest.KeepOptions{
+		Driver:  d,
+		Confine: func() error { return confineKeeper(req.Parts.Dir) },
+		Describe: func(g *api.Guest) {
+			g.Accelerator, g.AcceleratorReason = "none", "the host's kernel runs the guest's programs itself"
+			g.HypervisorArgs = d.CommandLine()
+			g.Boundary, g.BoundaryNotes = wallProcess, d.Notes()
+		},
+	}, nil
+}
+
+func bubblewrapOptions(p place.Place) (bubblewrap.Options, error) {
+	self, err := os.Executable()
+	return bubblewrap.Options{Agent: filepath.Join(filepath.Dir(self), "carrel-agent"), Shim: []string{self, "wall"}, CacheDir: p.Cache}, err
 }
 
 // imageParts verifies an image and names its parts.
 func imageParts(s *images.Store) func(context.Context, string) (policy.Parts, error) {
 	return func(ctx context.Context, name string) (policy.Parts, error) {
+		if name == hostImage {
+			return policy.Parts{Kernel: bubblewrap.HostRoot, Initrd: bubblewrap.HostRoot, Root: bubblewrap.HostRoot}, nil
+		}
 		img, err := s.Get(ctx, name)
 		if err != nil {
 			return policy.Parts{}, err
@@ -52,3 +126,5 @@ func imageParts(s *images.Store) func(context.Context, string) (policy.Parts, er
 }
 
 func runConfined(args []string) error { return qemu.ConfineMain(args) }
+
+func runWall(args []string) error { return bubblewrap.WallMain(args) }

@@ -216,7 +216,7 @@ func TestKillKeeperAndAgent(t *testing.T) {
 				g, err := c.Guest(t.Context(), "box")
 				return err == nil && g.State == api.GuestState_GUEST_STATE_STOPPED && g.Cause != ""
 			})
-			eventually(t, "nothing of it runs", func() bool { return len(w.processes()) == 3 }) // daemon, other's keeper and agent
+			eventually(t, "nothing of it runs", func() bool { return len(w.processes()) == 4 }) // daemon, other's keeper, egress process and agent
 			q, err := c.StartTask(t.Context(), client.Task{Guest: "other", Args: []string{"true"}})
 			if err != nil {
 				t.Fatal(err)

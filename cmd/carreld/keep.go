@@ -11,13 +11,14 @@ import (
 	"syscall"
 
 	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/egress/link"
 	"github.com/carrel-vm/carrel/guest/place"
 )
 
 // runKeeper keeps one guest: the request is on descriptor 3, the first word
-// goes to descriptor 4.
+// goes to descriptor 4, and 5 leads to the guest's egress process.
 func runKeeper() error {
-	in, out := os.NewFile(3, "request"), os.NewFile(4, "word")
+	in, out, lk := os.NewFile(3, "request"), os.NewFile(4, "word"), os.NewFile(5, "link")
 	var req guest.KeepRequest
 	dec := json.NewDecoder(io.LimitReader(in, 4<<20))
 	dec.DisallowUnknownFields()
@@ -38,6 +39,9 @@ func runKeeper() error {
 		return err
 	}
 	opts, err := keeperOptions(p, req, log)
+	if err == nil {
+		opts.Link, err = link.New(lk)
+	}
 	if err == nil {
 		opts.Log = log
 		opts.Listening = func() {

@@ -3,8 +3,10 @@
 //
 //	carreld daemon    serves the API of one user's guests
 //	carreld keep      keeps one guest (started by the daemon)
+//	carreld egress    lets one guest reach what it was allowed (started by the daemon)
 //	carreld share     serves one shared folder (started by a keeper)
 //	carreld confine   confines itself and becomes the hypervisor (started by a keeper)
+//	carreld wall      builds and keeps the process sandbox of a guest (started by a keeper)
 package main
 
 import (
@@ -23,8 +25,12 @@ func main() {
 	case "daemon":
 		err = runDaemon(args)
 	case "keep":
-		if err = closeInherited(5); err == nil { // 3 is its request, 4 its word
+		if err = closeInherited(6); err == nil { // 3 is its request, 4 its word, 5 its link
 			err = runKeeper()
+		}
+	case "egress":
+		if err = closeInherited(6); err == nil { // 3 is its request, 4 its link, 5 its word
+			err = runEgress()
 		}
 	case "share":
 		if err = closeInherited(5); err == nil { // 3 is its socket, 4 its word
@@ -32,6 +38,10 @@ func main() {
 		}
 	case "confine":
 		err = runConfined(args)
+	case "wall":
+		if err = closeInherited(7); err == nil { // 3 is its spec, 4 its keeper, 5 and 6 the guest's streams
+			err = runWall(args)
+		}
 	case "version", "--version":
 		fmt.Println("carreld", version().Version, version().Commit)
 	default:

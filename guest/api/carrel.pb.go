@@ -768,7 +768,9 @@ func (x *EgressSpec) GetSecrets() []string {
 }
 
 // EgressRule says what may happen to some connections or requests. Of all the
-// rules that match, deny beats ask, and ask beats allow; without one: deny.
+// rules that match, deny beats the others. Between ask and allow the more exact
+// one counts (host, then paths, then methods), and ask between equals. Without
+// a rule: deny.
 type EgressRule struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Action EgressAction           `protobuf:"varint,1,opt,name=action,proto3,enum=carrel.v1.EgressAction" json:"action,omitempty"`
@@ -4366,10 +4368,10 @@ type SecretDefinition struct {
 	Env         string `protobuf:"bytes,9,opt,name=env,proto3" json:"env,omitempty"`
 	Placeholder string `protobuf:"bytes,10,opt,name=placeholder,proto3" json:"placeholder,omitempty"`
 	// Request headers that may pass beside those that every request needs,
-	// lower case.
+	// lower case; docs/secrets.md has the forms with values.
 	PassHeaders []string `protobuf:"bytes,11,rep,name=pass_headers,json=passHeaders,proto3" json:"pass_headers,omitempty"`
-	// JSON fields of a request body that are refused, as dotted paths; "*" is
-	// any one element: "tools.*.type=web_fetch_*", "mcp_servers".
+	// JSON fields of a request body that are refused, as dotted paths:
+	// "mcp_servers", "tools.*.type=web_fetch_*"; docs/secrets.md has the grammar.
 	RefuseFields []string `protobuf:"bytes,12,rep,name=refuse_fields,json=refuseFields,proto3" json:"refuse_fields,omitempty"`
 	// What remains possible with the credential, for the docs and explain.
 	Residuals []string `protobuf:"bytes,13,rep,name=residuals,proto3" json:"residuals,omitempty"`
@@ -4772,6 +4774,174 @@ func (*RemoveSecretResponse) Descriptor() ([]byte, []int) {
 	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
 }
 
+type ImportPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "srt": the settings of @anthropic-ai/sandbox-runtime.
+	From string `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// At most 1 MiB.
+	Content       []byte `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportPolicyRequest) Reset() {
+	*x = ImportPolicyRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportPolicyRequest) ProtoMessage() {}
+
+func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportPolicyRequest.ProtoReflect.Descriptor instead.
+func (*ImportPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *ImportPolicyRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *ImportPolicyRequest) GetContent() []byte {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+type ImportPolicyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The policy file, YAML.
+	Policy        []byte         `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	Keys          []*ImportedKey `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportPolicyResponse) Reset() {
+	*x = ImportPolicyResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportPolicyResponse) ProtoMessage() {}
+
+func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportPolicyResponse.ProtoReflect.Descriptor instead.
+func (*ImportPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *ImportPolicyResponse) GetPolicy() []byte {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *ImportPolicyResponse) GetKeys() []*ImportedKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type ImportedKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// "exact", "stricter" or "no meaning".
+	Mapping       string `protobuf:"bytes,2,opt,name=mapping,proto3" json:"mapping,omitempty"`
+	Text          string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportedKey) Reset() {
+	*x = ImportedKey{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportedKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportedKey) ProtoMessage() {}
+
+func (x *ImportedKey) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportedKey.ProtoReflect.Descriptor instead.
+func (*ImportedKey) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *ImportedKey) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ImportedKey) GetMapping() string {
+	if x != nil {
+		return x.Mapping
+	}
+	return ""
+}
+
+func (x *ImportedKey) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 type CheckPolicyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The file's bytes, at most 1 MiB.
@@ -4786,7 +4956,7 @@ type CheckPolicyRequest struct {
 
 func (x *CheckPolicyRequest) Reset() {
 	*x = CheckPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4798,7 +4968,7 @@ func (x *CheckPolicyRequest) String() string {
 func (*CheckPolicyRequest) ProtoMessage() {}
 
 func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4811,7 +4981,7 @@ func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyRequest.ProtoReflect.Descriptor instead.
 func (*CheckPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *CheckPolicyRequest) GetContent() []byte {
@@ -4845,7 +5015,7 @@ type CheckPolicyResponse struct {
 
 func (x *CheckPolicyResponse) Reset() {
 	*x = CheckPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4857,7 +5027,7 @@ func (x *CheckPolicyResponse) String() string {
 func (*CheckPolicyResponse) ProtoMessage() {}
 
 func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4870,7 +5040,7 @@ func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyResponse.ProtoReflect.Descriptor instead.
 func (*CheckPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *CheckPolicyResponse) GetProblems() []*PolicyProblem {
@@ -4898,7 +5068,7 @@ type PolicyProblem struct {
 
 func (x *PolicyProblem) Reset() {
 	*x = PolicyProblem{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4910,7 +5080,7 @@ func (x *PolicyProblem) String() string {
 func (*PolicyProblem) ProtoMessage() {}
 
 func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4923,7 +5093,7 @@ func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyProblem.ProtoReflect.Descriptor instead.
 func (*PolicyProblem) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *PolicyProblem) GetLine() int32 {
@@ -4958,7 +5128,7 @@ type RequestPolicyRequest struct {
 
 func (x *RequestPolicyRequest) Reset() {
 	*x = RequestPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4970,7 +5140,7 @@ func (x *RequestPolicyRequest) String() string {
 func (*RequestPolicyRequest) ProtoMessage() {}
 
 func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4983,7 +5153,7 @@ func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyRequest.ProtoReflect.Descriptor instead.
 func (*RequestPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RequestPolicyRequest) GetFolder() string {
@@ -5007,7 +5177,7 @@ type RequestPolicyResponse struct {
 
 func (x *RequestPolicyResponse) Reset() {
 	*x = RequestPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5019,7 +5189,7 @@ func (x *RequestPolicyResponse) String() string {
 func (*RequestPolicyResponse) ProtoMessage() {}
 
 func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5032,7 +5202,7 @@ func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyResponse.ProtoReflect.Descriptor instead.
 func (*RequestPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RequestPolicyResponse) GetPresent() bool {
@@ -5080,7 +5250,7 @@ type AgreePolicyRequest struct {
 
 func (x *AgreePolicyRequest) Reset() {
 	*x = AgreePolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5092,7 +5262,7 @@ func (x *AgreePolicyRequest) String() string {
 func (*AgreePolicyRequest) ProtoMessage() {}
 
 func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5105,7 +5275,7 @@ func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyRequest.ProtoReflect.Descriptor instead.
 func (*AgreePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *AgreePolicyRequest) GetFolder() string {
@@ -5130,7 +5300,7 @@ type AgreePolicyResponse struct {
 
 func (x *AgreePolicyResponse) Reset() {
 	*x = AgreePolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5142,7 +5312,7 @@ func (x *AgreePolicyResponse) String() string {
 func (*AgreePolicyResponse) ProtoMessage() {}
 
 func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5155,7 +5325,7 @@ func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyResponse.ProtoReflect.Descriptor instead.
 func (*AgreePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
 }
 
 type VerifyAuditRequest struct {
@@ -5167,7 +5337,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5179,7 +5349,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5192,7 +5362,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *VerifyAuditRequest) GetGuest() string {
@@ -5216,7 +5386,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5228,7 +5398,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5241,7 +5411,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *VerifyAuditResponse) GetRecords() int64 {
@@ -5282,7 +5452,7 @@ type ShowAuditRequest struct {
 
 func (x *ShowAuditRequest) Reset() {
 	*x = ShowAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5294,7 +5464,7 @@ func (x *ShowAuditRequest) String() string {
 func (*ShowAuditRequest) ProtoMessage() {}
 
 func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5307,7 +5477,7 @@ func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditRequest.ProtoReflect.Descriptor instead.
 func (*ShowAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ShowAuditRequest) GetGuest() string {
@@ -5333,7 +5503,7 @@ type ShowAuditResponse struct {
 
 func (x *ShowAuditResponse) Reset() {
 	*x = ShowAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5345,7 +5515,7 @@ func (x *ShowAuditResponse) String() string {
 func (*ShowAuditResponse) ProtoMessage() {}
 
 func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5358,7 +5528,7 @@ func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditResponse.ProtoReflect.Descriptor instead.
 func (*ShowAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ShowAuditResponse) GetRecord() []byte {
@@ -5383,7 +5553,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5395,7 +5565,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5408,7 +5578,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Image) GetName() string {
@@ -5464,7 +5634,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5476,7 +5646,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5489,7 +5659,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ImagePart) GetName() string {
@@ -5521,7 +5691,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5533,7 +5703,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5546,7 +5716,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
 }
 
 type ListImagesResponse struct {
@@ -5558,7 +5728,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5570,7 +5740,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5583,7 +5753,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -5602,7 +5772,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5614,7 +5784,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5627,7 +5797,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -5650,7 +5820,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5662,7 +5832,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5675,7 +5845,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -5728,7 +5898,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5740,7 +5910,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5753,7 +5923,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -5772,7 +5942,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5784,7 +5954,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5797,7 +5967,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -5816,7 +5986,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5828,7 +5998,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5841,7 +6011,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -5859,7 +6029,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5871,7 +6041,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5884,7 +6054,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
 }
 
 type VersionRequest struct {
@@ -5895,7 +6065,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5907,7 +6077,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5920,7 +6090,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
 }
 
 type VersionResponse struct {
@@ -5936,7 +6106,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5948,7 +6118,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5961,7 +6131,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -6000,7 +6170,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6012,7 +6182,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6025,7 +6195,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
 }
 
 type StatusResponse struct {
@@ -6046,7 +6216,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6058,7 +6228,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6071,7 +6241,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -6145,7 +6315,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6157,7 +6327,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6170,7 +6340,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
 }
 
 type Finding struct {
@@ -6188,7 +6358,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6200,7 +6370,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6213,7 +6383,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *Finding) GetCheck() string {
@@ -6253,7 +6423,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6265,7 +6435,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6278,7 +6448,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -6296,7 +6466,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6308,7 +6478,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6321,7 +6491,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
 }
 
 type WatchRequest struct {
@@ -6332,7 +6502,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6344,7 +6514,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6357,7 +6527,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
 }
 
 type ConfigureEdgeRequest struct {
@@ -6372,7 +6542,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6384,7 +6554,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6397,7 +6567,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -6432,7 +6602,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6444,7 +6614,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6457,7 +6627,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -6493,7 +6663,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6505,7 +6675,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6518,7 +6688,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -6551,7 +6721,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6563,7 +6733,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6576,7 +6746,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -6899,7 +7069,17 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\asecrets\x18\x01 \x03(\v2\x11.carrel.v1.SecretR\asecrets\")\n" +
 	"\x13RemoveSecretRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
-	"\x14RemoveSecretResponse\"\\\n" +
+	"\x14RemoveSecretResponse\"C\n" +
+	"\x13ImportPolicyRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x18\n" +
+	"\acontent\x18\x02 \x01(\fR\acontent\"Z\n" +
+	"\x14ImportPolicyResponse\x12\x16\n" +
+	"\x06policy\x18\x01 \x01(\fR\x06policy\x12*\n" +
+	"\x04keys\x18\x02 \x03(\v2\x16.carrel.v1.ImportedKeyR\x04keys\"M\n" +
+	"\vImportedKey\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
+	"\amapping\x18\x02 \x01(\tR\amapping\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"\\\n" +
 	"\x12CheckPolicyRequest\x12\x18\n" +
 	"\acontent\x18\x01 \x01(\fR\acontent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -7083,11 +7263,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\rSecretService\x12@\n" +
 	"\x03Set\x12\x1b.carrel.v1.SetSecretRequest\x1a\x1c.carrel.v1.SetSecretResponse\x12E\n" +
 	"\x04List\x12\x1d.carrel.v1.ListSecretsRequest\x1a\x1e.carrel.v1.ListSecretsResponse\x12I\n" +
-	"\x06Remove\x12\x1e.carrel.v1.RemoveSecretRequest\x1a\x1f.carrel.v1.RemoveSecretResponse2\xed\x01\n" +
+	"\x06Remove\x12\x1e.carrel.v1.RemoveSecretRequest\x1a\x1f.carrel.v1.RemoveSecretResponse2\xb8\x02\n" +
 	"\rPolicyService\x12F\n" +
 	"\x05Check\x12\x1d.carrel.v1.CheckPolicyRequest\x1a\x1e.carrel.v1.CheckPolicyResponse\x12L\n" +
 	"\aRequest\x12\x1f.carrel.v1.RequestPolicyRequest\x1a .carrel.v1.RequestPolicyResponse\x12F\n" +
-	"\x05Agree\x12\x1d.carrel.v1.AgreePolicyRequest\x1a\x1e.carrel.v1.AgreePolicyResponse2\x9c\x01\n" +
+	"\x05Agree\x12\x1d.carrel.v1.AgreePolicyRequest\x1a\x1e.carrel.v1.AgreePolicyResponse\x12I\n" +
+	"\x06Import\x12\x1e.carrel.v1.ImportPolicyRequest\x1a\x1f.carrel.v1.ImportPolicyResponse2\x9c\x01\n" +
 	"\fAuditService\x12G\n" +
 	"\x06Verify\x12\x1d.carrel.v1.VerifyAuditRequest\x1a\x1e.carrel.v1.VerifyAuditResponse\x12C\n" +
 	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse0\x012\xaa\x02\n" +
@@ -7124,7 +7305,7 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 98)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(EgressAction)(0),             // 0: carrel.v1.EgressAction
 	(ShareMode)(0),                // 1: carrel.v1.ShareMode
@@ -7196,41 +7377,44 @@ var file_carrel_v1_carrel_proto_goTypes = []any{
 	(*ListSecretsResponse)(nil),   // 67: carrel.v1.ListSecretsResponse
 	(*RemoveSecretRequest)(nil),   // 68: carrel.v1.RemoveSecretRequest
 	(*RemoveSecretResponse)(nil),  // 69: carrel.v1.RemoveSecretResponse
-	(*CheckPolicyRequest)(nil),    // 70: carrel.v1.CheckPolicyRequest
-	(*CheckPolicyResponse)(nil),   // 71: carrel.v1.CheckPolicyResponse
-	(*PolicyProblem)(nil),         // 72: carrel.v1.PolicyProblem
-	(*RequestPolicyRequest)(nil),  // 73: carrel.v1.RequestPolicyRequest
-	(*RequestPolicyResponse)(nil), // 74: carrel.v1.RequestPolicyResponse
-	(*AgreePolicyRequest)(nil),    // 75: carrel.v1.AgreePolicyRequest
-	(*AgreePolicyResponse)(nil),   // 76: carrel.v1.AgreePolicyResponse
-	(*VerifyAuditRequest)(nil),    // 77: carrel.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),   // 78: carrel.v1.VerifyAuditResponse
-	(*ShowAuditRequest)(nil),      // 79: carrel.v1.ShowAuditRequest
-	(*ShowAuditResponse)(nil),     // 80: carrel.v1.ShowAuditResponse
-	(*Image)(nil),                 // 81: carrel.v1.Image
-	(*ImagePart)(nil),             // 82: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 83: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 84: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 85: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 86: carrel.v1.BuildImageEvent
-	(*VerifyImageRequest)(nil),    // 87: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 88: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 89: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 90: carrel.v1.RemoveImageResponse
-	(*VersionRequest)(nil),        // 91: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 92: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 93: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 94: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 95: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 96: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 97: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 98: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 99: carrel.v1.WatchRequest
-	(*ConfigureEdgeRequest)(nil),  // 100: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),            // 101: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),          // 102: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil), // 103: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil), // 104: google.protobuf.Timestamp
+	(*ImportPolicyRequest)(nil),   // 70: carrel.v1.ImportPolicyRequest
+	(*ImportPolicyResponse)(nil),  // 71: carrel.v1.ImportPolicyResponse
+	(*ImportedKey)(nil),           // 72: carrel.v1.ImportedKey
+	(*CheckPolicyRequest)(nil),    // 73: carrel.v1.CheckPolicyRequest
+	(*CheckPolicyResponse)(nil),   // 74: carrel.v1.CheckPolicyResponse
+	(*PolicyProblem)(nil),         // 75: carrel.v1.PolicyProblem
+	(*RequestPolicyRequest)(nil),  // 76: carrel.v1.RequestPolicyRequest
+	(*RequestPolicyResponse)(nil), // 77: carrel.v1.RequestPolicyResponse
+	(*AgreePolicyRequest)(nil),    // 78: carrel.v1.AgreePolicyRequest
+	(*AgreePolicyResponse)(nil),   // 79: carrel.v1.AgreePolicyResponse
+	(*VerifyAuditRequest)(nil),    // 80: carrel.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),   // 81: carrel.v1.VerifyAuditResponse
+	(*ShowAuditRequest)(nil),      // 82: carrel.v1.ShowAuditRequest
+	(*ShowAuditResponse)(nil),     // 83: carrel.v1.ShowAuditResponse
+	(*Image)(nil),                 // 84: carrel.v1.Image
+	(*ImagePart)(nil),             // 85: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),     // 86: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 87: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),     // 88: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),       // 89: carrel.v1.BuildImageEvent
+	(*VerifyImageRequest)(nil),    // 90: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),   // 91: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),    // 92: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 93: carrel.v1.RemoveImageResponse
+	(*VersionRequest)(nil),        // 94: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),       // 95: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),         // 96: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),        // 97: carrel.v1.StatusResponse
+	(*DoctorRequest)(nil),         // 98: carrel.v1.DoctorRequest
+	(*Finding)(nil),               // 99: carrel.v1.Finding
+	(*ShutdownRequest)(nil),       // 100: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 101: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),          // 102: carrel.v1.WatchRequest
+	(*ConfigureEdgeRequest)(nil),  // 103: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),            // 104: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),          // 105: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil), // 106: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil), // 107: google.protobuf.Timestamp
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	13,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
@@ -7240,8 +7424,8 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	1,   // 4: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
 	2,   // 5: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
 	10,  // 6: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	104, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	104, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	107, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	107, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
 	30,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
 	16,  // 10: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
 	15,  // 11: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
@@ -7254,9 +7438,9 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	29,  // 18: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
 	28,  // 19: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
 	3,   // 20: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	104, // 21: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	104, // 22: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	104, // 23: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	107, // 21: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	107, // 22: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	107, // 23: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
 	31,  // 24: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
 	28,  // 25: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
 	30,  // 26: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
@@ -7277,120 +7461,123 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	53,  // 41: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
 	0,   // 42: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
 	12,  // 43: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	104, // 44: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	107, // 44: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
 	5,   // 45: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
 	53,  // 46: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
 	6,   // 47: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
 	15,  // 48: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
 	15,  // 49: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
 	63,  // 50: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	104, // 51: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	107, // 51: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
 	7,   // 52: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
 	63,  // 53: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
 	62,  // 54: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
 	62,  // 55: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	72,  // 56: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	12,  // 57: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	11,  // 58: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	72,  // 59: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	104, // 60: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	82,  // 61: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	81,  // 62: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	19,  // 63: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	81,  // 64: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	81,  // 65: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	104, // 66: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	92,  // 67: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	8,   // 68: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	12,  // 69: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	101, // 70: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	102, // 71: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	63,  // 72: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	17,  // 73: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	20,  // 74: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	22,  // 75: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	24,  // 76: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	26,  // 77: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	32,  // 78: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	34,  // 79: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	39,  // 80: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	41,  // 81: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	44,  // 82: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	47,  // 83: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	49,  // 84: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	51,  // 85: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	54,  // 86: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	56,  // 87: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	58,  // 88: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	60,  // 89: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	64,  // 90: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	66,  // 91: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	68,  // 92: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	70,  // 93: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	73,  // 94: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	75,  // 95: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	77,  // 96: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	79,  // 97: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	83,  // 98: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	85,  // 99: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	87,  // 100: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	89,  // 101: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	91,  // 102: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	93,  // 103: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	95,  // 104: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	97,  // 105: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	99,  // 106: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	20,  // 107: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	100, // 108: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	54,  // 109: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	56,  // 110: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	58,  // 111: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	60,  // 112: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	18,  // 113: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	21,  // 114: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	23,  // 115: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	25,  // 116: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	27,  // 117: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	33,  // 118: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	38,  // 119: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	40,  // 120: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	43,  // 121: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	45,  // 122: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	48,  // 123: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	50,  // 124: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	52,  // 125: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	55,  // 126: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	57,  // 127: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	59,  // 128: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	61,  // 129: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	65,  // 130: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	67,  // 131: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	69,  // 132: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	71,  // 133: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	74,  // 134: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	76,  // 135: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	78,  // 136: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	80,  // 137: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	84,  // 138: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	86,  // 139: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	88,  // 140: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	90,  // 141: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	92,  // 142: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	94,  // 143: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	96,  // 144: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	98,  // 145: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	14,  // 146: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	21,  // 147: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	103, // 148: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	55,  // 149: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	57,  // 150: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	59,  // 151: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	61,  // 152: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	113, // [113:153] is the sub-list for method output_type
-	73,  // [73:113] is the sub-list for method input_type
-	73,  // [73:73] is the sub-list for extension type_name
-	73,  // [73:73] is the sub-list for extension extendee
-	0,   // [0:73] is the sub-list for field type_name
+	72,  // 56: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	75,  // 57: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	12,  // 58: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	11,  // 59: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	75,  // 60: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	107, // 61: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	85,  // 62: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	84,  // 63: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	19,  // 64: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	84,  // 65: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	84,  // 66: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	107, // 67: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	95,  // 68: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	8,   // 69: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	12,  // 70: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	104, // 71: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	105, // 72: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	63,  // 73: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	17,  // 74: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	20,  // 75: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	22,  // 76: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	24,  // 77: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	26,  // 78: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	32,  // 79: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	34,  // 80: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	39,  // 81: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	41,  // 82: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	44,  // 83: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	47,  // 84: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	49,  // 85: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	51,  // 86: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	54,  // 87: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	56,  // 88: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	58,  // 89: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	60,  // 90: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	64,  // 91: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	66,  // 92: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	68,  // 93: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	73,  // 94: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	76,  // 95: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	78,  // 96: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	70,  // 97: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	80,  // 98: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	82,  // 99: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	86,  // 100: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	88,  // 101: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	90,  // 102: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	92,  // 103: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	94,  // 104: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	96,  // 105: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	98,  // 106: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	100, // 107: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	102, // 108: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	20,  // 109: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	103, // 110: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	54,  // 111: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	56,  // 112: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	58,  // 113: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	60,  // 114: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	18,  // 115: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	21,  // 116: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	23,  // 117: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	25,  // 118: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	27,  // 119: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	33,  // 120: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	38,  // 121: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	40,  // 122: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	43,  // 123: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	45,  // 124: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	48,  // 125: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	50,  // 126: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	52,  // 127: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	55,  // 128: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	57,  // 129: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	59,  // 130: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	61,  // 131: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	65,  // 132: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	67,  // 133: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	69,  // 134: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	74,  // 135: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	77,  // 136: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	79,  // 137: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	71,  // 138: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	81,  // 139: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	83,  // 140: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	87,  // 141: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	89,  // 142: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	91,  // 143: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	93,  // 144: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	95,  // 145: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	97,  // 146: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	99,  // 147: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	101, // 148: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	14,  // 149: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	21,  // 150: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	106, // 151: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	55,  // 152: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	57,  // 153: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	59,  // 154: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	61,  // 155: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	115, // [115:156] is the sub-list for method output_type
+	74,  // [74:115] is the sub-list for method input_type
+	74,  // [74:74] is the sub-list for extension type_name
+	74,  // [74:74] is the sub-list for extension extendee
+	0,   // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -7427,7 +7614,7 @@ func file_carrel_v1_carrel_proto_init() {
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[77].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[80].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
 	}
@@ -7437,7 +7624,7 @@ func file_carrel_v1_carrel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   95,
+			NumMessages:   98,
 			NumExtensions: 0,
 			NumServices:   11,
 		},

@@ -64,11 +64,15 @@ type Client struct {
 	opts  Options
 	place place.Place
 
-	guests apiconnect.GuestServiceClient
-	tasks  apiconnect.TaskServiceClient
-	files  apiconnect.FileServiceClient
-	images apiconnect.ImageServiceClient
-	system apiconnect.SystemServiceClient
+	guests  apiconnect.GuestServiceClient
+	tasks   apiconnect.TaskServiceClient
+	files   apiconnect.FileServiceClient
+	egress  apiconnect.EgressServiceClient
+	policy  apiconnect.PolicyServiceClient
+	secrets apiconnect.SecretServiceClient
+	audit   apiconnect.AuditServiceClient
+	images  apiconnect.ImageServiceClient
+	system  apiconnect.SystemServiceClient
 
 	transport *http.Transport
 	version   *api.VersionResponse
@@ -92,6 +96,10 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	c.guests = apiconnect.NewGuestServiceClient(hc, base, opts...)
 	c.tasks = apiconnect.NewTaskServiceClient(hc, base, opts...)
 	c.files = apiconnect.NewFileServiceClient(hc, base, opts...)
+	c.egress = apiconnect.NewEgressServiceClient(hc, base, opts...)
+	c.policy = apiconnect.NewPolicyServiceClient(hc, base, opts...)
+	c.secrets = apiconnect.NewSecretServiceClient(hc, base, opts...)
+	c.audit = apiconnect.NewAuditServiceClient(hc, base, opts...)
 	c.images = apiconnect.NewImageServiceClient(hc, base, opts...)
 	c.system = apiconnect.NewSystemServiceClient(hc, base, opts...)
 	for try := 1; ; try++ {

@@ -235,6 +235,8 @@ func (p *Process) attach(ctx context.Context) error {
 			_, err = p.stdout.Write(k.Stdout)
 		case *api.AttachResponse_Stderr:
 			_, err = p.stderr.Write(k.Stderr)
+		case *api.AttachResponse_Notice:
+			p.notice(k.Notice)
 		case *api.AttachResponse_Dropped:
 			p.notice(fmt.Sprintf("%d bytes of output are gone: the spool was full", k.Dropped))
 		case *api.AttachResponse_Task:

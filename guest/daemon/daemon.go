@@ -22,6 +22,7 @@ import (
 	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/guest/secret"
 	"github.com/carrel-vm/carrel/images"
 )
 
@@ -36,8 +37,13 @@ type Options struct {
 	// Parts finds and verifies an image's parts for one start.
 	Parts func(ctx context.Context, image string) (policy.Parts, error)
 	// Keeper is the command that runs a keeper; its request comes on
-	// descriptor 3, its first word on 4.
+	// descriptor 3, its first word on 4, and 5 leads to its egress process.
 	Keeper []string
+	// Edge is the command that runs an egress process; its request comes on
+	// descriptor 3, 4 leads to its keeper, its first word on 5.
+	Edge []string
+	// Link makes what the two have between them.
+	Link func() (keeper, edge *os.File, err error)
 	// Agent is the path of the static carrel-agent that image build uses.
 	Agent string
 	// Driver is the driver's name, and Doctor looks at what it needs.
@@ -54,6 +60,9 @@ type Daemon struct {
 	log     *slog.Logger
 	guests  string // <state>/guests
 	started time.Time
+	secrets *secret.Store
+
+	policyMu sync.Mutex // held while a file in the config folder is changed
 
 	ctx context.Context // ends with the daemon; what follows keepers runs under it
 
@@ -77,6 +86,10 @@ func Run(ctx context.Context, o Options, ready func()) error {
 		if err := place.MakePrivate(dir); err != nil {
 			return err
 		}
+	}
+	var err error
+	if d.secrets, err = secret.Open(secret.Options{Dir: o.Place.Config, Kind: os.Getenv("CARREL_SECRET_STORE")}); err != nil {
+		return err
 	}
 	lock := flock.New(filepath.Join(o.Place.Run, "d.lock"), flock.SetPermissions(0o600))
 	ok, err := lock.TryLock()
@@ -105,6 +118,10 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	mux.Handle(apiconnect.NewGuestServiceHandler(&guestService{d}, limit))
 	mux.Handle(apiconnect.NewTaskServiceHandler(&taskService{d}, limit))
 	mux.Handle(apiconnect.NewFileServiceHandler(&fileService{d}, limit))
+	mux.Handle(apiconnect.NewEgressServiceHandler(&egressService{d}, limit))
+	mux.Handle(apiconnect.NewPolicyServiceHandler(&policyService{d}, limit))
+	mux.Handle(apiconnect.NewSecretServiceHandler(&secretService{d}, limit))
+	mux.Handle(apiconnect.NewAuditServiceHandler(&auditService{d}, limit))
 	mux.Handle(apiconnect.NewImageServiceHandler(&imageService{d}, limit))
 	mux.Handle(apiconnect.NewSystemServiceHandler(&systemService{d}, limit))
 	srv := guest.NewServer(mux)
@@ -173,6 +190,7 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 	}
 	if free {
 		err := guest.Settle(dir, "the guest's keeper was killed")
+		d.removeEdgeSocket(name)
 		unlock()
 		if err != nil {
 			return err
@@ -189,10 +207,12 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 	// A keeper has it. The policy is applied again before it is ours.
 	info.State = api.GuestState_GUEST_STATE_STARTING
 	e.keeper = newKeeper(guest.SocketPath(d.opts.Place.Run, name))
+	e.edge = newEdge(guest.EdgeSocketPath(d.opts.Place.Run, name))
 	d.table[name] = e
-	_, refused := policy.Decide(info.Spec, d.opts.Rules)
+	_, refused := d.decideAgain(info.Spec)
 	d.owned.Go(func() { d.follow(ctx, e) })
-	if refused != nil {
+	d.owned.Go(func() { d.reapply(ctx, e) })
+	if refused != nil && !policyBroken(refused) {
 		d.log.Warn("adopted guest is no longer allowed", "guest", name, "error", refused)
 		e.setCause("no longer allowed: " + refused.Error())
 		d.owned.Go(func() { d.end(ctx, e, 0) })

@@ -19,9 +19,14 @@ import (
 type entry struct {
 	name string
 
+	rules sync.Mutex // held while the guest's egress rules change; taken before mu
+
 	mu      sync.Mutex
 	info    *api.Guest
 	keeper  *keeper       // nil when none runs
+	edge    *edge         // its egress process, with the keeper
+	ports   []*api.Port   // that lead into the guest, with the keeper
+	shut    string        // why a guest that runs reaches nothing, or empty
 	changed chan struct{} // closed and replaced at every change
 	busy    string        // what is being done to it that excludes the rest
 	cause   string        // why the daemon ended it
@@ -55,7 +60,11 @@ func (e *entry) setCause(c string) {
 func (e *entry) get() (*api.Guest, *keeper, <-chan struct{}) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return proto.Clone(e.info).(*api.Guest), e.keeper, e.changed
+	info := proto.Clone(e.info).(*api.Guest)
+	if e.keeper != nil {
+		info.Ports = append(info.Ports, e.ports...)
+	}
+	return info, e.keeper, e.changed
 }
 
 // take marks the entry as busy with one thing; it fails if it is already.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sort"
 	"strings"
@@ -46,8 +47,11 @@ func refusal(err error) error {
 		return err
 	case errors.As(err, &r):
 		code := connect.CodeInvalidArgument
-		if r.Code == "share_refused" {
+		switch r.Code {
+		case "share_refused":
 			code = connect.CodePermissionDenied
+		case "policy_unreadable", "policy_invalid", "secrets_unreadable", "agreements_unreadable":
+			code = connect.CodeFailedPrecondition
 		}
 		return api.NewError(code, r.Code, r.Reason, r.Cure)
 	case errors.Is(err, images.ErrNotFound):
@@ -59,7 +63,8 @@ func refusal(err error) error {
 	case errors.As(err, &he):
 		return api.NewError(connect.CodeFailedPrecondition, "host", he.Op+": "+he.Err.Error(), he.Cure)
 	}
-	return api.NewError(connect.CodeInternal, "start_failed", err.Error(), "")
+	cause, cure := apart(err.Error())
+	return api.NewError(connect.CodeInternal, "start_failed", cause, cure)
 }
 
 // Start implements GuestService.
@@ -96,7 +101,7 @@ func (s *guestService) Start(ctx context.Context, r *connect.Request[api.StartGu
 // marked as being started. Of two that ask for one name, one wins.
 func (d *Daemon) reserve(spec *api.GuestSpec, onlyNew bool) (e *entry, fresh bool, err error) {
 	if spec.Name != "" && !hypervisor.ValidName(spec.Name) {
-		_, err := policy.Decide(spec, d.opts.Rules) // has the words for it
+		_, err := policy.Decide(&api.GuestSpec{Name: spec.Name}, d.opts.Rules) // has the words for it
 		return nil, false, refusal(err)
 	}
 	d.mu.Lock()
@@ -166,15 +171,35 @@ func sameSpec(asked, is *api.GuestSpec) bool {
 //  1. policy grants the request, or it ends here
 //  2. the image's parts are found and verified
 //  3. a new guest gets its folder, whole
-//  4. its keeper is started and decides again on the same request and rules
+//  4. its egress process is started, confines itself and holds the rules; its
+//     keeper is started and decides again on the same request and rules
 //  5. the keeper says that the guest is ready, or why not
 func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(string) error) (*api.Guest, error) {
 	info, _, _ := e.get()
-	grant, err := policy.Decide(info.Spec, d.opts.Rules)
+	if fresh {
+		for _, r := range info.Spec.GetEgress().GetRules() {
+			if r != nil {
+				r.Origin = "the request"
+				if r.Action == api.EgressAction_EGRESS_ACTION_ALLOW {
+					r.Origin = "--allow"
+				}
+			}
+		}
+	}
+	e.rules.Lock() // what changes meanwhile would be lost
+	defer e.rules.Unlock()
+	x, err := d.decide(info.Spec)
 	if err != nil {
 		return nil, err
 	}
-	spec := grant.Spec()
+	for _, said := range x.requests {
+		if err := notice(said); err != nil {
+			return nil, err
+		}
+	}
+	granted := x.grant.Spec()
+	spec := proto.Clone(granted).(*api.GuestSpec) // without what repositories ask for, which may change
+	spec.Egress = info.Spec.Egress
 	parts, err := d.opts.Parts(ctx, spec.Image)
 	if err != nil {
 		return nil, err
@@ -191,13 +216,29 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 			return nil, err
 		}
 	}
-	socket := guest.SocketPath(d.opts.Place.Run, e.name)
+	conf, err := d.configuration(ctx, x, parts.Dir, false)
+	if err != nil {
+		return nil, err
+	}
+	audit := d.auditDir(e.name)
+	if err := os.MkdirAll(audit, 0o700); err != nil {
+		return nil, err
+	}
+	d.record(e, "guest.started", &api.GuestSpec{ // what was granted; nothing in it is secret
+		Name: granted.Name, Image: granted.Image, Cpus: granted.Cpus, MemoryMib: granted.MemoryMib, DiskMib: granted.DiskMib, Shares: granted.Shares,
+		Ephemeral: granted.Ephemeral, Boundary: granted.Boundary,
+		Egress: &api.EgressSpec{Presets: granted.Egress.GetPresets(), Secrets: x.grant.Secrets(), Rules: conf.Rules},
+	})
+	socket, outer := guest.SocketPath(d.opts.Place.Run, e.name), guest.EdgeSocketPath(d.opts.Place.Run, e.name)
 	e.setCause("")
-	if err := d.spawn(guest.KeepRequest{Spec: spec, Rules: d.opts.Rules, Pins: grant.Pins(), Parts: parts, Socket: socket}); err != nil {
+	err = d.spawn(
+		guest.KeepRequest{Spec: granted, Rules: x.rules, Pins: x.grant.Pins(), Parts: parts, Socket: socket, Env: placeholders(conf.Secrets)},
+		guest.EdgeRequest{Guest: e.name, Socket: outer, Audit: audit, Configure: conf})
+	if err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
-	e.keeper = newKeeper(socket)
+	e.keeper, e.edge = newKeeper(socket), newEdge(outer)
 	if e.expire != nil {
 		e.expire.Stop()
 	}

@@ -1,15 +1,8 @@
 package daemon
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -20,72 +13,6 @@ import (
 
 // expiry is how long an ephemeral guest that ended without its caller is kept.
 const expiry = 60 * time.Second
-
-// spawn starts a keeper and returns when its socket takes connections. The
-// keeper is a session of its own: it outlives this daemon.
-func (d *Daemon) spawn(req guest.KeepRequest) error {
-	b, err := json.Marshal(req)
-	if err != nil {
-		return err
-	}
-	in, inW, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer inW.Close()
-	out, outW, err := os.Pipe()
-	if err != nil {
-		in.Close()
-		return err
-	}
-	defer out.Close()
-	log, err := os.OpenFile(filepath.Join(req.Parts.Dir, "keeper.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		in.Close()
-		outW.Close()
-		return err
-	}
-	guest.Crash("spawn: before")
-	cmd := exec.Command(d.opts.Keeper[0], d.opts.Keeper[1:]...)
-	cmd.Env = append(keptEnv(), d.opts.Place.Env()...)
-	cmd.Dir = "/"
-	cmd.Stderr = log
-	cmd.ExtraFiles = []*os.File{in, outW}
-	detach(cmd)
-	err = cmd.Start()
-	in.Close()
-	outW.Close()
-	log.Close()
-	if err != nil {
-		return fmt.Errorf("start the keeper: %w", err)
-	}
-	go cmd.Wait() // reaps it; it may well outlive this daemon
-	go func() {   // ends with the pipe, at the latest with the keeper
-		inW.Write(b)
-		inW.Close()
-	}()
-	out.SetReadDeadline(time.Now().Add(15 * time.Second))
-	word, err := bufio.NewReaderSize(out, 4096).ReadString('\n')
-	switch {
-	case word == "listening\n":
-		guest.Crash("spawn: after the keeper's word")
-		return nil
-	case word != "":
-		return errors.New(strings.TrimSpace(word))
-	}
-	cmd.Process.Kill()
-	return fmt.Errorf("the keeper ended at once: %w (see %s)", err, log.Name())
-}
-
-// keptEnv is what a keeper inherits of the environment.
-func keptEnv() (env []string) {
-	for _, k := range []string{"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_RUNTIME_DIR", "SystemRoot", "CARREL_CRASH", "CARREL_CRASH_MARK", "GORACE", "GOCOVERDIR"} {
-		if v, ok := os.LookupEnv(k); ok {
-			env = append(env, k+"="+v)
-		}
-	}
-	return env
-}
 
 // follow copies what a keeper says of its guest into the table until the keeper
 // is gone, and settles then what it left. It runs once for each keeper.
@@ -140,8 +67,13 @@ func (d *Daemon) settle(ctx context.Context, e *entry, dir string) bool {
 		info, _, _ = e.get()
 		info.State, info.Cause = api.GuestState_GUEST_STATE_DAMAGED, err.Error()
 	}
+	d.removeEdgeSocket(e.name)
 	e.mu.Lock()
 	e.info, e.keeper = info, nil
+	if e.edge != nil {
+		e.edge.close()
+	}
+	e.edge, e.ports, e.shut = nil, nil, ""
 	e.changedLocked()
 	e.mu.Unlock()
 	d.log.Info("guest ended", "guest", e.name, "cause", info.Cause)

@@ -22,3 +22,13 @@ func identity(_ string, fi os.FileInfo) (dev, ino uint64, err error) {
 
 // guestPath is where a folder appears by default: at the same path.
 func guestPath(p string) string { return p }
+
+// openPlain opens a file to read it; it does not wait for the other end of a
+// pipe. Without follow, a link at the path's end is an error.
+func openPlain(path string, follow bool) (*os.File, error) {
+	flags := os.O_RDONLY | syscall.O_NONBLOCK | syscall.O_CLOEXEC
+	if !follow {
+		flags |= syscall.O_NOFOLLOW
+	}
+	return os.OpenFile(path, flags, 0)
+}

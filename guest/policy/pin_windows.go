@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"os"
 	"strings"
 
@@ -33,4 +34,28 @@ func guestPath(p string) string {
 		return "/mnt/" + strings.ToLower(p[:1]) + strings.TrimSuffix(strings.ReplaceAll(p[2:], `\`, "/"), "/")
 	}
 	return strings.ReplaceAll(p, `\`, "/")
+}
+
+// openPlain opens a file to read it. Without follow, a link at the path's end
+// is an error.
+func openPlain(path string, follow bool) (*os.File, error) {
+	if follow {
+		return os.Open(path)
+	}
+	before, err := os.Lstat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !before.Mode().IsRegular() {
+		return nil, errors.New(path + " is not a regular file")
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if after, err := f.Stat(); err != nil || !os.SameFile(before, after) {
+		f.Close()
+		return nil, errors.New(path + " changed while it was opened")
+	}
+	return f, nil
 }

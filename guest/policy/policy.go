@@ -28,14 +28,25 @@ type Rules struct {
 	// Own are Carrel's own folders (state, config, cache, run). Nothing in
 	// them, and nothing that contains one, is ever shared.
 	Own []string
+	// Egress are the rules of the user's policy file; they hold for every guest.
+	Egress RuleList
+	// Presets are the names of those that the policy file uses for every guest.
+	Presets []string
+	// Defined are the policy file's own presets.
+	Defined map[string]RuleList
+	// SecretRules are the rules that each known secret brings, by its name.
+	SecretRules map[string]RuleList
+	// MinBoundary is the weakest wall that is good enough: "vm", "gvisor" or
+	// "process"; empty: any.
+	MinBoundary string
 }
 
 // Default returns the rules without a policy file, for a user's home folder
 // and Carrel's own folders.
 func Default(home string, own ...string) Rules {
 	return Rules{
-		MaxCPUs: hypervisor.MaxCPUs, MaxMemoryMiB: hypervisor.MaxMemoryMiB, MaxDiskMiB: 1 << 20,
-		MaxShares: 64, Home: home, Own: own,
+		MaxCPUs: hypervisor.MaxCPUs, MaxMemoryMiB: hypervisor.MaxMemoryMiB, MaxDiskMiB: maxDiskMiB,
+		MaxShares: maxShares, Home: home, Own: own,
 	}
 }
 
@@ -46,6 +57,8 @@ const (
 	DefaultMemoryMiB = 2048
 	DefaultDiskMiB   = 8192
 	minDiskMiB       = 64
+	maxDiskMiB       = 1 << 20
+	maxShares        = 64
 )
 
 // Refusal says why a request is not granted.
@@ -73,6 +86,11 @@ func refuse(code, cure, format string, args ...any) error {
 type Grant struct {
 	spec *api.GuestSpec
 	pins []Pin
+	// egress are the rules in effect, with their origins.
+	egress  []*api.EgressRule
+	secrets []string
+	// walls are the boundaries that are good enough, the strongest first.
+	walls []string
 }
 
 // Pin identifies a share's folder as it was when it was granted. What is
@@ -155,6 +173,13 @@ func Decide(req *api.GuestSpec, rules Rules) (*Grant, error) {
 			}
 		}
 		g.pins = append(g.pins, pin)
+	}
+	var err error
+	if g.walls, err = decideBoundary(s.Boundary, rules.MinBoundary); err != nil {
+		return nil, err
+	}
+	if g.egress, g.secrets, err = decideEgress(s.Egress, rules); err != nil {
+		return nil, err
 	}
 	return g, nil
 }

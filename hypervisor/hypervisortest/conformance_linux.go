@@ -25,8 +25,8 @@ type Suite struct {
 	New func(t *testing.T) hypervisor.Driver
 	// Config is that of a guest that is to come up; the suite sets Name and Dir.
 	Config hypervisor.Config
-	// Machine says that the guest is one: it refuses connections, dials any
-	// port of the host, and its kernel has a command line.
+	// Machine says that the guest is one: a dial to a port on which nobody
+	// listens fails at once, it has disks, and its kernel has a command line.
 	Machine bool
 	// Kills is how many guests are killed at some moment of their start.
 	Kills int

@@ -2,10 +2,8 @@ package hypervisortest
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -14,20 +12,15 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/carrel-vm/carrel/hypervisor"
+	"github.com/carrel-vm/carrel/hypervisor/passing"
 )
-
-// bootPort is the port of the host that the guest's one boot stream reaches,
-// wire.PortBoot.
-const bootPort = 64
 
 // Options are what the test driver is made from.
 type Options struct {
 	// Agent is a command that serves as the guest: {"carrel-agent", "serve"}.
-	// It gets its boot stream as descriptor 3 and, over descriptor 4, one
-	// connected socket for each Dial, with the port as 4 bytes, big endian.
+	// It gets its boot stream as descriptor 3, and as descriptor 4 the socket
+	// that carries all others (package passing).
 	Agent []string
 }
 
@@ -49,7 +42,11 @@ func (d *Driver) Create(_ context.Context, cfg hypervisor.Config, h hypervisor.H
 	if len(d.opts.Agent) == 0 {
 		return nil, &hypervisor.Error{Op: "create guest", Err: errors.New("the test driver was given no agent")}
 	}
-	return &vm{opts: d.opts, cfg: cfg, h: h, gone: make(chan struct{}), listeners: map[uint32]*listener{}}, nil
+	streams, theirs, err := passing.New()
+	if err != nil {
+		return nil, &hypervisor.Error{Op: "create guest", Err: err}
+	}
+	return &vm{opts: d.opts, cfg: cfg, h: h, gone: make(chan struct{}), streams: streams, theirs: theirs}, nil
 }
 
 type vm struct {
@@ -60,14 +57,14 @@ type vm struct {
 	gone   chan struct{} // closed when the process is gone and its output read
 	reason error         // set before
 
-	mu        sync.Mutex
-	cmd       *exec.Cmd
-	ended     chan struct{} // closed when the process has been waited for
-	calls     *os.File
-	boot      net.Conn // until a listener takes it
-	listeners map[uint32]*listener
-	killed    bool
-	closed    bool
+	streams *passing.Host
+
+	mu     sync.Mutex
+	cmd    *exec.Cmd
+	ended  chan struct{} // closed when the process has been waited for
+	theirs passing.Guest // until Start hands them on
+	killed bool
+	closed bool
 }
 
 // Start implements hypervisor.VM.
@@ -80,31 +77,13 @@ func (v *vm) Start(context.Context) error {
 	case v.cmd != nil:
 		return &hypervisor.Error{Op: "start guest", Err: errors.New("it was started before")}
 	}
-	boot, theirBoot, err := pair(unix.SOCK_STREAM)
-	if err != nil {
-		return err
-	}
-	defer boot.Close()
-	defer theirBoot.Close()
-	calls, theirCalls, err := pair(unix.SOCK_SEQPACKET)
-	if err != nil {
-		return err
-	}
-	defer theirCalls.Close()
-	stream, err := net.FileConn(boot)
-	if err != nil {
-		calls.Close()
-		return err
-	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		stream.Close()
-		calls.Close()
 		return err
 	}
 	defer w.Close()
 	cmd := exec.Command(v.opts.Agent[0], append(v.opts.Agent[1:len(v.opts.Agent):len(v.opts.Agent)], "--boot-fd=3", "--call-fd=4")...)
-	cmd.ExtraFiles = []*os.File{theirBoot, theirCalls}
+	cmd.ExtraFiles = []*os.File{v.theirs.Boot, v.theirs.Calls}
 	cmd.Stdout, cmd.Stderr = w, w
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true}
@@ -119,15 +98,11 @@ func (v *vm) Start(context.Context) error {
 		}
 	}()
 	if err := <-started; err != nil {
-		stream.Close()
-		calls.Close()
 		r.Close()
 		return &hypervisor.Error{Op: "start guest", Err: err}
 	}
-	v.cmd, v.ended, v.calls, v.boot = cmd, ended, calls, stream
-	if l := v.listeners[bootPort]; l != nil {
-		l.give(&v.boot)
-	}
+	v.cmd, v.ended = cmd, ended
+	v.theirs.Close()
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)
@@ -167,14 +142,7 @@ func (v *vm) watch(console *os.File, drained <-chan struct{}) {
 	case ws.ExitStatus() != 0:
 		v.reason = &hypervisor.GoneError{Cause: fmt.Sprintf("the guest ended with status %d", ws.ExitStatus())}
 	}
-	v.calls.Close()
-	if v.boot != nil {
-		v.boot.Close()
-		v.boot = nil
-	}
-	for _, l := range v.listeners {
-		l.end()
-	}
+	v.streams.Close()
 	close(v.gone)
 }
 
@@ -188,43 +156,15 @@ func (v *vm) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if v.cmd == nil {
 		return nil, hypervisor.ErrNotReady
 	}
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	ours, theirs, err := pair(unix.SOCK_STREAM)
-	if err != nil {
-		return nil, err
-	}
-	defer ours.Close()
-	defer theirs.Close()
-	// A guest that takes no calls fills the socket's queue: then the port is
-	// as good as closed.
-	err = unix.Sendmsg(int(v.calls.Fd()), binary.BigEndian.AppendUint32(nil, port), unix.UnixRights(int(theirs.Fd())), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-	switch {
-	case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EAGAIN):
-		return nil, fmt.Errorf("dial port %d of the guest: %w", port, unix.ECONNREFUSED)
-	case err != nil:
-		return nil, fmt.Errorf("dial port %d of the guest: %w", port, err)
-	}
-	return net.FileConn(ours)
+	return v.streams.Dial(ctx, port)
 }
 
-// Listen implements hypervisor.VM. Only the boot port is ever dialled.
+// Listen implements hypervisor.VM.
 func (v *vm) Listen(port uint32) (net.Listener, error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if isClosed(v.gone) || v.closed {
+	if isClosed(v.gone) {
 		return nil, hypervisor.ErrGone
 	}
-	if l := v.listeners[port]; l != nil && !isClosed(l.done) {
-		return nil, fmt.Errorf("listen on port %d: %w", port, unix.EADDRINUSE)
-	}
-	l := &listener{port: port, conns: make(chan net.Conn, 1), done: make(chan struct{})}
-	v.listeners[port] = l
-	if port == bootPort && v.boot != nil {
-		l.give(&v.boot)
-	}
-	return l, nil
+	return v.streams.Listen(port)
 }
 
 // Mounts implements hypervisor.VM: there is nothing to mount.
@@ -273,70 +213,14 @@ func (v *vm) Close() error {
 	v.Kill()
 	v.mu.Lock()
 	if v.cmd == nil && !v.closed {
-		for _, l := range v.listeners {
-			l.end()
-		}
+		v.theirs.Close()
+		v.streams.Close()
 		close(v.gone)
 	}
 	v.closed = true
 	v.mu.Unlock()
 	<-v.gone
 	return nil
-}
-
-// listener takes at most one stream.
-type listener struct {
-	port  uint32
-	conns chan net.Conn
-	once  sync.Once
-	done  chan struct{}
-}
-
-// give hands a stream over; called with vm.mu held.
-func (l *listener) give(c *net.Conn) {
-	l.conns <- *c // room for the one that there is
-	*c = nil
-}
-
-func (l *listener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	default:
-	}
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, &net.OpError{Op: "accept", Net: "test", Err: net.ErrClosed}
-	}
-}
-
-func (l *listener) end() {
-	l.once.Do(func() { close(l.done) })
-	select {
-	case c := <-l.conns:
-		c.Close()
-	default:
-	}
-}
-
-func (l *listener) Close() error { l.end(); return nil }
-
-func (l *listener) Addr() net.Addr { return addr(l.port) }
-
-type addr uint32
-
-func (a addr) Network() string { return "test" }
-func (a addr) String() string  { return fmt.Sprintf("host:%d", uint32(a)) }
-
-// pair makes a connected pair of sockets.
-func pair(kind int) (ours, theirs *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("socketpair: %w", err)
-	}
-	return os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "guest"), nil
 }
 
 func isClosed(c chan struct{}) bool {
@@ -347,5 +231,3 @@ func isClosed(c chan struct{}) bool {
 		return false
 	}
 }
-
-var _ io.Closer = (*vm)(nil)

@@ -39,9 +39,9 @@ func (s Suite) streams(t *testing.T) {
 	part("Stalled", stalled)
 	part("Deadlines", deadlines)
 	part("HangUp", hangUp)
+	part("GuestDials", guestDials)
 	if s.Machine {
 		part("Refused", refused)
-		part("GuestDials", guestDials)
 		part("Disks", func(t *testing.T, sub *guest) { disks(t, sub, s.Config) })
 	}
 	part("Flood", func(t *testing.T, sub *guest) { flood(t, sub, g) })

@@ -103,6 +103,8 @@ const (
 	PolicyServiceRequestProcedure = "/carrel.v1.PolicyService/Request"
 	// PolicyServiceAgreeProcedure is the fully-qualified name of the PolicyService's Agree RPC.
 	PolicyServiceAgreeProcedure = "/carrel.v1.PolicyService/Agree"
+	// PolicyServiceImportProcedure is the fully-qualified name of the PolicyService's Import RPC.
+	PolicyServiceImportProcedure = "/carrel.v1.PolicyService/Import"
 	// AuditServiceVerifyProcedure is the fully-qualified name of the AuditService's Verify RPC.
 	AuditServiceVerifyProcedure = "/carrel.v1.AuditService/Verify"
 	// AuditServiceShowProcedure is the fully-qualified name of the AuditService's Show RPC.
@@ -926,6 +928,9 @@ type PolicyServiceClient interface {
 	Request(context.Context, *connect.Request[api.RequestPolicyRequest]) (*connect.Response[api.RequestPolicyResponse], error)
 	// Agree records the user's yes to the content with this hash.
 	Agree(context.Context, *connect.Request[api.AgreePolicyRequest]) (*connect.Response[api.AgreePolicyResponse], error)
+	// Import turns another program's settings into a policy file and says what
+	// became of each key. Nothing is written.
+	Import(context.Context, *connect.Request[api.ImportPolicyRequest]) (*connect.Response[api.ImportPolicyResponse], error)
 }
 
 // NewPolicyServiceClient constructs a client for the carrel.v1.PolicyService service. By default,
@@ -957,6 +962,12 @@ func NewPolicyServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(policyServiceMethods.ByName("Agree")),
 			connect.WithClientOptions(opts...),
 		),
+		_import: connect.NewClient[api.ImportPolicyRequest, api.ImportPolicyResponse](
+			httpClient,
+			baseURL+PolicyServiceImportProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("Import")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -965,6 +976,7 @@ type policyServiceClient struct {
 	check   *connect.Client[api.CheckPolicyRequest, api.CheckPolicyResponse]
 	request *connect.Client[api.RequestPolicyRequest, api.RequestPolicyResponse]
 	agree   *connect.Client[api.AgreePolicyRequest, api.AgreePolicyResponse]
+	_import *connect.Client[api.ImportPolicyRequest, api.ImportPolicyResponse]
 }
 
 // Check calls carrel.v1.PolicyService.Check.
@@ -982,6 +994,11 @@ func (c *policyServiceClient) Agree(ctx context.Context, req *connect.Request[ap
 	return c.agree.CallUnary(ctx, req)
 }
 
+// Import calls carrel.v1.PolicyService.Import.
+func (c *policyServiceClient) Import(ctx context.Context, req *connect.Request[api.ImportPolicyRequest]) (*connect.Response[api.ImportPolicyResponse], error) {
+	return c._import.CallUnary(ctx, req)
+}
+
 // PolicyServiceHandler is an implementation of the carrel.v1.PolicyService service.
 type PolicyServiceHandler interface {
 	// Check parses a policy file; its errors have line numbers.
@@ -991,6 +1008,9 @@ type PolicyServiceHandler interface {
 	Request(context.Context, *connect.Request[api.RequestPolicyRequest]) (*connect.Response[api.RequestPolicyResponse], error)
 	// Agree records the user's yes to the content with this hash.
 	Agree(context.Context, *connect.Request[api.AgreePolicyRequest]) (*connect.Response[api.AgreePolicyResponse], error)
+	// Import turns another program's settings into a policy file and says what
+	// became of each key. Nothing is written.
+	Import(context.Context, *connect.Request[api.ImportPolicyRequest]) (*connect.Response[api.ImportPolicyResponse], error)
 }
 
 // NewPolicyServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1018,6 +1038,12 @@ func NewPolicyServiceHandler(svc PolicyServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(policyServiceMethods.ByName("Agree")),
 		connect.WithHandlerOptions(opts...),
 	)
+	policyServiceImportHandler := connect.NewUnaryHandler(
+		PolicyServiceImportProcedure,
+		svc.Import,
+		connect.WithSchema(policyServiceMethods.ByName("Import")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.v1.PolicyService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PolicyServiceCheckProcedure:
@@ -1026,6 +1052,8 @@ func NewPolicyServiceHandler(svc PolicyServiceHandler, opts ...connect.HandlerOp
 			policyServiceRequestHandler.ServeHTTP(w, r)
 		case PolicyServiceAgreeProcedure:
 			policyServiceAgreeHandler.ServeHTTP(w, r)
+		case PolicyServiceImportProcedure:
+			policyServiceImportHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1045,6 +1073,10 @@ func (UnimplementedPolicyServiceHandler) Request(context.Context, *connect.Reque
 
 func (UnimplementedPolicyServiceHandler) Agree(context.Context, *connect.Request[api.AgreePolicyRequest]) (*connect.Response[api.AgreePolicyResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.PolicyService.Agree is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) Import(context.Context, *connect.Request[api.ImportPolicyRequest]) (*connect.Response[api.ImportPolicyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.PolicyService.Import is not implemented"))
 }
 
 // AuditServiceClient is a client for the carrel.v1.AuditService service.

@@ -21,7 +21,7 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "serve" {
+	if len(os.Args) > 1 && (os.Args[1] == "serve" || os.Args[1] == "wall") {
 		if err := serveProcess(os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "guestprog:", err)
 			os.Exit(1)

@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -47,13 +46,16 @@ func closeWrite(c net.Conn) {
 	}
 }
 
-// serveProcess speaks the test driver's protocol: descriptor boot is the one
-// stream to the host, and each message on descriptor call brings the stream
-// of one Dial, with the port as 4 bytes, big endian.
+// serveProcess speaks the protocol of package passing: descriptor boot is the
+// one stream to the host, and descriptor call carries all others.
 func serveProcess(args []string) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	bootFD := flags.Int("boot-fd", -1, "the boot stream")
 	callFD := flags.Int("call-fd", -1, "where streams arrive")
+	for _, unused := range []string{"plain-root", "one-user"} {
+		flags.Bool(unused, false, "an agent's")
+	}
+	flags.Int("memory", 0, "an agent's")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -61,41 +63,64 @@ func serveProcess(args []string) error {
 	if err != nil {
 		return err
 	}
-	g := guest{dial: func(uint32) (net.Conn, error) { return nil, errors.New("the test driver has one boot stream") }}
-	go g.receive(*callFD)
+	answers := make(chan net.Conn)
+	g := guest{dial: func(port uint32) (net.Conn, error) { // one at a time
+		message := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, port), 1)
+		if _, err := unix.Write(*callFD, message); err != nil {
+			return nil, err
+		}
+		if c := <-answers; c != nil {
+			return c, nil
+		}
+		return nil, unix.ECONNREFUSED
+	}}
+	go g.receive(*callFD, answers)
 	return g.obey(boot)
 }
 
-func (g *guest) receive(callFD int) {
+func (g *guest) receive(callFD int, answers chan<- net.Conn) {
 	for {
-		var port [4]byte
+		var message [8]byte
 		oob := make([]byte, unix.CmsgSpace(4))
-		n, oobn, _, _, err := unix.Recvmsg(callFD, port[:], oob, unix.MSG_CMSG_CLOEXEC)
+		n, oobn, _, _, err := unix.Recvmsg(callFD, message[:], oob, unix.MSG_CMSG_CLOEXEC)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil || n == 0 {
 			return
 		}
-		msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-		if err != nil || len(msgs) != 1 {
-			continue
-		}
-		fds, err := unix.ParseUnixRights(&msgs[0])
-		if err != nil || len(fds) != 1 {
-			continue
-		}
-		c, err := fileConn(fds[0])
+		c, err := stream(oob[:oobn])
 		if err != nil {
+			fmt.Println("guestprog:", err)
+			return
+		}
+		if n == len(message) {
+			answers <- c
 			continue
 		}
-		p := binary.BigEndian.Uint32(port[:])
+		p := binary.BigEndian.Uint32(message[:4])
 		if p < guestport.Echo || p > guestport.HangUp {
 			c.Close()
 			continue
 		}
 		go g.serve(p, c)
 	}
+}
+
+// stream is the one that came with a message, or nil.
+func stream(oob []byte) (net.Conn, error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(msgs) != 1 {
+		return nil, fmt.Errorf("%d control messages: %v", len(msgs), err)
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 1 {
+		return nil, fmt.Errorf("%d descriptors: %v", len(fds), err)
+	}
+	return fileConn(fds[0])
 }
 
 func fileConn(fd int) (net.Conn, error) {

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+
+	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/egress"
+	"github.com/carrel-vm/carrel/guest/egress/link"
+)
+
+// edgeService implements EdgeService for the daemon.
+type edgeService struct {
+	srv  *egress.Server
+	link *link.Conn
+	rec  *record
+}
+
+// Configure implements EdgeService.
+func (s *edgeService) Configure(_ context.Context, r *connect.Request[api.ConfigureEdgeRequest]) (*connect.Response[api.ConfigureEdgeResponse], error) {
+	closed, err := s.srv.Configure(r.Msg)
+	if err == nil {
+		err = s.rec.hide(r.Msg.Secrets)
+	}
+	if err != nil {
+		return nil, api.NewError(connect.CodeInvalidArgument, "bad_rule", err.Error(), "")
+	}
+	return connect.NewResponse(&api.ConfigureEdgeResponse{Closed: int32(closed)}), nil
+}
+
+// Watch implements EdgeService.
+func (s *edgeService) Watch(ctx context.Context, r *connect.Request[api.WatchEgressRequest], st *connect.ServerStream[api.EgressEvent]) error {
+	// A client waits for the head of an answer before it takes events.
+	if err := st.Send(nil); err != nil {
+		return err
+	}
+	err := s.srv.Watch(ctx, int(r.Msg.Last), r.Msg.Follow, st.Send)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// Answer implements EdgeService.
+func (s *edgeService) Answer(_ context.Context, r *connect.Request[api.AnswerEgressRequest]) (*connect.Response[api.AnswerEgressResponse], error) {
+	if err := s.srv.Answer(r.Msg.Question, r.Msg.Answer); err != nil {
+		return nil, api.NewError(connect.CodeNotFound, "no_question", err.Error(), "")
+	}
+	return connect.NewResponse(&api.AnswerEgressResponse{}), nil
+}
+
+// Publish implements EdgeService.
+func (s *edgeService) Publish(ctx context.Context, r *connect.Request[api.PublishRequest]) (*connect.Response[api.PublishResponse], error) {
+	p, err := s.srv.Publish(ctx, r.Msg.Port, s.forward)
+	if err != nil {
+		return nil, api.NewError(connect.CodeFailedPrecondition, "port", err.Error(), "choose another port")
+	}
+	return connect.NewResponse(&api.PublishResponse{Port: p}), nil
+}
+
+// Unpublish implements EdgeService.
+func (s *edgeService) Unpublish(_ context.Context, r *connect.Request[api.UnpublishRequest]) (*connect.Response[api.UnpublishResponse], error) {
+	if err := s.srv.Unpublish(r.Msg.HostPort); err != nil {
+		return nil, api.NewError(connect.CodeNotFound, "not_found", err.Error(), "")
+	}
+	return connect.NewResponse(&api.UnpublishResponse{}), nil
+}
+
+// forward opens a connection to a port of the guest: the keeper gets the other
+// end and connects it.
+func (s *edgeService) forward(port uint32) (net.Conn, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("connect to port %d of the guest: %w", port, err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "port"), os.NewFile(uintptr(fds[1]), "port")
+	defer ours.Close()
+	defer theirs.Close()
+	if err := s.link.Send(&link.Message{Kind: link.Forward, Port: uint16(port)}, theirs); err != nil {
+		return nil, fmt.Errorf("connect to port %d of the guest: %w", port, err)
+	}
+	return net.FileConn(ours)
+}

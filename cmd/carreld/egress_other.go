@@ -1,0 +1,6 @@
+//go:build !linux
+
+package main
+
+// runEgress says honestly that there is no egress process for this host yet.
+func runEgress() error { return errNotHere }

@@ -1,0 +1,135 @@
+package egress
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/carrel-vm/carrel/guest/api"
+)
+
+// events keeps the last verdicts and hands them to watchers. Who adds never
+// waits for who watches: a watcher has a place in the ring, and if the ring
+// has gone round, it is told how much it missed.
+type events struct {
+	record func(*api.EgressEvent)
+
+	mu     sync.Mutex
+	ring   [keptEvents]*api.EgressEvent // event n is at n % keptEvents
+	last   uint64                       // number of the newest event; the first is 1
+	more   chan struct{}                // closed at the next event
+	closed bool
+}
+
+func (e *events) init(record func(*api.EgressEvent)) {
+	e.record, e.more = record, make(chan struct{})
+}
+
+// add numbers, dates and keeps an event, which must not be changed after.
+func (e *events) add(ev *api.EgressEvent) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return
+	}
+	e.last++
+	ev.Sequence, ev.Time = e.last, timestamppb.Now()
+	if e.record != nil {
+		e.record(ev)
+	}
+	e.ring[e.last%keptEvents] = ev
+	close(e.more)
+	e.more = make(chan struct{})
+}
+
+// close ends watchers once they have had what is kept. Later events are lost.
+func (e *events) close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.closed {
+		e.closed = true
+		close(e.more)
+	}
+}
+
+func (e *events) watch(ctx context.Context, last int, follow bool, fn func(*api.EgressEvent) error) error {
+	e.mu.Lock()
+	next := e.oldestLocked()
+	if last > 0 && uint64(last) < e.last+1-next {
+		next = e.last + 1 - uint64(last)
+	}
+	e.mu.Unlock()
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		ev, missed, more := e.get(next)
+		switch {
+		case missed > 0:
+			next += missed
+			ev = &api.EgressEvent{Time: timestamppb.Now(), Verdict: &api.EgressVerdict{
+				Reason: fmt.Sprintf("%d events are not shown: they came faster than they were taken", missed)}}
+		case ev != nil:
+			next++
+		case more == nil || !follow:
+			return nil
+		default:
+			select {
+			case <-more:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		if err := fn(ev); err != nil {
+			return err
+		}
+	}
+}
+
+// oldestLocked is the number of the oldest event that is kept.
+func (e *events) oldestLocked() uint64 {
+	if e.last < keptEvents {
+		return 1
+	}
+	return e.last - keptEvents + 1
+}
+
+// get returns event n, or how many from n on are lost, or a channel that is
+// closed when it is there; none of them: it never will be.
+func (e *events) get(n uint64) (ev *api.EgressEvent, missed uint64, more chan struct{}) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch old := e.oldestLocked(); {
+	case n < old:
+		return nil, old - n, nil
+	case n <= e.last:
+		return e.ring[n%keptEvents], 0, nil
+	case e.closed:
+		return nil, 0, nil
+	}
+	return nil, 0, e.more
+}
+
+// event begins an event about a connection.
+func (c *conn) event(kind api.EgressEventKind) *api.EgressEvent {
+	return &api.EgressEvent{Kind: kind, Connection: c.id, Task: c.task, Host: c.host, Port: c.port}
+}
+
+// end fills in what is known when something that began at a time has ended.
+func ended(ev *api.EgressEvent, since time.Time, up, down int64) *api.EgressEvent {
+	ev.BytesUp, ev.BytesDown, ev.DurationNanos = up, down, int64(time.Since(since))
+	return ev
+}
+
+// verdict is the form in which a decision is told.
+func (c *conn) verdict(v api.EgressAction, rule *api.EgressRule, inspected bool, reason, cure string) *api.EgressVerdict {
+	out := &api.EgressVerdict{Action: v, Reason: text(reason, maxReason), Cure: cure, Inspected: inspected}
+	if rule != nil {
+		out.Rule = proto.Clone(rule).(*api.EgressRule)
+	}
+	return out
+}

@@ -1,0 +1,306 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protodelim"
+
+	"github.com/carrel-vm/carrel/guest/egress/link"
+	"github.com/carrel-vm/carrel/guest/wire"
+)
+
+// outside is a guest's way out, as its keeper sees it: streams that the guest
+// opens are handed to the egress process, which alone reads them. The keeper
+// dials nothing and resolves nothing. When the egress process ends, the guest
+// goes on and reaches nothing.
+//
+//	hello awaited ──> serving ──> gone
+//	      └──────── failure ───────┘
+type outside struct {
+	link *link.Conn
+	log  *slog.Logger
+	// tell gets the lines for tasks, one after the other.
+	tell func(task, line string)
+
+	heard chan struct{} // closed when trust is whole, or the link is gone
+	trust []byte        // set before
+	gone  chan struct{} // closed when the egress process is gone
+
+	lines   chan refusal
+	slots   chan struct{} // one for each stream that is carried here
+	carried sync.WaitGroup
+	once    sync.Once
+
+	mu    sync.Mutex
+	g     *Guest       // takes forwarded connections once it is set
+	ln    net.Listener // closed when the egress process is gone
+	conns map[net.Conn]struct{}
+}
+
+type refusal struct{ task, line string }
+
+// Bounds of what a guest and its egress process may ask of the keeper at once.
+const (
+	// maxStreams is how many streams out of a guest, and connections into it,
+	// are carried.
+	maxStreams = 1024
+	// maxLines is how many refusals wait for their tasks' transcripts.
+	maxLines = 256
+	// forwardTimeout is how long a guest may take to connect a forwarded
+	// connection.
+	forwardTimeout = 15 * time.Second
+)
+
+func newOutside(l *link.Conn, log *slog.Logger, tell func(task, line string)) *outside {
+	o := &outside{
+		link: l, log: log, tell: tell, heard: make(chan struct{}), gone: make(chan struct{}),
+		lines: make(chan refusal, maxLines), slots: make(chan struct{}, maxStreams), conns: map[net.Conn]struct{}{},
+	}
+	o.carried.Go(func() {
+		for r := range o.lines {
+			o.tell(r.task, r.line)
+		}
+	})
+	o.carried.Go(o.listen)
+	return o
+}
+
+// NoWayOut is what is said of a guest whose egress process ended.
+const NoWayOut = "none: the guest's egress process ended, so that it reaches nothing (stop and start the guest)"
+
+// lead makes a guest take the connections that are forwarded into it.
+func (o *outside) lead(g *Guest) {
+	if o == nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.g = g
+}
+
+// close ends the link, and with it the egress process, and waits for all that
+// was carried.
+func (o *outside) close() {
+	o.link.Close()
+	<-o.gone
+	o.mu.Lock()
+	for c := range o.conns {
+		c.Close()
+	}
+	o.mu.Unlock()
+	o.carried.Wait()
+}
+
+// listen reads what the egress process says until it is gone.
+func (o *outside) listen() {
+	defer close(o.lines)
+	err := o.read()
+	o.log.Info("the egress process is gone", "why", err)
+	o.link.Close()
+	select {
+	case <-o.heard:
+	default:
+		close(o.heard)
+	}
+	close(o.gone)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ln != nil {
+		o.ln.Close()
+	}
+}
+
+func (o *outside) read() error {
+	var t link.Trust
+	for done := false; !done; {
+		m, c, err := o.link.Receive()
+		if err != nil {
+			return err
+		}
+		if c != nil {
+			c.Close()
+		}
+		if done, err = t.Add(m); err != nil {
+			return err
+		}
+	}
+	o.trust = t.PEM()
+	close(o.heard)
+	for {
+		m, c, err := o.link.Receive()
+		if err != nil {
+			return err
+		}
+		switch m.Kind {
+		case link.Refused:
+			select {
+			case o.lines <- refusal{m.Task, wire.Text(m.Line, link.MaxLine)}:
+			default: // they are told slowly; carrel egress has all of them
+			}
+		case link.Forward:
+			port := m.Port
+			if !o.carry(c, func() { o.forward(c, port) }) {
+				c.Close()
+			}
+		default:
+			if c != nil {
+				c.Close()
+			}
+			return fmt.Errorf("%w: %s is not for a keeper", link.ErrMessage, m.Kind)
+		}
+	}
+}
+
+// trusted waits for what the guest is to trust.
+func (o *outside) trusted(ctx context.Context) ([]byte, error) {
+	select {
+	case <-o.heard:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if o.trust == nil {
+		return nil, errors.New("the guest's egress process ended before it said what to trust (see egress.log in the guest's folder)")
+	}
+	return o.trust, nil
+}
+
+// serve hands the guest's streams over until ln is closed, which the driver
+// does when the machine ends.
+func (o *outside) serve(ln net.Listener) {
+	o.mu.Lock()
+	o.ln = ln
+	o.mu.Unlock()
+	select {
+	case <-o.gone:
+		ln.Close()
+	default:
+	}
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		if err := o.hand(c); err != nil {
+			c.Close()
+			o.log.Warn("a stream out of the guest was dropped", "error", err)
+		}
+	}
+}
+
+// errBusy says that too much is carried already.
+var errBusy = fmt.Errorf("more than %d connections at once", maxStreams)
+
+// hand gives one stream to the egress process: itself, where it is a socket,
+// else one end of a pair whose other end is fed from it.
+func (o *outside) hand(c net.Conn) error {
+	if uc, ok := c.(*net.UnixConn); ok {
+		err := o.link.Send(&link.Message{Kind: link.Stream}, uc)
+		if err == nil {
+			c.Close() // the egress process has it
+		}
+		return err
+	}
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	if !o.carry(c, func() { join(c, ours) }) {
+		ours.Close()
+		return errBusy
+	}
+	if err := o.link.Send(&link.Message{Kind: link.Stream}, theirs.(syscall.Conn)); err != nil {
+		ours.Close()
+		return err
+	}
+	return nil
+}
+
+// carry runs f, which ends when c is closed, if there is room for it.
+func (o *outside) carry(c net.Conn, f func()) bool {
+	select {
+	case o.slots <- struct{}{}:
+	default:
+		return false
+	}
+	o.mu.Lock()
+	o.conns[c] = struct{}{}
+	o.mu.Unlock()
+	o.carried.Go(func() {
+		defer func() {
+			o.mu.Lock()
+			delete(o.conns, c)
+			o.mu.Unlock()
+			<-o.slots
+		}()
+		f()
+	})
+	return true
+}
+
+// forward connects c to a port of the guest's loopback and copies.
+func (o *outside) forward(c net.Conn, port uint16) {
+	defer c.Close()
+	o.mu.Lock()
+	g := o.g
+	o.mu.Unlock()
+	if g == nil {
+		return
+	}
+	in, err := g.forward(port)
+	if err != nil {
+		o.log.Info("forward", "port", port, "error", err)
+		return
+	}
+	join(c, in)
+}
+
+// forward dials a port of the guest's loopback.
+func (g *Guest) forward(port uint16) (_ net.Conn, err error) {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), forwardTimeout, errors.New("the guest's agent does not answer"))
+	defer cancel()
+	conn, err := g.call(ctx, &wire.Call{Kind: &wire.Call_Forward{Forward: &wire.Forward{Port: uint32(port)}}})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	conn.SetDeadline(time.Now().Add(forwardTimeout))
+	// What follows the frame is the connection's own: nothing may be read ahead.
+	m := new(wire.Forwarded)
+	if err := (protodelim.UnmarshalOptions{MaxSize: 2 * wire.MaxText}).UnmarshalFrom(&exactReader{conn}, m); err != nil {
+		return nil, fmt.Errorf("the guest's agent did not say whether it connected: %w", err)
+	}
+	if m.Error != "" {
+		return nil, errors.New(wire.Text(m.Error, wire.MaxText))
+	}
+	conn.SetDeadline(time.Time{})
+	return conn, nil
+}
+
+// exactReader reads no byte more than it is asked for.
+type exactReader struct{ net.Conn }
+
+// ReadByte implements io.ByteReader.
+func (r *exactReader) ReadByte() (byte, error) {
+	var b [1]byte
+	for {
+		n, err := r.Read(b[:])
+		if n == 1 {
+			return b[0], nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+}

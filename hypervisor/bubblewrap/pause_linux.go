@@ -1,0 +1,96 @@
+package bubblewrap
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// pause stops every process of the guest: by the freezer, or where there is
+// none by SIGSTOP to each. A stopped process cannot fork, so the tree is stopped
+// from its root until it grows no more.
+func (w *wall) pause() error {
+	if ok, err := w.groups.freeze(); ok {
+		return err
+	}
+	// 64 rounds are more than any tree grows; one process that keeps waking
+	// another would win against them.
+	stopped := map[int]bool{}
+	for range 64 {
+		grown := false
+		for _, pid := range w.tree() {
+			if !stopped[pid] || !isStopped(pid) {
+				if err := unix.Kill(pid, unix.SIGSTOP); err == nil {
+					stopped[pid], grown = true, true
+				}
+			}
+		}
+		if !grown {
+			return nil
+		}
+	}
+	return errors.New("its processes keep starting others (there is no freezer for this user; stop the guest instead)")
+}
+
+func (w *wall) resume() error {
+	if w.groups.thaw() {
+		return nil
+	}
+	tree := w.tree()
+	slices.Reverse(tree) // the agent last
+	for _, pid := range tree {
+		if err := unix.Kill(pid, unix.SIGCONT); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
+
+// tree is the guest's processes, the first one first. An orphan becomes the
+// first one's child, so none is elsewhere.
+func (w *wall) tree() []int {
+	var pids []int
+	next := children(w.bwrap.Process.Pid)
+	for len(next) > 0 {
+		pid := next[0]
+		next = next[1:]
+		if !slices.Contains(pids, pid) {
+			pids = append(pids, pid)
+			next = append(next, children(pid)...)
+		}
+	}
+	return pids
+}
+
+func children(pid int) (pids []int) {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is sound
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // that thread is gone
+		}
+		for word := range strings.FieldsSeq(string(b)) {
+			if n, err := strconv.Atoi(word); err == nil {
+				pids = append(pids, n)
+			}
+		}
+	}
+	return pids
+}
+
+// isStopped is true of a process that is stopped, or has ended.
+func isStopped(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	// pid (name) state ...; the name may hold anything.
+	i := strings.LastIndexByte(string(b), ')')
+	return i >= 0 && i+2 < len(b) && strings.IndexByte("TtZX", b[i+2]) >= 0
+}

@@ -1,0 +1,394 @@
+package bubblewrap
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/hypervisor"
+	"github.com/carrel-vm/carrel/hypervisor/passing"
+)
+
+// Bounds of a VM's life.
+const (
+	// killGrace is how long the wall may take to end its guest before it is
+	// killed itself, and the guest with it.
+	killGrace = time.Second
+	// killTimeout is how long a killed guest may take to be gone. Only a
+	// process that waits for a broken disk or network file system takes longer.
+	killTimeout = 10 * time.Second
+	// commandTimeout bounds Pause and Resume.
+	commandTimeout = 10 * time.Second
+)
+
+// VM is one guest: a wall process, and beneath it bwrap and the agent.
+//
+//	created ── Start ──> running <── Pause / Resume ──> paused
+//	    └───── Close ───────┴── Kill, or its own end ──────┴──> gone
+type VM struct {
+	driver  *Driver
+	cfg     hypervisor.Config
+	h       hypervisor.Handlers
+	spec    wallSpec
+	streams *passing.Host
+
+	gone   chan struct{} // closed when all of the guest is gone
+	reason error         // what Wait returns, set before
+
+	command sync.Mutex // held over Pause and Resume
+	answers chan wallWord
+
+	mu      sync.Mutex
+	theirs  passing.Guest // until Start hands them on
+	proc    *exec.Cmd     // nil until started
+	ended   chan struct{} // closed when the wall process has been waited for
+	control *net.UnixConn
+	console tail
+	killed  bool // by Kill or Close
+	closed  bool
+}
+
+// Start implements hypervisor.VM.
+func (v *VM) Start(ctx context.Context) error {
+	started, err := v.launch()
+	if err != nil {
+		if errors.Is(err, hypervisor.ErrGone) {
+			return err
+		}
+		return &hypervisor.Error{Op: "start the guest", Err: err}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*startTimeout, fmt.Errorf("the guest's wall did not stand within %v", 2*startTimeout))
+	defer cancel()
+	select {
+	case err = <-started:
+	case <-ctx.Done():
+		v.Kill()
+		<-v.gone
+		return &hypervisor.Error{Op: "start the guest", Err: context.Cause(ctx)}
+	}
+	if err == nil {
+		return nil
+	}
+	<-v.gone
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.killed {
+		return hypervisor.ErrGone
+	}
+	if words := v.console.text(); words != "" {
+		var he *hypervisor.Error
+		if errors.As(err, &he) {
+			he.Err = fmt.Errorf("%w: %s", he.Err, words)
+		}
+	}
+	return err
+}
+
+// launch starts the wall process. The channel gets the result of the guest's
+// start.
+func (v *VM) launch() (<-chan error, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case v.closed || v.killed:
+		return nil, hypervisor.ErrGone
+	case v.proc != nil:
+		return nil, errors.New("it was started before")
+	case len(v.driver.opts.Shim) == 0:
+		return nil, errors.New("no command that builds the wall is configured")
+	}
+	b, err := json.Marshal(v.spec)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := memory("spec", b)
+	if err != nil {
+		return nil, err
+	}
+	defer spec.Close()
+	control, theirControl, err := controlPair()
+	if err != nil {
+		return nil, err
+	}
+	defer theirControl.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		control.Close()
+		return nil, err
+	}
+	defer w.Close()
+	shim := v.driver.opts.Shim
+	cmd := exec.Command(shim[0], shim[1:]...)
+	cmd.Env, cmd.Dir = []string{}, "/"
+	cmd.Stdout, cmd.Stderr = w, w
+	cmd.ExtraFiles = []*os.File{spec, theirControl, v.theirs.Boot, v.theirs.Calls}
+	// It does not die with us at once: it notices, and removes its groups.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		control.Close()
+		r.Close()
+		return nil, fmt.Errorf("start %s: %w", shim[0], err)
+	}
+	v.proc, v.control, v.ended, v.answers = cmd, control, make(chan struct{}), make(chan wallWord, 1)
+	v.theirs.Close()
+	go func() {
+		cmd.Wait() // its error is told by the state
+		close(v.ended)
+	}()
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		v.drain(r)
+	}()
+	started := make(chan error, 1)
+	go v.watch(started, r, drained)
+	return started, nil
+}
+
+// drain reads what the wall, bwrap and the agent print.
+func (v *VM) drain(r *os.File) {
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			v.console.add(buf[:n])
+			if v.h.Console != nil {
+				v.h.Console(buf[:n])
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// watch reads what the wall says until its end, and then waits for everything
+// of the guest.
+func (v *VM) watch(started chan<- error, console *os.File, drained <-chan struct{}) {
+	pidfd, cause, told := -1, "", false
+	for {
+		word, fd, err := readWord(v.control)
+		if err != nil {
+			break
+		}
+		switch {
+		case word.Started && pidfd < 0:
+			pidfd, told = fd, true
+			v.driver.note(append(wallNotes(), word.Notes...), word.Command)
+			started <- nil
+		case word.Gone:
+			cause = word.Cause
+		case word.Done:
+			v.answers <- *word // there is room for the one that is waited for
+		case word.Err != "" && !told:
+			told = true
+			started <- word.failure()
+		}
+		if word.Gone {
+			break
+		}
+	}
+	<-v.ended
+	if pidfd >= 0 {
+		// A wall that was killed leaves its guest to die, which takes a moment.
+		awaitPidfd(pidfd)
+		unix.Close(pidfd)
+	}
+	console.SetReadDeadline(time.Now().Add(time.Second)) // a task may hold it open, where it does not die
+	<-drained
+	console.Close()
+	v.streams.Close()
+	v.control.Close()
+
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	ws, _ := v.proc.ProcessState.Sys().(syscall.WaitStatus)
+	switch {
+	case v.killed:
+	case ws.Signaled():
+		cause = fmt.Sprintf("the guest's wall was killed by signal %d (%v)", ws.Signal(), ws.Signal())
+	case cause == "" && ws.ExitStatus() != 0:
+		cause = fmt.Sprintf("the guest's wall ended with status %d", ws.ExitStatus())
+	}
+	if cause != "" && !v.killed {
+		v.reason = &hypervisor.GoneError{Cause: cause, Detail: v.console.text()}
+	}
+	close(v.gone)
+	if !told {
+		started <- errText("the guest's wall ended while it was built")
+	}
+}
+
+// readWord reads one message of the wall, and the descriptor that came with it
+// or -1.
+func readWord(c *net.UnixConn) (*wallWord, int, error) {
+	b, oob := make([]byte, 128<<10), make([]byte, unix.CmsgSpace(4))
+	n, oobn, _, _, err := c.ReadMsgUnix(b, oob)
+	if err != nil {
+		return nil, -1, err
+	}
+	if n == 0 {
+		return nil, -1, net.ErrClosed
+	}
+	fd := -1
+	if msgs, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil && len(msgs) == 1 {
+		if fds, err := unix.ParseUnixRights(&msgs[0]); err == nil && len(fds) == 1 {
+			fd = fds[0]
+		}
+	}
+	word := new(wallWord)
+	return word, fd, json.Unmarshal(b[:n], word)
+}
+
+func controlPair() (*net.UnixConn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control")
+	defer ours.Close()
+	c, err := net.FileConn(ours)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	return c.(*net.UnixConn), theirs, nil
+}
+
+// Dial implements hypervisor.VM.
+func (v *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	v.mu.Lock()
+	closed, started := v.closed, v.proc != nil
+	v.mu.Unlock()
+	switch {
+	case v.isGone() || closed:
+		return nil, hypervisor.ErrGone
+	case !started:
+		return nil, hypervisor.ErrNotReady
+	}
+	return v.streams.Dial(ctx, port)
+}
+
+// Listen implements hypervisor.VM.
+func (v *VM) Listen(port uint32) (net.Listener, error) {
+	if v.isGone() {
+		return nil, hypervisor.ErrGone
+	}
+	return v.streams.Listen(port)
+}
+
+// Mounts implements hypervisor.VM: every share is in the guest already, under
+// its number.
+func (v *VM) Mounts() []hypervisor.Mount {
+	var ms []hypervisor.Mount
+	for _, s := range v.cfg.Shares {
+		ms = append(ms, hypervisor.Mount{Tag: s.Tag, Type: "bind", GuestPath: s.GuestPath, ReadOnly: s.ReadOnly, Overlay: s.Overlay})
+	}
+	return ms
+}
+
+// Pause implements hypervisor.VM.
+func (v *VM) Pause(ctx context.Context) error { return v.ask(ctx, commandPause, "pause the guest") }
+
+// Resume implements hypervisor.VM.
+func (v *VM) Resume(ctx context.Context) error { return v.ask(ctx, commandResume, "resume the guest") }
+
+func (v *VM) ask(ctx context.Context, command byte, op string) error {
+	v.command.Lock()
+	defer v.command.Unlock()
+	v.mu.Lock()
+	started := v.proc != nil
+	v.mu.Unlock()
+	if !started || v.isGone() {
+		return hypervisor.ErrGone
+	}
+	select {
+	case <-v.answers: // of one that was given up
+	default:
+	}
+	v.control.SetWriteDeadline(time.Now().Add(commandTimeout))
+	if _, err := v.control.Write([]byte{command}); err != nil {
+		<-v.gone // the wall has ended
+		return hypervisor.ErrGone
+	}
+	t := time.NewTimer(commandTimeout)
+	defer t.Stop()
+	select {
+	case word := <-v.answers:
+		return word.failure()
+	case <-v.gone:
+		return hypervisor.ErrGone
+	case <-ctx.Done():
+		return &hypervisor.Error{Op: op, Err: context.Cause(ctx)}
+	case <-t.C:
+		return &hypervisor.Error{Op: op, Err: fmt.Errorf("no answer within %v", commandTimeout)}
+	}
+}
+
+func (v *VM) isGone() bool {
+	select {
+	case <-v.gone:
+		return true
+	default:
+		return false
+	}
+}
+
+// Kill implements hypervisor.VM. The wall ends the guest and removes its
+// groups; if it does not, the guest ends with it.
+func (v *VM) Kill() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.killed || v.proc == nil {
+		v.killed = true
+		return nil
+	}
+	v.killed = true
+	v.control.CloseWrite() // fails only when the wall is gone
+	proc, ended := v.proc.Process, v.ended
+	t := time.AfterFunc(killGrace, func() { proc.Kill() })
+	go func() { // ends with the wall
+		<-ended
+		t.Stop()
+	}()
+	return nil
+}
+
+// Wait implements hypervisor.VM. A guest that is never started is waited for
+// until Close.
+func (v *VM) Wait() error {
+	<-v.gone
+	return v.reason
+}
+
+// Close implements hypervisor.VM.
+func (v *VM) Close() error {
+	v.Kill()
+	v.mu.Lock()
+	first := !v.closed
+	v.closed = true
+	started := v.proc != nil
+	if first && !started {
+		v.theirs.Close()
+		v.streams.Close()
+		close(v.gone)
+	}
+	v.mu.Unlock()
+	t := time.NewTimer(killTimeout)
+	defer t.Stop()
+	select {
+	case <-v.gone:
+		return nil
+	case <-t.C:
+		return &hypervisor.Error{Op: "end the guest", Err: fmt.Errorf("it was killed and is not gone after %v", killTimeout), Cure: "it waits for a disk or a network file system that does not answer"}
+	}
+}

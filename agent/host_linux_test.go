@@ -95,6 +95,11 @@ func hostOf(t *testing.T, start func(boot, calls *os.File) <-chan error) *host {
 // setUp sends s and returns Ready's error.
 func (h *host) setUp(s *wire.Setup) string {
 	h.t.Helper()
+	return h.setUpReady(s).Error
+}
+
+func (h *host) setUpReady(s *wire.Setup) *wire.Ready {
+	h.t.Helper()
 	if err := wire.Write(h.boot, &wire.FromHost{Kind: &wire.FromHost_Setup{Setup: s}}); err != nil {
 		h.t.Fatal(err)
 	}
@@ -102,7 +107,7 @@ func (h *host) setUp(s *wire.Setup) string {
 	if err := h.r.Read(&m); err != nil || m.GetReady() == nil {
 		h.t.Fatalf("answer to Setup: %v, %v", &m, err)
 	}
-	return m.GetReady().Error
+	return m.GetReady()
 }
 
 // ready returns the host of an agent that takes calls.

@@ -14,8 +14,8 @@ import (
 
 // Bounds of Setup.trust: what the host may bring.
 const (
-	maxTrust        = 512 << 10
-	maxCertificates = 512
+	maxTrust   = 512 << 10
+	maxTrusted = 512
 	// maxSame is how many certificates of one subject OpenSSL is offered.
 	maxSame = 16
 )
@@ -54,6 +54,7 @@ const (
 // certificate is one of those that the host brought.
 type certificate struct {
 	pem  string
+	der  []byte
 	hash uint32
 }
 
@@ -68,7 +69,8 @@ type certificate struct {
 //     take the bundle instead
 //   - programs with their own OpenSSL, uv, Ruby, conda: SSL_CERT_FILE
 //   - Deno: told to read the system's
-//   - Java: what makes its keystore reads sourcesDir
+//   - Java: its keystores, where there are any. What makes one when Java is
+//     installed later reads sourcesDir
 func trust(root string, trusted []byte) ([]string, error) {
 	certs, err := certificates(trusted)
 	if err != nil || len(certs) == 0 {
@@ -94,6 +96,12 @@ func trust(root string, trusted []byte) ([]string, error) {
 		// These are for programs that the variables do not reach; on a
 		// read-only root they have to do.
 		if err := trustHashes(root, certs); err != nil && !readOnly(err) {
+			return err
+		}
+		return nil
+	})
+	g.Go(func() error {
+		if err := trustJava(root, certs); err != nil && !readOnly(err) {
 			return err
 		}
 		return nil
@@ -124,15 +132,15 @@ func certificates(b []byte) ([]certificate, error) {
 		if block.Type != "CERTIFICATE" {
 			return nil, fmt.Errorf("a %.40q among the certificates to trust", block.Type)
 		}
-		if len(all) == maxCertificates {
-			return nil, fmt.Errorf("more than %d certificates to trust", maxCertificates)
+		if len(all) == maxTrusted {
+			return nil, fmt.Errorf("more than %d certificates to trust", maxTrusted)
 		}
 		hash, err := subjectHash(block.Bytes)
 		if err != nil {
 			return nil, err
 		}
 		block.Headers = nil
-		all = append(all, certificate{string(pem.EncodeToMemory(block)), hash})
+		all = append(all, certificate{string(pem.EncodeToMemory(block)), block.Bytes, hash})
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -190,18 +191,61 @@ func furnish() error {
 	if err := os.Symlink("/proc/self/mounts", "/etc/mtab"); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	// The guest's certificates are added to the host's.
+	return ownCertificates()
+}
+
+// Bounds of a copy of the host's certificates, far above any distribution's.
+const (
+	maxHostCertificates     = 8192
+	maxHostCertificateBytes = 16 << 20
+)
+
+// ownCertificates replaces the host's folder of certificates by a copy, to
+// which the guest's are added: neither the guest's user nor its root may write
+// to a file of the host's root, nor to a layer over it.
+func ownCertificates() error {
 	const certs = "/etc/ssl/certs"
 	if _, err := os.Stat(certs); err != nil {
-		return nil
+		return nil // the host has them elsewhere, and they stay as they are
 	}
-	layer := upperDir + "/certs"
-	for _, d := range []string{layer, layer + "/upper", layer + "/work"} {
-		if err := os.Mkdir(d, 0o755); err != nil {
+	to := upperDir + "/certs"
+	n, size := 0, int64(0)
+	err := filepath.WalkDir(certs, func(path string, e os.DirEntry, err error) error {
+		if err != nil {
 			return err
 		}
+		if n++; n > maxHostCertificates {
+			return fmt.Errorf("more than %d files", maxHostCertificates)
+		}
+		at := to + strings.TrimPrefix(path, certs)
+		switch {
+		case e.IsDir():
+			return os.Mkdir(at, 0o755)
+		case e.Type()&os.ModeSymlink != 0:
+			target, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			return os.Symlink(target, at)
+		case !e.Type().IsRegular():
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrPermission) {
+			return nil // not for everybody, so not for a guest
+		}
+		if size += int64(len(b)); err == nil && size > maxHostCertificateBytes {
+			err = fmt.Errorf("more than %d bytes", maxHostCertificateBytes)
+		}
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(at, b, 0o644)
+	})
+	if err != nil {
+		return fmt.Errorf("copy the host's certificates: %w", err)
 	}
-	return mountAll(mnt{"certs", certs, "overlay", fromHost, "lowerdir=" + certs + ",upperdir=" + layer + "/upper,workdir=" + layer + "/work," + plainUser})
+	return mountAll(mnt{to, certs, "", unix.MS_BIND, ""})
 }
 
 // bound mounts share i, which the driver has mounted beneath lowerDir, at its

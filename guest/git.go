@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/carrel-vm/carrel/guest/api"
-	"github.com/carrel-vm/carrel/guest/policy"
 )
 
 // maxGitHosts bounds what the guest's git is told.
@@ -42,12 +41,4 @@ func gitHosts(rules []*api.EgressRule) []string {
 	}
 	slices.Sort(out)
 	return slices.DeleteFunc(slices.Compact(out), func(h string) bool { return slices.Contains(left, h) })
-}
-
-// egressRules are those of a grant.
-func egressRules(g *policy.Grant) []*api.EgressRule {
-	if x, ok := any(g).(interface{ EgressRules() []*api.EgressRule }); ok {
-		return x.EgressRules()
-	}
-	return nil
 }

@@ -205,7 +205,7 @@ func (k *Keeper) keep(ctx context.Context) string {
 	}
 	g, err := Start(ctx, Options{
 		Grant: grant, Parts: k.req.Parts, Driver: k.opts.Driver, Share: k.opts.Share, Console: con, Log: k.log,
-		Outside: out, Env: k.req.Env, GitHosts: gitHosts(egressRules(grant)),
+		Outside: out, Env: k.req.Env, GitHosts: gitHosts(grant.EgressRules()),
 	})
 	if err != nil {
 		k.log.Error("start", "error", err)

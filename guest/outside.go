@@ -36,7 +36,6 @@ type outside struct {
 	lines   chan refusal
 	slots   chan struct{} // one for each stream that is carried here
 	carried sync.WaitGroup
-	once    sync.Once
 
 	mu    sync.Mutex
 	g     *Guest       // takes forwarded connections once it is set

@@ -37,7 +37,7 @@ func (k *Keeper) tell(id, line string) {
 		}
 	}
 	if g != nil {
-		g.refusals.add(line)
+		g.refusals.add("carrel: " + line)
 	}
 }
 

@@ -28,6 +28,7 @@ import (
 //	scratch.img    the disk, if there is one
 //	console.log    what the kernel printed
 //	egress.json    what was changed about its egress; only the daemon writes it
+//	ports.json     which ports lead into it while it runs; likewise
 //	audit/         the audit log, which daemon, keeper and egress process write
 const (
 	fileSpec    = "guest.json"

@@ -36,15 +36,20 @@ func TestBench(t *testing.T) {
 		b.cold(w)
 		b.idle(w)
 	}
-	m := newBenchMachine(b, w)
-	if b.part("exec") {
-		b.running(w, c, m)
+	if b.part("exec") || b.part("vsock") || b.part("share") {
+		m := newBenchMachine(b, w)
+		if b.part("exec") {
+			b.running(w, c, m)
+		}
+		if b.part("vsock") {
+			b.streams(m)
+		}
+		if b.part("share") {
+			b.shares(m)
+		}
 	}
-	if b.part("vsock") {
-		b.streams(m)
-	}
-	if b.part("share") {
-		b.shares(m)
+	if b.part("egress") {
+		b.egress()
 	}
 	b.write()
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strings"
 
 	llsyscall "github.com/landlock-lsm/go-landlock/landlock/syscall"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/hypervisor"
+	"github.com/carrel-vm/carrel/hypervisor/bubblewrap"
 	"github.com/carrel-vm/carrel/hypervisor/qemu"
 	"github.com/carrel-vm/carrel/images"
 )
@@ -44,6 +46,7 @@ func doctor(p place.Place, store *images.Store) func(context.Context, func(*api.
 		} else {
 			found(&api.Finding{Check: "landlock", Level: good, Text: fmt.Sprintf("Landlock ABI %d", abi)})
 		}
+		processWall(ctx, p, found)
 		for _, tool := range []struct{ name, pkg, what string }{
 			{"mkfs.ext4", "e2fsprogs", "disks of named guests"},
 			{"mmdebstrap", "mmdebstrap", "carrel image build"},
@@ -68,6 +71,24 @@ func doctor(p place.Place, store *images.Store) func(context.Context, func(*api.
 			found(&api.Finding{Check: "accelerator", Level: note, Text: "guests run under software emulation, several times slower: " + a.Reason})
 		}
 	}
+}
+
+// processWall looks at what --boundary process needs. Without it machines work
+// all the same.
+func processWall(ctx context.Context, p place.Place, found func(*api.Finding)) {
+	bo, err := bubblewrapOptions(p)
+	if err != nil {
+		found(&api.Finding{Check: "process wall", Level: note, Text: err.Error()})
+		return
+	}
+	version, notes, err := bubblewrap.New(bo).Check(ctx)
+	if err != nil {
+		f := failure("process wall", err)
+		f.Level, f.Text = note, "--boundary process does not work: "+f.Text
+		found(f)
+		return
+	}
+	found(&api.Finding{Check: "process wall", Level: good, Text: version + "; " + strings.Join(notes, "; ")})
 }
 
 // failure makes a finding of an error, its cure apart.

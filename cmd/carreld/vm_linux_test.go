@@ -37,10 +37,16 @@ func vmBinaries(t *testing.T) string {
 	vmBuilt.once.Do(func() {
 		binaries(t) // for the folder that TestMain removes
 		vmBuilt.dir = filepath.Join(built.dir, "vm")
-		cmd := exec.Command("go", "build", "-o", vmBuilt.dir+"/", "./cmd/carrel", "./cmd/carreld")
-		cmd.Dir = "../.."
-		if out, err := cmd.CombinedOutput(); err != nil {
-			vmBuilt.err = fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
+		for _, programs := range [][]string{{"./cmd/carrel", "./cmd/carreld"}, {"./cmd/carrel-agent"}} { // the process wall runs the agent itself
+			cmd := exec.Command("go", append([]string{"build", "-o", vmBuilt.dir + "/"}, programs...)...)
+			cmd.Dir, cmd.Env = "../..", os.Environ()
+			if len(programs) == 1 {
+				cmd.Env = append(cmd.Env, "CGO_ENABLED=0")
+			}
+			if out, err := cmd.CombinedOutput(); err != nil {
+				vmBuilt.err = fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
+				return
+			}
 		}
 	})
 	if vmBuilt.err != nil {

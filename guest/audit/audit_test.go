@@ -237,6 +237,19 @@ func TestTornLine(t *testing.T) {
 	if r := verify(t, dir); !r.Intact || r.Repaired != 1 || r.Records != 2 {
 		t.Errorf("the first line: %+v", r)
 	}
+	// Another process's half line, when this Log knows the end before it.
+	b := open(t, dir)
+	add(t, b, 1)
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.WriteString(`{"seq":4,"ti`)
+	f.Close()
+	add(t, b, 1)
+	if r := verify(t, dir); !r.Intact || r.Repaired != 2 || r.Records != 5 {
+		t.Errorf("another's half line: %+v", r)
+	}
 	// What is not torn but wrong is not mended.
 	os.WriteFile(path, []byte("{\"seq\":1}\n"), 0o600)
 	if err := l.Append("x", nil); err == nil {

@@ -17,6 +17,10 @@ func (l *Log) catchUp(f *os.File, fi os.FileInfo) error {
 	}
 	l.at = tail{file: fi, hash: nothing}
 	last, whole, err := lastLine(f, from, fi.Size())
+	if err == nil && last == nil && from > 0 {
+		// All that the others wrote is half a line: the last whole one is ours.
+		last, whole, err = lastLine(f, max(0, fi.Size()-2*(maxLine+1)), fi.Size())
+	}
 	if err != nil {
 		return err
 	}

@@ -23,12 +23,15 @@ func ParseHostPort(s string) (host string, port uint32, err error) {
 		return s, 0, nil
 	}
 	host, rest := s, ""
-	if inner, after, is := strings.Cut(strings.TrimPrefix(s, "["), "]"); is && strings.HasPrefix(s, "[") {
+	inner, after, bracketed := strings.Cut(strings.TrimPrefix(s, "["), "]")
+	if bracketed = bracketed && strings.HasPrefix(s, "["); bracketed {
 		host, rest = inner, after
 	} else if i := strings.LastIndexByte(s, ':'); i >= 0 {
 		host, rest = s[:i], s[i:]
 	}
 	switch {
+	case !bracketed && strings.ContainsAny(host, ":[]"):
+		return bad("an address of IPv6 with a port needs brackets")
 	case host == "":
 		return bad("the host is missing")
 	case strings.ContainsAny(s, "/@ "):

@@ -191,6 +191,7 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 	if free {
 		err := guest.Settle(dir, "the guest's keeper was killed")
 		d.removeEdgeSocket(name)
+		d.dropPorts(name)
 		unlock()
 		if err != nil {
 			return err
@@ -207,7 +208,7 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 	// A keeper has it. The policy is applied again before it is ours.
 	info.State = api.GuestState_GUEST_STATE_STARTING
 	e.keeper = newKeeper(guest.SocketPath(d.opts.Place.Run, name))
-	e.edge = newEdge(guest.EdgeSocketPath(d.opts.Place.Run, name))
+	e.edge, e.ports = newEdge(guest.EdgeSocketPath(d.opts.Place.Run, name)), d.loadPorts(e)
 	d.table[name] = e
 	_, refused := d.decideAgain(info.Spec)
 	d.owned.Go(func() { d.follow(ctx, e) })

@@ -249,55 +249,5 @@ func answerRule(q *api.EgressEvent) (*api.EgressRule, error) {
 	return rule, policy.CheckRule(rule)
 }
 
-// Publish implements EgressService.
-func (s *egressService) Publish(ctx context.Context, r *connect.Request[api.PublishRequest]) (*connect.Response[api.PublishResponse], error) {
-	e, edge, err := s.running(r.Msg.Guest)
-	if err != nil {
-		return nil, err
-	}
-	p := r.Msg.GetPort()
-	if p.GetGuestPort() == 0 || p.GetGuestPort() > 65535 || p.GetHostPort() > 65535 {
-		return nil, api.NewError(connect.CodeInvalidArgument, "bad_port", fmt.Sprintf("port %d:%d is not possible", p.GetHostPort(), p.GetGuestPort()), "HOSTPORT:GUESTPORT, each 1 to 65535")
-	}
-	ctx, cancel := context.WithTimeout(ctx, edgeTime)
-	defer cancel()
-	res, err := edge.own.Publish(ctx, connect.NewRequest(&api.PublishRequest{Port: p}))
-	if err != nil {
-		return nil, s.d.edgeError(e, err)
-	}
-	e.mu.Lock()
-	e.ports = append(e.ports, res.Msg.Port)
-	e.changedLocked()
-	e.mu.Unlock()
-	s.d.record(e, "port.opened", res.Msg.Port)
-	s.d.log.Info("port published", "guest", e.name, "host", res.Msg.Port.GetHostPort(), "port", res.Msg.Port.GetGuestPort())
-	return connect.NewResponse(res.Msg), nil
-}
-
-// Unpublish implements EgressService.
-func (s *egressService) Unpublish(ctx context.Context, r *connect.Request[api.UnpublishRequest]) (*connect.Response[api.UnpublishResponse], error) {
-	e, edge, err := s.running(r.Msg.Guest)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, edgeTime)
-	defer cancel()
-	res, err := edge.own.Unpublish(ctx, connect.NewRequest(&api.UnpublishRequest{HostPort: r.Msg.HostPort}))
-	if err != nil {
-		return nil, s.d.edgeError(e, err)
-	}
-	e.mu.Lock()
-	for i, p := range e.ports {
-		if p.HostPort == r.Msg.HostPort {
-			e.ports = append(e.ports[:i:i], e.ports[i+1:]...)
-			break
-		}
-	}
-	e.changedLocked()
-	e.mu.Unlock()
-	s.d.record(e, "port.closed", &api.Port{HostPort: r.Msg.HostPort})
-	return connect.NewResponse(res.Msg), nil
-}
-
 // auditDir is a guest's audit folder.
 func (d *Daemon) auditDir(name string) string { return filepath.Join(d.guests, name, "audit") }

@@ -61,7 +61,7 @@ func (e *entry) get() (*api.Guest, *keeper, <-chan struct{}) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	info := proto.Clone(e.info).(*api.Guest)
-	if e.keeper != nil {
+	if e.keeper != nil && info.Steering != guest.NoWayOut { // they went with the egress process
 		info.Ports = append(info.Ports, e.ports...)
 	}
 	return info, e.keeper, e.changed

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -159,11 +161,20 @@ func (d *Daemon) restartable(ctx context.Context, e *entry, spec *api.GuestSpec)
 // sameSpec says whether each setting that was asked for is the one there is.
 func sameSpec(asked, is *api.GuestSpec) bool {
 	want := proto.Clone(is).(*api.GuestSpec)
-	proto.Merge(want, &api.GuestSpec{Image: asked.Image, Cpus: asked.Cpus, MemoryMib: asked.MemoryMib, DiskMib: asked.DiskMib})
+	proto.Merge(want, &api.GuestSpec{Image: asked.Image, Cpus: asked.Cpus, MemoryMib: asked.MemoryMib, DiskMib: asked.DiskMib, Boundary: asked.Boundary})
 	if len(asked.Shares) > 0 && !proto.Equal(&api.GuestSpec{Shares: asked.Shares}, &api.GuestSpec{Shares: is.Shares}) {
 		return false
 	}
+	if asked.Egress != nil && !sameEgress(asked.Egress, is.Egress) {
+		return false
+	}
 	return proto.Equal(want, is)
+}
+
+// sameEgress compares what two requests ask to reach, whatever their rules'
+// origins say.
+func sameEgress(a, b *api.EgressSpec) bool {
+	return slices.Equal(a.GetPresets(), b.GetPresets()) && slices.Equal(a.GetSecrets(), b.GetSecrets()) && slices.EqualFunc(a.GetRules(), b.GetRules(), same)
 }
 
 // start takes a reserved guest to ready.
@@ -186,8 +197,9 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 			}
 		}
 	}
-	e.rules.Lock() // what changes meanwhile would be lost
-	defer e.rules.Unlock()
+	e.rules.Lock() // what changes before the egress process is known would be lost
+	held := sync.OnceFunc(e.rules.Unlock)
+	defer held()
 	x, err := d.decide(info.Spec)
 	if err != nil {
 		return nil, err
@@ -245,6 +257,7 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	e.info = &api.Guest{Name: e.name, Spec: spec, State: api.GuestState_GUEST_STATE_STARTING, StateDir: parts.Dir}
 	e.changedLocked()
 	e.mu.Unlock()
+	held()
 	d.owned.Go(func() { d.follow(d.ctx, e) })
 
 	info, err = e.wait(ctx, func(i *api.Guest, k *keeper) bool {

@@ -68,6 +68,7 @@ func (d *Daemon) settle(ctx context.Context, e *entry, dir string) bool {
 		info.State, info.Cause = api.GuestState_GUEST_STATE_DAMAGED, err.Error()
 	}
 	d.removeEdgeSocket(e.name)
+	d.dropPorts(e.name)
 	e.mu.Lock()
 	e.info, e.keeper = info, nil
 	if e.edge != nil {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/carrel-vm/carrel/guest/api"
@@ -31,6 +32,7 @@ type asks struct {
 	last    int
 	salt    string                // so that an answer to another process' question fits none
 	noes    map[subject]time.Time // what was denied lately, and until when that holds
+	pace    *rate.Limiter         // of new questions: what gives up at once could ask without end
 }
 
 // subject is what is asked about: a destination or, with a method, a request.
@@ -51,18 +53,23 @@ type question struct {
 func (a *asks) init() {
 	var b [2]byte
 	rand.Read(b[:])
+	a.pace = rate.NewLimiter(questions, questionBurst)
 	a.open, a.noes, a.salt = map[subject]*question{}, map[subject]time.Time{}, hex.EncodeToString(b[:])
 }
 
 // join returns the question about a subject; fresh if this is its first waiter,
-// nil if too many wait.
+// nil if too many wait or were asked lately.
 func (a *asks) join(about subject) (q *question, fresh bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.waiting >= maxWaiting {
 		return nil, false
 	}
-	if q = a.open[about]; q == nil {
+	// One whose time is up may still have waiters that are about to notice.
+	if q = a.open[about]; q == nil || !time.Now().Before(q.until) {
+		if !a.pace.Allow() {
+			return nil, false
+		}
 		a.last++
 		q = &question{id: fmt.Sprintf("q%d-%s", a.last, a.salt), about: about, until: time.Now().Add(askTimeout), answer: make(chan struct{})}
 		a.open[about] = q
@@ -138,7 +145,7 @@ func (c *conn) ask(ctx context.Context, f *config, v policy.Verdict, r *policy.R
 	}
 	q, fresh := c.s.asks.join(about)
 	if q == nil {
-		return false, &refusal{rule: v.Rule, reason: fmt.Sprintf("It would be asked about, but %d others wait for an answer already.", maxWaiting)}
+		return false, &refusal{rule: v.Rule, reason: "It would be asked about, but too much waits for an answer or was asked about lately."}
 	}
 	defer c.s.asks.leave(q)
 	if fresh {

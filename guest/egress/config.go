@@ -208,7 +208,10 @@ func (c *conn) uncoveredLocked(f *config, own []netip.Addr) string {
 			return "the rules have changed: " + v.Reason
 		}
 	}
-	for _, a := range c.addrs {
+	for _, a := range c.socks {
+		if !a.IsValid() {
+			continue
+		}
 		if err := f.rules.Address(c.dest, a, own); err != nil {
 			return "the rules have changed: " + err.Error()
 		}

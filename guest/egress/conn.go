@@ -2,22 +2,18 @@ package egress
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
-
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/policy"
-	"github.com/carrel-vm/carrel/guest/wire"
 )
 
 // conn is one connection of the guest.
@@ -49,9 +45,9 @@ type conn struct {
 	inspected bool                         // its requests are judged one by one
 	said      bool                         // its CONNECT event is out, with ALLOW
 	live      map[*policy.Request]struct{} // requests under way
-	addrs     []netip.Addr
-	socks     []io.Closer
-	gone      string // why it ended
+	socks     map[net.Conn]netip.Addr      // the guest's, and those to servers, with the address that was dialled
+	last      netip.Addr                   // of those addresses
+	gone      string                       // why it ended
 	ended     bool
 }
 
@@ -97,63 +93,6 @@ func (c *conn) serve(ctx context.Context) {
 	default:
 		c.refuse(ctx, helloRefusal(err), hello.raw)
 	}
-}
-
-// open reads the stream's first frame, and not a byte more.
-func (c *conn) open() error {
-	c.client.SetReadDeadline(time.Now().Add(openTimeout))
-	defer c.client.SetReadDeadline(time.Time{})
-	o, err := readOpen(c.client)
-	if err != nil {
-		return err
-	}
-	c.task, c.port = taskID(o.Task), o.Port
-	host, err := policy.ParseHost(o.Host)
-	switch {
-	case err != nil:
-		c.host = text(strconv.QuoteToASCII(o.Host), 256)
-	case o.Port == 0 || o.Port > 65535:
-		c.host = host.String()
-	default:
-		c.host, c.dest = host.String(), policy.Destination{Host: host, Port: uint16(o.Port)}
-	}
-	return nil
-}
-
-// readOpen reads one frame byte for byte until its length is known, so that
-// what follows stays in the socket, where it can be spliced from.
-func readOpen(r io.Reader) (*wire.Open, error) {
-	var head [2]byte // maxOpen fits a varint of two bytes
-	n := 0
-	for ; n == 0 || head[n-1]&0x80 != 0; n++ {
-		if n == len(head) {
-			return nil, fmt.Errorf("the first frame is longer than %d bytes", maxOpen)
-		}
-		if _, err := io.ReadFull(r, head[n:n+1]); err != nil {
-			return nil, err
-		}
-	}
-	size, _ := protowire.ConsumeVarint(head[:n])
-	if size > maxOpen {
-		return nil, fmt.Errorf("the first frame is longer than %d bytes", maxOpen)
-	}
-	b := make([]byte, size)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return nil, cut(err)
-	}
-	o := &wire.Open{}
-	if err := proto.Unmarshal(b, o); err != nil {
-		return nil, err
-	}
-	return o, nil
-}
-
-// taskID returns s if it has the form of a task's id (a ULID), else nothing.
-func taskID(s string) string {
-	if len(s) != 26 || strings.Trim(s, "0123456789ABCDEFGHJKMNPQRSTVWXYZ") != "" {
-		return ""
-	}
-	return s
 }
 
 // decide judges the connection by the rules of this moment and, where they say
@@ -241,65 +180,37 @@ func (c *conn) checkHello(h clientHello, strict bool) *refusal {
 	return nil
 }
 
-// sayAllowed records that the connection is let out. Once.
-func (c *conn) sayAllowed(v policy.Verdict, a netip.Addr) {
+// keep makes a socket to a server one that ends with the connection, and has new
+// rules held against the address to which it leads. If the connection has ended
+// or the guest has too many of them, it closes it and says why.
+func (c *conn) keep(k net.Conn, a netip.Addr) error {
 	c.s.mu.Lock()
-	said := c.said
-	c.said = true
-	c.s.mu.Unlock()
-	if said {
-		return
-	}
-	ev := c.event(api.EgressEventKind_EGRESS_EVENT_KIND_CONNECT)
-	if a.IsValid() {
-		ev.Address = a.String()
-	}
-	ev.Verdict = c.verdict(api.EgressAction_EGRESS_ACTION_ALLOW, v.Rule, c.inspected, v.Reason, "")
-	c.s.log.Info("egress", "task", c.task, "to", c.dest.String(), "verdict", "allow", "address", ev.Address, "inspected", c.inspected)
-	c.s.events.add(ev)
-}
-
-// sayRefused records a refusal and tells the task.
-func (c *conn) sayRefused(no *refusal) {
-	ev := c.event(api.EgressEventKind_EGRESS_EVENT_KIND_CONNECT)
-	ev.Verdict = c.verdict(api.EgressAction_EGRESS_ACTION_DENY, no.rule, false, no.reason, no.cure)
-	c.s.log.Info("egress", "task", c.task, "to", c.host, "port", c.port, "verdict", "deny", "reason", ev.Verdict.Reason)
-	c.s.events.add(ev)
-	c.s.told.tell(c.task, c.line(no))
-}
-
-// sayFailed records a connection that was allowed and came to nothing, and tells
-// the task, whose tool often cannot say why.
-func (c *conn) sayFailed(no *refusal) {
-	c.sayAllowed(c.s.current().connect(c.dest, c.answered), netip.Addr{})
-	c.s.log.Info("egress failed", "task", c.task, "to", c.dest.String(), "reason", no.reason)
-	c.s.told.tell(c.task, c.line(no))
-}
-
-// keep makes a socket one that ends with the connection. If the connection has
-// ended, it closes it and says why.
-func (c *conn) keep(k io.Closer) error {
-	c.s.mu.Lock()
-	gone, ended := c.gone, c.ended
-	if !ended {
-		c.socks = append(c.socks, k)
+	gone, ended, full := c.gone, c.ended, c.s.servers >= maxServers
+	if !ended && !full {
+		c.socks[k] = a
+		c.s.servers++
+		if a.IsValid() {
+			c.last = a
+		}
 	}
 	c.s.mu.Unlock()
-	if ended {
-		k.Close()
+	switch {
+	case ended:
+		hangUp(k)
 		return &refusal{reason: "The connection was closed: " + gone + "."}
+	case full:
+		hangUp(k)
+		return fmt.Errorf("the guest has %d connections to servers already", maxServers)
 	}
 	return nil
 }
 
 // drop closes a socket before the connection ends.
-func (c *conn) drop(k io.Closer) {
+func (c *conn) drop(k net.Conn) {
 	c.s.mu.Lock()
-	for i, o := range c.socks {
-		if o == k {
-			c.socks = append(c.socks[:i], c.socks[i+1:]...)
-			break
-		}
+	if _, is := c.socks[k]; is {
+		delete(c.socks, k)
+		c.s.servers--
 	}
 	c.s.mu.Unlock()
 	k.Close()
@@ -314,9 +225,33 @@ func (c *conn) close(why string) {
 	}
 	socks := c.socks
 	c.socks = nil
+	for k := range socks {
+		if k != c.client {
+			c.s.servers--
+		}
+	}
 	c.s.mu.Unlock()
 	c.cancel()
-	for _, k := range socks {
+	for k := range socks {
+		hangUp(k)
+	}
+}
+
+// hangUp closes a socket without waiting for anybody. TLS would first say
+// goodbye, for 5 s if the other end does not listen. And who handed a socket over
+// can make it one that blocks (O_NONBLOCK is not a descriptor's own), so that Close
+// would wait for a call that does not return.
+func hangUp(k net.Conn) {
+	switch k := k.(type) {
+	case *prefixed:
+		hangUp(k.Conn)
+	case *tls.Conn:
+		hangUp(k.NetConn())
+	case *net.UnixConn:
+		k.CloseRead()
+		k.CloseWrite()
+		k.Close()
+	default:
 		k.Close()
 	}
 }
@@ -325,11 +260,7 @@ func (c *conn) close(why string) {
 func (c *conn) end() {
 	c.close("")
 	c.s.mu.Lock()
-	said, why := c.said, c.gone
-	var last netip.Addr
-	if len(c.addrs) > 0 {
-		last = c.addrs[len(c.addrs)-1]
-	}
+	said, why, last := c.said, c.gone, c.last
 	c.s.mu.Unlock()
 	if !said {
 		return

@@ -22,6 +22,9 @@ const copyChunk = 64 << 10
 const (
 	spliceAfter = 1 << 20
 	splicePause = 200 * time.Millisecond
+	// maxSplices is how many there are at once. Go's pipes hold 1 MiB each, and with
+	// 64 MiB of them all further pipes of the user's get small: pipe(7).
+	maxSplices = 16
 )
 
 var chunks = sync.Pool{New: func() any { return new([copyChunk]byte) }}
@@ -57,11 +60,7 @@ func (f *flow) run(ctx context.Context) error {
 		case errors.Is(err, io.EOF):
 			return closeWrite(f.dst)
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			limit := idleLimit
-			if f.other.Load() {
-				limit = halfIdleLimit
-			}
-			if f.c.idle() >= limit {
+			if f.tired() {
 				return errIdle
 			}
 		case err != nil:
@@ -70,11 +69,25 @@ func (f *flow) run(ctx context.Context) error {
 	}
 }
 
-// step waits for bytes, without a buffer where the system can, and moves them.
-func (f *flow) step(ctx context.Context) (int, error) {
-	// The other direction may end while this one waits: look again now and then.
+// tired says whether no byte has gone either way for too long.
+func (f *flow) tired() bool {
+	limit := idleLimit
+	if f.other.Load() {
+		limit = halfIdleLimit
+	}
+	return f.c.idle() >= limit
+}
+
+// wait waits for bytes, without a buffer where the system can. The other
+// direction may end meanwhile: os.ErrDeadlineExceeded says to look again.
+func (f *flow) wait() error {
 	f.src.SetReadDeadline(time.Now().Add(halfIdleLimit / 2))
-	if err := readable(f.src); err != nil {
+	return readable(f.src)
+}
+
+// step waits for bytes and moves them.
+func (f *flow) step(ctx context.Context) (int, error) {
+	if err := f.wait(); err != nil {
 		return 0, err
 	}
 	buf := chunks.Get().(*[copyChunk]byte)
@@ -130,6 +143,12 @@ func (f *flow) unbound() bool {
 
 // splice moves bytes in the kernel until there is a pause. It returns nil then.
 func (f *flow) splice() error {
+	select {
+	case f.c.s.splices <- struct{}{}:
+		defer func() { <-f.c.s.splices }()
+	default:
+		return nil
+	}
 	for f.unbound() {
 		f.src.SetReadDeadline(time.Now().Add(splicePause))
 		f.dst.SetWriteDeadline(time.Now().Add(idleLimit))

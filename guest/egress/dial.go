@@ -51,8 +51,15 @@ func (c *conn) dial(ctx context.Context, clear bool) (net.Conn, netip.Addr, erro
 	if err != nil {
 		return nil, netip.Addr{}, err
 	}
-	if err := c.keep(server); err != nil {
+	if err := c.keep(server, a); err != nil {
 		return nil, netip.Addr{}, err
+	}
+	if a.IsValid() {
+		// Rules that came between the check and now have not seen the address.
+		if err := c.checkAddr(a); err != nil {
+			c.drop(server)
+			return nil, netip.Addr{}, err
+		}
 	}
 	return server, a, nil
 }
@@ -121,7 +128,7 @@ func (c *conn) lookup(ctx context.Context) ([]netip.Addr, error) {
 	}
 	found, err := find(ctx, c.dest.Host.String())
 	if err != nil {
-		return nil, fmt.Errorf("resolve %s: %w", c.dest.Host, err)
+		return nil, fmt.Errorf("resolve %s: %w", c.dest.Host, unplaced(err))
 	}
 	if len(found) == 0 {
 		return nil, fmt.Errorf("resolve %s: it has no address", c.dest.Host)
@@ -146,6 +153,18 @@ func lookupHost(ctx context.Context, name string) ([]netip.Addr, error) {
 	}
 	r := net.Resolver{PreferGo: runtime.GOOS == "linux"}
 	return r.LookupNetIP(ctx, "ip", name+".")
+}
+
+// unplaced takes out of an error which of the host's own servers it is about,
+// and from which address it was asked: the guest is told.
+func unplaced(err error) error {
+	if d := (*net.DNSError)(nil); errors.As(err, &d) {
+		return &net.DNSError{Err: d.Err, IsTimeout: d.IsTimeout, IsTemporary: d.IsTemporary, IsNotFound: d.IsNotFound}
+	}
+	if o := (*net.OpError)(nil); errors.As(err, &o) {
+		return o.Err
+	}
+	return err
 }
 
 var errNoDNS = errors.New("a name of one label is not asked for in the DNS")
@@ -216,14 +235,6 @@ func (c *conn) race(ctx context.Context, to []netip.Addr) (net.Conn, netip.Addr,
 						}
 					}
 				}()
-				c.s.mu.Lock()
-				c.addrs = append(c.addrs, r.addr)
-				c.s.mu.Unlock()
-				// Rules that came between the check and now have not seen the address.
-				if err := c.checkAddr(r.addr); err != nil {
-					r.conn.Close()
-					return nil, netip.Addr{}, err
-				}
 				return r.conn, r.addr, nil
 			}
 			if first == nil {
@@ -238,6 +249,11 @@ func (c *conn) race(ctx context.Context, to []netip.Addr) (net.Conn, netip.Addr,
 // checked once more, whoever chose it.
 func (c *conn) dialAddr(ctx context.Context, a netip.Addr) (net.Conn, error) {
 	to := netip.AddrPortFrom(a, c.dest.Port)
+	done, err := c.dialling(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	if c.s.opts.Dial != nil {
 		if err := c.checkAddr(a); err != nil {
 			return nil, err
@@ -259,6 +275,16 @@ func (c *conn) dialAddr(ctx context.Context, a netip.Addr) (net.Conn, error) {
 	}
 	d.SetMultipathTCP(false)
 	return d.DialContext(ctx, "tcp", to.String())
+}
+
+// dialling waits until there is room for one more socket that is being connected.
+func (c *conn) dialling(ctx context.Context) (done func(), err error) {
+	select {
+	case c.s.dials <- struct{}{}:
+		return func() { <-c.s.dials }, nil
+	case <-ctx.Done():
+		return nil, errors.New("too many connections are being made at once")
+	}
 }
 
 // ownAddrs are the host's own addresses, asked for at most every few seconds.

@@ -42,8 +42,9 @@ type Options struct {
 	// block for long: it writes the audit log.
 	Record func(*api.EgressEvent)
 	// Refused is told of each refusal, for the task's transcript: the guest's
-	// word for the task (may be empty) and one line. Refusals that are alike are
-	// told once and then counted.
+	// word for the task (may be empty) and one line of printable ASCII, at most
+	// wire.MaxText bytes. Refusals that are alike are told once and then counted. It
+	// must not block.
 	Refused func(task, line string)
 	// Lookup resolves a name on the host; nil: the host's own resolver.
 	Lookup func(ctx context.Context, name string) ([]netip.Addr, error)
@@ -71,17 +72,21 @@ type Server struct {
 	flood    rate.Sometimes
 	lookups  chan struct{}
 	longs    chan struct{}
+	dials    chan struct{}
+	splices  chan struct{}
 	own      ownAddrs
 	lastConn atomic.Uint64
 
 	wg sync.WaitGroup // connections and ports
 
-	mu     sync.Mutex
-	conf   *config
-	conns  map[*conn]struct{}
-	ports  map[uint32]*port
-	inward chan struct{} // one for each connection through a port
-	closed bool
+	mu    sync.Mutex
+	conf  *config
+	conns map[*conn]struct{}
+	// servers is how many sockets to servers they hold.
+	servers int
+	ports   map[uint32]*port
+	inward  chan struct{} // one for each connection through a port
+	closed  bool
 }
 
 // ErrClosed is returned by a Server that was closed.
@@ -96,6 +101,7 @@ func New(o Options) (*Server, error) {
 		opts: o, log: o.Log.With("guest", o.Guest),
 		arrive: rate.NewLimiter(arrivals, arrivalBurst), flood: rate.Sometimes{Interval: time.Second},
 		lookups: make(chan struct{}, maxLookups), longs: make(chan struct{}, maxLongHellos),
+		dials: make(chan struct{}, maxDials), splices: make(chan struct{}, maxSplices),
 		conns: map[*conn]struct{}{}, ports: map[uint32]*port{}, inward: make(chan struct{}, maxPortConns),
 	}
 	s.events.init(o.Record)
@@ -160,7 +166,7 @@ func (s *Server) enter(ctx context.Context, client net.Conn, cancel context.Canc
 	if !full && !closed {
 		s.conns[c] = struct{}{}
 		s.wg.Add(1)
-		c.socks = append(c.socks, client)
+		c.socks = map[net.Conn]netip.Addr{client: {}}
 	}
 	s.mu.Unlock()
 	if full || closed {

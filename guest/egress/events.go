@@ -4,9 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
-	"time"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/carrel-vm/carrel/guest/api"
@@ -112,24 +110,4 @@ func (e *events) get(n uint64) (ev *api.EgressEvent, missed uint64, more chan st
 		return nil, 0, nil
 	}
 	return nil, 0, e.more
-}
-
-// event begins an event about a connection.
-func (c *conn) event(kind api.EgressEventKind) *api.EgressEvent {
-	return &api.EgressEvent{Kind: kind, Connection: c.id, Task: c.task, Host: c.host, Port: c.port}
-}
-
-// end fills in what is known when something that began at a time has ended.
-func ended(ev *api.EgressEvent, since time.Time, up, down int64) *api.EgressEvent {
-	ev.BytesUp, ev.BytesDown, ev.DurationNanos = up, down, int64(time.Since(since))
-	return ev
-}
-
-// verdict is the form in which a decision is told.
-func (c *conn) verdict(v api.EgressAction, rule *api.EgressRule, inspected bool, reason, cure string) *api.EgressVerdict {
-	out := &api.EgressVerdict{Action: v, Reason: text(reason, maxReason), Cure: cure, Inspected: inspected}
-	if rule != nil {
-		out.Rule = proto.Clone(rule).(*api.EgressRule)
-	}
-	return out
 }

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"github.com/carrel-vm/carrel/guest/policy"
 )
 
@@ -35,7 +37,7 @@ const (
 // two: what a guest sent is parsed, judged, and written anew.
 //
 //	guest ─ TLS ─ gate ─ net/http server ─ check ─ judge ─ exchange ─ transport ─ TLS ─ server
-//	        (HTTP/2: no gate)               └── refuse ──┘ (inspect_forward.go)
+//	        (HTTP/2: frames)                └── refuse ──┘ (inspect_forward.go)
 type inspection struct {
 	s    *Server
 	leg  *leg
@@ -80,7 +82,7 @@ func (s *Server) inspect(ctx context.Context, client net.Conn, _ clientHello, l 
 	}
 	i := newInspection(s, l, true)
 	if t.ConnectionState().NegotiatedProtocol == "h2" {
-		i.serve(ctx, client, t)
+		i.serve2(ctx, client, newFrames(t))
 		return
 	}
 	i.gate = newGate(t)
@@ -113,37 +115,53 @@ func sameName(name string, h policy.Host) error {
 	return nil
 }
 
-// serve serves conn, which is what client carries, until it ends or ctx does,
-// and waits for what it started.
+// serve serves HTTP/1 on conn, which is what client carries, until it ends or ctx
+// does, and waits for what it started.
 func (i *inspection) serve(ctx context.Context, client, conn net.Conn) {
+	i.during(ctx, client, func(ctx context.Context, cancel func()) {
+		one := &oneConn{conn: make(chan net.Conn, 1), over: make(chan struct{}), addr: client.LocalAddr()}
+		one.conn <- conn
+		srv := i.server()
+		srv.BaseContext = func(net.Listener) context.Context { return ctx }
+		srv.ConnState = one.watch
+		srv.Serve(one)
+		if !one.taken.Load() {
+			cancel()
+		}
+	})
+}
+
+// serve2 is serve for HTTP/2.
+func (i *inspection) serve2(ctx context.Context, client, conn net.Conn) {
+	i.during(ctx, client, func(ctx context.Context, cancel func()) {
+		s := http2.Server{
+			MaxConcurrentStreams: maxStreams, IdleTimeout: keepAlive, WriteByteTimeout: idleLimit,
+			MaxUploadBufferPerConnection: connWindow, MaxUploadBufferPerStream: streamWindow,
+			MaxDecoderHeaderTableSize: 4 << 10, MaxEncoderHeaderTableSize: 4 << 10,
+		}
+		s.ServeConn(conn, &http2.ServeConnOpts{Context: ctx, BaseConfig: i.server(), Handler: i})
+		cancel()
+	})
+}
+
+// during runs f, which serves the connection, and waits for what it started.
+func (i *inspection) during(ctx context.Context, client net.Conn, f func(ctx context.Context, cancel func())) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// Not conn: closing TLS would first try to say so.
+	// Not what is on top of it: closing TLS would first try to say so.
 	defer context.AfterFunc(ctx, func() { client.Close() })()
-	one := &oneConn{conn: make(chan net.Conn, 1), over: make(chan struct{}), addr: client.LocalAddr()}
-	one.conn <- conn
-	srv := &http.Server{
-		Handler:           i,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ConnState:         one.watch,
-		ReadHeaderTimeout: headTimeout, IdleTimeout: keepAlive,
-		MaxHeaderBytes: maxHead,
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          maxStreams,
-			MaxReceiveBufferPerConnection: connWindow, MaxReceiveBufferPerStream: streamWindow,
-			MaxDecoderHeaderTableSize: 4 << 10, MaxEncoderHeaderTableSize: 4 << 10,
-			WriteByteTimeout: idleLimit,
-		},
-		ErrorLog: quiet,
-	}
 	watch := i.watch(ctx, client)
-	srv.Serve(one)
-	if !one.taken.Load() {
-		cancel()
-	}
+	f(ctx, cancel)
 	i.end()
 	cancel()
 	<-watch
+}
+
+func (i *inspection) server() *http.Server {
+	return &http.Server{
+		Handler: i, ErrorLog: quiet,
+		ReadHeaderTimeout: headTimeout, IdleTimeout: keepAlive, MaxHeaderBytes: maxHead,
+	}
 }
 
 // quiet takes what net/http has to say about a guest or a server: their words,

@@ -2,10 +2,8 @@ package egress
 
 import (
 	"context"
-	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -262,19 +260,6 @@ func (x *exchange) answered(res *http.Response) error {
 	return nil
 }
 
-// switched holds an answer that begins a WebSocket against what was asked for: a
-// server that was made to say 101 does not know the key.
-func (x *exchange) switched(res *http.Response) error {
-	key := x.in.Header.Get("Sec-Websocket-Key")
-	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11")) // RFC 6455, 1.3
-	body, ok := res.Body.(io.ReadWriteCloser)
-	if !x.upgrade || !ok || res.Header.Get("Sec-Websocket-Accept") != base64.StdEncoding.EncodeToString(sum[:]) {
-		return errors.New("it switched to another protocol than a WebSocket that was asked for")
-	}
-	res.Body = &socket{ReadWriteCloser: body, x: x}
-	return nil
-}
-
 // failed answers a request that could not be carried out.
 func (x *exchange) failed(w http.ResponseWriter, _ *http.Request, err error) {
 	no := x.stop(err)
@@ -320,37 +305,6 @@ func (b *downBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.x.down.Add(int64(n))
 	return n, err
-}
-
-// socket is a WebSocket's way to the server.
-type socket struct {
-	io.ReadWriteCloser
-	x *exchange
-}
-
-func (s *socket) Read(p []byte) (int, error) {
-	n, err := s.ReadWriteCloser.Read(p)
-	s.x.down.Add(int64(n))
-	return n, err
-}
-
-func (s *socket) Write(p []byte) (int, error) {
-	if up := s.x.j.MaxUp; up > 0 && headSize(s.x.in)+s.x.up.Load()+int64(len(p)) > up {
-		err := tooMuch(up)
-		s.x.stop(err)
-		return 0, err
-	}
-	n, err := s.ReadWriteCloser.Write(p)
-	s.x.up.Add(int64(n))
-	return n, err
-}
-
-// CloseWrite ends what the server is sent.
-func (s *socket) CloseWrite() error {
-	if c, ok := s.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
-		return c.CloseWrite()
-	}
-	return net.ErrClosed
 }
 
 // pool lends the core's buffers.

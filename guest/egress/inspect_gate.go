@@ -85,6 +85,9 @@ func (g *gate) Read(p []byte) (int, error) {
 			return 0, g.why
 		case gateBody, gateChunk:
 			n, err := g.in.Read(p[:min(int64(len(p)), g.left)])
+			if errors.Is(err, io.EOF) {
+				return n, io.ErrUnexpectedEOF
+			}
 			if g.left -= int64(n); g.left == 0 {
 				g.state++ // of a chunk: its end
 				if g.state != gateChunkEnd {
@@ -198,7 +201,7 @@ func (g *gate) line(max int) (string, error) {
 			break
 		}
 		if !errors.Is(err, bufio.ErrBufferFull) {
-			if errors.Is(err, io.EOF) && len(g.part)+g.size > 0 {
+			if errors.Is(err, io.EOF) && (len(g.part)+g.size > 0 || g.state != gateHead) {
 				err = io.ErrUnexpectedEOF
 			}
 			return "", err

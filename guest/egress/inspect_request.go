@@ -1,7 +1,6 @@
 package egress
 
 import (
-	"encoding/base64"
 	"fmt"
 	"io"
 	"net"
@@ -10,9 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/net/http/httpguts"
-
 	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/guest/wire"
 )
 
 // bad is a request that is refused for its form, whatever the rules say.
@@ -136,36 +134,11 @@ var overrides = map[string]bool{
 
 func fold(name string) string { return strings.ReplaceAll(strings.ToLower(name), "_", "-") }
 
-// upgrade says whether a request asks for a WebSocket: RFC 6455, 4.1. An offer
-// of h2c, which some clients make with every request, is not passed on, and the
-// request goes its way without it (RFC 9110, 7.8); any other is refused.
-func (i *inspection) upgrade(r *http.Request) (bool, *bad) {
-	offers := r.Header["Upgrade"]
-	if len(offers) == 0 {
-		return false, nil
-	}
-	if r.ProtoMajor == 1 && len(offers) == 1 && strings.EqualFold(offers[0], "h2c") {
-		r.Header.Del("Upgrade")
-		r.Header.Del("Http2-Settings")
-		return false, nil
-	}
-	const no = http.StatusBadRequest
-	key, err := base64.StdEncoding.DecodeString(r.Header.Get("Sec-Websocket-Key"))
-	switch {
-	case r.ProtoMajor != 1 || r.ProtoMinor != 1 || !isWebSocket(offers):
-		return false, &bad{no, "Only a WebSocket may be upgraded to."}
-	case r.Method != http.MethodGet || r.ContentLength != 0 || !httpguts.HeaderValuesContainsToken(r.Header["Connection"], "upgrade"),
-		err != nil || len(key) != 16 || len(r.Header["Sec-Websocket-Key"]) != 1 || r.Header.Get("Sec-Websocket-Version") != "13":
-		return false, &bad{no, "The WebSocket is not asked for in the way of RFC 6455."}
-	}
-	return true, nil
-}
-
 // answer refuses a request. In HTTP/1 the reason is the status phrase too, which
 // is what npm and apt show; net/http knows no phrases, so the connection is taken
 // from it, and closed.
 func (i *inspection) answer(w http.ResponseWriter, r *http.Request, status int, line string) {
-	line = text(line, maxReason+wireRoom)
+	line = text(line, wire.MaxText)
 	if r.ProtoMajor == 1 {
 		if c, _, err := http.NewResponseController(w).Hijack(); err == nil {
 			i.last(c, r.Method, status, line)
@@ -179,10 +152,6 @@ func (i *inspection) answer(w http.ResponseWriter, r *http.Request, status int, 
 	w.WriteHeader(status)
 	io.WriteString(w, line+"\n")
 }
-
-// wireRoom is what a line may have beside its reason: the destination and a
-// command.
-const wireRoom = 624
 
 // last writes the last answer of an HTTP/1 connection and closes it.
 func (i *inspection) last(c net.Conn, method string, status int, line string) {

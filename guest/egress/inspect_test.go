@@ -80,7 +80,7 @@ func TestInspectLargeBodies(t *testing.T) {
 			io.Copy(w, io.TeeReader(q.Body, sum))
 			w.Header().Set("X-Sum", fmt.Sprintf("%x", sum.Sum(nil)))
 		}))
-		const size = 24 << 20
+		const size = 8 << 20
 		sent, came := sha256.New(), sha256.New()
 		q := request(t, "POST", r.url("/echo"), io.TeeReader(io.LimitReader(rand.Reader, size), sent))
 		res, err := r.client(h2).Do(q)
@@ -243,7 +243,7 @@ func TestInspectFollowsNoRedirect(t *testing.T) {
 func TestInspectUnpacksNothing(t *testing.T) {
 	var packed bytes.Buffer
 	z := gzip.NewWriter(&packed)
-	io.Copy(z, io.LimitReader(zeros{}, 64<<20))
+	io.Copy(z, io.LimitReader(zeros{}, 8<<20))
 	z.Close()
 	r := newRig(t)
 	r.serve(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {

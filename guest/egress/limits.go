@@ -12,6 +12,13 @@ const (
 	arrivalBurst = maxConns
 	arrivalWait  = 2 * time.Second
 
+	// maxServers is how many sockets to servers all connections have together: one
+	// whose requests are judged has several. maxDials is how many more are being
+	// connected, to different addresses of one name too. What was free of a
+	// process's descriptors would else be for the guest to say.
+	maxServers = 2048
+	maxDials   = 512
+
 	// maxOpen is the longest first frame of a stream, in bytes.
 	maxOpen     = 1 << 10
 	openTimeout = 10 * time.Second
@@ -46,6 +53,9 @@ const (
 	// maxWaiting is how many connections and requests wait for answers at once.
 	maxWaiting = 64
 	askTimeout = 60 * time.Second
+	// questions a second are new ones, after the first questionBurst.
+	questions     = 2
+	questionBurst = 2 * maxWaiting
 	// noHolds is how long a no stands for the same question; maxNoes are kept.
 	noHolds = 30 * time.Second
 	maxNoes = 256
@@ -66,4 +76,6 @@ const (
 	maxPorts = 64
 	// maxPortConns is how many connections come in through ports at once.
 	maxPortConns = 256
+	// acceptPause is how long a port waits after an error.
+	acceptPause = 500 * time.Millisecond
 )

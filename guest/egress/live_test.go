@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -146,5 +147,53 @@ func TestConfigureRace(t *testing.T) {
 			}
 			conns[i].Close()
 		}
+	}
+}
+
+// Rules that come while a connection lives are held against it.
+func TestConfigureCloses(t *testing.T) {
+	w := newWorld(t, nil, allow("a.example", 7), allow("b.example", 7), allow("c.example", 7))
+	other := netip.MustParseAddr("93.184.215.15")
+	w.serve("a.example", somewhere, 7, echo)
+	w.serve("b.example", other, 7, echo)
+	w.names["c.example"] = []netip.Addr{somewhere}
+	open := map[string]net.Conn{}
+	for _, h := range []string{"a.example", "b.example", "c.example"} {
+		open[h] = w.open(h, 7)
+		if err := says(open[h]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// a stays; b is denied; c would have to be inspected.
+	if n := w.configure(allow("a.example", 7), allow("b.example", 7), anyRule(api.EgressAction_EGRESS_ACTION_DENY, "b.example"),
+		&api.EgressRule{Action: api.EgressAction_EGRESS_ACTION_ALLOW, Host: "c.example", Ports: []uint32{7}, Methods: []string{"GET"}}); n != 2 {
+		t.Errorf("%d connections were closed", n)
+	}
+	if err := says(open["a.example"]); err != nil {
+		t.Errorf("what is still allowed was closed: %v", err)
+	}
+	for _, h := range []string{"b.example", "c.example"} {
+		if err := says(open[h]); err == nil {
+			t.Errorf("%s still passes", h)
+		}
+		ev := w.seen("end of "+h, func(ev *api.EgressEvent) bool { return isEnd(ev) && ev.Host == h })
+		if !strings.HasPrefix(ev.Verdict.Reason, "the rules have changed: ") {
+			t.Errorf("%v", ev)
+		}
+	}
+	if n := w.configure(); n != 1 {
+		t.Errorf("%d connections were closed", n)
+	}
+	// Rules that cannot be read change nothing.
+	w.configure(allow("a.example", 7))
+	c := w.open("a.example", 7)
+	if err := says(c); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Configure(&api.ConfigureEdgeRequest{Rules: []*api.EgressRule{allow("not a host")}}); err == nil {
+		t.Error("a rule without sense was taken")
+	}
+	if err := says(c); err != nil {
+		t.Errorf("after rules that were refused: %v", err)
 	}
 }

@@ -3,10 +3,10 @@ package egress
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -219,7 +219,7 @@ func (p *passing) notAgain() error {
 	for range 3 {
 		// All records but an empty one have these, and a ChangeCipherSpec no more.
 		var b [6]byte
-		c.client.SetReadDeadline(time.Now().Add(idleLimit))
+		c.client.SetReadDeadline(time.Now().Add(halfIdleLimit))
 		if n, err := io.ReadFull(c.client, b[:]); err != nil {
 			if n > 0 {
 				p.send(b[:n])
@@ -238,6 +238,9 @@ func (p *passing) notAgain() error {
 }
 
 func (p *passing) send(b []byte) error {
+	if limit := p.c.maxUp.Load(); limit > 0 && p.c.up.Load()+int64(len(b)) > limit {
+		return errMaxUp
+	}
 	p.server.SetWriteDeadline(time.Now().Add(flightTimeout))
 	n, err := p.server.Write(b)
 	p.c.moves(&p.c.up, int64(n))
@@ -260,10 +263,15 @@ func (p *passing) down(ctx context.Context) error {
 	}()
 	f := &flow{c: p.c, dst: p.c.client, src: p.server, count: &p.c.down, other: &p.upEnded}
 	var first serverFirst
-	buf := make([]byte, 4<<10)
+	var buf []byte
 	for {
-		f.src.SetReadDeadline(time.Now().Add(idleLimit))
-		n, err := f.src.Read(buf)
+		n, err := 0, f.wait()
+		if err == nil {
+			if buf == nil {
+				buf = make([]byte, 4<<10)
+			}
+			n, err = f.src.Read(buf)
+		}
 		if n > 0 {
 			p.spoke.Store(true)
 			retry, known, bad := first.feed(buf[:n])
@@ -284,59 +292,16 @@ func (p *passing) down(ctx context.Context) error {
 				break
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		switch {
+		case errors.Is(err, io.EOF):
 			return closeWrite(f.dst)
-		}
-		if err != nil {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if f.tired() {
+				return errIdle
+			}
+		case err != nil:
 			return err
 		}
 	}
 	return f.run(ctx)
-}
-
-// helloRetry is the random of a ServerHello that is a HelloRetryRequest: RFC
-// 8446, 4.1.3.
-var helloRetry = []byte{
-	0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91,
-	0xc2, 0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
-}
-
-// serverFirst looks at the beginning of what a server sends, piece by piece,
-// until it is known whether it is a HelloRetryRequest.
-type serverFirst struct {
-	raw []byte // of the record that is not complete
-	msg []byte // of the handshake message
-	n   int    // records
-}
-
-var errServerHello = errors.New("the server's first message is not one of TLS")
-
-// firstNeeded is the handshake header, the version and the random.
-const firstNeeded = 4 + 2 + 32
-
-func (s *serverFirst) feed(b []byte) (retry, known bool, err error) {
-	s.raw = append(s.raw, b...)
-	for len(s.raw) >= 5 {
-		if s.raw[0] != recordHandshake {
-			return false, true, nil // an alert: there is no second ClientHello after it
-		}
-		n := int(binary.BigEndian.Uint16(s.raw[3:]))
-		if n == 0 || n > maxRecord || s.n > firstNeeded {
-			return false, false, errServerHello
-		}
-		have := min(n, len(s.raw)-5)
-		msg := append(s.msg[:len(s.msg):len(s.msg)], s.raw[5:5+have]...)
-		if len(msg) > 0 && msg[0] != typeServerHello {
-			return false, false, errServerHello
-		}
-		if len(msg) >= firstNeeded {
-			return bytes.Equal(msg[6:firstNeeded], helloRetry), true, nil
-		}
-		if have < n {
-			return false, false, nil
-		}
-		s.msg, s.raw = msg, s.raw[5+n:]
-		s.n++
-	}
-	return false, false, nil
 }

@@ -17,6 +17,11 @@ import (
 // and not held against the rules, and has it lead to the destination. With
 // clear it only connects: the request itself says where it goes.
 func (c *conn) dialProxy(ctx context.Context, via *url.URL, clear bool) (net.Conn, error) {
+	done, err := c.dialling(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	port := via.Port()
 	if port == "" {
 		port = map[string]string{"http": "80", "https": "443"}[via.Scheme]
@@ -25,7 +30,7 @@ func (c *conn) dialProxy(ctx context.Context, via *url.URL, clear bool) (net.Con
 	d.SetMultipathTCP(false)
 	server, err := d.DialContext(ctx, "tcp", net.JoinHostPort(via.Hostname(), port))
 	if err != nil {
-		return nil, fmt.Errorf("dial the host's proxy: %w", err)
+		return nil, fmt.Errorf("dial the host's proxy: %w", unplaced(err))
 	}
 	stop := context.AfterFunc(ctx, func() { server.SetDeadline(time.Unix(1, 0)) })
 	out, err := c.throughProxy(ctx, server, via, clear)
@@ -43,7 +48,7 @@ func (c *conn) throughProxy(ctx context.Context, server net.Conn, via *url.URL, 
 	if via.Scheme == "https" {
 		t := tls.Client(server, &tls.Config{RootCAs: c.s.roots, ServerName: via.Hostname(), MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
 		if err := t.HandshakeContext(ctx); err != nil {
-			return nil, fmt.Errorf("TLS with the host's proxy: %w", err)
+			return nil, fmt.Errorf("TLS with the host's proxy: %w", unplaced(err))
 		}
 		server = t
 	}
@@ -56,7 +61,7 @@ func (c *conn) throughProxy(ctx context.Context, server net.Conn, via *url.URL, 
 		ask += "Proxy-Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(u.Username()+":"+password)) + "\r\n"
 	}
 	if _, err := io.WriteString(server, ask+"\r\n"); err != nil {
-		return nil, fmt.Errorf("ask the host's proxy for %s: %w", c.dest, err)
+		return nil, fmt.Errorf("ask the host's proxy for %s: %w", c.dest, unplaced(err))
 	}
 	in := bufio.NewReader(io.LimitReader(server, maxProxyAnswer))
 	answer, err := http.ReadResponse(in, &http.Request{Method: http.MethodConnect})

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -110,10 +111,13 @@ func (p *port) accept() {
 	for {
 		in, err := p.ln.Accept()
 		if err != nil {
-			if !errors.Is(err, net.ErrClosed) {
-				p.s.log.Error("a port into the guest has ended", "port", p.spec.HostPort, "error", err)
+			if errors.Is(err, net.ErrClosed) {
+				return
 			}
-			return
+			// There may be no free descriptor, on the whole machine: that passes.
+			p.s.log.Error("a port into the guest takes no connection", "port", p.spec.HostPort, "error", err)
+			time.Sleep(acceptPause)
+			continue
 		}
 		select {
 		case p.s.inward <- struct{}{}:

@@ -42,8 +42,8 @@ func (r *refusal) Error() string { return r.reason }
 func (c *conn) deny(v policy.Verdict, r *policy.Request) *refusal {
 	no := &refusal{rule: v.Rule, reason: v.Reason}
 	switch {
-	case v.Rule.GetAction() == api.EgressAction_EGRESS_ACTION_ASK, v.Rule != nil:
-		// Nobody said yes, or a rule says no: no other rule would change that.
+	case v.Rule != nil:
+		// A rule says no, or nobody said yes: no other rule would change that.
 	case r == nil:
 		no.cure = c.allow("")
 	default:

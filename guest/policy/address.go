@@ -31,26 +31,28 @@ func (e *Egress) Address(d Destination, a netip.Addr, own []netip.Addr) error {
 	if !slices.ContainsFunc(m, (*rule).permits) {
 		return no("", "no rule allows the destination")
 	}
-	if literal, is := d.Host.Addr(); is {
-		if literal != a {
-			return no("", "it is another address than the one that was asked for")
-		}
-		return nil // NewEgress took no address that is not one machine's
+	literal, is := d.Host.Addr()
+	switch {
+	case is && literal != a:
+		return no("", "it is another address than the one that was asked for")
+	case d.Host.IsHost() && !a.IsLoopback():
+		return no("", "the name stands for the loopback of the host")
 	}
-	if d.Host.IsHost() {
-		if !a.IsLoopback() {
-			return no("", "the name stands for the loopback of the host")
+	ends := append(embedded(a), a)
+	for _, to := range ends {
+		if is && to == a {
+			continue // what is about the address itself, Connect and Request have weighed
 		}
-		return nil
-	}
-	for _, to := range append(embedded(a), a) {
 		for _, r := range e.reaching(Destination{Host: Host{name: to.String(), addr: to}, Port: d.Port}) {
 			if r.action == deny && !r.host.all { // "deny *" was weighed with the name
 				return no("", "the address is denied by %s", r)
 			}
 		}
 	}
-	if slices.ContainsFunc(own, func(o netip.Addr) bool { return o.Unmap().WithZone("") == a }) {
+	if is || d.Host.IsHost() {
+		return nil // NewEgress took no address that is not one machine's
+	}
+	if slices.ContainsFunc(own, func(o netip.Addr) bool { return slices.Contains(ends, o.Unmap().WithZone("")) }) {
 		return no("name the address itself in a rule if that is meant", "it is this machine's own")
 	}
 	if why := notPublic(a); why != "" {
@@ -67,10 +69,10 @@ func (e *Egress) Address(d Destination, a netip.Addr, own []netip.Addr) error {
 }
 
 // metadata are the addresses at which clouds serve a machine its credentials,
-// and which the blocks below do not hold, or which lie in a private one. AWS,
-// Oracle and GCP have them in IPv6 too; the others are Oracle's old one,
-// Alibaba's, Azure's and Scaleway's.
-var metadata = addresses("169.254.169.254", "fd00:ec2::254", "fd00:c1::a9fe:a9fe", "fd20:ce::254", "192.0.0.192", "100.100.100.200", "168.63.129.16", "fd00:42::42")
+// and which the blocks below do not hold, or which lie in a private one. AWS
+// (fd00:ec2::23 is for EKS pods), Oracle and GCP have them in IPv6 too; the others
+// are Oracle's old one, Alibaba's, Azure's and Scaleway's.
+var metadata = addresses("169.254.169.254", "fd00:ec2::254", "fd00:ec2::23", "fd00:c1::a9fe:a9fe", "fd20:ce::254", "192.0.0.192", "100.100.100.200", "168.63.129.16", "fd00:42::42")
 
 // blocks are what is not globally reachable in IANA's registries of special
 // purpose addresses, and what is special in another way. Order: the narrower

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/carrel-vm/carrel/guest/api"
 )
 
 // E15: what a name that is allowed may resolve to. The public addresses are the
@@ -21,11 +23,11 @@ func TestE15Addresses(t *testing.T) {
 	}
 	private := strings.Fields("10.0.0.1 10.255.255.255 172.16.0.1 172.31.255.255 192.168.1.1 100.64.0.1 100.127.255.255 fd00::1 fc00::1 fdff::1 ::ffff:10.0.0.1 ::ffff:100.64.0.1")
 	never := strings.Fields(`0.0.0.0 0.1.2.3 127.0.0.1 127.255.255.254 ::1 :: ::ffff:127.0.0.1 ::ffff:0.0.0.0 169.254.0.1 169.254.169.254 169.254.170.2 ::ffff:169.254.169.254 fe80::1 febf::1 fec0::1
-		fd00:ec2::254 fd20:ce::254 192.0.0.192 100.100.100.200 ::ffff:100.100.100.200 168.63.129.16 fd00:42::42 fd00:c1::a9fe:a9fe
+		fd00:ec2::254 fd00:ec2::23 fd20:ce::254 192.0.0.192 100.100.100.200 ::ffff:100.100.100.200 168.63.129.16 fd00:42::42 fd00:c1::a9fe:a9fe
 		192.0.0.1 192.0.0.171 192.0.2.1 198.51.100.1 203.0.113.9 198.18.0.1 198.19.255.255 192.88.99.1 224.0.0.1 239.255.255.250 240.0.0.1 255.255.255.255
 		ff02::1 ff05::2 2001:db8::1 3fff::1 5f00::1 100::1 64:ff9b:1::1 64:ff9b::10.0.0.1 64:ff9b::127.0.0.1 64:ff9b::169.254.169.254 64:ff9b::100.100.100.200
 		::127.0.0.1 ::10.0.0.1 ::1.1.1.1 ::ffff:0:127.0.0.1 2002:7f00:1::1 2002:a00:1::1 2002:a9fe:a9fe:: 2001:0:7f00:1::1 2001:0:101:101::80ff:fffe 2001:0:101:101::f5ff:fffe 2600::200:5efe:10.0.0.1 2600::5efe:127.0.0.1 2001:2::1 2001:10::1 4000::1 8000::1
-		192.168.7.7 ::ffff:192.168.7.7 198.51.99.5 2600:1:2::3 100.64.9.9 fe80::1%eth0`)
+		192.168.7.7 ::ffff:192.168.7.7 198.51.99.5 64:ff9b::198.51.99.5 2002:c633:6305::1 2600::5efe:198.51.99.5 2600:1:2::3 100.64.9.9 fe80::1%eth0`)
 	for _, s := range append(private, never...) {
 		err := name.Address(d, netip.MustParseAddr(s), own)
 		if err == nil {
@@ -84,6 +86,21 @@ func TestE16Literals(t *testing.T) {
 	}
 	if v := e.Connect(to(t, "93.184.215.14")); v.Action != deny {
 		t.Error(v)
+	}
+	// What denies an address denies what leads to it, under every name and literal.
+	for _, c := range []struct{ allowed, denied, dest, a string }{
+		{"allow host.carrel.internal=8080", "deny 127.0.0.1", "host.carrel.internal:8080", "127.0.0.1"},
+		{"allow 64:ff9b::a00:1", "deny 10.0.0.1", "[64:ff9b::a00:1]", "64:ff9b::a00:1"},
+	} {
+		for _, rules := range [][]string{{c.allowed}, {c.allowed, c.denied}} {
+			var all []*api.EgressRule
+			for _, s := range rules {
+				all = append(all, r(s))
+			}
+			if err := mustEgress(t, all...).Address(to(t, c.dest), netip.MustParseAddr(c.a), nil); (err == nil) != (len(rules) == 1) {
+				t.Errorf("%v: %v", rules, err)
+			}
+		}
 	}
 }
 

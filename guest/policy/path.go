@@ -3,16 +3,18 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"regexp"
 	"strings"
+	"unicode/utf8"
 )
 
 // normal brings a request's path to the form that patterns are matched with
 // (RFC 3986 section 6.2.2): %XX of an unreserved character is that character,
 // hex digits are upper case, and what has to be escaped is, a "*" too, since it
-// is not a character of its own in a pattern. Case counts. It refuses what cannot be one path of a
-// request: control characters, NUL, spaces, backslashes, bytes beyond ASCII,
-// "?" and "#", in any spelling.
+// is not a character of its own in a pattern. Case counts. It refuses what cannot
+// be one path of a request: control characters and backslashes in any spelling;
+// spaces, bytes beyond ASCII, "?" and "#" that are not escaped.
 func normal(p string) (string, error) { return normalise(p, "\"<>^`{|}[]*") }
 
 // normalise escapes the characters that are given.
@@ -64,10 +66,21 @@ func normalise(p, escape string) (string, error) {
 // forms returns the ways in which a server may read a normal path: as it is,
 // with %2F as a slash, and either without ";parameters". It refuses paths that
 // mean another one: with "." or ".." or empty segments (a "/" at the end is
-// good), or escaped twice.
+// good), or escaped twice, or with escapes that are not UTF-8 (%C0%AE is a "."
+// to a careless reader).
 func forms(p string) ([]string, error) {
-	if i := strings.Index(p, "%25"); i >= 0 && len(p) >= i+5 && ishex(p[i+3]) && ishex(p[i+4]) {
-		return nil, errors.New("it is escaped twice")
+	for rest := p; ; {
+		_, after, found := strings.Cut(rest, "%25")
+		if !found {
+			break
+		}
+		if len(after) >= 2 && ishex(after[0]) && ishex(after[1]) {
+			return nil, errors.New("it is escaped twice")
+		}
+		rest = after
+	}
+	if raw, err := url.PathUnescape(p); err != nil || !utf8.ValidString(raw) {
+		return nil, errors.New("its escapes are not UTF-8")
 	}
 	all := []string{p}
 	add := func(q string) {
@@ -107,8 +120,9 @@ func withoutParameters(p string) string {
 }
 
 // compilePath makes the matcher of a rule's path: "*" is any run of characters
-// but "/", "**" any run, %2A a "*", and %2F what it is in forms. The matcher's time is linear in the path's length.
-func compilePath(p string) (*regexp.Regexp, error) {
+// but "/", "**" any run, %2A a "*", and %2F what it is in forms. Case counts unless
+// it is folded. The matcher's time is linear in the path's length.
+func compilePath(p string, fold bool) (*regexp.Regexp, error) {
 	no := func(why string) (*regexp.Regexp, error) {
 		return nil, fmt.Errorf("path %q is refused: %s", clip(p), why)
 	}
@@ -126,6 +140,9 @@ func compilePath(p string) (*regexp.Regexp, error) {
 		return no(err.Error())
 	}
 	var re strings.Builder
+	if fold {
+		re.WriteString(`(?i)`)
+	}
 	re.WriteString(`\A`)
 	for i, run := range strings.Split(n, "**") {
 		if i > 0 {

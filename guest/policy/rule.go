@@ -170,7 +170,9 @@ func (r *rule) compileRequest() error {
 	}
 	r.methods = r.src.Methods
 	for _, p := range r.src.Paths {
-		re, err := compilePath(p)
+		// Some servers take /Admin for /admin (GitHub does): a rule that allows is
+		// about the one, a rule that denies or asks about both.
+		re, err := compilePath(p, r.action != allow)
 		if err != nil {
 			return err
 		}
@@ -259,6 +261,11 @@ func (p pattern) String() string {
 	return p.host.name
 }
 
+// shared are names that the public suffix list does not hold, because what it
+// holds, or what is everybody's, lies further down: buckets, blobs, machines.
+var shared = []string{"amazonaws.com", "amazonaws.com.cn", "windows.net", "core.windows.net", "azure.com", "cloudflarestorage.com", "r2.cloudflarestorage.com",
+	"backblazeb2.com", "firebaseio.com", "oraclecloud.com", "aliyuncs.com", "myqcloud.com"}
+
 // wide says why a pattern covers what belongs to many people, or "".
 func (p pattern) wide() string {
 	if p.all {
@@ -270,6 +277,9 @@ func (p pattern) wide() string {
 	// The list's own wildcards (*.compute.amazonaws.com) make the names one
 	// label further down the public ones. A TLD that is not in the list counts.
 	s := p.suffix[1:]
+	if slices.Contains(shared, s) {
+		return "covers names of many owners: everybody can have one below " + s
+	}
 	for _, name := range []string{s, "x." + s} {
 		if public, _ := publicsuffix.PublicSuffix(name); public == name {
 			return "covers names of many owners: everybody can have one under " + s

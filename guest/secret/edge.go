@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"slices"
@@ -102,10 +103,16 @@ func (e *Edge) Has(secret string) bool { return e != nil && e.secrets[secret] !=
 //  6. the credential is added
 //
 // It must be called only when the server has proved, over TLS, to be host.
-// Without a secret only step 5 happens. err is a *Refused unless the guest's
-// body cannot be read.
+// Without a secret only step 5 happens; steps 2 and 3 too, at a host that a
+// secret is for: there a credential of the guest's own would mean something (the
+// Files API attack). err is a *Refused unless the guest's body cannot be read.
 func (e *Edge) Outgoing(r *http.Request, host string, port uint16, secret string) error {
 	if secret == "" {
+		if of := e.of(host); len(of) > 0 {
+			if err := narrow(r, of...); err != nil {
+				return err
+			}
+		}
 		return e.leak(r)
 	}
 	b := (*bound)(nil)
@@ -119,15 +126,9 @@ func (e *Edge) Outgoing(r *http.Request, host string, port uint16, secret string
 	if err != nil {
 		return err
 	}
-	if err := checkQuery(r.URL); err != nil {
+	if err := narrow(r, b); err != nil {
 		return err
 	}
-	h, err := b.clean(r.Header)
-	if err != nil {
-		return err
-	}
-	r.Header = h
-	r.Trailer = nil // a trailer is a header that comes late
 	if err := e.look(r, b); err != nil {
 		return err
 	}
@@ -135,6 +136,34 @@ func (e *Edge) Outgoing(r *http.Request, host string, port uint16, secret string
 		return err
 	}
 	b.add(r.Header, kind)
+	return nil
+}
+
+// of returns the secrets that are for host, whatever the port.
+func (e *Edge) of(host string) (out []*bound) {
+	if e == nil {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.secrets)) {
+		if b := e.secrets[name]; slices.Contains(b.d.Hosts, host) {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// narrow takes out of a request what could be another credential than those of
+// these secrets: they are for one host.
+func narrow(r *http.Request, of ...*bound) error {
+	if err := checkQuery(r.URL); err != nil {
+		return err
+	}
+	h, err := clean(r.Header, of...)
+	if err != nil {
+		return err
+	}
+	r.Header = h
+	r.Trailer = nil // a trailer is a header that comes late
 	return nil
 }
 
@@ -230,7 +259,8 @@ func (h *held) Close() error {
 }
 
 // jsonType refuses a body that the server would not read as the JSON in UTF-8
-// that was looked into.
+// that was looked into. What is left of the type is its name: of parameters,
+// servers make different things (charset*=, RFC 2231).
 func jsonType(h http.Header) error {
 	ct := h.Get("Content-Type")
 	t, params, err := mime.ParseMediaType(ct)
@@ -240,5 +270,6 @@ func jsonType(h http.Header) error {
 	if c := params["charset"]; c != "" && !strings.EqualFold(c, "utf-8") && !strings.EqualFold(c, "utf8") {
 		return refuse("the body is said to be written in %.40q, and only UTF-8 can be looked into", c)
 	}
+	h.Set("Content-Type", t)
 	return nil
 }

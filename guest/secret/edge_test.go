@@ -97,6 +97,57 @@ func TestForeignCredentials(t *testing.T) {
 	}
 }
 
+// TestForeignCredentialsBesideTheSecret is C03 where another rule opens more of a
+// secret's host: the Files API with the attacker's key, under whatever name.
+// Another host, of which no secret knows, is the control.
+func TestForeignCredentialsBesideTheSecret(t *testing.T) {
+	e := edge(t)
+	const attacker = "sk-ant-attacker-0123456789"
+	for _, port := range []uint16{443, 80, 8443} {
+		for host, passes := range map[string]bool{"api.anthropic.com": false, "api.example.org": false, "files.example.org": true} {
+			for _, name := range []string{"X-Api-Key", "Authorization", "Ocp-Apim-Subscription-Key", "X-Functions-Key", "X_Access", "Cookie", "X-Unknown"} {
+				r := request("POST", "https://"+host+"/v1/files", "x", name, attacker, "Content-Type", "text/plain")
+				r.Trailer = http.Header{name: {attacker}}
+				err := e.Outgoing(r, host, port, "")
+				if got := strings.Contains(fmt.Sprint(r.Header, r.Trailer), attacker); err != nil || got != passes || r.Header.Get("Content-Type") != "text/plain" {
+					t.Errorf("%s:%d %s: %v, headers %v", host, port, name, err, r.Header)
+				}
+				if strings.Contains(fmt.Sprint(r.Header), value) {
+					t.Errorf("%s:%d: the credential was added", host, port)
+				}
+			}
+			r := request("POST", "https://"+host+"/v1/files?auth_key="+attacker, "x")
+			if err := e.Outgoing(r, host, port, ""); (err == nil) != passes {
+				t.Errorf("%s:%d, in the query: %v", host, port, err)
+			}
+		}
+	}
+}
+
+// TestGithubWrites shows which writes about pull requests take no token: one of
+// them starts a machine at GitHub.
+func TestGithubWrites(t *testing.T) {
+	d, err := Complete("github", &api.SecretDefinition{Preset: "github", Repositories: []string{"octo/tools"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reviews := false
+	for _, r := range Rules("github", d) {
+		if slices.Contains(r.Methods, "GET") {
+			continue
+		}
+		for _, p := range r.Paths {
+			reviews = reviews || p == "/repos/octo/tools/pulls/*/reviews/**"
+			if strings.Contains(p, "codespaces") || strings.HasSuffix(p, "/pulls/**") || strings.HasSuffix(p, "/pulls/*/**") || strings.HasSuffix(p, "/pulls/*/*") {
+				t.Errorf("%v %s", r.Methods, p)
+			}
+		}
+	}
+	if !reviews {
+		t.Error("control: a pull request cannot be reviewed")
+	}
+}
+
 func TestForms(t *testing.T) {
 	e := edge(t)
 	basic := func(user, v string) string {
@@ -160,7 +211,7 @@ func TestBinding(t *testing.T) {
 func TestQuery(t *testing.T) {
 	e := edge(t)
 	for _, q := range []string{"key=1", "api_key=1", "api-key=1", "API.KEY=1", "%61pi_key=1", "ap%69%5fkey", "a=1&access_token=x", "token=1", "Sig=1", "signature=1", "X-Amz-Signature=1", "x_amz_credential=1",
-		"X-Goog-Signature=1", "auth[token]=1", "oauth_consumer_key=1", "x-api-key=1", "%2561pi_key=1", "a=1;b=2", "a=%zz", "client_secret=", "k%00ey=1", "my_password=1", "session-id=1", "ａpi=1", "AWSAccessKeyId=1", "auth=x", "jwt=x", "p%C4%B1n=1"} {
+		"X-Goog-Signature=1", "auth[token]=1", "oauth_consumer_key=1", "x-api-key=1", "%2561pi_key=1", "a=1;b=2", "a=%zz", "client_secret=", "k%00ey=1", "my_password=1", "session-id=1", "ａpi=1", "AWSAccessKeyId=1", "auth=x", "auth_key=x", "jwt=x", "p%C4%B1n=1"} {
 		r := request("GET", "https://api.example.org/", "")
 		r.URL.RawQuery = q
 		if err := e.Outgoing(r, "api.example.org", 443, "own"); !errors.As(err, new(*Refused)) {
@@ -213,6 +264,13 @@ func TestServerFetch(t *testing.T) {
 		{"openai", `{"input":[{"content":[{"type":"input_file","file_url":"https://evil/?x"}]}]}`},
 		{"openai", `{"input":[{"content":[{"type":"input_file","file_id":"f"}]}]}`},
 		{"openai", `{"prompt":{"id":"pmpt_1"}}`},
+		{"openai", `{"background":true}`},
+		{"openai", `{"background":1}`},
+		{"openai", `{"model":"gpt-4o-search-preview","messages":[]}`},
+		{"openai", `{"model":"gpt-5-search-api"}`},
+		{"openai", `{"model":"o3-deep-research-2025-06-26"}`},
+		{"openai", `{"input":[{"content":[{"type":"input_image","image_url":{"url":"https://evil/?x"}}]}]}`},
+		{"openai", `{"instructions":[{"content":[{"type":"input_image","image_url":"https://evil/?x"}]}]}`},
 	} {
 		host, path := "api.anthropic.com", "/v1/messages"
 		if c.secret == "openai" {
@@ -227,6 +285,7 @@ func TestServerFetch(t *testing.T) {
 		{"anthropic", `{"model":"m","mcp_servers":[],"container":null,"tools":[{"name":"t","input_schema":{"type":"object","properties":{"file_id":{"type":"string"},"source":{"type":"object"}}}},{"type":"bash_20250124"},{"type":"custom"}],"messages":[{"role":"user","content":[{"type":"image","source":{"type":"base64","data":"aaaa"}},{"type":"text","text":"mcp_servers source.type=url"}]}]}`},
 		{"openai", `{"model":"m","tools":[{"type":"function","function":{"parameters":{"properties":{"file_id":{"type":"string"}}}}}],"messages":[{"content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,aaaa"}}]}]}`},
 		{"openai", `{"input":[{"content":[{"type":"input_image","image_url":"data:image/png;base64,aaaa"}]}],"store":false}`},
+		{"openai", `{"model":"ft:gpt-4o:acme-research::1","background":false,"instructions":"Be brief."}`},
 	} {
 		host := map[string]string{"anthropic": "api.anthropic.com", "openai": "api.openai.com"}[c.secret]
 		r := request("POST", "https://"+host+"/", c.body, "Content-Type", "application/json; charset=utf-8", "Content-Length", "1")
@@ -235,8 +294,8 @@ func TestServerFetch(t *testing.T) {
 			continue
 		}
 		got, err := io.ReadAll(r.Body)
-		if err != nil || string(got) != c.body || r.ContentLength != int64(len(c.body)) || r.Header.Get("Content-Length") != "" {
-			t.Errorf("control %s: what leaves differs: %d bytes, %v", c.secret, len(got), err)
+		if err != nil || string(got) != c.body || r.ContentLength != int64(len(c.body)) || r.Header.Get("Content-Length") != "" || r.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("control %s: what leaves differs: %d bytes, %v, %v", c.secret, len(got), err, r.Header)
 		}
 	}
 }
@@ -257,8 +316,13 @@ func TestBodyIsLookedInto(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+	// A charset that mime does not see, and another reader may.
+	r := request("POST", "https://api.anthropic.com/v1/messages", `{}`, "Content-Type", "application/json; charset*=utf-16")
+	if err := e.Outgoing(r, "api.anthropic.com", 443, "anthropic"); err == nil && r.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("the type that leaves: %q", r.Header.Get("Content-Type"))
+	}
 	// A method that has no body as a rule, and a length that is not said.
-	r := request("GET", "https://api.anthropic.com/v1/models", body, "Content-Type", "application/json")
+	r = request("GET", "https://api.anthropic.com/v1/models", body, "Content-Type", "application/json")
 	if err := e.Outgoing(r, "api.anthropic.com", 443, "anthropic"); !errors.As(err, new(*Refused)) {
 		t.Errorf("a body with GET: %v", err)
 	}

@@ -225,7 +225,8 @@ func FuzzDefinition(f *testing.F) {
 				}
 				if d.Preset == "github" {
 					for _, p := range r.Paths {
-						if strings.Contains(strings.TrimSuffix(p, "/**"), "*") || strings.Contains(p, "..") && !strings.Contains(repo, "..") {
+						at := strings.TrimPrefix(p, "/repos")
+						if !strings.HasPrefix(at, "/"+repo) || strings.Contains(repo, "*") || strings.HasPrefix(at[1+len(repo):], "*") || strings.Contains(p, "..") && !strings.Contains(repo, "..") {
 							t.Errorf("%q", p)
 						}
 					}

@@ -71,8 +71,8 @@ func compilePass(entries []string) (map[string]*pass, error) {
 	return m, nil
 }
 
-// clean returns the headers of h that may leave with this secret.
-func (b *bound) clean(h http.Header) (http.Header, error) {
+// clean returns the headers of h that may leave to the host of these secrets.
+func clean(h http.Header, of ...*bound) (http.Header, error) {
 	out := make(http.Header, len(h))
 	for name, values := range h {
 		low := strings.ToLower(name)
@@ -92,15 +92,19 @@ func (b *bound) clean(h http.Header) (http.Header, error) {
 			}
 			continue
 		}
-		p := b.pass[low]
-		if p == nil {
-			continue
+		kept, passes := values, false
+		for _, b := range of {
+			p := b.pass[low]
+			if p == nil {
+				continue
+			}
+			var err error
+			if kept, err = p.filter(low, kept); err != nil {
+				return nil, err
+			}
+			passes = true
 		}
-		kept, err := p.filter(low, values)
-		if err != nil {
-			return nil, err
-		}
-		if len(kept) > 0 {
+		if passes && len(kept) > 0 {
 			out[textproto.CanonicalMIMEHeaderKey(low)] = kept
 		}
 	}

@@ -64,8 +64,11 @@ var presets = map[string]*api.SecretDefinition{
 			// web_search, file_search, code_interpreter, mcp, hosted shells and
 			// image generation run at OpenAI; these run here.
 			"tools.*.type!=function|custom|local_shell|apply_patch",
-			"web_search_options", "prompt", "conversation", "background=true",
-			"messages.**.image_url.url!=data:*", "messages.**.image_url!=data:*", "input.**.image_url!=data:*",
+			"web_search_options", "prompt", "conversation", "background!=false",
+			// gpt-4o-search-preview and its like search the web without being told to.
+			"model=*-search|*-search-*|*deep-research*",
+			"messages.**.image_url.url!=data:*", "messages.**.image_url!=data:*", "input.**.image_url!=data:*", "input.**.image_url.url!=data:*",
+			"instructions.**.image_url!=data:*", "instructions.**.file_id", "instructions.**.file_url",
 			"messages.**.file_id", "input.**.file_id", "messages.**.file_url", "input.**.file_url",
 			"input.**.tools.*.type!=function|custom|local_shell|apply_patch",
 			"**.server_url", "**.connector_id", "**.vector_store_ids",
@@ -91,6 +94,7 @@ var presets = map[string]*api.SecretDefinition{
 			"It can read all that the REST API says about the named repositories, and write issues, pull requests, comments, contents, statuses and checks; an issue or a pull request of a public repository can be read by anybody.",
 			"A merge is a write to pulls. Hooks, keys, collaborators, secrets, forks, transfers and settings cannot be written.",
 			"GraphQL (most of the gh tool), Git LFS and release uploads are not reachable with the token.",
+			"Who acts on what is written in the repository (a bot that answers comments, an agent that issues are assigned to) acts on a guest's words.",
 		},
 	},
 	// https://github.com/npm/registry/blob/main/docs/REGISTRY-API.md: reading

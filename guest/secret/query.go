@@ -13,7 +13,7 @@ var credentials = set("key", "apikey", "auth", "authorization", "bearer", "crede
 
 // endings of such names, and beginnings: X-Amz-Signature, x-goog-api-key.
 var (
-	endings    = []string{"token", "apikey", "secret", "signature", "password", "credential", "accesskey", "subscriptionkey"}
+	endings    = []string{"token", "apikey", "authkey", "appkey", "secret", "signature", "password", "credential", "accesskey", "subscriptionkey"}
 	beginnings = []string{"xamz", "xgoog", "xms", "oauth"}
 	// harmless are names that end so and say where a listing goes on.
 	harmless = set("pagetoken", "nextpagetoken", "nexttoken", "continuationtoken", "paginationtoken", "synctoken")

@@ -53,8 +53,12 @@ func keep(list []string, which ...string) (out []string) {
 
 // githubWritable are the parts of a repository that the REST API may change.
 // Left out are those that send things elsewhere or give others a right: hooks,
-// keys, collaborators, secrets, forks, transfers, environments, dispatches.
-var githubWritable = []string{"issues", "pulls", "comments", "contents", "git", "labels", "milestones", "statuses", "check-runs", "check-suites", "merges", "releases"}
+// keys, collaborators, secrets, forks, transfers, environments, dispatches. Pulls
+// stand below, because POST pulls/N/codespaces starts a machine at GitHub.
+var githubWritable = []string{"issues", "comments", "contents", "git", "labels", "milestones", "statuses", "check-runs", "check-suites", "merges", "releases"}
+
+// githubPulls are the parts of pull requests that may be written.
+var githubPulls = []string{"pulls", "pulls/*", "pulls/*/merge", "pulls/*/update-branch", "pulls/*/requested_reviewers", "pulls/*/reviews", "pulls/*/reviews/**", "pulls/*/comments", "pulls/*/comments/**", "pulls/comments/**"}
 
 // githubGrants bind a token to the named repositories: git over https with
 // basic authentication, and the REST API with a bearer token.
@@ -67,6 +71,9 @@ func githubGrants(d *api.SecretDefinition) (out []grant) {
 		}
 		for _, part := range githubWritable {
 			write = append(write, "/repos/"+r+"/"+part, "/repos/"+r+"/"+part+"/**")
+		}
+		for _, part := range githubPulls {
+			write = append(write, "/repos/"+r+"/"+part)
 		}
 		out = append(out,
 			grant{"github.com", api.SecretKind_SECRET_KIND_BASIC, []string{"GET"}, fetch},

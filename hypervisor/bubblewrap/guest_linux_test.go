@@ -18,7 +18,7 @@ type guest struct {
 	hypervisor.VM
 	t     testing.TB
 	d     *Driver
-	tasks int
+	tasks *int
 	boot  *wire.Reader
 }
 
@@ -57,7 +57,7 @@ func startWith(t testing.TB, change func(*Options), cfg hypervisor.Config) *gues
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &guest{VM: vm, t: t, d: d}
+	g := &guest{VM: vm, t: t, d: d, tasks: new(int)}
 	t.Cleanup(func() {
 		if err := vm.Close(); err != nil {
 			t.Error(err)
@@ -111,8 +111,8 @@ func (g *guest) exec(user string, argv ...string) (out string, status int) {
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(60 * time.Second))
-	g.tasks++
-	err = wire.Write(c, &wire.Call{Kind: &wire.Call_Exec{Exec: &wire.Exec{Argv: argv, Cwd: "/", User: user, Id: fmt.Sprint("t", g.tasks)}}})
+	*g.tasks++
+	err = wire.Write(c, &wire.Call{Kind: &wire.Call_Exec{Exec: &wire.Exec{Argv: argv, Cwd: "/", User: user, Id: fmt.Sprint("t", *g.tasks)}}})
 	if err != nil {
 		g.t.Fatal(err)
 	}

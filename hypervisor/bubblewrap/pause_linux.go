@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,29 +17,29 @@ import (
 // none by SIGSTOP to each. A stopped process cannot fork, so the tree is stopped
 // from its root until it grows no more.
 func (w *wall) pause() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if ok, err := w.groups.freeze(); ok {
 		return err
 	}
-	// 64 rounds are more than any tree grows; one process that keeps waking
-	// another would win against them.
-	stopped := map[int]bool{}
-	for range 64 {
-		grown := false
+	for end := time.Now().Add(freezeTimeout); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		all := true
 		for _, pid := range w.tree() {
-			if !stopped[pid] || !isStopped(pid) {
-				if err := unix.Kill(pid, unix.SIGSTOP); err == nil {
-					stopped[pid], grown = true, true
-				}
+			if !isStopped(pid) {
+				_ = unix.Kill(pid, unix.SIGSTOP) // or it has ended, which is as good
+				all = false
 			}
 		}
-		if !grown {
+		if all {
 			return nil
 		}
 	}
-	return errors.New("its processes keep starting others (there is no freezer for this user; stop the guest instead)")
+	return fmt.Errorf("not every process stopped within %v (there is no freezer for this user; stop the guest instead)", freezeTimeout)
 }
 
 func (w *wall) resume() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.groups.thaw() {
 		return nil
 	}
@@ -84,13 +85,20 @@ func children(pid int) (pids []int) {
 	return pids
 }
 
-// isStopped is true of a process that is stopped, or has ended.
+// isStopped is true of a process all of whose threads are stopped, or have
+// ended: the signal reaches each in its own time.
 func isStopped(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return true
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid)) // the pattern is sound
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // that thread is gone
+		}
+		// tid (name) state ...; the name may hold anything.
+		i := strings.LastIndexByte(string(b), ')')
+		if i < 0 || i+2 >= len(b) || strings.IndexByte("TtZX", b[i+2]) < 0 {
+			return false
+		}
 	}
-	// pid (name) state ...; the name may hold anything.
-	i := strings.LastIndexByte(string(b), ')')
-	return i >= 0 && i+2 < len(b) && strings.IndexByte("TtZX", b[i+2]) >= 0
+	return true
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -82,6 +81,13 @@ func openSources(spec *wallSpec) (_ *sources, err error) {
 	}
 	if s.agent, err = openPath(spec.Agent, 0); err != nil {
 		return nil, &hypervisor.Error{Op: "open the agent", Err: err, Cure: "make build"}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(s.agent.Fd()), &st); err != nil {
+		return nil, err
+	}
+	if asRoot() && st.Mode&0o005 != 0o005 { // the guest's root is nobody here
+		return nil, &hypervisor.Error{Op: "open the agent", Err: fmt.Errorf("%s has mode %#o; everybody must be able to run it", spec.Agent, st.Mode&0o777), Cure: "chmod a+rx " + spec.Agent}
 	}
 	if spec.Image != "" {
 		s.image, err = openPath(spec.Image, 0)
@@ -210,8 +216,8 @@ func (s *sources) mountStage(pid int) (map[*os.File]string, error) {
 	}
 	defer unix.Close(guest)
 	at := map[*os.File]string{}
-	if at[s.agent], err = copyAgent(s.agent); err != nil {
-		return nil, fmt.Errorf("copy the agent: %w", err)
+	if at[s.agent], err = attach(s.agent, "agent", unix.MOUNT_ATTR_RDONLY, -1); err != nil {
+		return nil, fmt.Errorf("mount the agent: %w", err)
 	}
 	if s.image != nil {
 		if at[s.image], err = mountImage(s.image, guest); err != nil {
@@ -248,25 +254,6 @@ func (s *sources) mountStage(pid int) (map[*os.File]string, error) {
 	return at, nil
 }
 
-// copyAgent puts the agent where the guest's root can read it, whatever its
-// folder's permissions.
-func copyAgent(agent *os.File) (string, error) {
-	in, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", agent.Fd()))
-	if err != nil {
-		return "", err
-	}
-	defer in.Close()
-	path := filepath.Join(stageDir, "agent")
-	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
-	if err != nil {
-		return "", err
-	}
-	if _, err = io.Copy(out, in); err == nil {
-		err = out.Chmod(0o755)
-	}
-	return path, errors.Join(err, out.Close())
-}
-
 // mountImage mounts an EROFS image, its users those of the guest.
 func mountImage(image *os.File, userns int) (string, error) {
 	fs, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
@@ -294,7 +281,7 @@ func mountImage(image *os.File, userns int) (string, error) {
 	return move(m, "image", unix.MOUNT_ATTR_RDONLY, userns)
 }
 
-// attach makes a mount of a folder's own.
+// attach makes a mount of a folder's or file's own.
 func attach(f *os.File, name string, attr uint64, userns int) (string, error) {
 	m, err := unix.OpenTree(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -316,7 +303,14 @@ func move(m int, name string, attr uint64, userns int) (string, error) {
 		return "", fmt.Errorf("mount_setattr: %w", err)
 	}
 	path := filepath.Join(stageDir, name)
-	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+	var st unix.Stat_t
+	err := unix.Fstat(m, &st)
+	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		err = os.Mkdir(path, 0o755)
+	} else if err == nil {
+		err = os.WriteFile(path, nil, 0o644)
+	}
+	if err != nil {
 		return "", err
 	}
 	if err := unix.MoveMount(m, "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -32,6 +33,7 @@ type wall struct {
 	boot, calls *os.File
 	notes       []string
 
+	mu     sync.Mutex // held over use of groups once the keeper is obeyed
 	groups groups
 	bwrap  *exec.Cmd
 	status *os.File
@@ -78,8 +80,11 @@ func WallMain(args []string) error {
 		w.bwrap.Process.Kill()
 		<-w.ended
 	}
+	w.mu.Lock()
+	cause := w.cause()
 	w.groups.remove()
-	w.say(wallWord{Gone: true, Cause: w.cause()})
+	w.mu.Unlock()
+	w.say(wallWord{Gone: true, Cause: cause})
 	return nil
 }
 
@@ -170,17 +175,17 @@ func (w *wall) start() error {
 	if err != nil {
 		return namespaceError(err)
 	}
-	if w.groups, err = newGroups(&w.spec, s.base); err != nil {
-		return &hypervisor.Error{Op: "limit the guest", Err: err}
-	}
-	if err := w.groups.add(w.bwrap.Process.Pid, &w.spec); err != nil {
-		return &hypervisor.Error{Op: "limit the guest", Err: err}
-	}
-	w.notes = append(w.notes, w.groups.notes()...)
+	// Moving a process takes the kernel a while, which the mounts can use.
+	limited := make(chan error, 1)
+	go func() { limited <- w.limit(s.base) }()
 	plan, err := s.stage(w.bwrap.Process.Pid)
+	if lerr := <-limited; lerr != nil {
+		return &hypervisor.Error{Op: "limit the guest", Err: lerr}
+	}
 	if err != nil {
 		return err
 	}
+	w.notes = append(w.notes, w.groups.notes()...)
 	w.notes = append(w.notes, s.notes...)
 	plan.Filters = len(filters)
 	options, command := Args(plan)
@@ -199,6 +204,14 @@ func (w *wall) start() error {
 	}
 	w.say(wallWord{Started: true, Notes: w.notes, Command: slices.Concat([]string{w.spec.Bwrap}, options, []string{"--"}, command)}, w.pidfd)
 	return nil
+}
+
+// limit makes the guest's groups and puts bwrap into them.
+func (w *wall) limit(owner uint32) (err error) {
+	if w.groups, err = newGroups(&w.spec, owner); err != nil {
+		return err
+	}
+	return w.groups.add(w.bwrap.Process.Pid, &w.spec)
 }
 
 // startTimeout is how long bwrap may take to make its child.
@@ -306,10 +319,12 @@ func (w *wall) answer(op string, err error) {
 // kill ends the guest's first process, and the kernel all others with it.
 func (w *wall) kill() {
 	unix.PidfdSendSignal(w.pidfd, unix.SIGKILL, nil, 0)
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.groups.thaw()
 }
 
-// cause says how the guest ended, unless in order or by our own hand.
+// cause says how the guest ended, unless in order; needs mu.
 func (w *wall) cause() string {
 	ws, ok := w.bwrap.ProcessState.Sys().(syscall.WaitStatus)
 	switch {

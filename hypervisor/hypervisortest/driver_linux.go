@@ -177,7 +177,21 @@ func (v *vm) Mounts() []hypervisor.Mount {
 }
 
 // Pause implements hypervisor.VM. It stops the agent, not its tasks.
-func (v *vm) Pause(context.Context) error { return v.signal(syscall.SIGSTOP) }
+func (v *vm) Pause(ctx context.Context) error {
+	if err := v.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for !stopped(v.cmd.Process.Pid) { // v.cmd stands since signal succeeded
+		select {
+		case <-time.After(time.Millisecond):
+		case <-v.gone:
+			return hypervisor.ErrGone
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
 
 // Resume implements hypervisor.VM.
 func (v *vm) Resume(context.Context) error { return v.signal(syscall.SIGCONT) }

@@ -62,12 +62,33 @@ func Children(pid int) []int {
 	return slices.Compact(children)
 }
 
+// stopped says whether all threads of a process are stopped: the signal
+// reaches each in its own time.
+func stopped(pid int) bool {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid)) // the pattern is sound
+	for _, f := range files {
+		if b, err := os.ReadFile(f); err == nil && state(b) != 'T' {
+			return false
+		}
+	}
+	return true
+}
+
 func zombie(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return true
 	}
-	// pid (name) state ...; the name may hold anything.
-	i := strings.LastIndexByte(string(b), ')')
-	return i < 0 || i+2 >= len(b) || b[i+2] == 'Z' || b[i+2] == 'X'
+	s := state(b)
+	return s == 'Z' || s == 'X' || s == 0
+}
+
+// state is that of a stat file: pid (name) state ...; the name may hold
+// anything.
+func state(stat []byte) byte {
+	i := strings.LastIndexByte(string(stat), ')')
+	if i < 0 || i+2 >= len(stat) {
+		return 0
+	}
+	return stat[i+2]
 }

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/place"
+	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/hypervisor"
+	"github.com/carrel-vm/carrel/hypervisor/seatbelt"
+	"github.com/carrel-vm/carrel/images"
+)
+
+const driverName = "seatbelt"
+
+var errNoMachine = &hypervisor.Error{
+	Op: "start the guest", Err: errors.New("there is no virtual machine for macOS yet"),
+	Cure: "use Linux; what is there of the weaker --boundary process is in docs/seatbelt.md",
+}
+
+// keeperOptions picks the driver for the wall that was granted. Without a wish
+// it is a machine, which there is none of here: what is weaker must be asked for.
+func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.KeepOptions, error) {
+	switch wall := req.Spec.GetBoundary(); wall {
+	case "", "vm":
+		return guest.KeepOptions{}, errNoMachine
+	case "process":
+	default:
+		return guest.KeepOptions{}, &hypervisor.Error{Op: "start the guest", Err: fmt.Errorf("there is no wall %q on macOS", wall), Cure: "use process"}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return guest.KeepOptions{}, err
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return guest.KeepOptions{}, fmt.Errorf("find the home directory, which is never shared: %w (set HOME)", err)
+	}
+	o := seatbelt.Options{Agent: filepath.Join(filepath.Dir(self), "carrel-agent"), Home: home}
+	for _, pin := range req.Pins {
+		o.Pins = append(o.Pins, seatbelt.Pin{Path: pin.Path, Dev: pin.Dev, Ino: pin.Ino})
+	}
+	d := seatbelt.New(o)
+	if err := d.Check(); err != nil {
+		return guest.KeepOptions{}, err
+	}
+	return guest.KeepOptions{
+		Driver: d,
+		// A keeper has no sandbox of its own here: docs/seatbelt.md.
+		Confine: func() error { return nil },
+		Describe: func(g *api.Guest) {
+			g.Accelerator, g.AcceleratorReason = "none", "the host's kernel runs the guest's programs itself"
+			g.HypervisorArgs = d.CommandLine()
+			g.Boundary, g.BoundaryNotes = "process", d.Notes()
+		},
+	}, nil
+}
+
+// imageParts knows one image: the Mac's own system.
+func imageParts(*images.Store) func(context.Context, string) (policy.Parts, error) {
+	return func(_ context.Context, name string) (policy.Parts, error) {
+		if name != "host" {
+			return policy.Parts{}, errNoMachine
+		}
+		return policy.Parts{Kernel: seatbelt.HostRoot, Initrd: seatbelt.HostRoot, Root: seatbelt.HostRoot}, nil
+	}
+}
+
+func doctor(place.Place, *images.Store) func(context.Context, func(*api.Finding)) {
+	return func(_ context.Context, found func(*api.Finding)) {
+		for check, err := range map[string]error{"vm": errNoMachine, "seatbelt": seatbelt.New(seatbelt.Options{}).Check()} {
+			f := &api.Finding{Check: check, Level: api.FindingLevel_FINDING_LEVEL_BAD, Text: "it can be used"}
+			var he *hypervisor.Error
+			switch {
+			case err == nil:
+				f.Level = api.FindingLevel_FINDING_LEVEL_GOOD
+			case errors.As(err, &he):
+				f.Text, f.Cure = he.Err.Error(), he.Cure
+			default:
+				f.Text = err.Error()
+			}
+			found(f)
+		}
+	}
+}
+
+func runWall([]string) error { return errNotHere }

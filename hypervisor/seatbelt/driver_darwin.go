@@ -1,0 +1,284 @@
+package seatbelt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/hypervisor"
+)
+
+// agentServes says whether cmd/carrel-agent serves on macOS. It does not: its
+// tasks, terminals and copies are written for Linux. As long as that is so no
+// guest is created, and nothing below has run.
+const agentServes = false
+
+// Options are what a Driver is made from.
+type Options struct {
+	// SandboxExec is its path; empty: where macOS has it.
+	SandboxExec string
+	// Agent is the path of carrel-agent for macOS.
+	Agent string
+	// Home is the user's home directory.
+	Home string
+	// Pins say which folder each share of the Config must be.
+	Pins []Pin
+	// Ports are those on which the guest's programs may listen; see Host.
+	Ports []uint16
+}
+
+// Pin identifies a folder.
+type Pin struct {
+	Path     string
+	Dev, Ino uint64
+}
+
+// Driver makes guests with sandbox-exec.
+type Driver struct {
+	opts Options
+
+	mu   sync.Mutex
+	argv []string // of the last Start
+}
+
+// New returns a driver. Whether it can make guests shows at Check or Create.
+func New(o Options) *Driver {
+	if o.SandboxExec == "" {
+		o.SandboxExec = "/usr/bin/sandbox-exec"
+	}
+	return &Driver{opts: o}
+}
+
+// Name implements hypervisor.Driver.
+func (d *Driver) Name() string { return "seatbelt" }
+
+// Check says why no guest can be made, or nil.
+func (d *Driver) Check() error {
+	if !agentServes {
+		return &hypervisor.Error{
+			Op:   "create guest",
+			Err:  errors.New("carrel-agent is not built for macOS yet, so no guest can run behind Seatbelt"),
+			Cure: "run Carrel on Linux; docs/seatbelt.md says what is there and what is missing",
+		}
+	}
+	for _, p := range []string{d.opts.SandboxExec, d.opts.Agent} {
+		if fi, err := os.Stat(p); err != nil || !fi.Mode().IsRegular() {
+			return &hypervisor.Error{Op: "create guest", Err: fmt.Errorf("the program %q is not there: %v", p, err), Cure: "make build"}
+		}
+	}
+	return nil
+}
+
+// Notes say what does not hold a guest, a sentence each.
+func (d *Driver) Notes() []string {
+	return []string{
+		"Seatbelt is the host's own kernel, and there is no Linux behind it: no image, no layers over shares, no review",
+		"not limited: memory, processes, processor time (macOS has no control groups)",
+		"a program that does not use the proxy of its environment reaches nothing",
+		"a process that has left its parents and their groups may outlive the guest, in its sandbox and without a way out",
+	}
+}
+
+// CommandLine is sandbox-exec's own of the last guest started, nil before.
+func (d *Driver) CommandLine() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.argv)
+}
+
+// Create implements hypervisor.Driver. The Config's Root has to be HostRoot;
+// kernel and initrd are not used.
+func (d *Driver) Create(_ context.Context, cfg hypervisor.Config, h hypervisor.Handlers) (hypervisor.VM, error) {
+	op := func(err error) error { return &hypervisor.Error{Op: "create guest", Err: err} }
+	if err := d.Check(); err != nil {
+		return nil, err
+	}
+	if err := cfg.Check(); err != nil {
+		return nil, op(err)
+	}
+	cfg.Shares = slices.Clone(cfg.Shares)
+	host, err := d.host(cfg)
+	if err != nil {
+		return nil, op(err)
+	}
+	if _, err := checked(cfg, host); err != nil {
+		return nil, op(err)
+	}
+	if err := d.pinned(cfg); err != nil {
+		return nil, op(err)
+	}
+	streams, theirs, err := newCarrier()
+	if err != nil {
+		return nil, op(err)
+	}
+	profile := filepath.Join(cfg.Dir, "seatbelt.sb")
+	return &vm{
+		shares: cfg.Shares, console: h.Console, streams: streams, theirs: theirs, gone: make(chan struct{}),
+		processes: ofUser,
+		prepare:   func(way bool) (command, error) { return d.command(cfg, host, profile, way) },
+		remove: func() error {
+			err := os.Remove(profile)
+			if errors.Is(err, os.ErrNotExist) {
+				err = nil
+			}
+			if cfg.Scratch == "" {
+				err = errors.Join(err, removeTree(host.Files))
+			}
+			return err
+		},
+	}, nil
+}
+
+// host is what this Mac is to the profile, its paths as the kernel has them.
+func (d *Driver) host(cfg hypervisor.Config) (Host, error) {
+	h := Host{Ports: slices.Clone(d.opts.Ports)}
+	var err error
+	if h.Agent, err = kernelPath(d.opts.Agent); err != nil {
+		return h, fmt.Errorf("find the agent: %w", err)
+	}
+	if h.Home, err = kernelPath(d.opts.Home); err != nil {
+		return h, fmt.Errorf("find the home directory: %w", err)
+	}
+	dir, err := kernelPath(cfg.Dir)
+	if err != nil {
+		return h, fmt.Errorf("find the guest's folder: %w", err)
+	}
+	h.Files = filepath.Join(dir, "files")
+	if cfg.Scratch != "" {
+		// The disk's image is for a machine; here its place is a folder.
+		h.Files = filepath.Join(dir, filepath.Base(cfg.Scratch)+".files")
+	}
+	return h, nil
+}
+
+// pinned compares the shares with what was granted. A rule is about the path
+// that the kernel has for a folder: spelt in another way, with other letters or
+// other accents, it would not match.
+func (d *Driver) pinned(cfg hypervisor.Config) error {
+	if len(cfg.Shares) > 0 && len(d.opts.Pins) != len(cfg.Shares) {
+		return errors.New("it has shares that were not granted")
+	}
+	for i, s := range cfg.Shares {
+		p := d.opts.Pins[i]
+		if p.Path != s.Path {
+			return fmt.Errorf("share %s was not granted", s.Path)
+		}
+		path, err := kernelPath(s.Path)
+		if err != nil {
+			return fmt.Errorf("share %s: %w", s.Path, err)
+		}
+		if path != s.Path {
+			return fmt.Errorf("share %s: it is called %s (share it by that name)", s.Path, path)
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(s.Path, &st); err != nil {
+			return fmt.Errorf("share %s: %w", s.Path, err)
+		}
+		if uint64(st.Dev) != p.Dev || st.Ino != p.Ino {
+			return fmt.Errorf("share %s: the folder was replaced by another while the guest started (choose it again)", s.Path)
+		}
+	}
+	return nil
+}
+
+// checked writes the profile, and refuses one that does not pass.
+func checked(cfg hypervisor.Config, h Host) (string, error) {
+	profile, err := Profile(cfg, h)
+	if err != nil {
+		return "", err
+	}
+	if err := Lint(profile); err != nil {
+		return "", fmt.Errorf("the profile of the sandbox is wrong, and is not used: %w", err)
+	}
+	return profile, nil
+}
+
+// command prepares a start.
+func (d *Driver) command(cfg hypervisor.Config, h Host, file string, way bool) (c command, err error) {
+	defer func() {
+		if err != nil {
+			for _, f := range c.files {
+				f.Close()
+			}
+			c.files = nil
+		}
+	}()
+	c.argv = []string{d.opts.SandboxExec, "-f", file, h.Agent, "serve", "--boot-fd=3", "--call-fd=4"}
+	if way {
+		// The guest inherits the listener of its proxy: Seatbelt cannot allow
+		// one that takes whatever port is free.
+		l, port, err := proxyListener()
+		if err != nil {
+			return c, fmt.Errorf("listen for the guest's connections: %w", err)
+		}
+		h.Proxy = port
+		c.files = append(c.files, l)
+		c.argv = append(c.argv, "--proxy-fd=5")
+	}
+	profile, err := checked(cfg, h)
+	if err != nil {
+		return c, err
+	}
+	if err := d.pinned(cfg); err != nil {
+		return c, err
+	}
+	home, tmp := filepath.Join(h.Files, "home"), filepath.Join(h.Files, "tmp")
+	for _, dir := range []string{h.Files, home, tmp} {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return c, err
+		}
+	}
+	if err := os.WriteFile(file, []byte(profile), 0o600); err != nil {
+		return c, err
+	}
+	c.env = []string{
+		"HOME=" + home, "TMPDIR=" + tmp + "/", "LANG=en_US.UTF-8",
+		// Apple's own programs before the stubs of /usr/bin, which would ask
+		// services that a guest has not.
+		"PATH=/Library/Developer/CommandLineTools/usr/bin:/opt/homebrew/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+	}
+	d.mu.Lock()
+	d.argv = slices.Clone(c.argv)
+	d.mu.Unlock()
+	return c, nil
+}
+
+// kernelPath is the path that the kernel has for a file: without links, in the
+// letters that were given when it was made. What it was asked for must not be a
+// link.
+func kernelPath(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	var b [unix.PathMax]byte // fcntl(2): F_GETPATH wants MAXPATHLEN bytes
+	if _, _, e := unix.Syscall(unix.SYS_FCNTL, uintptr(fd), unix.F_GETPATH, uintptr(unsafe.Pointer(&b[0]))); e != 0 {
+		return "", &os.PathError{Op: "get the path of", Path: path, Err: e}
+	}
+	real, _, _ := strings.Cut(string(b[:]), "\x00")
+	return real, nil
+}
+
+// ofUser lists the processes of this user.
+func ofUser() ([]process, error) {
+	all, err := unix.SysctlKinfoProcSlice("kern.proc.uid", os.Getuid())
+	if err != nil {
+		return nil, err
+	}
+	ps := make([]process, 0, len(all))
+	for _, p := range all {
+		ps = append(ps, process{pid: int(p.Proc.P_pid), parent: int(p.Eproc.Ppid), group: int(p.Eproc.Pgid)})
+	}
+	return ps, nil
+}
+
+var _ hypervisor.Driver = (*Driver)(nil)

@@ -407,7 +407,7 @@ func TestMany(t *testing.T) {
 	for range maxConns {
 		all = append(all, w.dial())
 	}
-	for len(w.proxy.places) < maxConns { // bounded by the deadline of extra below
+	for deadline := time.Now().Add(patience); len(w.proxy.places) < maxConns && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	extra := w.dial()

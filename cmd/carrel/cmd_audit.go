@@ -18,7 +18,8 @@ func (a *app) auditCommand() *cobra.Command {
 		Long: `Each guest has a log of what crossed its boundary: hosts reached and refused,
 secrets used, rules changed, tasks. Each record holds the hash of the one before.
 The log stays when the guest is stopped, and goes when it is removed.`,
-		Args: needs(cobra.NoArgs),
+		Example: "  carrel audit show dev\n  carrel audit verify dev",
+		Args:    needs(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			return usageError{errors.New("say what to do with the audit log: show or verify")}
 		},

@@ -37,7 +37,8 @@ func (a *app) secretCommand() *cobra.Command {
 		Long: `A secret is a credential that no guest ever holds. It is added to requests
 outside the guest, only to the hosts, methods and paths of its definition, and
 only when the server has proved over TLS who it is. The guest sees a placeholder.`,
-		Args: needs(cobra.NoArgs),
+		Example: "  carrel secret set anthropic\n  carrel run --secret anthropic -- ./agent",
+		Args:    needs(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			return usageError{errors.New("say what to do with secrets: set, ls or rm")}
 		},

@@ -157,8 +157,8 @@ func (b *bench) get(s side, size int64) float64 {
 	return ms(time.Since(begin))
 }
 
-// speed is that of 64 MiB, in MiB/s.
-func speed(ms float64) float64 { return bulkBytes / (1 << 20) / (ms / 1000) }
+// speed is that of some bytes, in MiB/s.
+func speed(ms float64, bytes int) float64 { return float64(bytes) / (1 << 20) / (ms / 1000) }
 
 // rounds measures several sides n times in turn, each first once in a while,
 // after one round that does not count.
@@ -206,7 +206,7 @@ func (b *bench) leg(o *benchOrigin) {
 		b.ratio("leg_over_direct_setup_"+way, "direct_setup", leg, x["direct"], limit{}, "of one round each")
 		b.ratio("leg_over_srt_setup_"+way, "srt_setup_"+way, leg, peer, most(1), "of one round each")
 	}
-	x = measure(b.n, bulkBytes, speed)
+	x = measure(b.n, bulkBytes, func(ms float64) float64 { return speed(ms, bulkBytes) })
 	b.median("direct_down", "MiB/s", x["direct"], limit{}, "64 MiB from the server over TLS (HTTP/1.1), connection included; from the host, direct")
 	for _, way := range ways {
 		leg, peer := x["leg_"+way], x["srt_"+way]

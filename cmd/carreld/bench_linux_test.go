@@ -48,6 +48,9 @@ func TestBench(t *testing.T) {
 			b.shares(m)
 		}
 	}
+	if b.part("boundary") {
+		b.boundary(w, c)
+	}
 	if b.part("egress") {
 		b.egress()
 	}

@@ -70,7 +70,7 @@ func (b *bench) startProxy(s srt, o *benchOrigin, way string) *srtProxy {
 	b.Helper()
 	network := map[string]any{"allowedDomains": []string{o.host(way)}, "deniedDomains": []string{}}
 	if way == inspected {
-		network["tlsTerminate"] = map[string]any{}
+		network["tlsTerminate"] = map[string]any{"maxTunnels": 2 * idleConns} // by itself, 512
 	}
 	settings, err := json.Marshal(map[string]any{"network": network,
 		"filesystem": map[string]any{"denyRead": []string{}, "allowWrite": []string{}, "denyWrite": []string{}}})

@@ -57,18 +57,18 @@ func (a *asks) init() {
 	a.open, a.noes, a.salt = map[subject]*question{}, map[subject]time.Time{}, hex.EncodeToString(b[:])
 }
 
-// join returns the question about a subject; fresh if this is its first waiter,
-// nil if too many wait or were asked lately.
-func (a *asks) join(about subject) (q *question, fresh bool) {
+// join returns the question about a subject; fresh if this is its first waiter.
+// If it returns none, full says why.
+func (a *asks) join(about subject) (q *question, fresh bool, full string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.waiting >= maxWaiting {
-		return nil, false
+		return nil, false, fmt.Sprintf("%d others wait for an answer already", maxWaiting)
 	}
 	// One whose time is up may still have waiters that are about to notice.
 	if q = a.open[about]; q == nil || !time.Now().Before(q.until) {
 		if !a.pace.Allow() {
-			return nil, false
+			return nil, false, "too much was asked about lately"
 		}
 		a.last++
 		q = &question{id: fmt.Sprintf("q%d-%s", a.last, a.salt), about: about, until: time.Now().Add(askTimeout), answer: make(chan struct{})}
@@ -77,7 +77,7 @@ func (a *asks) join(about subject) (q *question, fresh bool) {
 	}
 	a.waiting++
 	q.waiters++
-	return q, fresh
+	return q, fresh, ""
 }
 
 // denied says whether somebody said no to a subject lately.
@@ -143,9 +143,9 @@ func (c *conn) ask(ctx context.Context, f *config, v policy.Verdict, r *policy.R
 	if c.s.asks.denied(about) {
 		return false, &refusal{rule: v.Rule, reason: fmt.Sprintf("It was asked about, and the answer was no; it is not asked again for %d s.", int(noHolds.Seconds()))}
 	}
-	q, fresh := c.s.asks.join(about)
+	q, fresh, full := c.s.asks.join(about)
 	if q == nil {
-		return false, &refusal{rule: v.Rule, reason: "It would be asked about, but too much waits for an answer or was asked about lately."}
+		return false, &refusal{rule: v.Rule, reason: "It would be asked about, but " + full + "."}
 	}
 	defer c.s.asks.leave(q)
 	if fresh {

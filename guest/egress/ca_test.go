@@ -98,7 +98,7 @@ func TestAuthorityKeepsItsKey(t *testing.T) {
 	if bytes.Equal(a.cert.RawSubject, b.cert.RawSubject) {
 		t.Error("two authorities have one subject")
 	}
-	if life := a.cert.NotAfter.Sub(time.Now()); life > caLife || !a.cert.MaxPathLenZero {
+	if life := time.Until(a.cert.NotAfter); life > caLife || !a.cert.MaxPathLenZero {
 		t.Errorf("life %v, path %d", life, a.cert.MaxPathLen)
 	}
 }

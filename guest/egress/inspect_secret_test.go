@@ -81,7 +81,7 @@ func TestInspectOnlyOurCredential(t *testing.T) {
 			t.Fatal(res.Status)
 		}
 		q = o.last(t)
-		if all := fmt.Sprint(q.Header["Authorization"], q.Header["X-Api-Key"], q.Header["x_api_key"], q.Header["X_api_key"], q.Header["Cookie"], q.Header["Api-Key"], q.Header["X-Goog-Api-Key"], q.Trailer); strings.Contains(all, "attacker") || strings.Contains(all, value) {
+		if all := fmt.Sprint(q.Header["Authorization"], q.Header["X-Api-Key"], q.Header["X_api_key"], q.Header["Cookie"], q.Header["Api-Key"], q.Header["X-Goog-Api-Key"], q.Trailer); strings.Contains(all, "attacker") || strings.Contains(all, value) {
 			t.Errorf("beside the secret's path the origin got %v", q.Header)
 		}
 		if res, _ := get(t, r.client(h2), request(t, "GET", r.url("/v2/x?token=attacker"), nil)); res.StatusCode != 403 {

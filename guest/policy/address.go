@@ -13,9 +13,11 @@ var broadcast = netip.MustParseAddr("255.255.255.255")
 //
 // A rule with exactly an address allows exactly that one, whatever it is. A name
 // that policy allows may resolve to what the whole internet can reach; to a
-// private address if a rule that permits it says private; and never to what is
-// the machine itself, its link, or a cloud's metadata service. A rule that
-// denies an address denies it under all names.
+// private address if a rule that permits it says private; to another special
+// address if a rule allows just that address too, since who may reach it by
+// itself gains nothing by a name for it; and never to what is the machine
+// itself, its link, or a cloud's metadata service. A rule that denies an address
+// denies it under all names.
 func (e *Egress) Address(d Destination, a netip.Addr, own []netip.Addr) error {
 	no := func(cure, format string, args ...any) error {
 		return refuse("address_refused", cure, "%s must not lead to %s: %s", d, a, fmt.Sprintf(format, args...))
@@ -59,6 +61,9 @@ func (e *Egress) Address(d Destination, a netip.Addr, own []netip.Addr) error {
 		if slices.ContainsFunc(m, func(r *rule) bool { return r.permits() && r.src.Private }) && private(a) {
 			return nil
 		}
+		if !a.IsLoopback() && !a.IsLinkLocalUnicast() && !slices.Contains(metadata, a) && e.names(a, d.Port) {
+			return nil
+		}
 		cure := "name the address itself in a rule if that is meant"
 		if private(a) {
 			cure = "say private: true in the rule if the name is one of your own network"
@@ -66,6 +71,13 @@ func (e *Egress) Address(d Destination, a netip.Addr, own []netip.Addr) error {
 		return no(cure, "it is %s", why)
 	}
 	return nil
+}
+
+// names says whether a rule allows all of an address by itself.
+func (e *Egress) names(a netip.Addr, port uint16) bool {
+	return slices.ContainsFunc(e.reaching(Destination{Host: Host{name: a.String(), addr: a}, Port: port}), func(r *rule) bool {
+		return r.action == allow && !r.inspects()
+	})
 }
 
 // metadata are the addresses at which clouds serve a machine its credentials,

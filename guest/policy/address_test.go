@@ -84,6 +84,18 @@ func TestE16Literals(t *testing.T) {
 			t.Errorf("%s may lead to %s", dest, a)
 		}
 	}
+	// A special address that is named by itself may be reached by a name, too; a
+	// port or a question that is not its own rule's changes nothing.
+	e = mustEgress(t, r("allow x.example=80,443"), r("allow 203.0.113.80"), r("allow 127.0.0.1"), r("allow 169.254.169.254"), r("allow 203.0.113.81 inspect"), r("ask 203.0.113.82"))
+	if err := e.Address(to(t, "x.example"), netip.MustParseAddr("203.0.113.80"), nil); err != nil {
+		t.Errorf("control: %v", err)
+	}
+	for _, c := range [][2]string{{"x.example:80", "203.0.113.80"}, {"x.example", "203.0.113.81"}, {"x.example", "203.0.113.82"}, {"x.example", "203.0.113.83"}, {"x.example", "127.0.0.1"}, {"x.example", "169.254.169.254"}} {
+		if err := e.Address(to(t, c[0]), netip.MustParseAddr(c[1]), nil); err == nil {
+			t.Errorf("%s may lead to %s", c[0], c[1])
+		}
+	}
+	e = mustEgress(t, r("allow *=80,443 wide"), r("deny 93.184.215.14"))
 	if v := e.Connect(to(t, "93.184.215.14")); v.Action != deny {
 		t.Error(v)
 	}

@@ -285,6 +285,8 @@ func TestPresets(t *testing.T) {
 		"p registry.npmjs.org GET /@babel%2fcore": true, "p registry.npmjs.org PUT /x": false, "p registry.npmjs.org POST /-/npm/v1/login": false,
 		"p deb.debian.org:80 GET /debian/dists/bookworm/InRelease": true, "p pypi.org GET /simple/requests/": true, "p pypi.org:80 GET /": false, "p upload.pypi.org POST /legacy/": false,
 		"p proxy.golang.org GET /golang.org/x/net/@v/list": true, "p storage.googleapis.com GET /proxy-golang-org-prod/a": true, "p storage.googleapis.com GET /other/a": false, "p storage.googleapis.com PUT /proxy-golang-org-prod/a": false,
+		"p proxy.golang.org GET /data.evil.example/x/@v/list": false, "p proxy.golang.org GET /sumdb/sum.golang.org/lookup/data.evil.example/x@v1.0.0": false, "p sum.golang.org GET /lookup/data.evil.example/x@v1.0.0": false,
+		"p sum.golang.org GET /lookup/golang.org/x/net@v0.1.0": true, "p proxy.golang.org GET /sumdb/sum.golang.org/lookup/github.com/!azure/x@v1.0.0": true, "p sum.golang.org GET /tile/8/0/x001": true,
 		"p static.crates.io HEAD /crates/a.crate": true, "p crates.io PUT /api/v1/crates/new": false, "p github.com GET /": false,
 		"g github.com GET /o/r.git/info/refs": true, "g github.com POST /o/r.git/git-upload-pack": true, "g github.com POST /o/r.git/git-receive-pack": false, "g github.com POST /o/r/x/git-upload-pack": false,
 		"g api.github.com GET /repos/o/r": true, "g api.github.com POST /gists": false, "g gist.github.com POST /": false, "g github.com:22 GET /": false,

@@ -3,6 +3,7 @@ package policy
 import (
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 
@@ -267,7 +268,7 @@ func TestRequest(t *testing.T) {
 			if v.Secret != "" && v.Action != deny {
 				got += "+" + v.Secret
 			}
-			if got != w[i+1:] || v.Reason == "" || strings.ContainsAny(v.Reason, "\r\n\x00\xff") {
+			if got != w[i+1:] || v.Reason == "" || strings.ContainsAny(v.Reason, "\r\n\x00") || !utf8.ValidString(v.Reason) {
 				t.Errorf("%s: %q = %s, want %s (%s)", c.rules, w[:i], got, w[i+1:], v.Reason)
 			}
 		}

@@ -101,7 +101,7 @@ func (s *srtImport) keys(at string, obj map[string]json.RawMessage) error {
 		known, is := srtKeys[key]
 		switch {
 		case !is && (strings.HasPrefix(key, "network.")):
-			return fmt.Errorf("Carrel does not know srt's key %q; it could deny something (take it out if it does not)", plain(clip(key), 128))
+			return fmt.Errorf("srt's key %q is unknown here and could deny something (take it out if it does not)", plain(clip(key), 128))
 		case !is:
 			s.say(key, NoMeaning, "Carrel does not know this key")
 			continue

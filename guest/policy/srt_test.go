@@ -160,7 +160,7 @@ func TestImportSRTRefuses(t *testing.T) {
 		network(`"allowedDomains":"x.org"`):                 "type",
 		network(`"deniedDomains":[1]`):                      "type",
 		network(`"filterRequest":"x"`):                      "function",
-		network(`"denyMore":["x"]`):                         "does not know",
+		network(`"denyMore":["x"]`):                         "is unknown here",
 		network(`"deniedResolvedAddresses":["8.0.0.0/8"]`):  "one by one",
 		network(`"deniedResolvedAddresses":["10.0.0.0/7"]`): "one by one",
 		network(`"deniedResolvedAddresses":["0.0.0.0/0"]`):  "one by one",

@@ -321,6 +321,7 @@ func TestBodyIsLookedInto(t *testing.T) {
 	if err := e.Outgoing(r, "api.anthropic.com", 443, "anthropic"); err == nil && r.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("the type that leaves: %q", r.Header.Get("Content-Type"))
 	}
+	r.Body.Close() // gives its room back
 	// A method that has no body as a rule, and a length that is not said.
 	r = request("GET", "https://api.anthropic.com/v1/models", body, "Content-Type", "application/json")
 	if err := e.Outgoing(r, "api.anthropic.com", 443, "anthropic"); !errors.As(err, new(*Refused)) {

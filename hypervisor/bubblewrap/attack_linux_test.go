@@ -13,6 +13,7 @@ import (
 
 	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/hypervisortest"
+	"github.com/carrel-vm/carrel/hypervisor/wall"
 )
 
 // folders are the shares of the guest that the attacks run in.
@@ -74,7 +75,7 @@ func TestWall(t *testing.T) {
 
 // users are whom an attack runs as.
 func users() []string {
-	if asRoot() {
+	if wall.AsRoot() {
 		return []string{"", "root"}
 	}
 	return []string{""} // the guest has no other
@@ -226,7 +227,7 @@ echo x >/proc/1/oom_score_adj && echo oom; (echo x >/proc/1/exe) && echo program
 			t.Errorf("control: %q", out)
 		}
 	}
-	if asRoot() {
+	if wall.AsRoot() {
 		if out := g.sh("kill -0 1 2>&1"); !strings.Contains(out, "ermitted") {
 			t.Errorf("a task may signal the agent: %q", out)
 		}

@@ -2,14 +2,13 @@ package bubblewrap
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"sync"
 
 	"github.com/carrel-vm/carrel/hypervisor"
-	"github.com/carrel-vm/carrel/hypervisor/passing"
+	"github.com/carrel-vm/carrel/hypervisor/wall"
 )
 
 // Options are what a Driver is made from.
@@ -31,10 +30,7 @@ type Options struct {
 }
 
 // Pin identifies a folder.
-type Pin struct {
-	Path     string
-	Dev, Ino uint64
-}
+type Pin = wall.Pin
 
 // maxProcesses is how many processes and threads a guest may have.
 const maxProcesses = 16 << 10
@@ -82,37 +78,26 @@ func (d *Driver) Create(ctx context.Context, cfg hypervisor.Config, h hypervisor
 	if err != nil {
 		return nil, err
 	}
-	streams, theirs, err := passing.New()
-	if err != nil {
-		return nil, &hypervisor.Error{Op: "create guest", Err: err}
-	}
-	return &VM{driver: d, cfg: cfg, h: h, spec: spec, streams: streams, theirs: theirs, gone: make(chan struct{})}, nil
+	return wall.New(cfg, h, wall.Options{Shim: d.opts.Shim, Spec: spec, Started: d.note})
 }
 
 // spec is what the wall is to make of a Config.
-func (d *Driver) spec(ctx context.Context, cfg hypervisor.Config) (s wallSpec, err error) {
+func (d *Driver) spec(ctx context.Context, cfg hypervisor.Config) (s wall.Spec, err error) {
 	if err := cfg.Check(); err != nil {
 		return s, &hypervisor.Error{Op: "create guest", Err: err}
 	}
-	s = wallSpec{Name: cfg.Name, Dir: cfg.Dir, Agent: d.opts.Agent, CPUs: cfg.CPUs, MemoryMiB: cfg.MemoryMiB, Processes: d.opts.MaxProcesses}
+	s = wall.Spec{Ranged: wall.AsRoot(), Name: cfg.Name, Dir: cfg.Dir, Agent: d.opts.Agent, CPUs: cfg.CPUs, MemoryMiB: cfg.MemoryMiB, Processes: d.opts.MaxProcesses}
 	if s.Processes <= 0 {
 		s.Processes = maxProcesses
 	}
-	if s.Bwrap, err = findBwrap(d.opts.Bwrap); err != nil {
+	if s.Program, err = findBwrap(d.opts.Bwrap); err != nil {
 		return s, err
 	}
 	if fi, err := os.Stat(d.opts.Agent); err != nil || !fi.Mode().IsRegular() {
 		return s, &hypervisor.Error{Op: "create guest", Err: fmt.Errorf("the agent %q is not there: %v", d.opts.Agent, err), Cure: "make build"}
 	}
-	if len(cfg.Shares) > 0 && len(d.opts.Pins) != len(cfg.Shares) {
-		return s, &hypervisor.Error{Op: "create guest", Err: errors.New("it has shares that were not granted")}
-	}
-	for i, sh := range cfg.Shares {
-		p := d.opts.Pins[i]
-		if p.Path != sh.Path {
-			return s, &hypervisor.Error{Op: "create guest", Err: fmt.Errorf("share %s was not granted", sh.Path)}
-		}
-		s.Shares = append(s.Shares, wallShare{Path: sh.Path, Dev: p.Dev, Ino: p.Ino, Writable: !sh.ReadOnly && !sh.Overlay})
+	if s.Shares, err = wall.Pinned(cfg.Shares, d.opts.Pins); err != nil {
+		return s, err
 	}
 	if cfg.Scratch != "" {
 		// The disk's image is for a machine; here its place is a folder.
@@ -120,10 +105,10 @@ func (d *Driver) spec(ctx context.Context, cfg hypervisor.Config) (s wallSpec, e
 	}
 	switch {
 	case cfg.Root == HostRoot:
-	case asRoot():
+	case wall.AsRoot():
 		s.Image = cfg.Root
 	default:
-		if s.Tree, err = unpacked(ctx, d.opts.CacheDir, cfg.Root); err != nil {
+		if s.Tree, err = wall.Unpacked(ctx, d.opts.CacheDir, cfg.Root); err != nil {
 			return s, &hypervisor.Error{Op: "unpack the image", Err: err, Cure: "sudo apt-get install erofs-utils, and room on the disk of " + d.opts.CacheDir}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/carrel-vm/carrel/guest/wire"
 	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/hypervisortest"
+	"github.com/carrel-vm/carrel/hypervisor/wall"
 )
 
 // guest is one with the real agent.
@@ -52,8 +53,8 @@ func startWith(t testing.TB, change func(*Options), cfg hypervisor.Config) *gues
 	t.Helper()
 	d := newDriver(t, hypervisortest.Agent(t))
 	change(&d.opts)
-	var console tail
-	vm, err := d.Create(t.Context(), cfg, hypervisor.Handlers{Console: console.add})
+	var console wall.Tail
+	vm, err := d.Create(t.Context(), cfg, hypervisor.Handlers{Console: console.Add})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +64,7 @@ func startWith(t testing.TB, change func(*Options), cfg hypervisor.Config) *gues
 			t.Error(err)
 		}
 		if t.Failed() {
-			t.Logf("console: %s", console.text())
+			t.Logf("console: %s", console.Text())
 		}
 	})
 	ln, err := vm.Listen(wire.PortBoot)

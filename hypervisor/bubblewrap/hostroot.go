@@ -5,6 +5,10 @@ import (
 	"path/filepath"
 )
 
+// HostRoot is the Config's Root of a guest whose system is the host's own,
+// read-only.
+const HostRoot = "/"
+
 // hostFolders are what a guest sees of the host's system when that is its
 // root, each read-only and only with the permissions of a stranger. There is no
 // /home, no /root, no /var, no /run and no /opt.

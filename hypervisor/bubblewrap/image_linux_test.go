@@ -9,6 +9,7 @@ import (
 
 	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/hypervisortest"
+	"github.com/carrel-vm/carrel/hypervisor/wall"
 )
 
 // image makes a small EROFS image with one program in it.
@@ -20,8 +21,8 @@ func image(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	if asRoot() {
-		if err := os.Chown(filepath.Join(tree, "home/carrel"), taskID, taskID); err != nil {
+	if wall.AsRoot() {
+		if err := os.Chown(filepath.Join(tree, "home/carrel"), wall.TaskID, wall.TaskID); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -49,7 +50,7 @@ func TestImage(t *testing.T) {
 		if status != 0 || !strings.Contains(out, "mknod-755 "+want+"\n") || !strings.Contains(out, "chmod-755 ok\n") {
 			t.Errorf("round %d: %d: %s", round, status, out)
 		}
-		if out, _ := g.exec("", "/bin/attack", "setuid", "/bin"); asRoot() && strings.Contains(out, "chmod-755 ok") {
+		if out, _ := g.exec("", "/bin/attack", "setuid", "/bin"); wall.AsRoot() && strings.Contains(out, "chmod-755 ok") {
 			t.Errorf("round %d: the guest's user writes to /bin: %s", round, out)
 		}
 		for _, user := range users() {
@@ -61,7 +62,7 @@ func TestImage(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if trees, _ := filepath.Glob(filepath.Join(cache, "unpacked", "*")); asRoot() && len(trees) != 0 || !asRoot() && len(trees) != 2 { // one, and the lock
+	if trees, _ := filepath.Glob(filepath.Join(cache, "unpacked", "*")); wall.AsRoot() && len(trees) != 0 || !wall.AsRoot() && len(trees) != 2 { // one, and the lock
 		t.Errorf("the cache holds %v", trees)
 	}
 	cfg.Root = filepath.Join(cfg.Dir, "none.erofs")

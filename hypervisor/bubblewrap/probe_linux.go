@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/carrel-vm/carrel/hypervisor"
+	"github.com/carrel-vm/carrel/hypervisor/wall"
 )
 
 const (
@@ -69,19 +70,19 @@ func (d *Driver) Check(ctx context.Context) (version string, notes []string, err
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return version, nil, namespaceError(fmt.Errorf("%w: %.300q", err, out))
 	}
-	g, err := newGroups(&wallSpec{Name: "check", Dir: fmt.Sprint("check", os.Getpid()), CPUs: 1, MemoryMiB: hypervisor.MinMemoryMiB, Processes: maxProcesses}, 0)
+	g, err := wall.NewGroups(&wall.Spec{Name: "check", Dir: fmt.Sprint("check", os.Getpid()), CPUs: 1, MemoryMiB: hypervisor.MinMemoryMiB, Processes: maxProcesses}, 0)
 	if err != nil {
 		return version, nil, &hypervisor.Error{Op: "limit a guest", Err: err}
 	}
-	notes = append(wallNotes(), g.notes()...)
-	g.remove()
+	notes = append(wallNotes(), g.Notes()...)
+	g.Remove()
 	return version, notes, nil
 }
 
 // wallNotes say what this wall is, as against a machine.
 func wallNotes() []string {
 	n := []string{"the host's kernel is shared: a fault in it is a way out"}
-	if asRoot() {
+	if wall.AsRoot() {
 		return append(n, "users: a range of the host's, none of them root")
 	}
 	return append(n, "users: one, your own, without any right; the agent is kept from tasks by a namespace, not by another user")

@@ -10,6 +10,8 @@ import (
 	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/hypervisor/wall"
 )
 
 // denied are calls that nobody in a guest makes, its agent included: parts of
@@ -187,22 +189,5 @@ func programFile(program []bpf.Instruction) (*os.File, error) {
 			return nil, err
 		}
 	}
-	return memory("filter", b.Bytes())
-}
-
-// memory returns a file in memory that holds b, to be inherited.
-func memory(name string, b []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	f := os.NewFile(uintptr(fd), name)
-	if _, err = f.Write(b); err == nil {
-		_, err = f.Seek(0, 0)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return wall.Memory("filter", b.Bytes())
 }

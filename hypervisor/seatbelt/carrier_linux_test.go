@@ -38,6 +38,17 @@ func message(port, id uint32) []byte {
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, port), id)
 }
 
+// receive reads one message. With a timeout the kernel does not go on by itself
+// after a signal, of which Go's scheduler sends many (signal(7)).
+func receive(calls int, b, oob []byte) (n, oobn int, err error) {
+	for {
+		n, oobn, _, _, err = unix.Recvmsg(calls, b, oob, unix.MSG_CMSG_CLOEXEC)
+		if !errors.Is(err, unix.EINTR) {
+			return max(n, 0), oobn, err
+		}
+	}
+}
+
 // ask asks for a stream and returns it, or -1 when it is refused.
 func ask(t testing.TB, calls int, port, id uint32) int {
 	t.Helper()
@@ -45,9 +56,9 @@ func ask(t testing.TB, calls int, port, id uint32) int {
 		t.Fatal(err)
 	}
 	b, oob := make([]byte, messageLen), make([]byte, unix.CmsgSpace(4))
-	n, oobn, _, _, err := unix.Recvmsg(calls, b, oob, unix.MSG_CMSG_CLOEXEC)
+	n, oobn, err := receive(calls, b, oob)
 	if err != nil || string(b[:n]) != string(message(port, id)) {
-		t.Fatalf("the answer to dial %d of port %d: %x, %v", id, port, b[:n], err)
+		t.Fatalf("the answer to dial %d of port %d: %x, %v", id, port, b, err)
 	}
 	if oobn == 0 {
 		return -1
@@ -139,7 +150,7 @@ func TestHostileGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := make([]byte, messageLen)
-	if n, _, _, _, err := unix.Recvmsg(calls, b, nil, 0); err != nil || string(b[:n]) != string(message(65, 5)) {
+	if n, _, err := receive(calls, b, nil); err != nil || string(b[:n]) != string(message(65, 5)) {
 		t.Errorf("%x, %v", b[:n], err)
 	}
 	w.Close()

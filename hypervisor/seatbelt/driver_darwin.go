@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -252,19 +253,21 @@ func (d *Driver) command(cfg hypervisor.Config, h Host, file string, way bool) (
 }
 
 // kernelPath is the path that the kernel has for a file: without links, in the
-// letters that were given when it was made. What it was asked for must not be a
-// link.
+// letters that were given when it was made.
 func kernelPath(path string) (string, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return "", &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer unix.Close(fd)
-	var b [unix.PathMax]byte // fcntl(2): F_GETPATH wants MAXPATHLEN bytes
-	if _, _, e := unix.Syscall(unix.SYS_FCNTL, uintptr(fd), unix.F_GETPATH, uintptr(unsafe.Pointer(&b[0]))); e != 0 {
-		return "", &os.PathError{Op: "get the path of", Path: path, Err: e}
+	b := make([]byte, unix.PathMax) // fcntl(2): F_GETPATH wants MAXPATHLEN bytes
+	var pin runtime.Pinner          // FcntlInt takes the address as a number
+	pin.Pin(&b[0])
+	defer pin.Unpin()
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETPATH, int(uintptr(unsafe.Pointer(&b[0])))); err != nil {
+		return "", &os.PathError{Op: "get the path of", Path: path, Err: err}
 	}
-	real, _, _ := strings.Cut(string(b[:]), "\x00")
+	real, _, _ := strings.Cut(string(b), "\x00")
 	return real, nil
 }
 

@@ -53,10 +53,10 @@ func Profile(cfg hypervisor.Config, h Host) (string, error) {
 	w.note("Processes: its own children and no others, none with more rights. A child inherits this profile.")
 	w.rule("allow", "process-fork")
 	w.rule("allow", "signal", w.symbol("target", "same-sandbox"))
-	w.rule("allow", "process-info*", w.symbol("target", "same-sandbox"))
-	// Without this, and in spite of the default, lsof was seen to list the
-	// processes of the user.
+	// Without the first, and in spite of the default, lsof was seen to list the
+	// processes of the user. It comes first in case others are all but itself.
 	w.rule("deny", "process-info*", w.symbol("target", "others"))
+	w.rule("allow", "process-info*", w.symbol("target", "same-sandbox"))
 
 	w.note("The kernel and the services of the system.")
 	w.rule("allow", "sysctl-read", slices.Concat(w.strings("sysctl-name", sysctls), w.strings("sysctl-name-prefix", sysctlPrefixes))...)

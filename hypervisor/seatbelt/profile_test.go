@@ -132,6 +132,7 @@ func TestMeaning(t *testing.T) {
 		{"signal", "same-sandbox", true},
 		{"signal", "others", false},
 		{"process-info-pidinfo", "others", false},
+		{"process-info-pidinfo", "same-sandbox", true},
 		{"process-fork", "", true},
 		{"lsopen", "", false},
 		{"appleevent-send", "", false},

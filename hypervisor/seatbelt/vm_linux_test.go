@@ -86,7 +86,7 @@ func guest(how string) {
 // guestReceive reads one message as a guest does.
 func guestReceive(calls int) (port uint32, fd int) {
 	b, oob := make([]byte, messageLen), make([]byte, unix.CmsgSpace(4))
-	n, oobn, _, _, err := unix.Recvmsg(calls, b, oob, unix.MSG_CMSG_CLOEXEC)
+	n, oobn, err := receive(calls, b, oob)
 	if err != nil || n != messageLen {
 		os.Exit(0)
 	}

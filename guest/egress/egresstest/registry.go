@@ -22,7 +22,7 @@ import (
 // used is PackageWord.
 const (
 	NPMPackage    = "carrel-word"
-	GoModule      = "example.com/carrel/word"
+	GoModule      = "github.com/carrel-vm/word"
 	DebianPackage = "carrel-word"
 	PyPIPackage   = "carrel-word"
 	PackageWord   = "a word from the registry"

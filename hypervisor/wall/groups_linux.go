@@ -1,4 +1,4 @@
-package bubblewrap
+package wall
 
 import (
 	"bufio"
@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// groups are the control groups of one guest: one folder in each hierarchy
+// Groups are the control groups of one guest: one folder in each hierarchy
 // that this host has and that we may write to. The zero value has none.
-type groups struct {
+type Groups struct {
 	v2     string            // folder in the unified hierarchy, or empty
 	v1     map[string]string // controller to folder
 	limits []string          // what is limited, for notes
@@ -29,10 +29,10 @@ const (
 	cgroupUnified = "/sys/fs/cgroup/unified" // beside version 1
 )
 
-// newGroups makes the guest's groups and sets their limits. A group of that
+// NewGroups makes the guest's groups and sets their limits. A group of that
 // name that a killed keeper left is taken over. owner, if not 0, gets the
 // unified one, so that the agent can divide it among tasks.
-func newGroups(spec *wallSpec, owner uint32) (g groups, err error) {
+func NewGroups(spec *Spec, owner uint32) (g Groups, err error) {
 	own, err := ownGroups()
 	if err != nil {
 		return g, err
@@ -43,7 +43,7 @@ func newGroups(spec *wallSpec, owner uint32) (g groups, err error) {
 	g.v1 = map[string]string{}
 	defer func() {
 		if err != nil {
-			g.remove()
+			g.Remove()
 		}
 	}()
 	limit := func(what string, files ...[2]string) {
@@ -171,10 +171,10 @@ func v2Group(mount, path, name string) string {
 	}
 }
 
-// add puts a process, and all that it will start, into the groups. What no
+// Add puts a process, and all that it will start, into the groups. What no
 // group limits, the process's own limits do, as far as they go: the number of
 // processes in a user namespace (Linux 5.14), the data of each.
-func (g *groups) add(pid int, spec *wallSpec) error {
+func (g *Groups) Add(pid int, spec *Spec) error {
 	var dirs []string
 	for _, d := range g.v1 {
 		dirs = append(dirs, d)
@@ -216,8 +216,8 @@ const (
 	cpuLimit     = "processor time"
 )
 
-// notes say what is limited, and by what.
-func (g *groups) notes() (n []string) {
+// Notes say what is limited, and by what.
+func (g *Groups) Notes() (n []string) {
 	how := "cgroup v2"
 	if len(g.v1) > 0 {
 		how = "cgroup v1"
@@ -238,9 +238,9 @@ func (g *groups) notes() (n []string) {
 	return n
 }
 
-// freeze stops every process, and thaw lets them go on. Both say false where
+// Freeze stops every process, and Thaw lets them go on. Both say false where
 // there is no freezer.
-func (g *groups) freeze() (bool, error) {
+func (g *Groups) Freeze() (bool, error) {
 	switch {
 	case g.v1["freezer"] != "":
 		file := filepath.Join(g.v1["freezer"], "freezer.state")
@@ -257,7 +257,7 @@ func (g *groups) freeze() (bool, error) {
 	return false, nil
 }
 
-func (g *groups) thaw() bool {
+func (g *Groups) Thaw() bool {
 	switch {
 	case g.v1["freezer"] != "":
 		_ = os.WriteFile(filepath.Join(g.v1["freezer"], "freezer.state"), []byte("THAWED"), 0o644)
@@ -287,8 +287,8 @@ func settle(file, word string) error {
 	}
 }
 
-// oom says whether the kernel killed a process for lack of the guest's memory.
-func (g *groups) oom() bool {
+// OOM says whether the kernel killed a process for lack of the guest's memory.
+func (g *Groups) OOM() bool {
 	for _, f := range []string{filepath.Join(g.v1["memory"], "memory.oom_control"), filepath.Join(g.v2, "memory.events")} {
 		b, _ := os.ReadFile(f) // a relative name, where there is no such group, is not there
 		for line := range strings.Lines(string(b)) {
@@ -300,8 +300,8 @@ func (g *groups) oom() bool {
 	return false
 }
 
-// remove removes the groups, whose processes have ended.
-func (g *groups) remove() {
+// Remove removes the groups, whose processes have ended.
+func (g *Groups) Remove() {
 	for _, d := range g.v1 {
 		removeGroup(d)
 	}

@@ -1,4 +1,4 @@
-package bubblewrap
+package wall
 
 import (
 	"context"
@@ -16,10 +16,10 @@ import (
 // lockPoll is how often a start looks whether another has unpacked the image.
 const lockPoll = 50 * time.Millisecond
 
-// unpacked returns a folder with the files of an EROFS image, unpacked once
+// Unpacked returns a folder with the files of an EROFS image, unpacked once
 // for each image: ordinary users cannot mount one. The image is known by its
 // inode and times, since what lies in the store was verified and never changes.
-func unpacked(ctx context.Context, cache, image string) (string, error) {
+func Unpacked(ctx context.Context, cache, image string) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(image, &st); err != nil {
 		return "", &os.PathError{Op: "stat", Path: image, Err: err}

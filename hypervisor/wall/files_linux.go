@@ -1,4 +1,4 @@
-package bubblewrap
+package wall
 
 import (
 	"errors"
@@ -9,68 +9,69 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/carrel-vm/carrel/hypervisor"
 )
 
-func ptr[T any](p *T) unsafe.Pointer { return unsafe.Pointer(p) }
+// AsRoot says whether this process may map a range of users, mount images and
+// map owners. What another user's process can do is less.
+func AsRoot() bool { return os.Geteuid() == 0 }
 
-// asRoot says whether this process may map a range of users, mount images and
-// map owners. What another user's process can do is less; package doc.
-func asRoot() bool { return os.Geteuid() == 0 }
+// IDRange is how many users and groups a guest has.
+const IDRange = 1 << 16
 
-// idRange is how many users and groups a guest has.
-const idRange = 1 << 16
+// TaskID is the user and group that a guest's tasks run as.
+const TaskID = 1000
 
-// taskID is the user and group that a guest's tasks run as.
-const taskID = 1000
-
-// baseID is the host's number for a guest's user 0: a range of its own above
+// BaseID is the host's number for a guest's user 0: a range of its own above
 // those that systemd gives to containers (systemd.io/UIDS-GIDS: up to
 // 0x6fffffff) and below the signed limit. Two guests of 4,096 that share one
 // still do not see each other.
-func baseID(dir string) uint32 {
+func BaseID(dir string) uint32 {
 	h := fnv.New32a()
 	h.Write([]byte(dir))
-	return 0x70000000 + h.Sum32()%4096*idRange
+	return 0x70000000 + h.Sum32()%4096*IDRange
 }
 
-// mapRange starts a process as root of a new user namespace whose users are
+// MapRange starts a process as root of a new user namespace whose users are
 // the host's from base on.
-func mapRange(a *syscall.SysProcAttr, base int) {
-	m := []syscall.SysProcIDMap{{ContainerID: 0, HostID: base, Size: idRange}}
+func MapRange(a *syscall.SysProcAttr, base int) {
+	m := []syscall.SysProcIDMap{{ContainerID: 0, HostID: base, Size: IDRange}}
 	a.Cloneflags |= syscall.CLONE_NEWUSER
 	a.UidMappings, a.GidMappings, a.GidMappingsEnableSetgroups = m, m, true
 	a.Credential = &syscall.Credential{Uid: 0, Gid: 0}
 }
 
-// sources are the files of the host that a guest is made from, each opened
-// once, and the mounts made of them.
-type sources struct {
-	spec  *wallSpec
-	base  uint32
-	notes []string
+// Files are the files of the host that a guest is made from, each opened once.
+type Files struct {
+	// Base is the host's number for the guest's user 0, or 0 where there is
+	// one user.
+	Base uint32
+	// Notes say what does not hold, a sentence each.
+	Notes []string
+	// Agent is the program; Image, Tree and Changes are nil unless the Spec
+	// names them.
+	Agent, Image, Tree, Changes *os.File
+	// Shares are the folders, in the Spec's order.
+	Shares []*os.File
 
-	agent, tree, changes *os.File
-	image                *os.File
-	shares               []*os.File
-	fds                  map[*os.File]int // in bwrap
+	spec *Spec
 }
 
-// openSources opens them all in the calling thread's mount namespace, which,
-// as root, becomes a private one first.
-func openSources(spec *wallSpec) (_ *sources, err error) {
-	s := &sources{spec: spec, fds: map[*os.File]int{}}
+// OpenFiles opens them all in the calling thread's mount namespace, which for
+// a guest with a range of users becomes a private one first. The caller closes
+// them.
+func OpenFiles(spec *Spec) (_ *Files, err error) {
+	s := &Files{spec: spec}
 	defer func() {
 		if err != nil {
-			s.close()
+			s.Close()
 		}
 	}()
-	if asRoot() {
-		s.base = baseID(spec.Dir)
+	if spec.Ranged {
+		s.Base = BaseID(spec.Dir)
 		err := unix.Unshare(unix.CLONE_NEWNS)
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
@@ -79,20 +80,20 @@ func openSources(spec *wallSpec) (_ *sources, err error) {
 			return nil, &hypervisor.Error{Op: "make a mount namespace", Err: err, Cure: "as root, Carrel needs CAP_SYS_ADMIN, which a container may lack: run it as an ordinary user"}
 		}
 	}
-	if s.agent, err = openPath(spec.Agent, 0); err != nil {
+	if s.Agent, err = openPath(spec.Agent, 0); err != nil {
 		return nil, &hypervisor.Error{Op: "open the agent", Err: err, Cure: "make build"}
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(int(s.agent.Fd()), &st); err != nil {
+	if err := unix.Fstat(int(s.Agent.Fd()), &st); err != nil {
 		return nil, err
 	}
-	if asRoot() && st.Mode&0o005 != 0o005 { // the guest's root is nobody here
+	if spec.Ranged && st.Mode&0o005 != 0o005 { // the guest's root is nobody here
 		return nil, &hypervisor.Error{Op: "open the agent", Err: fmt.Errorf("%s has mode %#o; everybody must be able to run it", spec.Agent, st.Mode&0o777), Cure: "chmod a+rx " + spec.Agent}
 	}
 	if spec.Image != "" {
-		s.image, err = openPath(spec.Image, 0)
+		s.Image, err = openPath(spec.Image, 0)
 	} else if spec.Tree != "" {
-		s.tree, err = openPath(spec.Tree, unix.O_DIRECTORY)
+		s.Tree, err = openPath(spec.Tree, unix.O_DIRECTORY)
 	}
 	if err != nil {
 		return nil, &hypervisor.Error{Op: "open the guest's image", Err: err, Cure: "carrel image build, or make image"}
@@ -101,11 +102,11 @@ func openSources(spec *wallSpec) (_ *sources, err error) {
 		if err := os.Mkdir(spec.Changes, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, err
 		}
-		if s.changes, err = openPath(spec.Changes, unix.O_DIRECTORY); err != nil {
+		if s.Changes, err = openPath(spec.Changes, unix.O_DIRECTORY); err != nil {
 			return nil, err
 		}
-		if asRoot() {
-			if err := unix.Fchownat(int(s.changes.Fd()), "", int(s.base), int(s.base), unix.AT_EMPTY_PATH); err != nil {
+		if spec.Ranged {
+			if err := unix.Fchownat(int(s.Changes.Fd()), "", int(s.Base), int(s.Base), unix.AT_EMPTY_PATH); err != nil {
 				return nil, err
 			}
 		}
@@ -115,7 +116,7 @@ func openSources(spec *wallSpec) (_ *sources, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("share %s: %w", sh.Path, err)
 		}
-		s.shares = append(s.shares, f)
+		s.Shares = append(s.Shares, f)
 		var st unix.Stat_t
 		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 			return nil, fmt.Errorf("share %s: %w", sh.Path, err)
@@ -138,113 +139,71 @@ func openPath(path string, flags uint64) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-func (s *sources) close() {
-	for _, f := range append([]*os.File{s.agent, s.tree, s.changes, s.image}, s.shares...) {
+// Close closes them all.
+func (s *Files) Close() {
+	for _, f := range append([]*os.File{s.Agent, s.Tree, s.Changes, s.Image}, s.Shares...) {
 		if f != nil {
 			f.Close()
 		}
 	}
 }
 
-// inherited are the files that bwrap mounts by descriptor, the first of which
-// will be number first there. As root it mounts what stage has put in place.
-func (s *sources) inherited(first int) (files []*os.File) {
-	if asRoot() {
-		return nil
-	}
-	for _, f := range append([]*os.File{s.agent, s.tree, s.changes}, s.shares...) {
-		if f != nil {
-			s.fds[f] = first + len(files)
-			files = append(files, f)
-		}
-	}
-	return files
-}
-
-// plan is what Args can know before anything is mounted.
-func (w *wallSpec) plan() Plan {
-	return Plan{Mapped: asRoot(), HostRoot: w.Image == "" && w.Tree == "", MemoryMiB: w.MemoryMiB}
-}
-
-// stage makes the mounts that take a right, and returns what bwrap is to do.
-// pid is that of a process in the guest's user namespace.
-func (s *sources) stage(pid int) (Plan, error) {
-	p := s.spec.plan()
-	place := func(f *os.File, dest string, writable bool) {
-		p.Binds = append(p.Binds, Bind{Source: f.Name(), FD: s.fds[f], Dest: dest, Writable: writable})
-	}
-	if asRoot() {
-		st, err := s.mountStage(pid)
-		if err != nil {
-			return p, &hypervisor.Error{Op: "prepare the guest's files", Err: err}
-		}
-		place = func(f *os.File, dest string, writable bool) {
-			p.Binds = append(p.Binds, Bind{Source: st[f], Dest: dest, Writable: writable})
-		}
-	}
-	place(s.agent, insideAgent, false)
-	switch {
-	case s.image != nil:
-		place(s.image, insideImage, false)
-	case s.tree != nil:
-		place(s.tree, insideImage, false)
-	default:
-		hostRoot(&p)
-	}
-	if s.changes != nil {
-		place(s.changes, insideChanges, true)
-	}
-	for i, f := range s.shares {
-		place(f, filepath.Join(insideShares, strconv.Itoa(i)), s.spec.Shares[i].Writable)
-	}
-	return p, nil
-}
-
-// stageDir is where root's mounts are put, in the private mount namespace: a
+// StageDir is where Stage puts mounts, in the private mount namespace: a
 // folder that is everywhere and whose parents everybody may enter.
-const stageDir = "/tmp"
+const StageDir = "/tmp"
 
-// mountStage mounts the image and the shares with their owners mapped, and
-// returns where each is.
-func (s *sources) mountStage(pid int) (map[*os.File]string, error) {
-	if err := unix.Mount("stage", stageDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=64m"); err != nil {
+// Stage mounts agent, image or tree, changes and shares where the sandbox's
+// program finds them, and returns where each is. Where there is a range of
+// users owners are mapped, and pid is a process in the guest's user namespace.
+func (s *Files) Stage(pid int) (map[*os.File]string, error) {
+	if err := unix.Mount("stage", StageDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=64m"); err != nil {
 		return nil, fmt.Errorf("mount a tmpfs: %w", err)
 	}
-	guest, err := unix.Open(fmt.Sprintf("/proc/%d/ns/user", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open the guest's user namespace: %w", err)
+	guest, at := -1, map[*os.File]string{}
+	var err error
+	if s.spec.Ranged {
+		guest, err = unix.Open(fmt.Sprintf("/proc/%d/ns/user", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("open the guest's user namespace: %w", err)
+		}
+		defer unix.Close(guest)
 	}
-	defer unix.Close(guest)
-	at := map[*os.File]string{}
-	if at[s.agent], err = attach(s.agent, "agent", unix.MOUNT_ATTR_RDONLY, -1); err != nil {
+	if at[s.Agent], err = attach(s.Agent, "agent", unix.MOUNT_ATTR_RDONLY, -1); err != nil {
 		return nil, fmt.Errorf("mount the agent: %w", err)
 	}
-	if s.image != nil {
-		if at[s.image], err = mountImage(s.image, guest); err != nil {
-			return nil, fmt.Errorf("mount the image %s: %w", s.image.Name(), err)
+	if s.Image != nil {
+		if at[s.Image], err = mountImage(s.Image, guest); err != nil {
+			return nil, fmt.Errorf("mount the image %s: %w", s.Image.Name(), err)
 		}
 	}
-	if s.changes != nil {
-		if at[s.changes], err = attach(s.changes, "changes", 0, -1); err != nil {
+	if s.Tree != nil {
+		if at[s.Tree], err = attach(s.Tree, "tree", unix.MOUNT_ATTR_RDONLY, -1); err != nil {
+			return nil, fmt.Errorf("mount the image %s: %w", s.Tree.Name(), err)
+		}
+	}
+	if s.Changes != nil {
+		if at[s.Changes], err = attach(s.Changes, "changes", 0, -1); err != nil {
 			return nil, err
 		}
 	}
-	owners := ownerMaps{bwrap: s.spec.Bwrap, base: int(s.base), known: map[[2]uint32]int{}}
+	owners := ownerMaps{base: int(s.Base), known: map[[2]uint32]int{}}
 	defer owners.close()
-	for i, f := range s.shares {
+	for i, f := range s.Shares {
 		var attr uint64
 		if !s.spec.Shares[i].Writable {
 			attr = unix.MOUNT_ATTR_RDONLY
 		}
-		ns, err := owners.namespace(f)
-		if err != nil {
-			return nil, fmt.Errorf("share %s: %w", f.Name(), err)
+		ns := -1
+		if s.spec.Ranged {
+			if ns, err = owners.namespace(f); err != nil {
+				return nil, fmt.Errorf("share %s: %w", f.Name(), err)
+			}
 		}
 		name := "share" + strconv.Itoa(i)
 		at[f], err = attach(f, name, attr, ns)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		if ns >= 0 && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)) {
 			// A file system that cannot map owners (FUSE, NFS, ...).
-			s.notes = append(s.notes, fmt.Sprintf("share %s: its file system cannot map owners, so the guest may do there what other users of this machine may", f.Name()))
+			s.Notes = append(s.Notes, fmt.Sprintf("share %s: its file system cannot map owners, so the guest may do there what other users of this machine may", f.Name()))
 			at[f], err = attach(f, name, attr, -1)
 		}
 		if err != nil {
@@ -302,7 +261,7 @@ func move(m int, name string, attr uint64, userns int) (string, error) {
 	if err := unix.MountSetattr(m, "", unix.AT_EMPTY_PATH, &a); err != nil {
 		return "", fmt.Errorf("mount_setattr: %w", err)
 	}
-	path := filepath.Join(stageDir, name)
+	path := filepath.Join(StageDir, name)
 	var st unix.Stat_t
 	err := unix.Fstat(m, &st)
 	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
@@ -323,7 +282,6 @@ func move(m int, name string, attr uint64, userns int) (string, error) {
 // user of the guest's tasks: what the owner may, a task may, and what a task
 // makes is the owner's. Nobody runs in them.
 type ownerMaps struct {
-	bwrap string
 	base  int
 	known map[[2]uint32]int
 }
@@ -337,22 +295,9 @@ func (o *ownerMaps) namespace(f *os.File) (int, error) {
 	if fd, ok := o.known[key]; ok {
 		return fd, nil
 	}
-	// A namespace needs a process to be made by; bwrap waits for arguments
-	// that never come.
-	r, w, err := os.Pipe()
+	cmd, err := holder([]syscall.SysProcIDMap{{ContainerID: int(st.Uid), HostID: o.base + TaskID, Size: 1}},
+		[]syscall.SysProcIDMap{{ContainerID: int(st.Gid), HostID: o.base + TaskID, Size: 1}})
 	if err != nil {
-		return -1, err
-	}
-	defer w.Close()
-	defer r.Close()
-	cmd := exec.Command(o.bwrap, "--args", "3")
-	cmd.Env, cmd.Dir, cmd.ExtraFiles = []string{}, "/", []*os.File{r}
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Pdeathsig: syscall.SIGKILL, Cloneflags: syscall.CLONE_NEWUSER,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: int(st.Uid), HostID: o.base + taskID, Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: int(st.Gid), HostID: o.base + taskID, Size: 1}},
-	}
-	if err := cmd.Start(); err != nil {
 		return -1, fmt.Errorf("map owners: %w", err)
 	}
 	defer cmd.Wait()
@@ -363,6 +308,27 @@ func (o *ownerMaps) namespace(f *os.File) (int, error) {
 	}
 	o.known[key] = fd
 	return fd, nil
+}
+
+// holder starts a process in a new user namespace, which needs one to be made
+// by. It is stopped before its first instruction; the caller kills it and waits.
+func holder(users, groups []syscall.SysProcIDMap) (*exec.Cmd, error) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env, cmd.Dir = []string{}, "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Pdeathsig: syscall.SIGKILL, Cloneflags: syscall.CLONE_NEWUSER, UidMappings: users, GidMappings: groups,
+		// The kernel stops what is traced when it becomes another program.
+		Ptrace: true,
+	}
+	return cmd, cmd.Start()
+}
+
+// Holder starts a process in a user namespace like that of a guest with a range
+// of users: for Stage, where the guest's own is not there yet. The caller kills
+// it and waits.
+func Holder(base uint32) (*exec.Cmd, error) {
+	m := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(base), Size: IDRange}}
+	return holder(m, m)
 }
 
 func (o *ownerMaps) close() {

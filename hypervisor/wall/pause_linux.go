@@ -1,4 +1,4 @@
-package bubblewrap
+package wall
 
 import (
 	"errors"
@@ -14,13 +14,16 @@ import (
 )
 
 // pause stops every process of the guest: by the freezer, or where there is
-// none by SIGSTOP to each. A stopped process cannot fork, so the tree is stopped
+// none as the driver does it, or by SIGSTOP to each. A stopped process cannot fork, so the tree is stopped
 // from its root until it grows no more.
-func (w *wall) pause() error {
+func (w *Process) pause() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if ok, err := w.groups.freeze(); ok {
+	if ok, err := w.Groups.Freeze(); ok {
 		return err
+	}
+	if w.hooks.Pause != nil {
+		return w.hooks.Pause(w)
 	}
 	for end := time.Now().Add(freezeTimeout); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		all := true
@@ -37,11 +40,14 @@ func (w *wall) pause() error {
 	return fmt.Errorf("not every process stopped within %v (there is no freezer for this user; stop the guest instead)", freezeTimeout)
 }
 
-func (w *wall) resume() error {
+func (w *Process) resume() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.groups.thaw() {
+	if w.Groups.Thaw() {
 		return nil
+	}
+	if w.hooks.Resume != nil {
+		return w.hooks.Resume(w)
 	}
 	tree := w.tree()
 	slices.Reverse(tree) // the agent last
@@ -55,21 +61,22 @@ func (w *wall) resume() error {
 
 // tree is the guest's processes, the first one first. An orphan becomes the
 // first one's child, so none is elsewhere.
-func (w *wall) tree() []int {
+func (w *Process) tree() []int {
 	var pids []int
-	next := children(w.bwrap.Process.Pid)
+	next := Children(w.Child.Process.Pid)
 	for len(next) > 0 {
 		pid := next[0]
 		next = next[1:]
 		if !slices.Contains(pids, pid) {
 			pids = append(pids, pid)
-			next = append(next, children(pid)...)
+			next = append(next, Children(pid)...)
 		}
 	}
 	return pids
 }
 
-func children(pid int) (pids []int) {
+// Children are the pids of a process's children.
+func Children(pid int) (pids []int) {
 	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is sound
 	for _, f := range files {
 		b, err := os.ReadFile(f)

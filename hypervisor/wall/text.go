@@ -1,4 +1,4 @@
-package bubblewrap
+package wall
 
 import (
 	"fmt"
@@ -11,13 +11,13 @@ import (
 // tailMax is how much of a guest's last words is kept, in bytes.
 const tailMax = 2 << 10
 
-// tail keeps the end of what is printed.
-type tail struct {
+// Tail keeps the end of what is printed.
+type Tail struct {
 	mu sync.Mutex
 	b  []byte
 }
 
-func (t *tail) add(p []byte) {
+func (t *Tail) Add(p []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.b = append(t.b, p...); len(t.b) > tailMax {
@@ -25,9 +25,9 @@ func (t *tail) add(p []byte) {
 	}
 }
 
-// text is what was kept in one line, every byte that a terminal could obey
+// Text is what was kept in one line, every byte that a terminal could obey
 // escaped.
-func (t *tail) text() string {
+func (t *Tail) Text() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var b strings.Builder

@@ -1,4 +1,4 @@
-package bubblewrap
+package wall
 
 import (
 	"context"
@@ -30,29 +30,50 @@ const (
 	commandTimeout = 10 * time.Second
 )
 
-// VM is one guest: a wall process, and beneath it bwrap and the agent.
+// Options are what a VM is made from.
+type Options struct {
+	// Shim is a command that calls the driver's wall process.
+	Shim []string
+	// Spec is what that is told.
+	Spec Spec
+	// Sys are the attributes with which it starts, or nil.
+	Sys *syscall.SysProcAttr
+	// Started is told, when the guest runs, what holds it and the program's
+	// command line.
+	Started func(notes, argv []string)
+}
+
+// New returns a guest that does not run yet.
+func New(cfg hypervisor.Config, h hypervisor.Handlers, o Options) (*VM, error) {
+	streams, theirs, err := passing.New()
+	if err != nil {
+		return nil, &hypervisor.Error{Op: "create guest", Err: err}
+	}
+	return &VM{opts: o, cfg: cfg, h: h, streams: streams, theirs: theirs, gone: make(chan struct{})}, nil
+}
+
+// VM is one guest: a wall process, and beneath it the sandbox and the agent.
 //
 //	created ── Start ──> running <── Pause / Resume ──> paused
 //	    └───── Close ───────┴── Kill, or its own end ──────┴──> gone
 type VM struct {
-	driver  *Driver
 	cfg     hypervisor.Config
 	h       hypervisor.Handlers
-	spec    wallSpec
+	opts    Options
 	streams *passing.Host
 
 	gone   chan struct{} // closed when all of the guest is gone
 	reason error         // what Wait returns, set before
 
 	command sync.Mutex // held over Pause and Resume
-	answers chan wallWord
+	answers chan Word
 
 	mu      sync.Mutex
 	theirs  passing.Guest // until Start hands them on
 	proc    *exec.Cmd     // nil until started
 	ended   chan struct{} // closed when the wall process has been waited for
 	control *net.UnixConn
-	console tail
+	console Tail
 	killed  bool // by Kill or Close
 	closed  bool
 }
@@ -66,7 +87,7 @@ func (v *VM) Start(ctx context.Context) error {
 		}
 		return &hypervisor.Error{Op: "start the guest", Err: err}
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, 2*startTimeout, fmt.Errorf("the guest's wall did not stand within %v", 2*startTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*StartTimeout, fmt.Errorf("the guest's wall did not stand within %v", 2*StartTimeout))
 	defer cancel()
 	select {
 	case err = <-started:
@@ -84,7 +105,7 @@ func (v *VM) Start(ctx context.Context) error {
 	if v.killed {
 		return hypervisor.ErrGone
 	}
-	if words := v.console.text(); words != "" {
+	if words := v.console.Text(); words != "" {
 		var he *hypervisor.Error
 		if errors.As(err, &he) {
 			he.Err = fmt.Errorf("%w: %s", he.Err, words)
@@ -103,14 +124,14 @@ func (v *VM) launch() (<-chan error, error) {
 		return nil, hypervisor.ErrGone
 	case v.proc != nil:
 		return nil, errors.New("it was started before")
-	case len(v.driver.opts.Shim) == 0:
+	case len(v.opts.Shim) == 0:
 		return nil, errors.New("no command that builds the wall is configured")
 	}
-	b, err := json.Marshal(v.spec)
+	b, err := json.Marshal(v.opts.Spec)
 	if err != nil {
 		return nil, err
 	}
-	spec, err := memory("spec", b)
+	spec, err := Memory("spec", b)
 	if err != nil {
 		return nil, err
 	}
@@ -126,19 +147,23 @@ func (v *VM) launch() (<-chan error, error) {
 		return nil, err
 	}
 	defer w.Close()
-	shim := v.driver.opts.Shim
+	shim := v.opts.Shim
 	cmd := exec.Command(shim[0], shim[1:]...)
 	cmd.Env, cmd.Dir = []string{}, "/"
 	cmd.Stdout, cmd.Stderr = w, w
 	cmd.ExtraFiles = []*os.File{spec, theirControl, v.theirs.Boot, v.theirs.Calls}
 	// It does not die with us at once: it notices, and removes its groups.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	if v.opts.Sys != nil {
+		*cmd.SysProcAttr = *v.opts.Sys
+	}
+	cmd.SysProcAttr.Setsid = true
 	if err := cmd.Start(); err != nil {
 		control.Close()
 		r.Close()
 		return nil, fmt.Errorf("start %s: %w", shim[0], err)
 	}
-	v.proc, v.control, v.ended, v.answers = cmd, control, make(chan struct{}), make(chan wallWord, 1)
+	v.proc, v.control, v.ended, v.answers = cmd, control, make(chan struct{}), make(chan Word, 1)
 	v.theirs.Close()
 	go func() {
 		cmd.Wait() // its error is told by the state
@@ -154,13 +179,13 @@ func (v *VM) launch() (<-chan error, error) {
 	return started, nil
 }
 
-// drain reads what the wall, bwrap and the agent print.
+// drain reads what the wall, the sandbox and the agent print.
 func (v *VM) drain(r *os.File) {
 	buf := make([]byte, 4<<10)
 	for {
 		n, err := r.Read(buf)
 		if n > 0 {
-			v.console.add(buf[:n])
+			v.console.Add(buf[:n])
 			if v.h.Console != nil {
 				v.h.Console(buf[:n])
 			}
@@ -174,16 +199,17 @@ func (v *VM) drain(r *os.File) {
 // watch reads what the wall says until its end, and then waits for everything
 // of the guest.
 func (v *VM) watch(started chan<- error, console *os.File, drained <-chan struct{}) {
-	pidfd, cause, told := -1, "", false
+	var pidfds []int
+	cause, told := "", false
 	for {
-		word, fd, err := readWord(v.control)
+		word, fds, err := readWord(v.control)
 		if err != nil {
 			break
 		}
 		switch {
-		case word.Started && pidfd < 0:
-			pidfd, told = fd, true
-			v.driver.note(append(wallNotes(), word.Notes...), word.Command)
+		case word.Started && !told:
+			pidfds, told = fds, true
+			v.opts.Started(word.Notes, word.Command)
 			started <- nil
 		case word.Gone:
 			cause = word.Cause
@@ -198,10 +224,10 @@ func (v *VM) watch(started chan<- error, console *os.File, drained <-chan struct
 		}
 	}
 	<-v.ended
-	if pidfd >= 0 {
+	for _, fd := range pidfds {
 		// A wall that was killed leaves its guest to die, which takes a moment.
-		awaitPidfd(pidfd)
-		unix.Close(pidfd)
+		AwaitPidfd(fd)
+		unix.Close(fd)
 	}
 	console.SetReadDeadline(time.Now().Add(time.Second)) // a task may hold it open, where it does not die
 	<-drained
@@ -220,7 +246,7 @@ func (v *VM) watch(started chan<- error, console *os.File, drained <-chan struct
 		cause = fmt.Sprintf("the guest's wall ended with status %d", ws.ExitStatus())
 	}
 	if cause != "" && !v.killed {
-		v.reason = &hypervisor.GoneError{Cause: cause, Detail: v.console.text()}
+		v.reason = &hypervisor.GoneError{Cause: cause, Detail: v.console.Text()}
 	}
 	close(v.gone)
 	if !told {
@@ -228,25 +254,25 @@ func (v *VM) watch(started chan<- error, console *os.File, drained <-chan struct
 	}
 }
 
-// readWord reads one message of the wall, and the descriptor that came with it
-// or -1.
-func readWord(c *net.UnixConn) (*wallWord, int, error) {
-	b, oob := make([]byte, 128<<10), make([]byte, unix.CmsgSpace(4))
+// maxPidfds is how many descriptors come with a word.
+const maxPidfds = 8
+
+// readWord reads one message of the wall, and the descriptors that came with it.
+func readWord(c *net.UnixConn) (*Word, []int, error) {
+	b, oob := make([]byte, 128<<10), make([]byte, unix.CmsgSpace(4*maxPidfds))
 	n, oobn, _, _, err := c.ReadMsgUnix(b, oob)
 	if err != nil {
-		return nil, -1, err
+		return nil, nil, err
 	}
 	if n == 0 {
-		return nil, -1, net.ErrClosed
+		return nil, nil, net.ErrClosed
 	}
-	fd := -1
+	var fds []int
 	if msgs, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil && len(msgs) == 1 {
-		if fds, err := unix.ParseUnixRights(&msgs[0]); err == nil && len(fds) == 1 {
-			fd = fds[0]
-		}
+		fds, _ = unix.ParseUnixRights(&msgs[0]) // other messages bring none
 	}
-	word := new(wallWord)
-	return word, fd, json.Unmarshal(b[:n], word)
+	word := new(Word)
+	return word, fds, json.Unmarshal(b[:n], word)
 }
 
 func controlPair() (*net.UnixConn, *os.File, error) {

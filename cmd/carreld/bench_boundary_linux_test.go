@@ -1,0 +1,145 @@
+//go:build bench
+
+package main
+
+import (
+	"archive/tar"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/client"
+)
+
+// Sizes of the work: files of 1 KiB in the archive that is unpacked, functions
+// of the program that is compiled.
+const (
+	untarFiles = 20_000
+	functions  = 200
+)
+
+// boundary measures the process wall: a run of nothing, beside the least that
+// bwrap does and beside srt; and work inside it, beside the same on the host.
+func (b *bench) boundary(w *world, c *client.Client) {
+	b.wallRuns(w)
+	b.wallWork(w, c)
+}
+
+// wallRuns times commands from their start to their end.
+func (b *bench) wallRuns(w *world) {
+	srt := b.srt()
+	bwrap := []string{"--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--", "true"}
+	x := b.rounds(4*b.n,
+		func() float64 { return b.took(exec.Command("bwrap", bwrap...)) },
+		func() float64 { return b.took(srt.run("true")) },
+		func() float64 { return b.took(w.carrel("run", "-q", "--boundary", "process", "--", "true")) },
+		func() float64 {
+			return b.took(w.carrel("run", "-q", "--boundary", "process", "--image", "host", "--", "true"))
+		},
+	)
+	bare, peer := x[0], x[1]
+	b.latency("bwrap_run", "ms", bare, limit{}, "`bwrap "+strings.Join(bwrap, " ")+"` to its exit")
+	b.latency("srt_run", "ms", peer, limit{}, "`srt true` ("+srt.version+") to its exit, with its defaults")
+	for i, side := range []struct{ name, how string }{
+		{"process_run", "`carrel run --boundary process -- true` to its exit: daemon running, image cached, an empty folder shared"},
+		{"process_run_host", "the same with `--image host`: this machine's own system, as bwrap and srt have it"},
+	} {
+		values := x[i+2]
+		b.latency(side.name, "ms", values, limit{}, side.how)
+		var beyond []float64
+		for i := range values {
+			beyond = append(beyond, values[i]-bare[i])
+		}
+		b.median(side.name+"_beyond_bwrap", "ms", beyond, most(60), "what it takes more than bwrap, of one round each")
+		b.ratio(side.name+"_over_srt", "srt_run", values, peer, most(1), "of one round each")
+	}
+}
+
+// wallWork does the same work behind the wall and on the host, with the same
+// programs in the same folder.
+func (b *bench) wallWork(w *world, c *client.Client) {
+	folder := filepath.Join(w.work, "wall")
+	if dir := os.Getenv("CARREL_BENCH_MEMORY"); dir != "" {
+		folder = filepath.Join(dir, "wall")
+	}
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		b.Fatal(err)
+	}
+	b.plantWork(folder)
+	g, err := c.StartGuest(b.Context(), &api.GuestSpec{Name: "bench-wall", Boundary: "process", Image: hostImage,
+		Shares: []*api.Share{{Path: folder, GuestPath: "/wall", Mode: api.ShareMode_SHARE_MODE_RW}}}, client.GuestOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() {
+		if _, err := c.StopGuest(b.Context(), g.Name, time.Second); err != nil {
+			b.Error(err)
+		}
+	}()
+	var execs []float64
+	for i := range 8*b.n + 1 {
+		if one := b.task(c, client.Task{Guest: g.Name, Args: []string{"true"}}); i > 0 {
+			execs = append(execs, one)
+		}
+	}
+	b.latency("process_exec_client", "ms", execs, limit{}, "`true` in a running guest behind the process wall through the Go client, from the call to its status")
+
+	for _, work := range []struct{ name, script, how string }{
+		{"compile", "rm -rf out && mkdir out && gcc -O1 -o out/program program.c && ./out/program",
+			"a C program of 200 functions compiled, linked (`gcc -O1`) and run"},
+		{"untar", "rm -rf tree && mkdir tree && tar -xf tree.tar -C tree", "an archive of 20,000 files of 1 KiB unpacked into the shared folder, and what was there removed before"},
+	} {
+		inside, outside := b.turns(b.n,
+			func() float64 {
+				return b.task(c, client.Task{Guest: g.Name, Dir: "/wall", Args: []string{"sh", "-ec", work.script}, Stdout: os.Stderr, Stderr: os.Stderr})
+			},
+			func() float64 {
+				cmd := exec.Command("sh", "-ec", work.script)
+				cmd.Dir = folder
+				return b.took(cmd)
+			})
+		b.median("process_"+work.name, "ms", inside, limit{}, work.how+"; as a task behind the process wall, the host's system, the folder shared rw")
+		b.median("host_"+work.name, "ms", outside, limit{}, "the same script on the host, in the same folder")
+		b.ratio("process_over_host_"+work.name, "host_"+work.name, inside, outside, limit{}, "pairs of the two above")
+	}
+}
+
+// plantWork writes what the work is done on.
+func (b *bench) plantWork(dir string) {
+	var s strings.Builder
+	s.WriteString("#include <stdio.h>\n#include <string.h>\n")
+	for i := range functions {
+		fmt.Fprintf(&s, "static int f%d(int x) { char b[64]; snprintf(b, sizeof b, \"%%d\", x); for (int i = 0; i < 9; i++) x = x * %d + (int)strlen(b) %% (i + 3); return x; }\n", i, i+3)
+	}
+	s.WriteString("int main(void) { unsigned x = 1;\n")
+	for i := range functions {
+		fmt.Fprintf(&s, "x ^= f%d(x & 0xff);\n", i)
+	}
+	s.WriteString("return x == 42; }\n")
+	if err := os.WriteFile(filepath.Join(dir, "program.c"), []byte(s.String()), 0o644); err != nil {
+		b.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(dir, "tree.tar"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	tw := tar.NewWriter(f)
+	body := make([]byte, 1<<10)
+	for i := range untarFiles {
+		h := &tar.Header{Name: fmt.Sprintf("folder%03d/file%d", i/100, i), Mode: 0o644, Size: int64(len(body))}
+		if err = tw.WriteHeader(h); err == nil {
+			_, err = tw.Write(body)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := tw.Close(); err != nil {
+		b.Fatal(err)
+	}
+}

@@ -174,12 +174,18 @@ func dash(s string) string {
 	return s
 }
 
+// shownPaths is how many of a rule's paths a table shows.
+const shownPaths = 3
+
 func requestsWord(r *api.EgressRule) string {
 	var parts []string
 	if len(r.Methods) > 0 {
 		parts = append(parts, strings.Join(r.Methods, ","))
 	}
-	parts = append(parts, r.Paths...)
+	parts = append(parts, r.Paths[:min(len(r.Paths), shownPaths)]...)
+	if more := len(r.Paths) - shownPaths; more > 0 {
+		parts = append(parts, fmt.Sprintf("and %d more (--json)", more))
+	}
 	if r.Secret != "" {
 		parts = append(parts, "secret "+r.Secret)
 	}

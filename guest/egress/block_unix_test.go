@@ -14,8 +14,8 @@ import (
 )
 
 // Whoever handed a stream over may keep it and make it one that blocks, and then
-// read no more. New rules end the connection all the same, at once, and so do they
-// that of another that comes after it. The control is a stream that was let be.
+// read no more. New rules end the connection all the same, at once, and
+// the others too. The control is a stream that was let be.
 func TestConfigureEndsBlocked(t *testing.T) {
 	for _, block := range []bool{false, true} {
 		w := newWorld(t, nil, allow("a.example", 7), allow("b.example", 7))
@@ -39,7 +39,7 @@ func TestConfigureEndsBlocked(t *testing.T) {
 				}
 			}
 		})
-		w.serve("b.example", somewhere, 7, echo)
+		w.serve("b.example", somewhere.Next(), 7, echo)
 		a, b := socketPair(t)
 		raw, err := b.(*net.UnixConn).SyscallConn()
 		if err != nil {

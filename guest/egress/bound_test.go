@@ -157,12 +157,15 @@ func TestMaxUpOfHello(t *testing.T) {
 		r := allow("a.example", 443)
 		r.MaxUpBytes = x.max
 		w := newWorld(t, nil, r)
+		hello := records(helloMessage(sni("a.example")), maxRecord)
 		got := make(chan int64, 1)
 		w.serve("a.example", somewhere, 443, func(c net.Conn) {
-			n, _ := io.Copy(io.Discard, c)
+			if !x.ok { // time for what must not come
+				c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+			}
+			n, _ := io.CopyN(io.Discard, c, int64(len(hello)))
 			got <- n
 		})
-		hello := records(helloMessage(sni("a.example")), maxRecord)
 		c := w.open("a.example", 443)
 		c.Write(hello)
 		c.Close()

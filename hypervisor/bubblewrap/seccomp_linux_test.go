@@ -50,10 +50,10 @@ func TestArgumentFilter(t *testing.T) {
 		// struct seccomp_data, each word in the byte order that x/net reads;
 		// the low half of an argument comes first.
 		data := make([]byte, 64)
-		binary.BigEndian.PutUint32(data[dataNr:], uint32(nr))
+		binary.BigEndian.PutUint32(data[0:], uint32(nr))
 		for i, a := range c.args {
-			binary.BigEndian.PutUint32(data[dataArgs+8*i:], uint32(a))
-			binary.BigEndian.PutUint32(data[dataArgs+8*i+4:], uint32(a>>32))
+			binary.BigEndian.PutUint32(data[16+8*i:], uint32(a))
+			binary.BigEndian.PutUint32(data[16+8*i+4:], uint32(a>>32))
 		}
 		got, err := vm.Run(data)
 		if err != nil {

@@ -55,7 +55,7 @@ func NewGroups(spec *Spec, owner uint32) (g Groups, err error) {
 		}
 		g.limits = append(g.limits, what)
 	}
-	memory := strconv.FormatInt(int64(spec.MemoryMiB)<<20, 10)
+	memory := strconv.FormatInt(int64(spec.MemoryMiB+spec.ExtraMiB)<<20, 10)
 	for _, controller := range []string{"memory", "pids", "cpu", "freezer"} {
 		path, ok := own[controller]
 		if !ok {
@@ -198,7 +198,7 @@ func (g *Groups) Add(pid int, spec *Spec) error {
 		resource, value := unix.RLIMIT_NPROC, uint64(spec.Processes)
 		switch what {
 		case memoryLimit:
-			resource, value = unix.RLIMIT_DATA, uint64(spec.MemoryMiB)<<20
+			resource, value = unix.RLIMIT_DATA, uint64(spec.MemoryMiB+spec.ExtraMiB)<<20
 		case cpuLimit:
 			continue
 		}

@@ -23,7 +23,7 @@ func (w *Process) pause() error {
 		return err
 	}
 	if w.hooks.Pause != nil {
-		return w.hooks.Pause(w)
+		return w.onThread(w.hooks.Pause)
 	}
 	for end := time.Now().Add(freezeTimeout); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		all := true
@@ -47,7 +47,7 @@ func (w *Process) resume() error {
 		return nil
 	}
 	if w.hooks.Resume != nil {
-		return w.hooks.Resume(w)
+		return w.onThread(w.hooks.Resume)
 	}
 	tree := w.tree()
 	slices.Reverse(tree) // the agent last

@@ -35,7 +35,7 @@ type Hooks struct {
 	// Cause says how the guest ended, or "" if that was in order.
 	Cause func(*Process) string
 	// Pause and Resume are for hosts without a freezer; nil: each process is
-	// signalled.
+	// signalled. They run on the thread that Start ran on.
 	Pause, Resume func(*Process) error
 }
 
@@ -60,6 +60,7 @@ type Process struct {
 	control *net.UnixConn
 	mu      sync.Mutex    // held over use of Groups once the keeper is obeyed
 	gone    chan struct{} // closed when all of the guest is gone
+	thread  chan func()   // for the thread that Start ran on
 }
 
 // Main is the whole of the hidden sub-command that Options.Shim names. It
@@ -94,7 +95,14 @@ func Main(hooks Hooks) error {
 		close(w.gone)
 	}()
 	go w.obey()
-	<-w.gone
+	for ended := false; !ended; {
+		select {
+		case f := <-w.thread:
+			f()
+		case <-w.gone:
+			ended = true
+		}
+	}
 	// Without its children the program ends by itself, unless somebody
 	// stopped it.
 	select {
@@ -114,7 +122,7 @@ func Main(hooks Hooks) error {
 func newProcess(hooks Hooks) (*Process, error) {
 	w := &Process{
 		Boot: os.NewFile(wallBootFD, "boot"), Calls: os.NewFile(wallCallsFD, "calls"),
-		Ended: make(chan struct{}), gone: make(chan struct{}), hooks: hooks,
+		Ended: make(chan struct{}), gone: make(chan struct{}), thread: make(chan func()), hooks: hooks,
 	}
 	for fd := wallSpecFD; fd <= wallCallsFD; fd++ {
 		unix.CloseOnExec(fd)
@@ -208,6 +216,17 @@ func (w *Process) obey() {
 			w.kill()
 			return
 		}
+	}
+}
+
+// onThread runs a hook on the thread that Start ran on.
+func (w *Process) onThread(hook func(*Process) error) error {
+	done := make(chan error, 1)
+	select {
+	case w.thread <- func() { done <- hook(w) }:
+		return <-done
+	case <-w.gone:
+		return errors.New("the guest has ended")
 	}
 }
 

@@ -28,6 +28,8 @@ type Spec struct {
 	Shares    []Share
 	CPUs      int
 	MemoryMiB int
+	// ExtraMiB is what the sandbox itself takes beside the guest's memory.
+	ExtraMiB  int
 	Processes int
 }
 

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,7 +22,11 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 && (os.Args[1] == "serve" || os.Args[1] == "wall") {
+	if len(os.Args) > 1 && os.Args[1] == "probe" {
+		fmt.Println("carrel-probe-ok")
+		return
+	}
+	if len(os.Args) > 1 && slices.Contains([]string{"serve", "wall", "sandbox"}, os.Args[1]) {
 		if err := serveProcess(os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "guestprog:", err)
 			os.Exit(1)

@@ -27,25 +27,38 @@ const (
 // boundary measures the process wall: a run of nothing, beside the least that
 // bwrap does and beside srt; and work inside it, beside the same on the host.
 func (b *bench) boundary(w *world, c *client.Client) {
-	b.wallRuns(w)
+	b.wallRuns(w, c)
 	b.wallWork(w, c)
 }
 
-// wallRuns times commands from their start to their end.
-func (b *bench) wallRuns(w *world) {
+// wallRuns times commands from their start to their exit. What is left to do
+// then is timed apart, and waited for, so that it does not weigh on the next.
+func (b *bench) wallRuns(w *world, c *client.Client) {
 	srt := b.srt()
 	bwrap := []string{"--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--", "true"}
+	var gone []float64
+	run := func(flags ...string) func() float64 {
+		args := append([]string{"run", "-q", "--boundary", "process"}, flags...)
+		return func() float64 {
+			took := b.took(w.carrel(append(args, "--", "true")...))
+			begin := time.Now()
+			eventually(b.T, "the guest of a run is gone", func() bool {
+				left, err := c.Guests(b.Context())
+				return err == nil && len(left) == 0
+			})
+			gone = append(gone, ms(time.Since(begin)))
+			return took
+		}
+	}
 	x := b.rounds(4*b.n,
 		func() float64 { return b.took(exec.Command("bwrap", bwrap...)) },
 		func() float64 { return b.took(srt.run("true")) },
-		func() float64 { return b.took(w.carrel("run", "-q", "--boundary", "process", "--", "true")) },
-		func() float64 {
-			return b.took(w.carrel("run", "-q", "--boundary", "process", "--image", "host", "--", "true"))
-		},
+		run(), run("--image", hostImage),
 	)
 	bare, peer := x[0], x[1]
 	b.latency("bwrap_run", "ms", bare, limit{}, "`bwrap "+strings.Join(bwrap, " ")+"` to its exit")
 	b.latency("srt_run", "ms", peer, limit{}, "`srt true` ("+srt.version+") to its exit, with its defaults")
+	b.latency("process_run_gone", "ms", gone, limit{}, "from the exit of such a `carrel run` until its guest is removed, looked at every 10 ms")
 	for i, side := range []struct{ name, how string }{
 		{"process_run", "`carrel run --boundary process -- true` to its exit: daemon running, image cached, an empty folder shared"},
 		{"process_run_host", "the same with `--image host`: this machine's own system, as bwrap and srt have it"},

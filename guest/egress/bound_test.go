@@ -148,33 +148,6 @@ func TestHalfClosedAtOnce(t *testing.T) {
 	}
 }
 
-// What is said first counts against the bound, too.
-func TestMaxUpOfHello(t *testing.T) {
-	for _, x := range []struct {
-		max int64
-		ok  bool
-	}{{40, false}, {1 << 10, true}} {
-		r := allow("a.example", 443)
-		r.MaxUpBytes = x.max
-		w := newWorld(t, nil, r)
-		hello := records(helloMessage(sni("a.example")), maxRecord)
-		got := make(chan int64, 1)
-		w.serve("a.example", somewhere, 443, func(c net.Conn) {
-			if !x.ok { // time for what must not come
-				c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
-			}
-			n, _ := io.CopyN(io.Discard, c, int64(len(hello)))
-			got <- n
-		})
-		c := w.open("a.example", 443)
-		c.Write(hello)
-		c.Close()
-		if n := <-got; (n == int64(len(hello))) != x.ok || !x.ok && n != 0 {
-			t.Errorf("of %d bytes %d went out, where %d may", len(hello), n, x.max)
-		}
-	}
-}
-
 // A guest is not told where the host's resolver is.
 func TestErrorsKeepTheHostsPlaces(t *testing.T) {
 	w := newWorld(t, func(o *Options) {

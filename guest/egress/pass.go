@@ -238,9 +238,6 @@ func (p *passing) notAgain() error {
 }
 
 func (p *passing) send(b []byte) error {
-	if limit := p.c.maxUp.Load(); limit > 0 && p.c.up.Load()+int64(len(b)) > limit {
-		return errMaxUp
-	}
 	p.server.SetWriteDeadline(time.Now().Add(flightTimeout))
 	n, err := p.server.Write(b)
 	p.c.moves(&p.c.up, int64(n))

@@ -152,7 +152,8 @@ func (d *Driver) try(ctx context.Context, runsc, platform string) error {
 	}
 	defer os.RemoveAll(dir)
 	root := filepath.Join(dir, "root")
-	if err := os.Mkdir(root, 0o755); err != nil {
+	at := filepath.Join(root, insideAgent)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, nil, 0o644)); err != nil {
 		return err
 	}
 	c, err := Config(Plan{Name: "probe", Root: root, Agent: d.opts.Agent, MemoryMiB: hypervisor.MinMemoryMiB})

@@ -115,7 +115,24 @@ func stage(w *wall.Process, s *wall.Files) (Plan, error) {
 	for i, f := range s.Shares {
 		p.Shares = append(p.Shares, Bind{at[f], w.Spec.Shares[i].Writable})
 	}
-	return p, nil
+	return p, mountPoints(p)
+}
+
+// mountPoints makes the places where the gofer mounts the agent and the shares:
+// the image is read-only, also for it.
+func mountPoints(p Plan) error {
+	if err := unix.Mount("run", p.Root+"/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=1m"); err != nil {
+		return fmt.Errorf("mount a tmpfs over /run of the image: %w", err)
+	}
+	for i := range p.Shares {
+		if err := os.MkdirAll(p.Root+insideShares+"/"+strconv.Itoa(i), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(p.Root+insideAgent), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(p.Root+insideAgent, nil, 0o644)
 }
 
 func writeBundle(p Plan) error {

@@ -275,7 +275,7 @@ type mounter struct {
 	disk string
 	// lower mounts share i at a place, without any layer.
 	lower func(i int, s *wire.Mount, at string) error
-	// options are those of a layer.
+	// options are those of a layer, or empty where the kernel knows none.
 	options string
 }
 
@@ -329,5 +329,9 @@ func (m mounter) mount(i int, s *wire.Mount) error {
 	if err := unix.Chmod(upper, st.Mode&0o1777); err != nil {
 		return err
 	}
-	return mnt{s.Tag, s.Path, "overlay", fromHost, "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work + "," + m.options}.do()
+	options := ""
+	if m.options != "" {
+		options = "," + m.options
+	}
+	return mnt{s.Tag, s.Path, "overlay", fromHost, "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work + options}.do()
 }

@@ -211,6 +211,21 @@ func wallRights() error {
 	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0o644); err != nil {
 		return fmt.Errorf("forbid further user namespaces: %w", err)
 	}
+	if err := taskRights(); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		// Tasks are the same user: the agent's memory and files are not theirs.
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+			return fmt.Errorf("hide the agent from tasks: %w", err)
+		}
+	}
+	return nil
+}
+
+// taskRights leaves whatever is started from here on fileCaps, and nobody but
+// root even these.
+func taskRights() error {
 	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
 		if os.Geteuid() == 0 && slices.Contains(fileCaps, c) {
 			continue
@@ -232,12 +247,6 @@ func wallRights() error {
 	}
 	if _, _, e := psx.Syscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0); e != 0 {
 		return fmt.Errorf("clear the ambient capabilities: %w", e)
-	}
-	if os.Geteuid() != 0 {
-		// Tasks are the same user: the agent's memory and files are not theirs.
-		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-			return fmt.Errorf("hide the agent from tasks: %w", err)
-		}
 	}
 	return nil
 }

@@ -1,5 +1,5 @@
 // Command carrel-agent runs inside a guest: as a machine's PID 1, as the first
-// process of a process sandbox, or, for tests, as an ordinary process.
+// process of a process or gVisor sandbox, or, for tests, as an ordinary process.
 package main
 
 import (
@@ -13,7 +13,7 @@ import (
 
 func main() {
 	agent.Reexec()
-	verbs := map[string]func([]string) error{"serve": serve, "wall": wall}
+	verbs := map[string]func([]string) error{"serve": serve, "wall": wall, "sandbox": sandbox, "probe": probe}
 	if len(os.Args) > 1 && verbs[os.Args[1]] != nil {
 		if err := verbs[os.Args[1]](os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "carrel-agent:", err)
@@ -36,6 +36,26 @@ func serve(args []string) error {
 		return err
 	}
 	return agent.Serve(context.Background(), os.NewFile(uintptr(*boot), "boot"), os.NewFile(uintptr(*call), "calls"))
+}
+
+// probe shows that a sandbox runs programs.
+func probe([]string) error {
+	fmt.Println(agent.ProbeOK)
+	return nil
+}
+
+func sandbox(args []string) error {
+	f := flag.NewFlagSet("sandbox", flag.ExitOnError)
+	boot := f.Uint("boot-fd", 2, "file descriptor of the boot stream")
+	call := f.Uint("call-fd", 0, "file descriptor over which calls are passed")
+	var o agent.SandboxOptions
+	f.BoolVar(&o.OneUser, "one-user", false, "the sandbox has a single user")
+	f.Int("memory", 128, "the guest's memory in MiB")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	o.Boot, o.Calls = os.NewFile(uintptr(*boot), "boot"), os.NewFile(uintptr(*call), "calls")
+	return agent.Sandbox(context.Background(), o)
 }
 
 func wall(args []string) error {

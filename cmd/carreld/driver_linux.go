@@ -16,7 +16,9 @@ import (
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/bubblewrap"
+	"github.com/carrel-vm/carrel/hypervisor/gvisor"
 	"github.com/carrel-vm/carrel/hypervisor/qemu"
+	"github.com/carrel-vm/carrel/hypervisor/wall"
 	"github.com/carrel-vm/carrel/images"
 )
 
@@ -43,7 +45,7 @@ func keeperOptions(p place.Place, req guest.KeepRequest, log *slog.Logger) (gues
 	image, wall := req.Spec.GetImage(), req.Spec.GetBoundary()
 	if image == hostImage && wall != wallProcess {
 		return guest.KeepOptions{}, &hypervisor.Error{
-			Op: "start the guest", Err: errors.New("a machine cannot start from the host's system"), Cure: "use --boundary process with --image host",
+			Op: "start the guest", Err: errors.New("only a process sandbox can start from the host's system"), Cure: "use --boundary process with --image host",
 		}
 	}
 	switch wall {
@@ -52,11 +54,9 @@ func keeperOptions(p place.Place, req guest.KeepRequest, log *slog.Logger) (gues
 	case wallProcess:
 		return process(p, req)
 	case wallGVisor:
-		return guest.KeepOptions{}, &hypervisor.Error{
-			Op: "start the guest", Err: errors.New("the gvisor wall is not built yet"), Cure: "use --boundary vm, or --boundary process, which is weaker",
-		}
+		return sandbox(p, req)
 	}
-	return guest.KeepOptions{}, &hypervisor.Error{Op: "start the guest", Err: fmt.Errorf("there is no wall %q", wall), Cure: "use vm or process"}
+	return guest.KeepOptions{}, &hypervisor.Error{Op: "start the guest", Err: fmt.Errorf("there is no wall %q", wall), Cure: "use vm, gvisor or process"}
 }
 
 // machine keeps a guest in a microVM.
@@ -83,6 +83,33 @@ func machine(p place.Place, req guest.KeepRequest) (guest.KeepOptions, error) {
 			g.Boundary = wallVM
 		},
 	}, nil
+}
+
+// sandbox keeps a guest in gVisor.
+func sandbox(p place.Place, req guest.KeepRequest) (guest.KeepOptions, error) {
+	g, err := gvisorOptions(p)
+	if err != nil {
+		return guest.KeepOptions{}, err
+	}
+	for _, pin := range req.Pins {
+		g.Pins = append(g.Pins, wall.Pin{Path: pin.Path, Dev: pin.Dev, Ino: pin.Ino})
+	}
+	d := gvisor.New(g)
+	return guest.KeepOptions{
+		Driver:  d,
+		Confine: func() error { return confineKeeper(req.Parts.Dir) },
+		Describe: func(g *api.Guest) {
+			pl := d.Platform()
+			g.Accelerator, g.AcceleratorReason = pl.Name, pl.Reason
+			g.HypervisorArgs = d.CommandLine()
+			g.Boundary, g.BoundaryNotes = wallGVisor, d.Notes()
+		},
+	}, nil
+}
+
+func gvisorOptions(p place.Place) (gvisor.Options, error) {
+	self, err := os.Executable()
+	return gvisor.Options{Agent: filepath.Join(filepath.Dir(self), "carrel-agent"), Shim: []string{self, "wall", wallGVisor}, CacheDir: p.Cache}, err
 }
 
 // process keeps a guest in Linux namespaces.
@@ -127,4 +154,11 @@ func imageParts(s *images.Store) func(context.Context, string) (policy.Parts, er
 
 func runConfined(args []string) error { return qemu.ConfineMain(args) }
 
-func runWall(args []string) error { return bubblewrap.WallMain(args) }
+// runWall is the wall process of the driver that the first argument names, or
+// else of bubblewrap.
+func runWall(args []string) error {
+	if len(args) > 0 && args[0] == wallGVisor {
+		return gvisor.WallMain(args[1:])
+	}
+	return bubblewrap.WallMain(args)
+}

@@ -40,7 +40,7 @@ func share(t testing.TB, cfg *hypervisor.Config, s hypervisor.Share) Pin {
 		s.GuestPath = s.Path
 	}
 	cfg.Shares = append(cfg.Shares, s)
-	return Pin{s.Path, st.Dev, st.Ino}
+	return Pin{Path: s.Path, Dev: st.Dev, Ino: st.Ino}
 }
 
 // start starts a guest and sets it up.

@@ -140,7 +140,7 @@ func stage(w *wall.Process, s *wall.Files, fds map[*os.File]int) (Plan, error) {
 		p.Binds = append(p.Binds, Bind{Source: f.Name(), FD: fds[f], Dest: dest, Writable: writable})
 	}
 	if w.Spec.Ranged {
-		st, err := s.Stage(w.Child.Process.Pid)
+		st, err := s.Stage(w.Child.Process.Pid, wall.Quiet)
 		if err != nil {
 			return p, &hypervisor.Error{Op: "prepare the guest's files", Err: err}
 		}

@@ -104,7 +104,9 @@ func stage(w *wall.Process, s *wall.Files) (Plan, error) {
 		defer h.Process.Kill()
 		pid = h.Process.Pid
 	}
-	at, err := s.Stage(pid)
+	// The gofer makes the image's mount read-only once more, in a user namespace
+	// where what else was set would have to be said again, which it does not.
+	at, err := s.Stage(pid, 0)
 	if err != nil {
 		return p, err
 	}

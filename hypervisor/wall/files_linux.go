@@ -148,6 +148,9 @@ func (s *Files) Close() {
 	}
 }
 
+// Quiet are the attributes of a mount that gives no rights and no devices.
+const Quiet = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+
 // StageDir is where Stage puts mounts, in the private mount namespace: a
 // folder that is everywhere and whose parents everybody may enter.
 const StageDir = "/tmp"
@@ -155,7 +158,8 @@ const StageDir = "/tmp"
 // Stage mounts agent, image or tree, changes and shares where the sandbox's
 // program finds them, and returns where each is. Where there is a range of
 // users owners are mapped, and pid is a process in the guest's user namespace.
-func (s *Files) Stage(pid int) (map[*os.File]string, error) {
+// image are attributes of the image's mount beside that it is read-only.
+func (s *Files) Stage(pid int, image uint64) (map[*os.File]string, error) {
 	if err := unix.Mount("stage", StageDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=64m"); err != nil {
 		return nil, fmt.Errorf("mount a tmpfs: %w", err)
 	}
@@ -168,30 +172,30 @@ func (s *Files) Stage(pid int) (map[*os.File]string, error) {
 		}
 		defer unix.Close(guest)
 	}
-	if at[s.Agent], err = attach(s.Agent, "agent", unix.MOUNT_ATTR_RDONLY, -1); err != nil {
+	if at[s.Agent], err = attach(s.Agent, "agent", Quiet|unix.MOUNT_ATTR_RDONLY, -1); err != nil {
 		return nil, fmt.Errorf("mount the agent: %w", err)
 	}
 	if s.Image != nil {
-		if at[s.Image], err = mountImage(s.Image, guest); err != nil {
+		if at[s.Image], err = mountImage(s.Image, image, guest); err != nil {
 			return nil, fmt.Errorf("mount the image %s: %w", s.Image.Name(), err)
 		}
 	}
 	if s.Tree != nil {
-		if at[s.Tree], err = attach(s.Tree, "tree", unix.MOUNT_ATTR_RDONLY, -1); err != nil {
+		if at[s.Tree], err = attach(s.Tree, "tree", image|unix.MOUNT_ATTR_RDONLY, -1); err != nil {
 			return nil, fmt.Errorf("mount the image %s: %w", s.Tree.Name(), err)
 		}
 	}
 	if s.Changes != nil {
-		if at[s.Changes], err = attach(s.Changes, "changes", 0, -1); err != nil {
+		if at[s.Changes], err = attach(s.Changes, "changes", Quiet, -1); err != nil {
 			return nil, err
 		}
 	}
 	owners := ownerMaps{base: int(s.Base), known: map[[2]uint32]int{}}
 	defer owners.close()
 	for i, f := range s.Shares {
-		var attr uint64
+		attr := uint64(Quiet)
 		if !s.spec.Shares[i].Writable {
-			attr = unix.MOUNT_ATTR_RDONLY
+			attr |= unix.MOUNT_ATTR_RDONLY
 		}
 		ns := -1
 		if s.spec.Ranged {
@@ -214,7 +218,7 @@ func (s *Files) Stage(pid int) (map[*os.File]string, error) {
 }
 
 // mountImage mounts an EROFS image, its users those of the guest.
-func mountImage(image *os.File, userns int) (string, error) {
+func mountImage(image *os.File, attr uint64, userns int) (string, error) {
 	fs, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return "", fmt.Errorf("the kernel has no EROFS: %w (modprobe erofs)", err)
@@ -237,7 +241,7 @@ func mountImage(image *os.File, userns int) (string, error) {
 		return "", err
 	}
 	defer unix.Close(m)
-	return move(m, "image", unix.MOUNT_ATTR_RDONLY, userns)
+	return move(m, "image", attr|unix.MOUNT_ATTR_RDONLY, userns)
 }
 
 // attach makes a mount of a folder's or file's own.
@@ -253,7 +257,7 @@ func attach(f *os.File, name string, attr uint64, userns int) (string, error) {
 // move sets a mount's attributes and puts it into the stage. userns -1 leaves
 // owners as they are.
 func move(m int, name string, attr uint64, userns int) (string, error) {
-	a := unix.MountAttr{Attr_set: attr | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
+	a := unix.MountAttr{Attr_set: attr}
 	if userns >= 0 {
 		a.Attr_set |= unix.MOUNT_ATTR_IDMAP
 		a.Userns_fd = uint64(userns)

@@ -67,12 +67,19 @@ func (e *egress) start(ctx context.Context, broken func(error)) {
 		"answer DNS":           func() error { return e.table.ServePackets(e.steered.DNS) },
 		"follow the addresses": e.steered.Wait,
 	} {
-		e.group.Go(func() {
-			if err := run(); ctx.Err() == nil {
-				broken(fmt.Errorf("the guest's way out is broken: %s: %w", what, err))
-			}
-		})
+		e.serve(ctx, what, run, broken)
 	}
+	for _, l := range e.steered.More {
+		e.serve(ctx, "take connections", func() error { return e.accept(ctx, l, e.relays, e.relay) }, broken)
+	}
+}
+
+func (e *egress) serve(ctx context.Context, what string, run func() error, broken func(error)) {
+	e.group.Go(func() {
+		if err := run(); ctx.Err() == nil {
+			broken(fmt.Errorf("the guest's way out is broken: %s: %w", what, err))
+		}
+	})
 }
 
 // close ends every connection, and takes the way out away.

@@ -277,6 +277,16 @@ type mounter struct {
 	lower func(i int, s *wire.Mount, at string) error
 	// options are those of a layer, or empty where the kernel knows none.
 	options string
+	// memoryMiB is the guest's size, where it must be told.
+	memoryMiB int
+}
+
+// room is how large a layer in memory may become, as tmpfs takes it.
+func (m mounter) room() string {
+	if m.memoryMiB > 0 {
+		return part(m.memoryMiB, 75)
+	}
+	return "75%"
 }
 
 // virtioFS mounts a share that is a device.
@@ -309,7 +319,7 @@ func (m mounter) mount(i int, s *wire.Mount) error {
 		}
 	}
 	if !onDisk {
-		if err := (mnt{"layer", layer, "tmpfs", fromHost, "mode=0700,size=75%"}).do(); err != nil {
+		if err := (mnt{"layer", layer, "tmpfs", fromHost, "mode=0700,size=" + m.room()}).do(); err != nil {
 			return err
 		}
 	}

@@ -36,12 +36,17 @@ func (l hostOnly) Accept() (net.Conn, error) {
 // writable /run/carrel. The steering begins at once, so that the kernel's waits
 // for it are over when the host's Setup comes; it reads no file.
 func (o *Options) ownNetwork() {
+	o.network(func() (*steer.Steering, error) { return steer.Start(steer.Options{Own: names.Own}) })
+}
+
+// network is ownNetwork with a way to steer.
+func (o *Options) network(start func() (*steer.Steering, error)) {
 	var s *steer.Steering
 	var err error
 	begun := make(chan struct{})
 	go func() {
 		defer close(begun)
-		s, err = steer.Start(steer.Options{Own: names.Own})
+		s, err = start()
 	}()
 	o.Network = func() (*steer.Steering, error) {
 		<-begun

@@ -4,11 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/agent/names"
+	"github.com/carrel-vm/carrel/agent/steer"
+	"github.com/carrel-vm/carrel/guest/wire"
 )
 
 // SandboxOptions say in what kind of gVisor sandbox an agent is.
@@ -19,6 +26,8 @@ type SandboxOptions struct {
 	// calls root: all files are that user's, so tasks run as root, without
 	// root's rights.
 	OneUser bool
+	// MemoryMiB is the guest's size: what it writes to memory is a part of it.
+	MemoryMiB int
 }
 
 // Sandbox is an agent as the first process of a gVisor sandbox, whose root file
@@ -32,25 +41,28 @@ type SandboxOptions struct {
 //  4. serve the host
 func Sandbox(ctx context.Context, o SandboxOptions) error {
 	unix.Umask(0o022)
-	stream, err := fileConn(o.Boot)
+	boot, calls, err := ownNumbers(o.Boot, o.Calls)
+	if err != nil {
+		return err
+	}
+	for _, step := range []func() error{settleSandbox, taskRights} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	// As in Wall: heard and not listened to, no signal of a task ends the guest.
+	signal.Notify(make(chan os.Signal, 1))
+	stream, err := fileConn(boot)
 	if err != nil {
 		return fmt.Errorf("boot stream: %w", err)
 	}
-	host, err := newPassed(o.Calls)
+	host, err := newPassed(calls)
 	if err != nil {
 		_ = stream.Close()
 		return fmt.Errorf("socket for streams: %w", err)
 	}
 	defer host.wait()
-	if err := errors.Join(standardFiles(), settleSandbox()); err != nil {
-		return err
-	}
-	if err := taskRights(); err != nil {
-		return err
-	}
-	// As in Wall: heard and not listened to, no signal of a task ends the guest.
-	signal.Notify(make(chan os.Signal, 1))
-	m := mounter{lower: bound}
+	m := mounter{lower: boundOnce, memoryMiB: o.MemoryMiB} // gVisor knows no percents
 	opts := Options{
 		Boot: stream, Listener: host, DialHost: host.dial,
 		Limitless: true, User: defaultUser, Mount: m.mount, Name: setName,
@@ -58,20 +70,32 @@ func Sandbox(ctx context.Context, o SandboxOptions) error {
 	if o.OneUser {
 		opts.User = "0"
 	}
+	opts.network(func() (*steer.Steering, error) {
+		return steer.StartLocal(netip.PrefixFrom(names.Own, names.Synthetic.Bits()))
+	})
 	return New(opts).Run(ctx)
 }
 
-// standardFiles makes the console the error output too, and the input empty:
-// their numbers were the host's streams'.
-func standardFiles() error {
+// ownNumbers moves the sockets away from the numbers of a program's standard
+// files, and makes the console the error output too, and the input empty.
+func ownNumbers(boot, calls *os.File) (_, _ *os.File, err error) {
+	const past = 3
+	b, err := unix.FcntlInt(boot.Fd(), unix.F_DUPFD_CLOEXEC, past)
+	if err != nil {
+		return nil, nil, fmt.Errorf("boot stream: %w", err)
+	}
+	c, err := unix.FcntlInt(calls.Fd(), unix.F_DUPFD_CLOEXEC, past)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socket for streams: %w", err)
+	}
 	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", os.DevNull, err)
+		return nil, nil, fmt.Errorf("open %s: %w", os.DevNull, err)
 	}
-	if null != 0 {
-		err = errors.Join(unix.Dup3(null, 0, 0), unix.Close(null))
-	}
-	return errors.Join(err, unix.Dup3(1, 2, 0))
+	err = errors.Join(unix.Dup3(null, 0, 0), unix.Close(null), unix.Dup3(1, 2, 0))
+	runtime.KeepAlive(boot)
+	runtime.KeepAlive(calls)
+	return os.NewFile(uintptr(b), "boot"), os.NewFile(uintptr(c), "calls"), err
 }
 
 // settleSandbox makes and writes what is the agent's or what programs expect.
@@ -94,4 +118,17 @@ func settleSandbox() error {
 		complain(err)
 	}
 	return nil
+}
+
+// boundOnce is bound for gVisor, which knows no recursive bind: a share is one
+// mount, whatever lies beneath on the host.
+func boundOnce(i int, s *wire.Mount, at string) error {
+	if s.Type != "bind" {
+		return fmt.Errorf("a share of type %.20q is unknown to this agent", s.Type)
+	}
+	from := filepath.Join(lowerDir, strconv.Itoa(i))
+	if at == from {
+		return nil // it is there
+	}
+	return mnt{from, at, "", unix.MS_BIND, ""}.do()
 }

@@ -91,7 +91,12 @@ func give(f *os.File, uid int) error {
 	if uid < 0 {
 		return nil
 	}
-	return f.Chown(uid, -1)
+	if err := f.Chown(uid, -1); err != nil && !errors.Is(err, syscall.EPERM) {
+		return err
+	}
+	// EPERM: gVisor's pipes have no owner to change; then the user cannot open
+	// /dev/stdout once more.
+	return nil
 }
 
 func (s *streams) resize(rows, cols uint32) error {

@@ -93,10 +93,10 @@ func Wall(ctx context.Context, o WallOptions) error {
 		return fmt.Errorf("socket for streams: %w", err)
 	}
 	defer host.wait()
-	m := mounter{disk: disk, lower: bound, options: plainUser}
+	m := mounter{disk: disk, lower: bound, options: plainUser, memoryMiB: o.MemoryMiB}
 	opts := Options{
 		Boot: stream, Listener: host, DialHost: host.dial,
-		Cgroup: cgroup, Limitless: cgroup == "", User: defaultUser, Mount: m.mount, Name: setName,
+		Cgroup: cgroup, Limitless: cgroup == "", User: defaultUser, Mount: m.mountOnce, Name: setName,
 	}
 	opts.ownNetwork()
 	return New(opts).Run(ctx)
@@ -171,13 +171,16 @@ var masked = []string{
 	"config.gz", "interrupts", "kallsyms", "kcore", "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats",
 	"modules", "sched_debug", "schedstat", "slabinfo", "softirqs", "sysrq-trigger", "timer_list", "timer_stats", "vmallocinfo", "zoneinfo",
 	"diskstats", "partitions", "mdstat", "swaps",
+	"cmdline", "bootconfig", "buddyinfo", "consoles", "driver", "dynamic_debug", "iomem", "ioports", "locks", "mtrr", "pagetypeinfo",
 }
+
+// emptyDir covers folders.
+const emptyDir = carrelDir + "/empty"
 
 // maskProc covers them. The kernel's settings need no cover: root of the guest
 // is nobody to them, but for those of its own network.
 func maskProc() error {
-	const empty = "/run/carrel/empty"
-	if err := os.Mkdir(empty, 0o555); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := os.Mkdir(emptyDir, 0o555); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
 	for _, name := range masked {
@@ -191,7 +194,7 @@ func maskProc() error {
 		}
 		from := "/dev/null"
 		if st.IsDir() {
-			from = empty
+			from = emptyDir
 		}
 		if err := unix.Mount(from, path, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("hide %s: %w", path, err)
@@ -211,6 +214,9 @@ func wallRights() error {
 	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0o644); err != nil {
 		return fmt.Errorf("forbid further user namespaces: %w", err)
 	}
+	if err := shareWatches(); err != nil {
+		return fmt.Errorf("leave the host's user watches of files: %w", err)
+	}
 	if err := taskRights(); err != nil {
 		return err
 	}
@@ -218,6 +224,31 @@ func wallRights() error {
 		// Tasks are the same user: the agent's memory and files are not theirs.
 		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 			return fmt.Errorf("hide the agent from tasks: %w", err)
+		}
+	}
+	return nil
+}
+
+// watchesPart is which part of its user's watches of files a guest may have:
+// what is made in a namespace counts for whoever made the namespace too, who is
+// the host's root or its user, and has 128 instances by default (inotify(7)).
+const watchesPart = 4
+
+func shareWatches() error {
+	for _, name := range []string{"instances", "watches"} {
+		b, err := os.ReadFile("/proc/sys/fs/inotify/max_user_" + name)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // the kernel has none
+		}
+		if err != nil {
+			return err
+		}
+		n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile("/proc/sys/user/max_inotify_"+name, []byte(strconv.Itoa(n/watchesPart)), 0o644); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -245,7 +276,7 @@ func taskRights() error {
 	if _, _, e := psx.Syscall3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0); e != 0 {
 		return fmt.Errorf("clear the inheritable capabilities: %w", e)
 	}
-	if _, _, e := psx.Syscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0); e != 0 {
+	if _, _, e := psx.Syscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0); e != 0 && e != unix.EINVAL { // EINVAL: gVisor has none
 		return fmt.Errorf("clear the ambient capabilities: %w", e)
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -63,7 +64,7 @@ func run() error {
 		return err
 	}
 	unix.CloseOnExec(StatusFD)
-	if err := unix.CloseRange(StatusFD+1, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+	if err := closeOthers(); err != nil {
 		return os.NewSyscallError("close inherited files", err)
 	}
 	if err := restrict(s); err != nil {
@@ -87,6 +88,26 @@ func run() error {
 		return err
 	}
 	return execute(s)
+}
+
+// closeOthers closes, when this becomes the task, every file that it shall not
+// have.
+func closeOthers() error {
+	err := unix.CloseRange(StatusFD+1, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
+	if err != unix.EINVAL && err != unix.ENOSYS {
+		return err
+	}
+	// gVisor of 2022 knows no such flag.
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if fd, err := strconv.Atoi(f.Name()); err == nil && fd > StatusFD {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return nil
 }
 
 func readSpec() (*Spec, error) {

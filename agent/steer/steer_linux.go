@@ -43,15 +43,20 @@ type Options struct {
 
 // Steering is in force until Close.
 type Steering struct {
-	// How is SkLookup, or NFTables with the reason why not SkLookup.
+	// How is SkLookup, or NFTables with the reason why not SkLookup, or Local
+	// with the ports.
 	How string
 	// TCP takes steered connections, DNS and DNSStreams queries.
 	TCP, DNSStreams *net.TCPListener
-	DNS             *net.UDPConn
+	// More take such connections too, or none.
+	More []*net.TCPListener
+	DNS  *net.UDPConn
 
-	nft  bool
-	undo []func()
-	once sync.Once
+	nft bool
+	// local is the namespace's own address and network, where StartLocal steers.
+	local netip.Prefix
+	undo  []func()
+	once  sync.Once
 	// watch ends with the watch of addresses.
 	watch sync.WaitGroup
 	err   error
@@ -148,7 +153,7 @@ func (s *Steering) Original(c *net.TCPConn) (netip.AddrPort, error) {
 			return netip.AddrPort{}, err
 		}
 	}
-	if to == listenTCP || !to.IsValid() {
+	if to == listenTCP || !to.IsValid() || s.local.IsValid() && (!s.local.Contains(to.Addr()) || to.Addr() == s.local.Addr()) {
 		return netip.AddrPort{}, ErrOurs
 	}
 	return to, nil
@@ -179,6 +184,11 @@ func (s *Steering) listen() error {
 		return fmt.Errorf("take connections: %w", err)
 	}
 	s.undo = append(s.undo, func() { _ = s.TCP.Close() })
+	return s.listenDNS(lc)
+}
+
+func (s *Steering) listenDNS(lc net.ListenConfig) error {
+	ctx := context.Background()
 	dns, err := lc.Listen(ctx, "tcp4", listenDNS.String())
 	if err != nil {
 		return fmt.Errorf("answer DNS: %w", err)

@@ -50,7 +50,7 @@ func sandbox(args []string) error {
 	call := f.Uint("call-fd", 0, "file descriptor over which calls are passed")
 	var o agent.SandboxOptions
 	f.BoolVar(&o.OneUser, "one-user", false, "the sandbox has a single user")
-	f.Int("memory", 128, "the guest's memory in MiB")
+	f.IntVar(&o.MemoryMiB, "memory", 128, "the guest's memory in MiB")
 	if err := f.Parse(args); err != nil {
 		return err
 	}

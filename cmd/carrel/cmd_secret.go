@@ -173,29 +173,33 @@ func (a *app) readSecret(ctx context.Context, name string) ([]byte, error) {
 		}
 		return b, nil
 	}
-	old, err := term.GetState(fd)
+	// The terminal shows nothing more before it asks: who types at once is not seen.
+	old, err := term.MakeRaw(fd)
 	if err != nil {
 		return nil, fmt.Errorf("ask for the value on this terminal: %w", err)
 	}
-	fmt.Fprintf(a.err, "value of %s (it is not shown): ", name)
+	defer term.Restore(fd, old)
 	type answer struct {
-		b   []byte
-		err error
+		line string
+		err  error
 	}
 	read := make(chan answer, 1)
 	go func() {
-		b, err := term.ReadPassword(fd)
-		read <- answer{b, err}
+		t := term.NewTerminal(struct {
+			io.Reader
+			io.Writer
+		}{a.in, a.err}, "")
+		line, err := t.ReadPassword(fmt.Sprintf("value of %s (it is not shown): ", name))
+		read <- answer{line, err}
 	}()
 	var b []byte
 	select {
-	case r := <-read:
-		b, err = r.b, r.err
+	case r := <-read: // Control-C and Control-D are io.EOF
+		b, err = []byte(r.line), r.err
 	case <-ctx.Done(): // a signal; the program ends, and the read with it
-		term.Restore(fd, old)
 		err = context.Cause(ctx)
+		fmt.Fprint(a.err, "\r\n")
 	}
-	fmt.Fprintln(a.err)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read the value from the terminal: %w", err)
 	}

@@ -26,7 +26,12 @@ const (
 
 // boundary measures the process wall: a run of nothing, beside the least that
 // bwrap does and beside srt; and work inside it, beside the same on the host.
-func (b *bench) boundary(w *world, c *client.Client) {
+func (b *bench) boundary() {
+	w := newRing2(b.T)
+	w.bin = vmBinaries(b.T)
+	w.env = []string{"CARREL_CACHE=" + b.place.Cache}
+	w.start()
+	c := w.client()
 	b.wallRuns(w, c)
 	b.wallWork(w, c)
 }

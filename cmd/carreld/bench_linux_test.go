@@ -36,6 +36,12 @@ func TestBench(t *testing.T) {
 		b.cold(w)
 		b.idle(w)
 	}
+	if b.part("boundary") {
+		b.boundary()
+	}
+	if b.part("egress") {
+		b.egress()
+	}
 	if b.part("exec") || b.part("vsock") || b.part("share") {
 		m := newBenchMachine(b, w)
 		if b.part("exec") {
@@ -47,12 +53,6 @@ func TestBench(t *testing.T) {
 		if b.part("share") {
 			b.shares(m)
 		}
-	}
-	if b.part("boundary") {
-		b.boundary(w, c)
-	}
-	if b.part("egress") {
-		b.egress()
 	}
 	b.write()
 }

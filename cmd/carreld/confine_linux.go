@@ -22,8 +22,12 @@ var keeperDenied = []string{
 	"add_key", "request_key", "keyctl", "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module",
 	"open_by_handle_at", "name_to_handle_at", "fanotify_init", "fanotify_mark", "vmsplice", "memfd_secret",
 	"reboot", "settimeofday", "clock_settime", "clock_adjtime", "adjtimex", "acct", "syslog", "sethostname", "setdomainname",
-	"chmod", "fchmod", "fchmodat", "chown", "fchown", "lchown", "fchownat", "utime", "utimes", "futimesat", "utimensat",
-	"personality", "mknod", "mknodat", "setxattr", "lsetxattr", "fsetxattr",
+	"fork", "vfork", "pidfd_open", "tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo",
+	"shmget", "shmat", "shmctl", "shmdt", "msgget", "msgsnd", "msgrcv", "msgctl", "semget", "semop", "semtimedop", "semctl",
+	"mq_open", "mq_unlink", "setpriority", "ioprio_set",
+	"chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "utime", "utimes", "futimesat", "utimensat",
+	"personality", "mknod", "mknodat", "setxattr", "lsetxattr", "fsetxattr", "setxattrat",
+	"removexattr", "lremovexattr", "fremovexattr", "removexattrat",
 	"setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setgroups", "setfsuid", "setfsgid", "capset",
 }
 
@@ -58,6 +62,9 @@ func confineKeeper(dirs ...string) error {
 	})
 	if err == nil {
 		err = restrictSockets()
+	}
+	if err == nil {
+		err = restrictProcesses()
 	}
 	if err != nil {
 		return fmt.Errorf("seccomp: %w", err)

@@ -18,10 +18,7 @@ const confinedDir = "CARREL_TEST_CONFINED_DIR"
 // tryConfined prints what works, before it confines itself as a keeper does and
 // after.
 func tryConfined(dir string) {
-	tries := []struct {
-		name string
-		f    func() error
-	}{
+	tries := []try{
 		{"read elsewhere", func() error { _, err := os.ReadFile("/etc/passwd"); return err }},
 		{"write elsewhere", func() error { return os.WriteFile(filepath.Join(filepath.Dir(dir), "elsewhere"), nil, 0o600) }},
 		{"exec", func() error { return exec.Command("/bin/true").Run() }},
@@ -41,6 +38,7 @@ func tryConfined(dir string) {
 		}},
 		{"own folder", func() error { return os.WriteFile(filepath.Join(dir, "own"), nil, 0o600) }},
 	}
+	tries = append(append(tries, unconfined(dir)...), confinable()...)
 	run := func(when string) {
 		for _, x := range tries {
 			word := "works"
@@ -74,12 +72,14 @@ func TestConfineKeeper(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, b)
 	}
-	for _, n := range []string{"read elsewhere", "write elsewhere", "exec", "tcp", "unix socket"} {
+	for _, n := range append([]string{"read elsewhere", "write elsewhere", "exec", "tcp", "unix socket"}, names(unconfined(dir))...) {
 		if !strings.Contains(string(b), "before "+n+": works\n") || !strings.Contains(string(b), "after "+n+": denied\n") {
 			t.Errorf("%s:\n%s", n, b)
 		}
 	}
-	if !strings.Contains(string(b), "after own folder: works\n") {
-		t.Errorf("control:\n%s", b)
+	for _, n := range append(names(confinable()), "own folder") {
+		if !strings.Contains(string(b), "after "+n+": works\n") {
+			t.Errorf("control: %s:\n%s", n, b)
+		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/bubblewrap"
+	"github.com/carrel-vm/carrel/hypervisor/gvisor"
 	"github.com/carrel-vm/carrel/hypervisor/qemu"
 	"github.com/carrel-vm/carrel/images"
 )
@@ -47,6 +48,7 @@ func doctor(p place.Place, store *images.Store) func(context.Context, func(*api.
 			found(&api.Finding{Check: "landlock", Level: good, Text: fmt.Sprintf("Landlock ABI %d", abi)})
 		}
 		processWall(ctx, p, found)
+		gvisorWall(ctx, p, found)
 		for _, tool := range []struct{ name, pkg, what string }{
 			{"mkfs.ext4", "e2fsprogs", "disks of named guests"},
 			{"mmdebstrap", "mmdebstrap", "carrel image build"},
@@ -89,6 +91,24 @@ func processWall(ctx context.Context, p place.Place, found func(*api.Finding)) {
 		return
 	}
 	found(&api.Finding{Check: "process wall", Level: good, Text: version + "; " + strings.Join(notes, "; ")})
+}
+
+// gvisorWall looks at what --boundary gvisor needs.
+func gvisorWall(ctx context.Context, p place.Place, found func(*api.Finding)) {
+	const check = "gvisor wall"
+	o, err := gvisorOptions(p)
+	if err != nil {
+		found(&api.Finding{Check: check, Level: note, Text: err.Error()})
+		return
+	}
+	version, notes, err := gvisor.New(o).Check(ctx)
+	if err != nil {
+		f := failure(check, err)
+		f.Level, f.Text = note, "--boundary gvisor does not work: "+f.Text
+		found(f)
+		return
+	}
+	found(&api.Finding{Check: check, Level: good, Text: version + "; " + strings.Join(notes, "; ")})
 }
 
 // failure makes a finding of an error, its cure apart.

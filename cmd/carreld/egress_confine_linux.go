@@ -1,20 +1,17 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"unsafe"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
-	"github.com/elastic/go-seccomp-bpf/arch"
 	"github.com/landlock-lsm/go-landlock/landlock"
 	llsyscall "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"golang.org/x/sys/unix"
-	"kernel.org/pub/linux/libs/security/libcap/psx"
 )
 
 // Limits of an egress process.
@@ -68,13 +65,13 @@ func confineEgress(audit string) error {
 		Flag:       seccomp.FilterFlagTSync,
 		Policy: seccomp.Policy{
 			DefaultAction: seccomp.ActionAllow,
-			Syscalls:      []seccomp.SyscallGroup{{Action: seccomp.ActionErrno | seccomp.Action(unix.EPERM), Names: append(names, "prlimit64", "setrlimit", "kill", "pidfd_open", "pidfd_send_signal")}},
+			Syscalls:      []seccomp.SyscallGroup{{Action: seccomp.ActionErrno | seccomp.Action(unix.EPERM), Names: append(names, "prlimit64", "setrlimit", "kill", "pidfd_send_signal")}},
 		},
 	})
 	if err != nil {
 		return fmt.Errorf("seccomp: %w", err)
 	}
-	if err := restrictSockets(); err != nil {
+	if err := errors.Join(restrictSockets(), restrictProcesses()); err != nil {
 		return fmt.Errorf("seccomp: %w", err)
 	}
 	return nil
@@ -118,59 +115,4 @@ func readable() (dirs, files []string) {
 	}
 	// The kernel's numbers that package net looks at.
 	return dirs, append(files, "/proc/sys/net/core/somaxconn", "/proc/sys/net/ipv4/ip_local_port_range")
-}
-
-// restrictSockets refuses, on all threads, sockets but those of IPv4, of IPv6
-// and of the kernel's routing tables, and pairs but those of streams: a pair of
-// datagrams could send to any program's socket. A call of another architecture,
-// whose numbers mean other calls, ends the process.
-func restrictSockets() error {
-	info, err := arch.GetInfo("")
-	if err != nil {
-		return err
-	}
-	const (
-		nr, archAt, arg0, arg1, arg2 = 0, 4, 16, 24, 32 // struct seccomp_data; the lower halves, little endian
-		kindMask                     = 0xf              // SOCK_TYPE_MASK, linux/net.h
-	)
-	ld := func(at uint32) unix.SockFilter {
-		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: at}
-	}
-	jeq := func(k uint32, t, f uint8) unix.SockFilter {
-		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: k, Jt: t, Jf: f}
-	}
-	ret := func(k uint32) unix.SockFilter { return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: k} }
-	p := []unix.SockFilter{
-		0:  ld(archAt),
-		1:  jeq(uint32(info.ID), 1, 0),
-		2:  ret(unix.SECCOMP_RET_KILL_PROCESS),
-		3:  ld(nr),
-		4:  jeq(unix.SYS_SOCKETPAIR, 7, 0),
-		5:  jeq(unix.SYS_SOCKET, 0, 9),
-		6:  ld(arg0),
-		7:  jeq(unix.AF_INET, 7, 0),
-		8:  jeq(unix.AF_INET6, 6, 0),
-		9:  jeq(unix.AF_NETLINK, 0, 6),
-		10: ld(arg2),
-		11: jeq(unix.NETLINK_ROUTE, 3, 4),
-		12: ld(arg1),
-		13: {Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: kindMask},
-		14: jeq(unix.SOCK_STREAM, 0, 1),
-		15: ret(unix.SECCOMP_RET_ALLOW),
-		16: ret(unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)),
-	}
-	prog := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
-	tid, _, e := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
-	runtime.KeepAlive(p)
-	switch {
-	case e != 0:
-		return e
-	case tid != 0:
-		return fmt.Errorf("thread %d could not be restricted", tid)
-	}
-	// Every thread must be under a filter by now.
-	if mode, _, e := psx.Syscall3(unix.SYS_PRCTL, unix.PR_GET_SECCOMP, 0, 0); e != 0 || mode != unix.SECCOMP_MODE_FILTER {
-		return fmt.Errorf("no filter stands after it was loaded (mode %d): %v", mode, e)
-	}
-	return nil
 }

@@ -52,10 +52,7 @@ func tryConfinedEgress(dir string) {
 			return err
 		}
 	}
-	tries := []struct {
-		name string
-		f    func() error
-	}{
+	tries := []try{
 		{"read elsewhere", func() error { _, err := os.ReadFile(filepath.Join(filepath.Dir(dir), "secret")); return err }},
 		{"write elsewhere", func() error {
 			return os.WriteFile(filepath.Join(filepath.Dir(dir), "elsewhere"), nil, 0o600)
@@ -92,6 +89,7 @@ func tryConfinedEgress(dir string) {
 		{"own addresses", func() error { _, err := net.InterfaceAddrs(); return err }},
 		{"pair of streams", pair(unix.SOCK_STREAM)},
 	}
+	tries = append(append(tries, unconfined(dir)...), confinable()...)
 	run := func(when string) {
 		for _, x := range tries {
 			word := "works"
@@ -132,11 +130,18 @@ func TestConfineEgress(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, b)
 	}
-	for name, after := range map[string]string{
+	tried := map[string]string{
 		"read elsewhere": "denied", "write elsewhere": "denied", "exec": "denied", "unix socket": "denied", "packets": "denied",
 		"another netlink": "denied", "pair of datagrams": "denied", "signal": "denied", "limits": "denied",
 		"own folder": "works", "hosts": "works", "tcp": "works", "udp": "works", "own addresses": "works", "pair of streams": "works",
-	} {
+	}
+	for _, n := range names(unconfined(dir)) {
+		tried[n] = "denied"
+	}
+	for _, n := range names(confinable()) {
+		tried[n] = "works"
+	}
+	for name, after := range tried {
 		if !strings.Contains(string(b), "before "+name+": works\n") && name != "packets" || !strings.Contains(string(b), "after "+name+": "+after+"\n") {
 			t.Errorf("%s:\n%s", name, b)
 		}

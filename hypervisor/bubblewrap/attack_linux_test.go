@@ -70,6 +70,8 @@ func TestWall(t *testing.T) {
 	part("Network", noNetwork)
 	part("Settings", settingsOfTheHost)
 	part("Terminal", terminal)
+	part("Shared", sharedWithHost)
+	part("Sockets", socketsOfShares)
 	part("RootReplaced", rootReplaced) // last: a share is gone afterwards
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"slices"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
 	"github.com/elastic/go-seccomp-bpf/arch"
@@ -35,9 +36,22 @@ var deniedAMD64 = []string{"iopl", "ioperm", "modify_ldt", "uselib", "ustat", "s
 // beyond clone, user namespaces, the agent forbids by the kernel's own limit.
 var absent = []string{"io_uring_setup", "io_uring_enter", "io_uring_register", "openat2", "memfd_secret"}
 
-// families are the kinds of socket that a guest may make. AF_NETLINK is for
-// the agent's packet rules and for getifaddrs(3).
-var families = []uint32{unix.AF_UNSPEC, unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK}
+// families are the kinds of socket that a guest may make, each with its
+// protocols; nil: all. The kernel loads modules for others (SCTP, L2TP, every
+// family of generic netlink), whoever asks. Netlink is for the agent's packet
+// rules, getifaddrs(3) and ss(8).
+var families = []struct {
+	family    uint32
+	protocols []uint32
+}{
+	{unix.AF_UNSPEC, nil}, {unix.AF_UNIX, nil},
+	{unix.AF_INET, internet}, {unix.AF_INET6, internet},
+	{unix.AF_NETLINK, []uint32{unix.NETLINK_ROUTE, unix.NETLINK_SOCK_DIAG, unix.NETLINK_NETFILTER}},
+}
+
+// internet are protocols of the internet that a guest may use; 0 is a type's
+// own.
+var internet = []uint32{0, unix.IPPROTO_ICMP, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMPV6, unix.IPPROTO_MPTCP}
 
 // filters returns the programs, each in memory, for bwrap to load.
 func filters() ([]*os.File, error) {
@@ -89,17 +103,30 @@ func known(info *arch.Info, names []string) []string {
 func arguments(info *arch.Info) []bpf.Instruction {
 	var family []bpf.Instruction
 	for _, f := range families {
-		family = append(family, bpf.JumpIf{Cond: bpf.JumpEqual, Val: f, SkipFalse: 1}, wall.Allow)
+		body := []bpf.Instruction{wall.Allow}
+		if f.protocols != nil {
+			body = []bpf.Instruction{wall.LoadArgument(2)}
+			for _, p := range f.protocols {
+				body = append(body, bpf.JumpIf{Cond: bpf.JumpEqual, Val: p, SkipFalse: 1}, wall.Allow)
+			}
+			body = append(body, wall.Errno(unix.EPROTONOSUPPORT))
+		}
+		family = append(family, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: f.family, SkipTrue: uint8(len(body))})
+		family = append(family, body...)
 	}
 	family = append(family, wall.Errno(unix.EAFNOSUPPORT))
-	// TIOCSTI and TIOCLINUX put words into the mouth of who reads a terminal.
+	// TIOCSTI and TIOCLINUX put words into the mouth of who reads a terminal;
+	// TIOCSETD loads modules.
 	ioctl := []bpf.Instruction{
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.TIOCSTI, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.TIOCSTI, SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.TIOCSETD, SkipTrue: 1},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.TIOCLINUX, SkipTrue: 1},
 		wall.Errno(unix.EPERM),
 		wall.Allow,
 	}
-	return wall.Arguments(info, append(wall.BitTests(), wall.Test{Call: "socket", Arg: 0, Body: family}, wall.Test{Call: "socketpair", Arg: 0, Body: family}, wall.Test{Call: "ioctl", Arg: 1, Body: ioctl}))
+	return wall.Arguments(info, slices.Concat(wall.BitTests(), limits(), scarce(), []wall.Test{
+		{Call: "socket", Arg: 0, Body: family}, {Call: "socketpair", Arg: 0, Body: family}, {Call: "ioctl", Arg: 1, Body: ioctl},
+	}))
 }
 
 // programFile holds a program as bwrap reads it: struct sock_filter after

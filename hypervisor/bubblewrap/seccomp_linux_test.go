@@ -7,6 +7,8 @@ import (
 	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/hypervisor/wall"
 )
 
 // TestArgumentFilter runs the filter of arguments on calls, in x/net's machine.
@@ -22,6 +24,9 @@ func TestArgumentFilter(t *testing.T) {
 	const (
 		allow = unix.SECCOMP_RET_ALLOW
 		perm  = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
+		done  = unix.SECCOMP_RET_ERRNO
+		noPro = unix.SECCOMP_RET_ERRNO | uint32(unix.EPROTONOSUPPORT)
+		noMem = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOMEM)
 		noFam = unix.SECCOMP_RET_ERRNO | uint32(unix.EAFNOSUPPORT)
 	)
 	for _, c := range []struct {
@@ -41,7 +46,24 @@ func TestArgumentFilter(t *testing.T) {
 		{"socket", [6]uint64{1<<32 | unix.AF_VSOCK}, noFam}, // the kernel looks at the low half only
 		{"socketpair", [6]uint64{unix.AF_TIPC}, noFam}, {"socketpair", [6]uint64{unix.AF_UNIX}, allow},
 		{"ioctl", [6]uint64{0, unix.TIOCSTI}, perm}, {"ioctl", [6]uint64{0, 1<<32 | unix.TIOCSTI}, perm}, {"ioctl", [6]uint64{0, unix.TIOCLINUX}, perm},
-		{"ioctl", [6]uint64{0, unix.TCGETS}, allow},
+		{"ioctl", [6]uint64{0, unix.TCGETS}, allow}, {"ioctl", [6]uint64{0, unix.TIOCSETD}, perm},
+		{"socket", [6]uint64{unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP}, allow}, {"socket", [6]uint64{unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_MPTCP}, allow},
+		{"socket", [6]uint64{unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP}, noPro}, {"socket", [6]uint64{unix.AF_INET6, unix.SOCK_DGRAM, 115}, noPro},
+		{"socket", [6]uint64{unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER}, allow}, {"socket", [6]uint64{unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_GENERIC}, noPro},
+		{"socket", [6]uint64{unix.AF_NETLINK, unix.SOCK_RAW, 1<<32 | unix.NETLINK_CRYPTO}, noPro},
+		{"mmap", [6]uint64{0, 4096, 3, unix.MAP_PRIVATE | unix.MAP_ANONYMOUS}, allow}, {"mmap", [6]uint64{0, 4096, 3, unix.MAP_PRIVATE | unix.MAP_HUGETLB}, noMem},
+		{"memfd_create", [6]uint64{4096, unix.MFD_CLOEXEC}, allow}, {"memfd_create", [6]uint64{4096, unix.MFD_HUGETLB}, noMem},
+		{"fcntl", [6]uint64{3, unix.F_SETLK}, allow}, {"fcntl", [6]uint64{3, unix.F_SETLEASE}, unix.SECCOMP_RET_ERRNO | uint32(unix.EACCES)},
+		{"setrlimit", [6]uint64{unix.RLIMIT_NOFILE, 4096}, allow}, {"setrlimit", [6]uint64{unix.RLIMIT_CORE, 4096}, done},
+		{"prlimit64", [6]uint64{0, unix.RLIMIT_NOFILE, 4096}, allow}, {"prlimit64", [6]uint64{0, unix.RLIMIT_CORE, 4096}, done},
+		{"prlimit64", [6]uint64{0, unix.RLIMIT_CORE, 1 << 32}, done},               // an address whose low half is 0
+		{"prlimit64", [6]uint64{0, unix.RLIMIT_CORE, 4096, 4096}, perm},            // it would read nothing
+		{"prlimit64", [6]uint64{0, unix.RLIMIT_CORE, 4096, 1 << 32}, perm},         //
+		{"prlimit64", [6]uint64{0, unix.RLIMIT_CORE, 0, 4096}, allow},              // it only reads
+		{"prlimit64", [6]uint64{1, unix.RLIMIT_NOFILE, 4096}, perm},                // another's
+		{"prlimit64", [6]uint64{1, unix.RLIMIT_NOFILE, 1 << 32}, perm},             //
+		{"prlimit64", [6]uint64{1, unix.RLIMIT_NOFILE, 0, 4096}, allow},            //
+		{"prlimit64", [6]uint64{1 << 32, 1<<32 | unix.RLIMIT_CORE, 4096, 0}, done}, // the kernel takes 32 bits of these
 	} {
 		nr, ok := info.SyscallNames[c.call]
 		if !ok {
@@ -61,6 +83,39 @@ func TestArgumentFilter(t *testing.T) {
 		}
 		if uint32(got) != c.want {
 			t.Errorf("%s%v: %#x, want %#x", c.call, c.args, got, c.want)
+		}
+	}
+}
+
+// TestNative: calls in another processor's way are not this one's.
+func TestNative(t *testing.T) {
+	info, err := arch.GetInfo("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm, err := bpf.NewVM(wall.Native(uint32(info.ID)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const x32, kill = 0x40000000, uint32(unix.SECCOMP_RET_KILL_PROCESS)
+	other := uint32(unix.SECCOMP_RET_ERRNO | unix.ENOSYS)
+	if info.Name != arch.X86_64.Name {
+		other = unix.SECCOMP_RET_ALLOW // the kernel knows no such call
+	}
+	for _, c := range []struct{ nr, arch, want uint32 }{
+		{unix.SYS_GETPID, uint32(info.ID), unix.SECCOMP_RET_ALLOW},
+		{unix.SYS_GETPID, unix.AUDIT_ARCH_I386, kill},
+		{x32 | unix.SYS_GETPID, uint32(info.ID), other},
+	} {
+		data := make([]byte, 64)
+		binary.BigEndian.PutUint32(data[0:], c.nr)
+		binary.BigEndian.PutUint32(data[4:], c.arch)
+		got, err := vm.Run(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if uint32(got) != c.want {
+			t.Errorf("call %#x of architecture %#x: %#x, want %#x", c.nr, c.arch, got, c.want)
 		}
 	}
 }

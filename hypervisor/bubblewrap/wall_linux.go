@@ -81,6 +81,9 @@ func build(w *wall.Process) error {
 		return err
 	}
 	w.Notes = slices.Concat(wallNotes(), w.Groups.Notes(), s.Notes)
+	if len(w.Spec.Shares) > 0 {
+		w.Notes = append(w.Notes, "shares: programs of the host that listen on a socket or read a named pipe in a folder shared without a layer (:ro, :rw) can be reached by the guest")
+	}
 	p.Filters = len(filters)
 	options, command := Args(p)
 	if _, err := argsW.WriteString(strings.Join(options, "\x00") + "\x00"); err != nil {
@@ -109,7 +112,7 @@ func launch(w *wall.Process, files []*os.File) error {
 	if w.Spec.Ranged {
 		wall.MapRange(cmd.SysProcAttr, int(wall.BaseID(w.Spec.Dir)))
 	}
-	return w.Launch(cmd)
+	return w.Launch(cmd, nil)
 }
 
 // plan is what Args can know before anything is mounted.

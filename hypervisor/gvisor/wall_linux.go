@@ -106,6 +106,7 @@ func stage(w *wall.Process, s *wall.Files) (Plan, error) {
 	}
 	// The gofer makes the image's mount read-only once more, in a user namespace
 	// where what else was set would have to be said again, which it does not.
+	s.RootMakes = true
 	at, err := s.Stage(pid, 0)
 	if err != nil {
 		return p, err
@@ -160,20 +161,21 @@ func launch(w *wall.Process, owner uint32, pid *os.File) error {
 	// The kernel stops what is traced when it becomes another program. runsc
 	// ends with us, and its children with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Ptrace: true}
-	if err := w.Launch(cmd); err != nil {
-		return &hypervisor.Error{Op: "start gVisor", Err: err, Cure: installCure}
+	err := w.Launch(cmd, func() error {
+		var st unix.WaitStatus
+		if _, err := unix.Wait4(cmd.Process.Pid, &st, 0, nil); err != nil || !st.Stopped() {
+			return fmt.Errorf("it did not stop: %v, status %#x", err, st)
+		}
+		if err := w.Limit(owner); err != nil {
+			return &hypervisor.Error{Op: "limit the guest", Err: err}
+		}
+		return unix.PtraceDetach(cmd.Process.Pid)
+	})
+	var he *hypervisor.Error
+	if err != nil && !errors.As(err, &he) {
+		err = &hypervisor.Error{Op: "start gVisor", Err: err, Cure: installCure}
 	}
-	var st unix.WaitStatus
-	if _, err := unix.Wait4(cmd.Process.Pid, &st, 0, nil); err != nil || !st.Stopped() {
-		return fmt.Errorf("start gVisor: it did not stop: %v, status %#x", err, st)
-	}
-	if err := w.Limit(owner); err != nil {
-		return &hypervisor.Error{Op: "limit the guest", Err: err}
-	}
-	if err := unix.PtraceDetach(cmd.Process.Pid); err != nil {
-		return fmt.Errorf("start gVisor: %w", err)
-	}
-	return nil
+	return err
 }
 
 // sentryPID reads what runsc writes when the sandbox stands.

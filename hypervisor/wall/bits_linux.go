@@ -19,6 +19,9 @@ const (
 	dataArgs = 16
 )
 
+// x32Bit marks the numbers of x32 (asm/unistd.h).
+const x32Bit = 0x40000000
+
 // special are the permission bits that give a file's rights to who runs it.
 const special = unix.S_ISUID | unix.S_ISGID
 
@@ -39,6 +42,14 @@ func Errno(e unix.Errno) bpf.Instruction {
 
 // Allow lets a call through.
 var Allow = bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW}
+
+// LoadArgument loads the low half of an argument, LoadArgumentHigh the other.
+func LoadArgument(n uint32) bpf.Instruction { return bpf.LoadAbsolute{Off: dataArgs + 8*n, Size: 4} }
+
+// LoadArgumentHigh is for arguments that are addresses.
+func LoadArgumentHigh(n uint32) bpf.Instruction {
+	return bpf.LoadAbsolute{Off: dataArgs + 8*n + 4, Size: 4}
+}
 
 // BitTests refuse every call that would give a file a set-uid or set-gid bit. The
 // mode that openat2 gives to a file lies in memory, where no filter can look:
@@ -87,14 +98,22 @@ func Arguments(info *arch.Info, tests []Test) []bpf.Instruction {
 }
 
 // Native kills a process that calls the kernel in another processor's way
-// (i386 on amd64), for which the numbers mean other calls.
+// (i386 on amd64), for which the numbers mean other calls. Those of x32, the
+// same calls of amd64 under other numbers, are absent.
 func Native(id uint32) []bpf.Instruction {
-	return []bpf.Instruction{
+	p := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: dataArch, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: id, SkipTrue: 1},
 		bpf.RetConstant{Val: unix.SECCOMP_RET_KILL_PROCESS},
-		Allow,
 	}
+	if id == uint32(arch.X86_64.ID) {
+		p = append(p,
+			bpf.LoadAbsolute{Off: dataNr, Size: 4},
+			bpf.JumpIf{Cond: bpf.JumpLessThan, Val: x32Bit, SkipTrue: 1},
+			Errno(unix.ENOSYS),
+		)
+	}
+	return append(p, Allow)
 }
 
 // NoSpecialBits puts BitTests on the calling thread, and so on all that it

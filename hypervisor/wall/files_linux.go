@@ -49,6 +49,10 @@ type Files struct {
 	// Base is the host's number for the guest's user 0, or 0 where there is
 	// one user.
 	Base uint32
+	// RootMakes says that the guest's root may make files in shares, which then
+	// belong to its own number: gVisor's gofer makes every file as root, and
+	// then gives it to whom it belongs.
+	RootMakes bool
 	// Notes say what does not hold, a sentence each.
 	Notes []string
 	// Agent is the program; Image, Tree and Changes are nil unless the Spec
@@ -190,7 +194,7 @@ func (s *Files) Stage(pid int, image uint64) (map[*os.File]string, error) {
 			return nil, err
 		}
 	}
-	owners := ownerMaps{base: int(s.Base), known: map[[2]uint32]int{}}
+	owners := ownerMaps{base: int(s.Base), root: s.RootMakes, known: map[[2]uint32]int{}}
 	defer owners.close()
 	for i, f := range s.Shares {
 		attr := uint64(Quiet)
@@ -287,6 +291,7 @@ func move(m int, name string, attr uint64, userns int) (string, error) {
 // makes is the owner's. Nobody runs in them.
 type ownerMaps struct {
 	base  int
+	root  bool // as RootMakes
 	known map[[2]uint32]int
 }
 
@@ -299,8 +304,14 @@ func (o *ownerMaps) namespace(f *os.File) (int, error) {
 	if fd, ok := o.known[key]; ok {
 		return fd, nil
 	}
-	cmd, err := holder([]syscall.SysProcIDMap{{ContainerID: int(st.Uid), HostID: o.base + TaskID, Size: 1}},
-		[]syscall.SysProcIDMap{{ContainerID: int(st.Gid), HostID: o.base + TaskID, Size: 1}})
+	ids := func(owner uint32) []syscall.SysProcIDMap {
+		m := []syscall.SysProcIDMap{{ContainerID: int(owner), HostID: o.base + TaskID, Size: 1}}
+		if o.root && int(owner) != o.base {
+			m = append(m, syscall.SysProcIDMap{ContainerID: o.base, HostID: o.base, Size: 1})
+		}
+		return m
+	}
+	cmd, err := holder(ids(st.Uid), ids(st.Gid))
 	if err != nil {
 		return -1, fmt.Errorf("map owners: %w", err)
 	}

@@ -21,6 +21,7 @@ type Groups struct {
 	v1     map[string]string // controller to folder
 	limits []string          // what is limited, for notes
 	absent []string          // what is not
+	note   string            // what else does not hold
 }
 
 // mountPoints of the hierarchies, as every distribution has them.
@@ -104,6 +105,12 @@ func NewGroups(spec *Spec, owner uint32) (g Groups, err error) {
 		_ = os.WriteFile(f, []byte("0"), 0o644) // absent without swap
 	}
 	if g.v2 != "" && owner != 0 {
+		// A host has 65,535 groups at most (mm/memcontrol.c, MEM_CGROUP_ID_MAX).
+		for _, l := range [][2]string{{"cgroup.max.descendants", "256"}, {"cgroup.max.depth", "8"}} {
+			if err := os.WriteFile(filepath.Join(g.v2, l[0]), []byte(l[1]), 0o644); err != nil {
+				return g, fmt.Errorf("limit the guest's control groups: %w", err)
+			}
+		}
 		for _, f := range []string{"", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"} {
 			if err := os.Chown(filepath.Join(g.v2, f), int(owner), int(owner)); err != nil {
 				return g, err
@@ -228,12 +235,15 @@ func (g *Groups) Notes() (n []string) {
 	for _, what := range g.absent {
 		switch what {
 		case memoryLimit:
-			n = append(n, "memory: each process is limited, not all together (no control group is ours)")
+			n = append(n, "memory: the data of each process is limited, not what all have together nor what they put into files in memory (no control group is ours)")
 		case processLimit:
 			n = append(n, "processes: limited by rlimit (no control group is ours)")
 		case cpuLimit:
 			n = append(n, "processor time: not limited (no control group is ours)")
 		}
+	}
+	if g.note != "" {
+		n = append(n, g.note)
 	}
 	return n
 }

@@ -165,17 +165,30 @@ func (w *Process) say(word Word, fds ...int) {
 	w.control.WriteMsgUnix(b, rights, nil)
 }
 
-// Launch starts cmd as Child.
-func (w *Process) Launch(cmd *exec.Cmd) error {
+// Launch starts cmd as Child. first, if given, is called before anybody waits
+// for it.
+func (w *Process) Launch(cmd *exec.Cmd, first func() error) error {
+	if err := halveShared(); err != nil {
+		return err
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	w.Child = cmd
+	if first != nil {
+		defer w.reap()
+		return first()
+	}
+	w.reap()
+	return nil
+}
+
+func (w *Process) reap() {
+	cmd := w.Child
 	go func() {
 		cmd.Wait() // its error is told by the state
 		close(w.Ended)
 	}()
-	return nil
 }
 
 // Limit makes the guest's groups and puts Child into them.
@@ -183,7 +196,11 @@ func (w *Process) Limit(owner uint32) (err error) {
 	if w.Groups, err = NewGroups(&w.Spec, owner); err != nil {
 		return err
 	}
-	return w.Groups.Add(w.Child.Process.Pid, &w.Spec)
+	if err := w.Groups.Add(w.Child.Process.Pid, &w.Spec); err != nil {
+		return err
+	}
+	w.Groups.note, err = noCores(w.Child.Process.Pid)
+	return err
 }
 
 // AwaitPidfd returns when the process has ended. That of a namespace's first

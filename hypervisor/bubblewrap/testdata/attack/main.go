@@ -14,7 +14,7 @@ import (
 )
 
 func main() {
-	tries := map[string]func(args []string){"calls": calls, "setuid": setuid, "connect": connect, "forks": forks, "memory": memory, "mounts": mounts}
+	tries := map[string]func(args []string){"calls": calls, "setuid": setuid, "connect": connect, "forks": forks, "memory": memory, "mounts": mounts, "shared": shared}
 	if len(os.Args) < 2 || tries[os.Args[1]] == nil {
 		fmt.Fprintln(os.Stderr, "attack: unknown try")
 		os.Exit(2)
@@ -166,6 +166,40 @@ func memory([]string) {
 			fmt.Println("memory ok", len(all))
 			return
 		}
+	}
+}
+
+// shared takes what the kernel counts for the host's user too, and says how
+// much there was.
+func shared([]string) {
+	// Not by the standard library, which raises this limit.
+	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+	var core, signals unix.Rlimit
+	_ = unix.Getrlimit(unix.RLIMIT_CORE, &core)
+	_ = unix.Getrlimit(unix.RLIMIT_SIGPENDING, &signals)
+	fmt.Println("core", core.Cur, core.Max)
+	fmt.Println("signals", signals.Max)
+	say("limit-self", unix.Prlimit(0, unix.RLIMIT_STACK, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 30}, nil))
+	say("limit-agent", unix.Prlimit(1, unix.RLIMIT_STACK, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 30}, nil))
+	_, err := unix.Mmap(-1, 0, 2<<20, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_HUGETLB)
+	say("huge-pages", err)
+	_, err = unix.FcntlInt(0, unix.F_SETLEASE, unix.F_RDLCK)
+	say("lease", err)
+	n := 0
+	for ; n < 1<<16; n++ {
+		if _, err := unix.InotifyInit1(0); err != nil {
+			break
+		}
+	}
+	fmt.Println("watchers", n)
+	for n = 0; n < 1<<16; n++ {
+		if unix.Mkdir(fmt.Sprint("/sys/fs/cgroup/tasks/try", n), 0o755) != nil {
+			break
+		}
+	}
+	fmt.Println("groups", n)
+	for ; n > 0; n-- {
+		_ = unix.Rmdir(fmt.Sprint("/sys/fs/cgroup/tasks/try", n-1))
 	}
 }
 

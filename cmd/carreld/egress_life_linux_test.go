@@ -279,7 +279,7 @@ func testEgressFlood(t *testing.T, s *site) {
 		return len(fds)
 	}
 	before := files(edge) + files(keeper)
-	p := s.background(t, "", fmt.Sprintf("mkfifo /tmp/flood; /tools/plain hold %s:80 %d < /tmp/flood & exec 3> /tmp/flood; wait", egresstest.Origin, n))
+	p := s.background(t, "", fmt.Sprintf("rm -f /tmp/flood; mkfifo /tmp/flood; /tools/plain hold %s:8080 %d < /tmp/flood & exec 3> /tmp/flood; wait", egresstest.Origin, n))
 	during := files(edge) + files(keeper)
 	t.Logf("%d files are open, %d before; the origin has %d connections", during, before, s.net.Host(egresstest.Origin).Connections())
 	if during-before > 6*1024+64 || during == before {

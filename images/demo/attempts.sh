@@ -41,7 +41,7 @@ network() { # HOST:PORT
 		fi
 	done
 	if [ "${2:-}" != local ]; then
-		if timeout 5 getent hosts example.com >/dev/null 2>&1; then got+=" an address for example.com"; fi
+		# A name has an address in any guest, made up there: only an answer counts.
 		if curl -sS --max-time 5 -o /dev/null https://example.com 2>/dev/null; then got+=" https://example.com"; fi
 	fi
 	if [ -n "$got" ]; then

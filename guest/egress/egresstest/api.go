@@ -63,9 +63,10 @@ func (a *API) handler() http.Handler {
 				w.WriteHeader(http.StatusBadRequest)
 			case key != OwnKey && key != AttackerKey:
 				w.WriteHeader(http.StatusUnauthorized)
-				text = `{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"}}`
+				fmt.Fprintln(w, `{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"}}`)
+			default:
+				fmt.Fprintln(w, text)
 			}
-			fmt.Fprintln(w, text)
 		}
 	}
 	mux := http.NewServeMux()

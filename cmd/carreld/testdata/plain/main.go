@@ -15,6 +15,7 @@
 //	plain half ADDR                  half-close: send, end, and then read
 //	plain vsock CID PORT...          connect to a vsock port
 //	plain scan NEEDLES               look for what must not be here: memory, files, disks
+//	plain scan-files NEEDLES         the same in environments, arguments and files alone
 package main
 
 import (
@@ -72,8 +73,8 @@ func main() {
 		hold(args[0], n)
 	case "vsock":
 		each(args[1:], func(p string) string { return vsock(args[0], p) })
-	case "scan":
-		scan(args[0])
+	case "scan", "scan-files":
+		scan(args[0], verb == "scan")
 	default:
 		os.Exit(2)
 	}

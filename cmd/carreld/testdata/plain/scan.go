@@ -19,7 +19,7 @@ const mask = 0x5a
 
 // scan looks for needles, one masked needle in hex a line, in every process's
 // memory, environment and arguments, in the files and on the disks.
-func scan(list string) {
+func scan(list string, memories bool) {
 	b, err := os.ReadFile(list)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -50,10 +50,17 @@ func scan(list string) {
 				r.Close()
 			}
 		}
-		memory(p, see)
+		// What this program has read lies in its own memory, unmasked or not.
+		if memories && p != fmt.Sprintf("/proc/%d", os.Getpid()) {
+			memory(p, see)
+		}
 	}
-	disks, _ := filepath.Glob("/dev/vd*")
-	for _, d := range append(disks, "/dev/mem", "/proc/kcore") {
+	var disks []string
+	if memories {
+		disks, _ = filepath.Glob("/dev/vd*")
+		disks = append(disks, "/dev/mem", "/proc/kcore")
+	}
+	for _, d := range disks {
 		if r, err := os.Open(d); err == nil {
 			see(d, io.LimitReader(r, 1<<30))
 			r.Close()
@@ -61,6 +68,9 @@ func scan(list string) {
 	}
 	for _, top := range []string{"/run", "/tmp", "/home", "/root", "/etc", "/var", "/carrel", "/usr/local/share", "/dev/shm"} {
 		filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() && d.Name() == "go-build" {
+				return fs.SkipDir // the image's own, and large
+			}
 			if err == nil && d.Type().IsRegular() {
 				if r, err := os.Open(path); err == nil {
 					see(path, r)

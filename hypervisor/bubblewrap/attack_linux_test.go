@@ -395,7 +395,7 @@ func TestForkBomb(t *testing.T) {
 	g := startWith(t, func(o *Options) { o.Pins, o.MaxProcesses = []Pin{pin}, 100 }, cfg)
 	got := g.tries("", "forks")
 	var n int
-	if _, err := fmt.Sscan(got["forks"], &n); err != nil || n < 10 || n > 100 {
+	if _, err := fmt.Sscan(got["forks"], &n); err != nil || n < 1 || n > 100 { // without a group of its own the threads of the same user count, too
 		t.Errorf("%v processes in a guest that may have 100", got)
 	}
 	begun := time.Now()

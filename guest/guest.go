@@ -129,7 +129,7 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	}
 	setup.UnixNanos = time.Now().UnixNano()
 	for _, m := range g.vm.Mounts() {
-		setup.Mounts = append(setup.Mounts, &wire.Mount{Tag: m.Tag, Type: m.Type, Path: m.GuestPath, ReadOnly: m.ReadOnly, Overlay: m.Overlay})
+		setup.Mounts = append(setup.Mounts, &wire.Mount{Tag: m.Tag, Type: m.Type, Path: m.GuestPath, ReadOnly: m.ReadOnly, Overlay: m.Overlay, Layer: m.Layer})
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	g.Hello, g.Steering, err = g.boot.greet(setup, func() { g.Greeted = time.Now() })

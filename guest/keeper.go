@@ -61,6 +61,8 @@ type KeepOptions struct {
 //	starting ──> ready ──> stopping ──> stopped (the process ends)
 //	    └────────── failure ──┴────────────┘
 type Keeper struct {
+	apiconnect.UnimplementedKeeperServiceHandler // until every method is written
+
 	req  KeepRequest
 	opts KeepOptions
 	dir  string

@@ -38,9 +38,15 @@ type Share struct {
 	GuestPath string
 	// ReadOnly is enforced by the share server on the host.
 	ReadOnly bool
-	// Overlay asks the agent for a throw-away overlay over the share, so that
-	// the guest may change its own view of it.
+	// Overlay asks the agent for a layer over the share, so that the guest may
+	// change its own view of it.
 	Overlay bool
+	// Layer names that layer where it is to outlive a stop: [0-9a-z]{1,32}.
+	Layer string
+	// Plain says that no rule of the share server narrows the share: a driver
+	// may then use the hypervisor's or the kernel's own way of sharing. Every
+	// other share is served by the share server and by nothing else.
+	Plain bool
 }
 
 // Mount tells the agent how to reach one share.
@@ -50,6 +56,7 @@ type Mount struct {
 	GuestPath string
 	ReadOnly  bool
 	Overlay   bool
+	Layer     string
 }
 
 // Limits of a Config, the same for every driver.

@@ -64,7 +64,7 @@ func guestReport(w io.Writer, width int, g *api.Guest, now time.Time) error {
 		switch {
 		case sh.Mode == api.ShareMode_SHARE_MODE_RW:
 			what = "read and write"
-		case sh.Overlay:
+		case sh.Mode == api.ShareMode_SHARE_MODE_REVIEW:
 			what = "read only; changes are thrown away"
 		}
 		row("share", "%s (%s)", shareWord(sh), what)

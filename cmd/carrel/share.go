@@ -85,7 +85,7 @@ func (f *specFlags) spec() (spec *api.GuestSpec, usual bool, err error) {
 		return nil, false, err
 	}
 	if len(f.shares) == 0 {
-		spec.Shares = []*api.Share{{Path: cwd, Mode: api.ShareMode_SHARE_MODE_RO, Overlay: true}}
+		spec.Shares = []*api.Share{{Path: cwd, Mode: api.ShareMode_SHARE_MODE_REVIEW}}
 		return spec, true, nil
 	}
 	for _, s := range f.shares {
@@ -128,13 +128,13 @@ func parseShare(arg, cwd string) (*api.Share, error) {
 	if host == "" {
 		return bad("the folder is missing")
 	}
-	s := &api.Share{Mode: api.ShareMode_SHARE_MODE_RO, Overlay: true}
+	s := &api.Share{Mode: api.ShareMode_SHARE_MODE_REVIEW}
 	if n := len(parts); n > 0 {
 		switch mode := parts[n-1]; {
 		case mode == "ro":
-			s.Overlay = false
+			s.Mode = api.ShareMode_SHARE_MODE_RO
 		case mode == "rw":
-			s.Mode, s.Overlay = api.ShareMode_SHARE_MODE_RW, false
+			s.Mode = api.ShareMode_SHARE_MODE_RW
 		case strings.HasPrefix(mode, "/"):
 			n++ // a guest path, and no mode
 		default:
@@ -215,7 +215,7 @@ func shareWord(s *api.Share) string {
 	switch {
 	case s.Mode == api.ShareMode_SHARE_MODE_RW:
 		return w + ":rw"
-	case s.Overlay:
+	case s.Mode == api.ShareMode_SHARE_MODE_REVIEW:
 		return w // its changes are thrown away
 	}
 	return w + ":ro"

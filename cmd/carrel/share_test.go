@@ -9,38 +9,37 @@ import (
 )
 
 func TestParseShare(t *testing.T) {
-	const ro, rw = api.ShareMode_SHARE_MODE_RO, api.ShareMode_SHARE_MODE_RW
+	const ro, rw, review = api.ShareMode_SHARE_MODE_RO, api.ShareMode_SHARE_MODE_RW, api.ShareMode_SHARE_MODE_REVIEW
 	for _, tc := range []struct {
 		arg, path, guest string
 		mode             api.ShareMode
-		overlay          bool
 		err              string
 	}{
-		{".", "/cwd", "", ro, true, ""},
-		{"./sub/../x", "/cwd/x", "", ro, true, ""},
-		{"../up", "/up", "", ro, true, ""},
-		{"/a", "/a", "", ro, true, ""},
-		{"/a:ro", "/a", "", ro, false, ""},
-		{"/a:rw", "/a", "", rw, false, ""},
-		{"/a:/b", "/a", "/b", ro, true, ""},
-		{"/a:/b/../c:rw", "/a", "/c", rw, false, ""},
-		{".:/work:ro", "/cwd", "/work", ro, false, ""},
-		{"ro", "/cwd/ro", "", ro, true, ""}, // a folder may have that name
-		{"/ä b", "/ä b", "", ro, true, ""},
+		{".", "/cwd", "", review, ""},
+		{"./sub/../x", "/cwd/x", "", review, ""},
+		{"../up", "/up", "", review, ""},
+		{"/a", "/a", "", review, ""},
+		{"/a:ro", "/a", "", ro, ""},
+		{"/a:rw", "/a", "", rw, ""},
+		{"/a:/b", "/a", "/b", review, ""},
+		{"/a:/b/../c:rw", "/a", "/c", rw, ""},
+		{".:/work:ro", "/cwd", "/work", ro, ""},
+		{"ro", "/cwd/ro", "", review, ""}, // a folder may have that name
+		{"/ä b", "/ä b", "", review, ""},
 
-		{"", "", "", 0, false, "missing"},
-		{":rw", "", "", 0, false, "missing"},
-		{"/a:", "", "", 0, false, "neither a mode"},
-		{"/a:RW", "", "", 0, false, "neither a mode"},
-		{"/a:rx", "", "", 0, false, "neither a mode"},
-		{"/a:b", "", "", 0, false, "neither a mode"},
-		{"/a:b:rw", "", "", 0, false, "not absolute"},
-		{"/a:rw:/b", "", "", 0, false, "too many colons"},
-		{"/a:/b:/c:rw", "", "", 0, false, "too many colons"},
-		{"/a\x00b", "", "", 0, false, "control character"},
-		{"/a\nb:rw", "", "", 0, false, "control character"},
-		{"/a:/b\x1b[2J", "", "", 0, false, "control character"},
-		{strings.Repeat("a", 20_000), "", "", 0, false, "too long"},
+		{"", "", "", 0, "missing"},
+		{":rw", "", "", 0, "missing"},
+		{"/a:", "", "", 0, "neither a mode"},
+		{"/a:RW", "", "", 0, "neither a mode"},
+		{"/a:rx", "", "", 0, "neither a mode"},
+		{"/a:b", "", "", 0, "neither a mode"},
+		{"/a:b:rw", "", "", 0, "not absolute"},
+		{"/a:rw:/b", "", "", 0, "too many colons"},
+		{"/a:/b:/c:rw", "", "", 0, "too many colons"},
+		{"/a\x00b", "", "", 0, "control character"},
+		{"/a\nb:rw", "", "", 0, "control character"},
+		{"/a:/b\x1b[2J", "", "", 0, "control character"},
+		{strings.Repeat("a", 20_000), "", "", 0, "too long"},
 	} {
 		s, err := parseShare(tc.arg, "/cwd")
 		if tc.err != "" {
@@ -53,7 +52,7 @@ func TestParseShare(t *testing.T) {
 			t.Errorf("%q: %v", tc.arg, err)
 			continue
 		}
-		if s.Path != filepath.FromSlash(tc.path) || s.GuestPath != tc.guest || s.Mode != tc.mode || s.Overlay != tc.overlay {
+		if s.Path != filepath.FromSlash(tc.path) || s.GuestPath != tc.guest || s.Mode != tc.mode {
 			t.Errorf("%q: %v", tc.arg, s)
 		}
 	}

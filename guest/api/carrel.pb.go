@@ -84,10 +84,16 @@ func (EgressAction) EnumDescriptor() ([]byte, []int) {
 type ShareMode int32
 
 const (
-	// Read only.
 	ShareMode_SHARE_MODE_UNSPECIFIED ShareMode = 0
-	ShareMode_SHARE_MODE_RO          ShareMode = 1
-	ShareMode_SHARE_MODE_RW          ShareMode = 2
+	// Read only.
+	ShareMode_SHARE_MODE_RO ShareMode = 1
+	// The guest's changes are the host's at once.
+	ShareMode_SHARE_MODE_RW ShareMode = 2
+	// The guest changes a layer of its own over the folder; the folder changes
+	// when the changes are applied (ReviewService).
+	ShareMode_SHARE_MODE_REVIEW ShareMode = 3
+	// As RW, but nothing is removed, truncated or replaced.
+	ShareMode_SHARE_MODE_RW_NODELETE ShareMode = 4
 )
 
 // Enum value maps for ShareMode.
@@ -96,11 +102,15 @@ var (
 		0: "SHARE_MODE_UNSPECIFIED",
 		1: "SHARE_MODE_RO",
 		2: "SHARE_MODE_RW",
+		3: "SHARE_MODE_REVIEW",
+		4: "SHARE_MODE_RW_NODELETE",
 	}
 	ShareMode_value = map[string]int32{
 		"SHARE_MODE_UNSPECIFIED": 0,
 		"SHARE_MODE_RO":          1,
 		"SHARE_MODE_RW":          2,
+		"SHARE_MODE_REVIEW":      3,
+		"SHARE_MODE_RW_NODELETE": 4,
 	}
 )
 
@@ -297,6 +307,113 @@ func (FileType) EnumDescriptor() ([]byte, []int) {
 	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{4}
 }
 
+type ChangeKind int32
+
+const (
+	ChangeKind_CHANGE_KIND_UNSPECIFIED ChangeKind = 0
+	ChangeKind_CHANGE_KIND_ADDED       ChangeKind = 1
+	ChangeKind_CHANGE_KIND_CHANGED     ChangeKind = 2
+	ChangeKind_CHANGE_KIND_REMOVED     ChangeKind = 3
+)
+
+// Enum value maps for ChangeKind.
+var (
+	ChangeKind_name = map[int32]string{
+		0: "CHANGE_KIND_UNSPECIFIED",
+		1: "CHANGE_KIND_ADDED",
+		2: "CHANGE_KIND_CHANGED",
+		3: "CHANGE_KIND_REMOVED",
+	}
+	ChangeKind_value = map[string]int32{
+		"CHANGE_KIND_UNSPECIFIED": 0,
+		"CHANGE_KIND_ADDED":       1,
+		"CHANGE_KIND_CHANGED":     2,
+		"CHANGE_KIND_REMOVED":     3,
+	}
+)
+
+func (x ChangeKind) Enum() *ChangeKind {
+	p := new(ChangeKind)
+	*p = x
+	return p
+}
+
+func (x ChangeKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChangeKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_carrel_v1_carrel_proto_enumTypes[5].Descriptor()
+}
+
+func (ChangeKind) Type() protoreflect.EnumType {
+	return &file_carrel_v1_carrel_proto_enumTypes[5]
+}
+
+func (x ChangeKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChangeKind.Descriptor instead.
+func (ChangeKind) EnumDescriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{5}
+}
+
+type EntryType int32
+
+const (
+	EntryType_ENTRY_TYPE_UNSPECIFIED EntryType = 0
+	EntryType_ENTRY_TYPE_FILE        EntryType = 1
+	EntryType_ENTRY_TYPE_FOLDER      EntryType = 2
+	EntryType_ENTRY_TYPE_LINK        EntryType = 3
+	EntryType_ENTRY_TYPE_OTHER       EntryType = 4
+)
+
+// Enum value maps for EntryType.
+var (
+	EntryType_name = map[int32]string{
+		0: "ENTRY_TYPE_UNSPECIFIED",
+		1: "ENTRY_TYPE_FILE",
+		2: "ENTRY_TYPE_FOLDER",
+		3: "ENTRY_TYPE_LINK",
+		4: "ENTRY_TYPE_OTHER",
+	}
+	EntryType_value = map[string]int32{
+		"ENTRY_TYPE_UNSPECIFIED": 0,
+		"ENTRY_TYPE_FILE":        1,
+		"ENTRY_TYPE_FOLDER":      2,
+		"ENTRY_TYPE_LINK":        3,
+		"ENTRY_TYPE_OTHER":       4,
+	}
+)
+
+func (x EntryType) Enum() *EntryType {
+	p := new(EntryType)
+	*p = x
+	return p
+}
+
+func (x EntryType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EntryType) Descriptor() protoreflect.EnumDescriptor {
+	return file_carrel_v1_carrel_proto_enumTypes[6].Descriptor()
+}
+
+func (EntryType) Type() protoreflect.EnumType {
+	return &file_carrel_v1_carrel_proto_enumTypes[6]
+}
+
+func (x EntryType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EntryType.Descriptor instead.
+func (EntryType) EnumDescriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{6}
+}
+
 type EgressEventKind int32
 
 const (
@@ -340,11 +457,11 @@ func (x EgressEventKind) String() string {
 }
 
 func (EgressEventKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[5].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[7].Descriptor()
 }
 
 func (EgressEventKind) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[5]
+	return &file_carrel_v1_carrel_proto_enumTypes[7]
 }
 
 func (x EgressEventKind) Number() protoreflect.EnumNumber {
@@ -353,7 +470,7 @@ func (x EgressEventKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressEventKind.Descriptor instead.
 func (EgressEventKind) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{5}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{7}
 }
 
 type EgressAnswer int32
@@ -399,11 +516,11 @@ func (x EgressAnswer) String() string {
 }
 
 func (EgressAnswer) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[6].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[8].Descriptor()
 }
 
 func (EgressAnswer) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[6]
+	return &file_carrel_v1_carrel_proto_enumTypes[8]
 }
 
 func (x EgressAnswer) Number() protoreflect.EnumNumber {
@@ -412,7 +529,7 @@ func (x EgressAnswer) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressAnswer.Descriptor instead.
 func (EgressAnswer) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{6}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
 }
 
 type SecretKind int32
@@ -452,11 +569,11 @@ func (x SecretKind) String() string {
 }
 
 func (SecretKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[7].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[9].Descriptor()
 }
 
 func (SecretKind) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[7]
+	return &file_carrel_v1_carrel_proto_enumTypes[9]
 }
 
 func (x SecretKind) Number() protoreflect.EnumNumber {
@@ -465,7 +582,7 @@ func (x SecretKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SecretKind.Descriptor instead.
 func (SecretKind) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{7}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
 }
 
 type FindingLevel int32
@@ -504,11 +621,11 @@ func (x FindingLevel) String() string {
 }
 
 func (FindingLevel) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[8].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[10].Descriptor()
 }
 
 func (FindingLevel) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[8]
+	return &file_carrel_v1_carrel_proto_enumTypes[10]
 }
 
 func (x FindingLevel) Number() protoreflect.EnumNumber {
@@ -517,7 +634,7 @@ func (x FindingLevel) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FindingLevel.Descriptor instead.
 func (FindingLevel) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
 }
 
 // ErrorDetail is attached to every error that Carrel itself makes.
@@ -928,10 +1045,17 @@ type Share struct {
 	// Absolute path on the host.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// Where the guest sees it; empty: at the same path.
-	GuestPath string    `protobuf:"bytes,2,opt,name=guest_path,json=guestPath,proto3" json:"guest_path,omitempty"`
-	Mode      ShareMode `protobuf:"varint,3,opt,name=mode,proto3,enum=carrel.v1.ShareMode" json:"mode,omitempty"`
-	// The guest lays a throw-away overlay over a read-only share.
-	Overlay       bool `protobuf:"varint,4,opt,name=overlay,proto3" json:"overlay,omitempty"`
+	GuestPath string `protobuf:"bytes,2,opt,name=guest_path,json=guestPath,proto3" json:"guest_path,omitempty"`
+	// Unspecified: review.
+	Mode ShareMode `protobuf:"varint,3,opt,name=mode,proto3,enum=carrel.v1.ShareMode" json:"mode,omitempty"`
+	// The lists of hidden and protected names do not count for this share. It may
+	// then be a hypervisor's or a kernel's own share.
+	Plain bool `protobuf:"varint,5,opt,name=plain,proto3" json:"plain,omitempty"`
+	// Patterns of names that the guest never sees, and of names that it never
+	// changes on the host, beside the lists that always count. The syntax is
+	// that of docs/sharing.md: "*.pem", "secrets/", "/only/at/the/root".
+	Hide          []string `protobuf:"bytes,6,rep,name=hide,proto3" json:"hide,omitempty"`
+	Protect       []string `protobuf:"bytes,7,rep,name=protect,proto3" json:"protect,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -987,11 +1111,25 @@ func (x *Share) GetMode() ShareMode {
 	return ShareMode_SHARE_MODE_UNSPECIFIED
 }
 
-func (x *Share) GetOverlay() bool {
+func (x *Share) GetPlain() bool {
 	if x != nil {
-		return x.Overlay
+		return x.Plain
 	}
 	return false
+}
+
+func (x *Share) GetHide() []string {
+	if x != nil {
+		return x.Hide
+	}
+	return nil
+}
+
+func (x *Share) GetProtect() []string {
+	if x != nil {
+		return x.Protect
+	}
+	return nil
 }
 
 type Guest struct {
@@ -3360,6 +3498,1318 @@ func (x *File) GetTarget() string {
 	return ""
 }
 
+type ListSharesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSharesRequest) Reset() {
+	*x = ListSharesRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSharesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSharesRequest) ProtoMessage() {}
+
+func (x *ListSharesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSharesRequest.ProtoReflect.Descriptor instead.
+func (*ListSharesRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ListSharesRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+type ListSharesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shares        []*SharedFolder        `protobuf:"bytes,1,rep,name=shares,proto3" json:"shares,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSharesResponse) Reset() {
+	*x = ListSharesResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSharesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSharesResponse) ProtoMessage() {}
+
+func (x *ListSharesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSharesResponse.ProtoReflect.Descriptor instead.
+func (*ListSharesResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ListSharesResponse) GetShares() []*SharedFolder {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+// SharedFolder is a share as it is.
+type SharedFolder struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Share *Share                 `protobuf:"bytes,1,opt,name=share,proto3" json:"share,omitempty"`
+	// "virtio-fs", "fuse" (FUSE messages over a stream) or "bind".
+	Carrier string `protobuf:"bytes,2,opt,name=carrier,proto3" json:"carrier,omitempty"`
+	// Why it serves nothing any more; empty: it serves. Escaped; at most 1 KiB.
+	Cause         string `protobuf:"bytes,3,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SharedFolder) Reset() {
+	*x = SharedFolder{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SharedFolder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SharedFolder) ProtoMessage() {}
+
+func (x *SharedFolder) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SharedFolder.ProtoReflect.Descriptor instead.
+func (*SharedFolder) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *SharedFolder) GetShare() *Share {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+func (x *SharedFolder) GetCarrier() string {
+	if x != nil {
+		return x.Carrier
+	}
+	return ""
+}
+
+func (x *SharedFolder) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+type AddShareRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Share         *Share                 `protobuf:"bytes,2,opt,name=share,proto3" json:"share,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddShareRequest) Reset() {
+	*x = AddShareRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddShareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddShareRequest) ProtoMessage() {}
+
+func (x *AddShareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddShareRequest.ProtoReflect.Descriptor instead.
+func (*AddShareRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *AddShareRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *AddShareRequest) GetShare() *Share {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+type AddShareResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Share         *SharedFolder          `protobuf:"bytes,1,opt,name=share,proto3" json:"share,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddShareResponse) Reset() {
+	*x = AddShareResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddShareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddShareResponse) ProtoMessage() {}
+
+func (x *AddShareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddShareResponse.ProtoReflect.Descriptor instead.
+func (*AddShareResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *AddShareResponse) GetShare() *SharedFolder {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+type RemoveShareRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	// The folder on the host, or where the guest sees it.
+	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveShareRequest) Reset() {
+	*x = RemoveShareRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveShareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveShareRequest) ProtoMessage() {}
+
+func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveShareRequest.ProtoReflect.Descriptor instead.
+func (*RemoveShareRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *RemoveShareRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *RemoveShareRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type RemoveShareResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveShareResponse) Reset() {
+	*x = RemoveShareResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveShareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveShareResponse) ProtoMessage() {}
+
+func (x *RemoveShareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveShareResponse.ProtoReflect.Descriptor instead.
+func (*RemoveShareResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
+}
+
+type RefreshShareRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	// A share's folder; empty: all that are in review.
+	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefreshShareRequest) Reset() {
+	*x = RefreshShareRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshShareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshShareRequest) ProtoMessage() {}
+
+func (x *RefreshShareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshShareRequest.ProtoReflect.Descriptor instead.
+func (*RefreshShareRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *RefreshShareRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *RefreshShareRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type RefreshShareResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefreshShareResponse) Reset() {
+	*x = RefreshShareResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshShareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshShareResponse) ProtoMessage() {}
+
+func (x *RefreshShareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshShareResponse.ProtoReflect.Descriptor instead.
+func (*RefreshShareResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
+}
+
+type ExplainShareRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A guest's name, or empty: then share is asked about.
+	Guest string `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Share *Share `protobuf:"bytes,2,opt,name=share,proto3" json:"share,omitempty"`
+	// A path of the host below the share, which need not exist.
+	Path          string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainShareRequest) Reset() {
+	*x = ExplainShareRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainShareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainShareRequest) ProtoMessage() {}
+
+func (x *ExplainShareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainShareRequest.ProtoReflect.Descriptor instead.
+func (*ExplainShareRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *ExplainShareRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *ExplainShareRequest) GetShare() *Share {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+func (x *ExplainShareRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type ExplainShareResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Hidden    bool                   `protobuf:"varint,1,opt,name=hidden,proto3" json:"hidden,omitempty"`
+	Protected bool                   `protobuf:"varint,2,opt,name=protected,proto3" json:"protected,omitempty"`
+	// The pattern that decided and where it stands: "built in", "policy.yaml:7",
+	// "--protect".
+	Pattern string `protobuf:"bytes,3,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	Origin  string `protobuf:"bytes,4,opt,name=origin,proto3" json:"origin,omitempty"`
+	// A sentence for people.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainShareResponse) Reset() {
+	*x = ExplainShareResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainShareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainShareResponse) ProtoMessage() {}
+
+func (x *ExplainShareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainShareResponse.ProtoReflect.Descriptor instead.
+func (*ExplainShareResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *ExplainShareResponse) GetHidden() bool {
+	if x != nil {
+		return x.Hidden
+	}
+	return false
+}
+
+func (x *ExplainShareResponse) GetProtected() bool {
+	if x != nil {
+		return x.Protected
+	}
+	return false
+}
+
+func (x *ExplainShareResponse) GetPattern() string {
+	if x != nil {
+		return x.Pattern
+	}
+	return ""
+}
+
+func (x *ExplainShareResponse) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *ExplainShareResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type DiffRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	// Paths of the host, each a file or a folder; empty: all.
+	Paths []string `protobuf:"bytes,2,rep,name=paths,proto3" json:"paths,omitempty"`
+	// Leave out the text of diffs.
+	NoText bool `protobuf:"varint,3,opt,name=no_text,json=noText,proto3" json:"no_text,omitempty"`
+	// Lines around each change; 0: 3.
+	Context uint32 `protobuf:"varint,4,opt,name=context,proto3" json:"context,omitempty"`
+	// Take also what the host's ignore rules leave out.
+	Ignored       bool `protobuf:"varint,5,opt,name=ignored,proto3" json:"ignored,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffRequest) Reset() {
+	*x = DiffRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffRequest) ProtoMessage() {}
+
+func (x *DiffRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
+func (*DiffRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *DiffRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *DiffRequest) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *DiffRequest) GetNoText() bool {
+	if x != nil {
+		return x.NoText
+	}
+	return false
+}
+
+func (x *DiffRequest) GetContext() uint32 {
+	if x != nil {
+		return x.Context
+	}
+	return 0
+}
+
+func (x *DiffRequest) GetIgnored() bool {
+	if x != nil {
+		return x.Ignored
+	}
+	return false
+}
+
+// Change is one entry that the guest made, changed or removed.
+type Change struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The path on the host, absolute.
+	Path string     `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Kind ChangeKind `protobuf:"varint,2,opt,name=kind,proto3,enum=carrel.v1.ChangeKind" json:"kind,omitempty"`
+	Type EntryType  `protobuf:"varint,3,opt,name=type,proto3,enum=carrel.v1.EntryType" json:"type,omitempty"`
+	// What stands on the host now; unspecified: nothing.
+	OldType EntryType `protobuf:"varint,4,opt,name=old_type,json=oldType,proto3,enum=carrel.v1.EntryType" json:"old_type,omitempty"`
+	// Permission bits after and before.
+	Mode    uint32 `protobuf:"varint,5,opt,name=mode,proto3" json:"mode,omitempty"`
+	OldMode uint32 `protobuf:"varint,6,opt,name=old_mode,json=oldMode,proto3" json:"old_mode,omitempty"`
+	// Bytes after and before.
+	Size    int64 `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`
+	OldSize int64 `protobuf:"varint,8,opt,name=old_size,json=oldSize,proto3" json:"old_size,omitempty"`
+	// The targets of symbolic links after and before.
+	Target    string `protobuf:"bytes,9,opt,name=target,proto3" json:"target,omitempty"`
+	OldTarget string `protobuf:"bytes,10,opt,name=old_target,json=oldTarget,proto3" json:"old_target,omitempty"`
+	// A unified diff; empty for what is not text, or is too long.
+	Diff    string `protobuf:"bytes,11,opt,name=diff,proto3" json:"diff,omitempty"`
+	Binary  bool   `protobuf:"varint,12,opt,name=binary,proto3" json:"binary,omitempty"`
+	Added   int32  `protobuf:"varint,13,opt,name=added,proto3" json:"added,omitempty"`
+	Removed int32  `protobuf:"varint,14,opt,name=removed,proto3" json:"removed,omitempty"`
+	// Why it needs its own yes: programs of the host run or obey this file
+	// ("git runs it at every commit"). Empty: it needs none.
+	Warning string `protobuf:"bytes,15,opt,name=warning,proto3" json:"warning,omitempty"`
+	// Why it cannot be applied as it is: the host's file has changed meanwhile,
+	// it is hidden, it is a device. Empty: it can.
+	Conflict string `protobuf:"bytes,16,opt,name=conflict,proto3" json:"conflict,omitempty"`
+	// The task after which it was seen first.
+	Task          string `protobuf:"bytes,17,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Change) Reset() {
+	*x = Change{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Change) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Change) ProtoMessage() {}
+
+func (x *Change) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Change.ProtoReflect.Descriptor instead.
+func (*Change) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *Change) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Change) GetKind() ChangeKind {
+	if x != nil {
+		return x.Kind
+	}
+	return ChangeKind_CHANGE_KIND_UNSPECIFIED
+}
+
+func (x *Change) GetType() EntryType {
+	if x != nil {
+		return x.Type
+	}
+	return EntryType_ENTRY_TYPE_UNSPECIFIED
+}
+
+func (x *Change) GetOldType() EntryType {
+	if x != nil {
+		return x.OldType
+	}
+	return EntryType_ENTRY_TYPE_UNSPECIFIED
+}
+
+func (x *Change) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *Change) GetOldMode() uint32 {
+	if x != nil {
+		return x.OldMode
+	}
+	return 0
+}
+
+func (x *Change) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Change) GetOldSize() int64 {
+	if x != nil {
+		return x.OldSize
+	}
+	return 0
+}
+
+func (x *Change) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Change) GetOldTarget() string {
+	if x != nil {
+		return x.OldTarget
+	}
+	return ""
+}
+
+func (x *Change) GetDiff() string {
+	if x != nil {
+		return x.Diff
+	}
+	return ""
+}
+
+func (x *Change) GetBinary() bool {
+	if x != nil {
+		return x.Binary
+	}
+	return false
+}
+
+func (x *Change) GetAdded() int32 {
+	if x != nil {
+		return x.Added
+	}
+	return 0
+}
+
+func (x *Change) GetRemoved() int32 {
+	if x != nil {
+		return x.Removed
+	}
+	return 0
+}
+
+func (x *Change) GetWarning() string {
+	if x != nil {
+		return x.Warning
+	}
+	return ""
+}
+
+func (x *Change) GetConflict() string {
+	if x != nil {
+		return x.Conflict
+	}
+	return ""
+}
+
+func (x *Change) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+type ReviewSummaryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReviewSummaryRequest) Reset() {
+	*x = ReviewSummaryRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviewSummaryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviewSummaryRequest) ProtoMessage() {}
+
+func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviewSummaryRequest.ProtoReflect.Descriptor instead.
+func (*ReviewSummaryRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ReviewSummaryRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+type ReviewSummary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Entries that can be applied: added, changed and removed.
+	Added   int32 `protobuf:"varint,1,opt,name=added,proto3" json:"added,omitempty"`
+	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	Removed int32 `protobuf:"varint,3,opt,name=removed,proto3" json:"removed,omitempty"`
+	// Of these, those that need their own yes, and those with a conflict.
+	Warnings  int32 `protobuf:"varint,4,opt,name=warnings,proto3" json:"warnings,omitempty"`
+	Conflicts int32 `protobuf:"varint,5,opt,name=conflicts,proto3" json:"conflicts,omitempty"`
+	// Entries that the host's ignore rules leave out, and those within .git.
+	Ignored int32 `protobuf:"varint,6,opt,name=ignored,proto3" json:"ignored,omitempty"`
+	Git     int32 `protobuf:"varint,7,opt,name=git,proto3" json:"git,omitempty"`
+	// Why the review is not complete ("more than 200,000 changes"); empty: it is.
+	Incomplete string `protobuf:"bytes,8,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
+	// Sets of changes that can be undone.
+	Undoable      int32 `protobuf:"varint,9,opt,name=undoable,proto3" json:"undoable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReviewSummary) Reset() {
+	*x = ReviewSummary{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviewSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviewSummary) ProtoMessage() {}
+
+func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviewSummary.ProtoReflect.Descriptor instead.
+func (*ReviewSummary) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ReviewSummary) GetAdded() int32 {
+	if x != nil {
+		return x.Added
+	}
+	return 0
+}
+
+func (x *ReviewSummary) GetChanged() int32 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *ReviewSummary) GetRemoved() int32 {
+	if x != nil {
+		return x.Removed
+	}
+	return 0
+}
+
+func (x *ReviewSummary) GetWarnings() int32 {
+	if x != nil {
+		return x.Warnings
+	}
+	return 0
+}
+
+func (x *ReviewSummary) GetConflicts() int32 {
+	if x != nil {
+		return x.Conflicts
+	}
+	return 0
+}
+
+func (x *ReviewSummary) GetIgnored() int32 {
+	if x != nil {
+		return x.Ignored
+	}
+	return 0
+}
+
+func (x *ReviewSummary) GetGit() int32 {
+	if x != nil {
+		return x.Git
+	}
+	return 0
+}
+
+func (x *ReviewSummary) GetIncomplete() string {
+	if x != nil {
+		return x.Incomplete
+	}
+	return ""
+}
+
+func (x *ReviewSummary) GetUndoable() int32 {
+	if x != nil {
+		return x.Undoable
+	}
+	return 0
+}
+
+type ApplyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	// Empty: all.
+	Paths []string `protobuf:"bytes,2,rep,name=paths,proto3" json:"paths,omitempty"`
+	// Apply also what needs its own yes. The caller has shown it to a person.
+	AcceptWarnings bool `protobuf:"varint,3,opt,name=accept_warnings,json=acceptWarnings,proto3" json:"accept_warnings,omitempty"`
+	// Write over what the host has changed meanwhile. It can be undone.
+	Overwrite bool `protobuf:"varint,4,opt,name=overwrite,proto3" json:"overwrite,omitempty"`
+	// Bring the commits of the guest's .git as refs/carrel/NAME/.
+	Git bool `protobuf:"varint,5,opt,name=git,proto3" json:"git,omitempty"`
+	// Say what would happen, and do nothing.
+	DryRun        bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Ignored       bool `protobuf:"varint,7,opt,name=ignored,proto3" json:"ignored,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyRequest) Reset() {
+	*x = ApplyRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyRequest) ProtoMessage() {}
+
+func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
+func (*ApplyRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *ApplyRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *ApplyRequest) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetAcceptWarnings() bool {
+	if x != nil {
+		return x.AcceptWarnings
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetOverwrite() bool {
+	if x != nil {
+		return x.Overwrite
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetGit() bool {
+	if x != nil {
+		return x.Git
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetIgnored() bool {
+	if x != nil {
+		return x.Ignored
+	}
+	return false
+}
+
+type ApplyEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// Empty: done. Else why it was not.
+	Refused       string     `protobuf:"bytes,2,opt,name=refused,proto3" json:"refused,omitempty"`
+	Kind          ChangeKind `protobuf:"varint,3,opt,name=kind,proto3,enum=carrel.v1.ChangeKind" json:"kind,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyEvent) Reset() {
+	*x = ApplyEvent{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyEvent) ProtoMessage() {}
+
+func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyEvent.ProtoReflect.Descriptor instead.
+func (*ApplyEvent) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ApplyEvent) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ApplyEvent) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+func (x *ApplyEvent) GetKind() ChangeKind {
+	if x != nil {
+		return x.Kind
+	}
+	return ChangeKind_CHANGE_KIND_UNSPECIFIED
+}
+
+type DiscardRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Paths         []string               `protobuf:"bytes,2,rep,name=paths,proto3" json:"paths,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiscardRequest) Reset() {
+	*x = DiscardRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiscardRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiscardRequest) ProtoMessage() {}
+
+func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
+func (*DiscardRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *DiscardRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *DiscardRequest) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+type DiscardResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Discarded     int32                  `protobuf:"varint,1,opt,name=discarded,proto3" json:"discarded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiscardResponse) Reset() {
+	*x = DiscardResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiscardResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiscardResponse) ProtoMessage() {}
+
+func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
+func (*DiscardResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *DiscardResponse) GetDiscarded() int32 {
+	if x != nil {
+		return x.Discarded
+	}
+	return 0
+}
+
+type UndoRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	// Only what this task changed; empty: the last apply, or, if there was none,
+	// the last task that changed something in a live share.
+	Task  string   `protobuf:"bytes,2,opt,name=task,proto3" json:"task,omitempty"`
+	Paths []string `protobuf:"bytes,3,rep,name=paths,proto3" json:"paths,omitempty"`
+	// Write over what was changed since.
+	Overwrite     bool `protobuf:"varint,4,opt,name=overwrite,proto3" json:"overwrite,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndoRequest) Reset() {
+	*x = UndoRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndoRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndoRequest) ProtoMessage() {}
+
+func (x *UndoRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndoRequest.ProtoReflect.Descriptor instead.
+func (*UndoRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *UndoRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *UndoRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *UndoRequest) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *UndoRequest) GetOverwrite() bool {
+	if x != nil {
+		return x.Overwrite
+	}
+	return false
+}
+
 type ExplainEgressRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
@@ -3369,7 +4819,7 @@ type ExplainEgressRequest struct {
 
 func (x *ExplainEgressRequest) Reset() {
 	*x = ExplainEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3381,7 +4831,7 @@ func (x *ExplainEgressRequest) String() string {
 func (*ExplainEgressRequest) ProtoMessage() {}
 
 func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3394,7 +4844,7 @@ func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
 func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ExplainEgressRequest) GetGuest() string {
@@ -3416,7 +4866,7 @@ type ExplainEgressResponse struct {
 
 func (x *ExplainEgressResponse) Reset() {
 	*x = ExplainEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3428,7 +4878,7 @@ func (x *ExplainEgressResponse) String() string {
 func (*ExplainEgressResponse) ProtoMessage() {}
 
 func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3441,7 +4891,7 @@ func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
 func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExplainEgressResponse) GetRules() []*EgressRule {
@@ -3470,7 +4920,7 @@ type ChangeEgressRequest struct {
 
 func (x *ChangeEgressRequest) Reset() {
 	*x = ChangeEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3482,7 +4932,7 @@ func (x *ChangeEgressRequest) String() string {
 func (*ChangeEgressRequest) ProtoMessage() {}
 
 func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3495,7 +4945,7 @@ func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressRequest.ProtoReflect.Descriptor instead.
 func (*ChangeEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ChangeEgressRequest) GetGuest() string {
@@ -3530,7 +4980,7 @@ type ChangeEgressResponse struct {
 
 func (x *ChangeEgressResponse) Reset() {
 	*x = ChangeEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3542,7 +4992,7 @@ func (x *ChangeEgressResponse) String() string {
 func (*ChangeEgressResponse) ProtoMessage() {}
 
 func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3555,7 +5005,7 @@ func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressResponse.ProtoReflect.Descriptor instead.
 func (*ChangeEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ChangeEgressResponse) GetRules() []*EgressRule {
@@ -3586,7 +5036,7 @@ type TestEgressRequest struct {
 
 func (x *TestEgressRequest) Reset() {
 	*x = TestEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3598,7 +5048,7 @@ func (x *TestEgressRequest) String() string {
 func (*TestEgressRequest) ProtoMessage() {}
 
 func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3611,7 +5061,7 @@ func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressRequest.ProtoReflect.Descriptor instead.
 func (*TestEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *TestEgressRequest) GetGuest() string {
@@ -3644,7 +5094,7 @@ type TestEgressResponse struct {
 
 func (x *TestEgressResponse) Reset() {
 	*x = TestEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3656,7 +5106,7 @@ func (x *TestEgressResponse) String() string {
 func (*TestEgressResponse) ProtoMessage() {}
 
 func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3669,7 +5119,7 @@ func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressResponse.ProtoReflect.Descriptor instead.
 func (*TestEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *TestEgressResponse) GetVerdict() *EgressVerdict {
@@ -3697,7 +5147,7 @@ type EgressVerdict struct {
 
 func (x *EgressVerdict) Reset() {
 	*x = EgressVerdict{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3709,7 +5159,7 @@ func (x *EgressVerdict) String() string {
 func (*EgressVerdict) ProtoMessage() {}
 
 func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3722,7 +5172,7 @@ func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressVerdict.ProtoReflect.Descriptor instead.
 func (*EgressVerdict) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *EgressVerdict) GetAction() EgressAction {
@@ -3773,7 +5223,7 @@ type WatchEgressRequest struct {
 
 func (x *WatchEgressRequest) Reset() {
 	*x = WatchEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3785,7 +5235,7 @@ func (x *WatchEgressRequest) String() string {
 func (*WatchEgressRequest) ProtoMessage() {}
 
 func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3798,7 +5248,7 @@ func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEgressRequest.ProtoReflect.Descriptor instead.
 func (*WatchEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *WatchEgressRequest) GetGuest() string {
@@ -3856,7 +5306,7 @@ type EgressEvent struct {
 
 func (x *EgressEvent) Reset() {
 	*x = EgressEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3868,7 +5318,7 @@ func (x *EgressEvent) String() string {
 func (*EgressEvent) ProtoMessage() {}
 
 func (x *EgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3881,7 +5331,7 @@ func (x *EgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
 func (*EgressEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *EgressEvent) GetSequence() uint64 {
@@ -4007,7 +5457,7 @@ type AnswerEgressRequest struct {
 
 func (x *AnswerEgressRequest) Reset() {
 	*x = AnswerEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4019,7 +5469,7 @@ func (x *AnswerEgressRequest) String() string {
 func (*AnswerEgressRequest) ProtoMessage() {}
 
 func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4032,7 +5482,7 @@ func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressRequest.ProtoReflect.Descriptor instead.
 func (*AnswerEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *AnswerEgressRequest) GetGuest() string {
@@ -4064,7 +5514,7 @@ type AnswerEgressResponse struct {
 
 func (x *AnswerEgressResponse) Reset() {
 	*x = AnswerEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4076,7 +5526,7 @@ func (x *AnswerEgressResponse) String() string {
 func (*AnswerEgressResponse) ProtoMessage() {}
 
 func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4089,7 +5539,7 @@ func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressResponse.ProtoReflect.Descriptor instead.
 func (*AnswerEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
 }
 
 type PublishRequest struct {
@@ -4102,7 +5552,7 @@ type PublishRequest struct {
 
 func (x *PublishRequest) Reset() {
 	*x = PublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4114,7 +5564,7 @@ func (x *PublishRequest) String() string {
 func (*PublishRequest) ProtoMessage() {}
 
 func (x *PublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4127,7 +5577,7 @@ func (x *PublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
 func (*PublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *PublishRequest) GetGuest() string {
@@ -4153,7 +5603,7 @@ type PublishResponse struct {
 
 func (x *PublishResponse) Reset() {
 	*x = PublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4165,7 +5615,7 @@ func (x *PublishResponse) String() string {
 func (*PublishResponse) ProtoMessage() {}
 
 func (x *PublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4178,7 +5628,7 @@ func (x *PublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishResponse.ProtoReflect.Descriptor instead.
 func (*PublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *PublishResponse) GetPort() *Port {
@@ -4198,7 +5648,7 @@ type UnpublishRequest struct {
 
 func (x *UnpublishRequest) Reset() {
 	*x = UnpublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4210,7 +5660,7 @@ func (x *UnpublishRequest) String() string {
 func (*UnpublishRequest) ProtoMessage() {}
 
 func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4223,7 +5673,7 @@ func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishRequest.ProtoReflect.Descriptor instead.
 func (*UnpublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *UnpublishRequest) GetGuest() string {
@@ -4248,7 +5698,7 @@ type UnpublishResponse struct {
 
 func (x *UnpublishResponse) Reset() {
 	*x = UnpublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4260,7 +5710,7 @@ func (x *UnpublishResponse) String() string {
 func (*UnpublishResponse) ProtoMessage() {}
 
 func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4273,7 +5723,7 @@ func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishResponse.ProtoReflect.Descriptor instead.
 func (*UnpublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
 }
 
 // Secret is what is known of a credential beside its value.
@@ -4291,7 +5741,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4303,7 +5753,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4316,7 +5766,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Secret) GetName() string {
@@ -4383,7 +5833,7 @@ type SecretDefinition struct {
 
 func (x *SecretDefinition) Reset() {
 	*x = SecretDefinition{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4395,7 +5845,7 @@ func (x *SecretDefinition) String() string {
 func (*SecretDefinition) ProtoMessage() {}
 
 func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4408,7 +5858,7 @@ func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretDefinition.ProtoReflect.Descriptor instead.
 func (*SecretDefinition) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *SecretDefinition) GetPreset() string {
@@ -4521,7 +5971,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4533,7 +5983,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4546,7 +5996,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -4579,7 +6029,7 @@ type SetSecretResponse struct {
 
 func (x *SetSecretResponse) Reset() {
 	*x = SetSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4591,7 +6041,7 @@ func (x *SetSecretResponse) String() string {
 func (*SetSecretResponse) ProtoMessage() {}
 
 func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4604,7 +6054,7 @@ func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretResponse.ProtoReflect.Descriptor instead.
 func (*SetSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *SetSecretResponse) GetSecret() *Secret {
@@ -4622,7 +6072,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4634,7 +6084,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4647,7 +6097,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
 }
 
 type ListSecretsResponse struct {
@@ -4659,7 +6109,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4671,7 +6121,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4684,7 +6134,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*Secret {
@@ -4703,7 +6153,7 @@ type RemoveSecretRequest struct {
 
 func (x *RemoveSecretRequest) Reset() {
 	*x = RemoveSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4715,7 +6165,7 @@ func (x *RemoveSecretRequest) String() string {
 func (*RemoveSecretRequest) ProtoMessage() {}
 
 func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4728,7 +6178,7 @@ func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *RemoveSecretRequest) GetName() string {
@@ -4746,7 +6196,7 @@ type RemoveSecretResponse struct {
 
 func (x *RemoveSecretResponse) Reset() {
 	*x = RemoveSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4758,7 +6208,7 @@ func (x *RemoveSecretResponse) String() string {
 func (*RemoveSecretResponse) ProtoMessage() {}
 
 func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4771,7 +6221,7 @@ func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
 }
 
 type ImportPolicyRequest struct {
@@ -4786,7 +6236,7 @@ type ImportPolicyRequest struct {
 
 func (x *ImportPolicyRequest) Reset() {
 	*x = ImportPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4798,7 +6248,7 @@ func (x *ImportPolicyRequest) String() string {
 func (*ImportPolicyRequest) ProtoMessage() {}
 
 func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4811,7 +6261,7 @@ func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ImportPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ImportPolicyRequest) GetFrom() string {
@@ -4839,7 +6289,7 @@ type ImportPolicyResponse struct {
 
 func (x *ImportPolicyResponse) Reset() {
 	*x = ImportPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4851,7 +6301,7 @@ func (x *ImportPolicyResponse) String() string {
 func (*ImportPolicyResponse) ProtoMessage() {}
 
 func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4864,7 +6314,7 @@ func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ImportPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ImportPolicyResponse) GetPolicy() []byte {
@@ -4893,7 +6343,7 @@ type ImportedKey struct {
 
 func (x *ImportedKey) Reset() {
 	*x = ImportedKey{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4905,7 +6355,7 @@ func (x *ImportedKey) String() string {
 func (*ImportedKey) ProtoMessage() {}
 
 func (x *ImportedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4918,7 +6368,7 @@ func (x *ImportedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedKey.ProtoReflect.Descriptor instead.
 func (*ImportedKey) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ImportedKey) GetKey() string {
@@ -4956,7 +6406,7 @@ type CheckPolicyRequest struct {
 
 func (x *CheckPolicyRequest) Reset() {
 	*x = CheckPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4968,7 +6418,7 @@ func (x *CheckPolicyRequest) String() string {
 func (*CheckPolicyRequest) ProtoMessage() {}
 
 func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4981,7 +6431,7 @@ func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyRequest.ProtoReflect.Descriptor instead.
 func (*CheckPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *CheckPolicyRequest) GetContent() []byte {
@@ -5015,7 +6465,7 @@ type CheckPolicyResponse struct {
 
 func (x *CheckPolicyResponse) Reset() {
 	*x = CheckPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5027,7 +6477,7 @@ func (x *CheckPolicyResponse) String() string {
 func (*CheckPolicyResponse) ProtoMessage() {}
 
 func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5040,7 +6490,7 @@ func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyResponse.ProtoReflect.Descriptor instead.
 func (*CheckPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *CheckPolicyResponse) GetProblems() []*PolicyProblem {
@@ -5068,7 +6518,7 @@ type PolicyProblem struct {
 
 func (x *PolicyProblem) Reset() {
 	*x = PolicyProblem{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5080,7 +6530,7 @@ func (x *PolicyProblem) String() string {
 func (*PolicyProblem) ProtoMessage() {}
 
 func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5093,7 +6543,7 @@ func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyProblem.ProtoReflect.Descriptor instead.
 func (*PolicyProblem) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *PolicyProblem) GetLine() int32 {
@@ -5128,7 +6578,7 @@ type RequestPolicyRequest struct {
 
 func (x *RequestPolicyRequest) Reset() {
 	*x = RequestPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5140,7 +6590,7 @@ func (x *RequestPolicyRequest) String() string {
 func (*RequestPolicyRequest) ProtoMessage() {}
 
 func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5153,7 +6603,7 @@ func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyRequest.ProtoReflect.Descriptor instead.
 func (*RequestPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *RequestPolicyRequest) GetFolder() string {
@@ -5177,7 +6627,7 @@ type RequestPolicyResponse struct {
 
 func (x *RequestPolicyResponse) Reset() {
 	*x = RequestPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5189,7 +6639,7 @@ func (x *RequestPolicyResponse) String() string {
 func (*RequestPolicyResponse) ProtoMessage() {}
 
 func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5202,7 +6652,7 @@ func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyResponse.ProtoReflect.Descriptor instead.
 func (*RequestPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RequestPolicyResponse) GetPresent() bool {
@@ -5250,7 +6700,7 @@ type AgreePolicyRequest struct {
 
 func (x *AgreePolicyRequest) Reset() {
 	*x = AgreePolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5262,7 +6712,7 @@ func (x *AgreePolicyRequest) String() string {
 func (*AgreePolicyRequest) ProtoMessage() {}
 
 func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5275,7 +6725,7 @@ func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyRequest.ProtoReflect.Descriptor instead.
 func (*AgreePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *AgreePolicyRequest) GetFolder() string {
@@ -5300,7 +6750,7 @@ type AgreePolicyResponse struct {
 
 func (x *AgreePolicyResponse) Reset() {
 	*x = AgreePolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5312,7 +6762,7 @@ func (x *AgreePolicyResponse) String() string {
 func (*AgreePolicyResponse) ProtoMessage() {}
 
 func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5325,7 +6775,7 @@ func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyResponse.ProtoReflect.Descriptor instead.
 func (*AgreePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
 }
 
 type VerifyAuditRequest struct {
@@ -5337,7 +6787,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5349,7 +6799,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5362,7 +6812,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *VerifyAuditRequest) GetGuest() string {
@@ -5386,7 +6836,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5398,7 +6848,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5411,7 +6861,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *VerifyAuditResponse) GetRecords() int64 {
@@ -5452,7 +6902,7 @@ type ShowAuditRequest struct {
 
 func (x *ShowAuditRequest) Reset() {
 	*x = ShowAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5464,7 +6914,7 @@ func (x *ShowAuditRequest) String() string {
 func (*ShowAuditRequest) ProtoMessage() {}
 
 func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5477,7 +6927,7 @@ func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditRequest.ProtoReflect.Descriptor instead.
 func (*ShowAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ShowAuditRequest) GetGuest() string {
@@ -5503,7 +6953,7 @@ type ShowAuditResponse struct {
 
 func (x *ShowAuditResponse) Reset() {
 	*x = ShowAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5515,7 +6965,7 @@ func (x *ShowAuditResponse) String() string {
 func (*ShowAuditResponse) ProtoMessage() {}
 
 func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5528,7 +6978,7 @@ func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditResponse.ProtoReflect.Descriptor instead.
 func (*ShowAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ShowAuditResponse) GetRecord() []byte {
@@ -5553,7 +7003,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5565,7 +7015,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5578,7 +7028,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *Image) GetName() string {
@@ -5634,7 +7084,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5646,7 +7096,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5659,7 +7109,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ImagePart) GetName() string {
@@ -5691,7 +7141,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5703,7 +7153,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5716,7 +7166,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
 }
 
 type ListImagesResponse struct {
@@ -5728,7 +7178,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5740,7 +7190,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5753,7 +7203,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -5772,7 +7222,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5784,7 +7234,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5797,7 +7247,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -5820,7 +7270,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5832,7 +7282,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5845,7 +7295,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -5898,7 +7348,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5910,7 +7360,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5923,7 +7373,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -5942,7 +7392,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5954,7 +7404,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5967,7 +7417,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -5986,7 +7436,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5998,7 +7448,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6011,7 +7461,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -6029,7 +7479,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6041,7 +7491,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6054,7 +7504,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
 }
 
 type VersionRequest struct {
@@ -6065,7 +7515,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6077,7 +7527,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6090,7 +7540,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
 }
 
 type VersionResponse struct {
@@ -6106,7 +7556,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6118,7 +7568,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6131,7 +7581,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -6170,7 +7620,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6182,7 +7632,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6195,7 +7645,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
 }
 
 type StatusResponse struct {
@@ -6216,7 +7666,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6228,7 +7678,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6241,7 +7691,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -6315,7 +7765,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6327,7 +7777,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6340,7 +7790,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
 }
 
 type Finding struct {
@@ -6358,7 +7808,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6370,7 +7820,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6383,7 +7833,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *Finding) GetCheck() string {
@@ -6423,7 +7873,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6435,7 +7885,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6448,7 +7898,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -6466,7 +7916,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6478,7 +7928,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6491,7 +7941,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
 }
 
 type WatchRequest struct {
@@ -6502,7 +7952,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6514,7 +7964,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6527,7 +7977,337 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
+}
+
+type ImportReviewRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportReviewRequest) Reset() {
+	*x = ImportReviewRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportReviewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportReviewRequest) ProtoMessage() {}
+
+func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportReviewRequest.ProtoReflect.Descriptor instead.
+func (*ImportReviewRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+}
+
+type ImportReviewResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportReviewResponse) Reset() {
+	*x = ImportReviewResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportReviewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportReviewResponse) ProtoMessage() {}
+
+func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportReviewResponse.ProtoReflect.Descriptor instead.
+func (*ImportReviewResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
+}
+
+type DropReviewRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A review share's folder on the host, and names below it; no names: all.
+	Share         string   `protobuf:"bytes,1,opt,name=share,proto3" json:"share,omitempty"`
+	Names         []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropReviewRequest) Reset() {
+	*x = DropReviewRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropReviewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropReviewRequest) ProtoMessage() {}
+
+func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropReviewRequest.ProtoReflect.Descriptor instead.
+func (*DropReviewRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
+}
+
+func (x *DropReviewRequest) GetShare() string {
+	if x != nil {
+		return x.Share
+	}
+	return ""
+}
+
+func (x *DropReviewRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+type DropReviewResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropReviewResponse) Reset() {
+	*x = DropReviewResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropReviewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropReviewResponse) ProtoMessage() {}
+
+func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropReviewResponse.ProtoReflect.Descriptor instead.
+func (*DropReviewResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
+}
+
+type AttachShareRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tag under which the stream was handed over.
+	Tag           string `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
+	Share         *Share `protobuf:"bytes,2,opt,name=share,proto3" json:"share,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachShareRequest) Reset() {
+	*x = AttachShareRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachShareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachShareRequest) ProtoMessage() {}
+
+func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachShareRequest.ProtoReflect.Descriptor instead.
+func (*AttachShareRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
+}
+
+func (x *AttachShareRequest) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+func (x *AttachShareRequest) GetShare() *Share {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+type AttachShareResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachShareResponse) Reset() {
+	*x = AttachShareResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachShareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachShareResponse) ProtoMessage() {}
+
+func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachShareResponse.ProtoReflect.Descriptor instead.
+func (*AttachShareResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
+}
+
+type DetachShareRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tag           string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachShareRequest) Reset() {
+	*x = DetachShareRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachShareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachShareRequest) ProtoMessage() {}
+
+func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachShareRequest.ProtoReflect.Descriptor instead.
+func (*DetachShareRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
+}
+
+func (x *DetachShareRequest) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+type DetachShareResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachShareResponse) Reset() {
+	*x = DetachShareResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachShareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachShareResponse) ProtoMessage() {}
+
+func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachShareResponse.ProtoReflect.Descriptor instead.
+func (*DetachShareResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
 }
 
 type ConfigureEdgeRequest struct {
@@ -6542,7 +8322,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6554,7 +8334,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6567,7 +8347,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -6602,7 +8382,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6614,7 +8394,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6627,7 +8407,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -6663,7 +8443,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6675,7 +8455,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6688,7 +8468,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -6721,7 +8501,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6733,7 +8513,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6746,7 +8526,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -6796,13 +8576,15 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x04wide\x18\n" +
 	" \x01(\bR\x04wide\x12\x18\n" +
 	"\aprivate\x18\v \x01(\bR\aprivate\x12\x18\n" +
-	"\ainspect\x18\f \x01(\bR\ainspect\"~\n" +
+	"\ainspect\x18\f \x01(\bR\ainspect\"\xae\x01\n" +
 	"\x05Share\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1d\n" +
 	"\n" +
 	"guest_path\x18\x02 \x01(\tR\tguestPath\x12(\n" +
-	"\x04mode\x18\x03 \x01(\x0e2\x14.carrel.v1.ShareModeR\x04mode\x12\x18\n" +
-	"\aoverlay\x18\x04 \x01(\bR\aoverlay\"\x9d\x05\n" +
+	"\x04mode\x18\x03 \x01(\x0e2\x14.carrel.v1.ShareModeR\x04mode\x12\x14\n" +
+	"\x05plain\x18\x05 \x01(\bR\x05plain\x12\x12\n" +
+	"\x04hide\x18\x06 \x03(\tR\x04hide\x12\x18\n" +
+	"\aprotect\x18\a \x03(\tR\aprotectJ\x04\b\x04\x10\x05\"\x9d\x05\n" +
 	"\x05Guest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.carrel.v1.GuestStateR\x05state\x12(\n" +
@@ -6969,7 +8751,101 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x04type\x18\x02 \x01(\x0e2\x13.carrel.v1.FileTypeR\x04type\x12\x12\n" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x12\n" +
 	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x16\n" +
-	"\x06target\x18\x05 \x01(\tR\x06target\",\n" +
+	"\x06target\x18\x05 \x01(\tR\x06target\")\n" +
+	"\x11ListSharesRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\"E\n" +
+	"\x12ListSharesResponse\x12/\n" +
+	"\x06shares\x18\x01 \x03(\v2\x17.carrel.v1.SharedFolderR\x06shares\"f\n" +
+	"\fSharedFolder\x12&\n" +
+	"\x05share\x18\x01 \x01(\v2\x10.carrel.v1.ShareR\x05share\x12\x18\n" +
+	"\acarrier\x18\x02 \x01(\tR\acarrier\x12\x14\n" +
+	"\x05cause\x18\x03 \x01(\tR\x05cause\"O\n" +
+	"\x0fAddShareRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12&\n" +
+	"\x05share\x18\x02 \x01(\v2\x10.carrel.v1.ShareR\x05share\"A\n" +
+	"\x10AddShareResponse\x12-\n" +
+	"\x05share\x18\x01 \x01(\v2\x17.carrel.v1.SharedFolderR\x05share\">\n" +
+	"\x12RemoveShareRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"\x15\n" +
+	"\x13RemoveShareResponse\"?\n" +
+	"\x13RefreshShareRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"\x16\n" +
+	"\x14RefreshShareResponse\"g\n" +
+	"\x13ExplainShareRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12&\n" +
+	"\x05share\x18\x02 \x01(\v2\x10.carrel.v1.ShareR\x05share\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"\x96\x01\n" +
+	"\x14ExplainShareResponse\x12\x16\n" +
+	"\x06hidden\x18\x01 \x01(\bR\x06hidden\x12\x1c\n" +
+	"\tprotected\x18\x02 \x01(\bR\tprotected\x12\x18\n" +
+	"\apattern\x18\x03 \x01(\tR\apattern\x12\x16\n" +
+	"\x06origin\x18\x04 \x01(\tR\x06origin\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x86\x01\n" +
+	"\vDiffRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x14\n" +
+	"\x05paths\x18\x02 \x03(\tR\x05paths\x12\x17\n" +
+	"\ano_text\x18\x03 \x01(\bR\x06noText\x12\x18\n" +
+	"\acontext\x18\x04 \x01(\rR\acontext\x12\x18\n" +
+	"\aignored\x18\x05 \x01(\bR\aignored\"\xdd\x03\n" +
+	"\x06Change\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12)\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x15.carrel.v1.ChangeKindR\x04kind\x12(\n" +
+	"\x04type\x18\x03 \x01(\x0e2\x14.carrel.v1.EntryTypeR\x04type\x12/\n" +
+	"\bold_type\x18\x04 \x01(\x0e2\x14.carrel.v1.EntryTypeR\aoldType\x12\x12\n" +
+	"\x04mode\x18\x05 \x01(\rR\x04mode\x12\x19\n" +
+	"\bold_mode\x18\x06 \x01(\rR\aoldMode\x12\x12\n" +
+	"\x04size\x18\a \x01(\x03R\x04size\x12\x19\n" +
+	"\bold_size\x18\b \x01(\x03R\aoldSize\x12\x16\n" +
+	"\x06target\x18\t \x01(\tR\x06target\x12\x1d\n" +
+	"\n" +
+	"old_target\x18\n" +
+	" \x01(\tR\toldTarget\x12\x12\n" +
+	"\x04diff\x18\v \x01(\tR\x04diff\x12\x16\n" +
+	"\x06binary\x18\f \x01(\bR\x06binary\x12\x14\n" +
+	"\x05added\x18\r \x01(\x05R\x05added\x12\x18\n" +
+	"\aremoved\x18\x0e \x01(\x05R\aremoved\x12\x18\n" +
+	"\awarning\x18\x0f \x01(\tR\awarning\x12\x1a\n" +
+	"\bconflict\x18\x10 \x01(\tR\bconflict\x12\x12\n" +
+	"\x04task\x18\x11 \x01(\tR\x04task\",\n" +
+	"\x14ReviewSummaryRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\"\xfb\x01\n" +
+	"\rReviewSummary\x12\x14\n" +
+	"\x05added\x18\x01 \x01(\x05R\x05added\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\x05R\achanged\x12\x18\n" +
+	"\aremoved\x18\x03 \x01(\x05R\aremoved\x12\x1a\n" +
+	"\bwarnings\x18\x04 \x01(\x05R\bwarnings\x12\x1c\n" +
+	"\tconflicts\x18\x05 \x01(\x05R\tconflicts\x12\x18\n" +
+	"\aignored\x18\x06 \x01(\x05R\aignored\x12\x10\n" +
+	"\x03git\x18\a \x01(\x05R\x03git\x12\x1e\n" +
+	"\n" +
+	"incomplete\x18\b \x01(\tR\n" +
+	"incomplete\x12\x1a\n" +
+	"\bundoable\x18\t \x01(\x05R\bundoable\"\xc6\x01\n" +
+	"\fApplyRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x14\n" +
+	"\x05paths\x18\x02 \x03(\tR\x05paths\x12'\n" +
+	"\x0faccept_warnings\x18\x03 \x01(\bR\x0eacceptWarnings\x12\x1c\n" +
+	"\toverwrite\x18\x04 \x01(\bR\toverwrite\x12\x10\n" +
+	"\x03git\x18\x05 \x01(\bR\x03git\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x18\n" +
+	"\aignored\x18\a \x01(\bR\aignored\"e\n" +
+	"\n" +
+	"ApplyEvent\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
+	"\arefused\x18\x02 \x01(\tR\arefused\x12)\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x15.carrel.v1.ChangeKindR\x04kind\"<\n" +
+	"\x0eDiscardRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x14\n" +
+	"\x05paths\x18\x02 \x03(\tR\x05paths\"/\n" +
+	"\x0fDiscardResponse\x12\x1c\n" +
+	"\tdiscarded\x18\x01 \x01(\x05R\tdiscarded\"k\n" +
+	"\vUndoRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04task\x18\x02 \x01(\tR\x04task\x12\x14\n" +
+	"\x05paths\x18\x03 \x03(\tR\x05paths\x12\x1c\n" +
+	"\toverwrite\x18\x04 \x01(\bR\toverwrite\",\n" +
 	"\x14ExplainEgressRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\"Z\n" +
 	"\x15ExplainEgressResponse\x12+\n" +
@@ -7168,7 +9044,20 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x0fShutdownRequest\x12\x16\n" +
 	"\x06guests\x18\x01 \x01(\bR\x06guests\"\x12\n" +
 	"\x10ShutdownResponse\"\x0e\n" +
-	"\fWatchRequest\"\xa9\x01\n" +
+	"\fWatchRequest\"\x15\n" +
+	"\x13ImportReviewRequest\"\x16\n" +
+	"\x14ImportReviewResponse\"?\n" +
+	"\x11DropReviewRequest\x12\x14\n" +
+	"\x05share\x18\x01 \x01(\tR\x05share\x12\x14\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\"\x14\n" +
+	"\x12DropReviewResponse\"N\n" +
+	"\x12AttachShareRequest\x12\x10\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\x12&\n" +
+	"\x05share\x18\x02 \x01(\v2\x10.carrel.v1.ShareR\x05share\"\x15\n" +
+	"\x13AttachShareResponse\"&\n" +
+	"\x12DetachShareRequest\x12\x10\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"\x15\n" +
+	"\x13DetachShareResponse\"\xa9\x01\n" +
 	"\x14ConfigureEdgeRequest\x12+\n" +
 	"\x05rules\x18\x01 \x03(\v2\x15.carrel.v1.EgressRuleR\x05rules\x12/\n" +
 	"\asecrets\x18\x02 \x03(\v2\x15.carrel.v1.EdgeSecretR\asecrets\x123\n" +
@@ -7192,11 +9081,13 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x19EGRESS_ACTION_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13EGRESS_ACTION_ALLOW\x10\x01\x12\x16\n" +
 	"\x12EGRESS_ACTION_DENY\x10\x02\x12\x15\n" +
-	"\x11EGRESS_ACTION_ASK\x10\x03*M\n" +
+	"\x11EGRESS_ACTION_ASK\x10\x03*\x80\x01\n" +
 	"\tShareMode\x12\x1a\n" +
 	"\x16SHARE_MODE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSHARE_MODE_RO\x10\x01\x12\x11\n" +
-	"\rSHARE_MODE_RW\x10\x02*\xa6\x01\n" +
+	"\rSHARE_MODE_RW\x10\x02\x12\x15\n" +
+	"\x11SHARE_MODE_REVIEW\x10\x03\x12\x1a\n" +
+	"\x16SHARE_MODE_RW_NODELETE\x10\x04*\xa6\x01\n" +
 	"\n" +
 	"GuestState\x12\x1b\n" +
 	"\x17GUEST_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
@@ -7215,7 +9106,19 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x15FILE_TYPE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11FILE_TYPE_REGULAR\x10\x01\x12\x17\n" +
 	"\x13FILE_TYPE_DIRECTORY\x10\x02\x12\x15\n" +
-	"\x11FILE_TYPE_SYMLINK\x10\x03*\xad\x01\n" +
+	"\x11FILE_TYPE_SYMLINK\x10\x03*r\n" +
+	"\n" +
+	"ChangeKind\x12\x1b\n" +
+	"\x17CHANGE_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11CHANGE_KIND_ADDED\x10\x01\x12\x17\n" +
+	"\x13CHANGE_KIND_CHANGED\x10\x02\x12\x17\n" +
+	"\x13CHANGE_KIND_REMOVED\x10\x03*~\n" +
+	"\tEntryType\x12\x1a\n" +
+	"\x16ENTRY_TYPE_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fENTRY_TYPE_FILE\x10\x01\x12\x15\n" +
+	"\x11ENTRY_TYPE_FOLDER\x10\x02\x12\x13\n" +
+	"\x0fENTRY_TYPE_LINK\x10\x03\x12\x14\n" +
+	"\x10ENTRY_TYPE_OTHER\x10\x04*\xad\x01\n" +
 	"\x0fEgressEventKind\x12!\n" +
 	"\x1dEGRESS_EVENT_KIND_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19EGRESS_EVENT_KIND_CONNECT\x10\x01\x12\x1d\n" +
@@ -7251,7 +9154,19 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x04List\x12\x1b.carrel.v1.ListTasksRequest\x1a\x1c.carrel.v1.ListTasksResponse2}\n" +
 	"\vFileService\x126\n" +
 	"\x03Put\x12\x15.carrel.v1.PutRequest\x1a\x16.carrel.v1.PutResponse(\x01\x126\n" +
-	"\x03Get\x12\x15.carrel.v1.GetRequest\x1a\x16.carrel.v1.GetResponse0\x012\x84\x04\n" +
+	"\x03Get\x12\x15.carrel.v1.GetRequest\x1a\x16.carrel.v1.GetResponse0\x012\xf4\x02\n" +
+	"\fShareService\x12C\n" +
+	"\x04List\x12\x1c.carrel.v1.ListSharesRequest\x1a\x1d.carrel.v1.ListSharesResponse\x12>\n" +
+	"\x03Add\x12\x1a.carrel.v1.AddShareRequest\x1a\x1b.carrel.v1.AddShareResponse\x12G\n" +
+	"\x06Remove\x12\x1d.carrel.v1.RemoveShareRequest\x1a\x1e.carrel.v1.RemoveShareResponse\x12J\n" +
+	"\aRefresh\x12\x1e.carrel.v1.RefreshShareRequest\x1a\x1f.carrel.v1.RefreshShareResponse\x12J\n" +
+	"\aExplain\x12\x1e.carrel.v1.ExplainShareRequest\x1a\x1f.carrel.v1.ExplainShareResponse2\xc0\x02\n" +
+	"\rReviewService\x123\n" +
+	"\x04Diff\x12\x16.carrel.v1.DiffRequest\x1a\x11.carrel.v1.Change0\x01\x129\n" +
+	"\x05Apply\x12\x17.carrel.v1.ApplyRequest\x1a\x15.carrel.v1.ApplyEvent0\x01\x12@\n" +
+	"\aDiscard\x12\x19.carrel.v1.DiscardRequest\x1a\x1a.carrel.v1.DiscardResponse\x127\n" +
+	"\x04Undo\x12\x16.carrel.v1.UndoRequest\x1a\x15.carrel.v1.ApplyEvent0\x01\x12D\n" +
+	"\aSummary\x12\x1f.carrel.v1.ReviewSummaryRequest\x1a\x18.carrel.v1.ReviewSummary2\x84\x04\n" +
 	"\rEgressService\x12L\n" +
 	"\aExplain\x12\x1f.carrel.v1.ExplainEgressRequest\x1a .carrel.v1.ExplainEgressResponse\x12I\n" +
 	"\x06Change\x12\x1e.carrel.v1.ChangeEgressRequest\x1a\x1f.carrel.v1.ChangeEgressResponse\x12C\n" +
@@ -7281,10 +9196,16 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\aVersion\x12\x19.carrel.v1.VersionRequest\x1a\x1a.carrel.v1.VersionResponse\x12=\n" +
 	"\x06Status\x12\x18.carrel.v1.StatusRequest\x1a\x19.carrel.v1.StatusResponse\x128\n" +
 	"\x06Doctor\x12\x18.carrel.v1.DoctorRequest\x1a\x12.carrel.v1.Finding0\x01\x12C\n" +
-	"\bShutdown\x12\x1a.carrel.v1.ShutdownRequest\x1a\x1b.carrel.v1.ShutdownResponse2\x88\x01\n" +
+	"\bShutdown\x12\x1a.carrel.v1.ShutdownRequest\x1a\x1b.carrel.v1.ShutdownResponse2\x91\x04\n" +
 	"\rKeeperService\x124\n" +
 	"\x05Watch\x12\x17.carrel.v1.WatchRequest\x1a\x10.carrel.v1.Guest0\x01\x12A\n" +
-	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse2\xf4\x02\n" +
+	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse\x12O\n" +
+	"\fImportReview\x12\x1e.carrel.v1.ImportReviewRequest\x1a\x1f.carrel.v1.ImportReviewResponse\x12I\n" +
+	"\n" +
+	"DropReview\x12\x1c.carrel.v1.DropReviewRequest\x1a\x1d.carrel.v1.DropReviewResponse\x12L\n" +
+	"\vAttachShare\x12\x1d.carrel.v1.AttachShareRequest\x1a\x1e.carrel.v1.AttachShareResponse\x12L\n" +
+	"\vDetachShare\x12\x1d.carrel.v1.DetachShareRequest\x1a\x1e.carrel.v1.DetachShareResponse\x12O\n" +
+	"\fRefreshShare\x12\x1e.carrel.v1.RefreshShareRequest\x1a\x1f.carrel.v1.RefreshShareResponse2\xf4\x02\n" +
 	"\vEdgeService\x12N\n" +
 	"\tConfigure\x12\x1f.carrel.v1.ConfigureEdgeRequest\x1a .carrel.v1.ConfigureEdgeResponse\x12@\n" +
 	"\x05Watch\x12\x1d.carrel.v1.WatchEgressRequest\x1a\x16.carrel.v1.EgressEvent0\x01\x12I\n" +
@@ -7304,280 +9225,350 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 	return file_carrel_v1_carrel_proto_rawDescData
 }
 
-var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 98)
+var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 126)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(EgressAction)(0),             // 0: carrel.v1.EgressAction
 	(ShareMode)(0),                // 1: carrel.v1.ShareMode
 	(GuestState)(0),               // 2: carrel.v1.GuestState
 	(TaskState)(0),                // 3: carrel.v1.TaskState
 	(FileType)(0),                 // 4: carrel.v1.FileType
-	(EgressEventKind)(0),          // 5: carrel.v1.EgressEventKind
-	(EgressAnswer)(0),             // 6: carrel.v1.EgressAnswer
-	(SecretKind)(0),               // 7: carrel.v1.SecretKind
-	(FindingLevel)(0),             // 8: carrel.v1.FindingLevel
-	(*ErrorDetail)(nil),           // 9: carrel.v1.ErrorDetail
-	(*GuestSpec)(nil),             // 10: carrel.v1.GuestSpec
-	(*EgressSpec)(nil),            // 11: carrel.v1.EgressSpec
-	(*EgressRule)(nil),            // 12: carrel.v1.EgressRule
-	(*Share)(nil),                 // 13: carrel.v1.Share
-	(*Guest)(nil),                 // 14: carrel.v1.Guest
-	(*Port)(nil),                  // 15: carrel.v1.Port
-	(*Timings)(nil),               // 16: carrel.v1.Timings
-	(*StartGuestRequest)(nil),     // 17: carrel.v1.StartGuestRequest
-	(*StartGuestEvent)(nil),       // 18: carrel.v1.StartGuestEvent
-	(*Progress)(nil),              // 19: carrel.v1.Progress
-	(*StopGuestRequest)(nil),      // 20: carrel.v1.StopGuestRequest
-	(*StopGuestResponse)(nil),     // 21: carrel.v1.StopGuestResponse
-	(*RemoveGuestRequest)(nil),    // 22: carrel.v1.RemoveGuestRequest
-	(*RemoveGuestResponse)(nil),   // 23: carrel.v1.RemoveGuestResponse
-	(*ListGuestsRequest)(nil),     // 24: carrel.v1.ListGuestsRequest
-	(*ListGuestsResponse)(nil),    // 25: carrel.v1.ListGuestsResponse
-	(*InspectGuestRequest)(nil),   // 26: carrel.v1.InspectGuestRequest
-	(*InspectGuestResponse)(nil),  // 27: carrel.v1.InspectGuestResponse
-	(*TaskSpec)(nil),              // 28: carrel.v1.TaskSpec
-	(*TaskLimits)(nil),            // 29: carrel.v1.TaskLimits
-	(*Task)(nil),                  // 30: carrel.v1.Task
-	(*Ending)(nil),                // 31: carrel.v1.Ending
-	(*StartTaskRequest)(nil),      // 32: carrel.v1.StartTaskRequest
-	(*StartTaskResponse)(nil),     // 33: carrel.v1.StartTaskResponse
-	(*AttachRequest)(nil),         // 34: carrel.v1.AttachRequest
-	(*AttachOpen)(nil),            // 35: carrel.v1.AttachOpen
-	(*StdinClose)(nil),            // 36: carrel.v1.StdinClose
-	(*Resize)(nil),                // 37: carrel.v1.Resize
-	(*AttachResponse)(nil),        // 38: carrel.v1.AttachResponse
-	(*ListTasksRequest)(nil),      // 39: carrel.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),     // 40: carrel.v1.ListTasksResponse
-	(*PutRequest)(nil),            // 41: carrel.v1.PutRequest
-	(*PutOpen)(nil),               // 42: carrel.v1.PutOpen
-	(*PutResponse)(nil),           // 43: carrel.v1.PutResponse
-	(*GetRequest)(nil),            // 44: carrel.v1.GetRequest
-	(*GetResponse)(nil),           // 45: carrel.v1.GetResponse
-	(*File)(nil),                  // 46: carrel.v1.File
-	(*ExplainEgressRequest)(nil),  // 47: carrel.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil), // 48: carrel.v1.ExplainEgressResponse
-	(*ChangeEgressRequest)(nil),   // 49: carrel.v1.ChangeEgressRequest
-	(*ChangeEgressResponse)(nil),  // 50: carrel.v1.ChangeEgressResponse
-	(*TestEgressRequest)(nil),     // 51: carrel.v1.TestEgressRequest
-	(*TestEgressResponse)(nil),    // 52: carrel.v1.TestEgressResponse
-	(*EgressVerdict)(nil),         // 53: carrel.v1.EgressVerdict
-	(*WatchEgressRequest)(nil),    // 54: carrel.v1.WatchEgressRequest
-	(*EgressEvent)(nil),           // 55: carrel.v1.EgressEvent
-	(*AnswerEgressRequest)(nil),   // 56: carrel.v1.AnswerEgressRequest
-	(*AnswerEgressResponse)(nil),  // 57: carrel.v1.AnswerEgressResponse
-	(*PublishRequest)(nil),        // 58: carrel.v1.PublishRequest
-	(*PublishResponse)(nil),       // 59: carrel.v1.PublishResponse
-	(*UnpublishRequest)(nil),      // 60: carrel.v1.UnpublishRequest
-	(*UnpublishResponse)(nil),     // 61: carrel.v1.UnpublishResponse
-	(*Secret)(nil),                // 62: carrel.v1.Secret
-	(*SecretDefinition)(nil),      // 63: carrel.v1.SecretDefinition
-	(*SetSecretRequest)(nil),      // 64: carrel.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),     // 65: carrel.v1.SetSecretResponse
-	(*ListSecretsRequest)(nil),    // 66: carrel.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 67: carrel.v1.ListSecretsResponse
-	(*RemoveSecretRequest)(nil),   // 68: carrel.v1.RemoveSecretRequest
-	(*RemoveSecretResponse)(nil),  // 69: carrel.v1.RemoveSecretResponse
-	(*ImportPolicyRequest)(nil),   // 70: carrel.v1.ImportPolicyRequest
-	(*ImportPolicyResponse)(nil),  // 71: carrel.v1.ImportPolicyResponse
-	(*ImportedKey)(nil),           // 72: carrel.v1.ImportedKey
-	(*CheckPolicyRequest)(nil),    // 73: carrel.v1.CheckPolicyRequest
-	(*CheckPolicyResponse)(nil),   // 74: carrel.v1.CheckPolicyResponse
-	(*PolicyProblem)(nil),         // 75: carrel.v1.PolicyProblem
-	(*RequestPolicyRequest)(nil),  // 76: carrel.v1.RequestPolicyRequest
-	(*RequestPolicyResponse)(nil), // 77: carrel.v1.RequestPolicyResponse
-	(*AgreePolicyRequest)(nil),    // 78: carrel.v1.AgreePolicyRequest
-	(*AgreePolicyResponse)(nil),   // 79: carrel.v1.AgreePolicyResponse
-	(*VerifyAuditRequest)(nil),    // 80: carrel.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),   // 81: carrel.v1.VerifyAuditResponse
-	(*ShowAuditRequest)(nil),      // 82: carrel.v1.ShowAuditRequest
-	(*ShowAuditResponse)(nil),     // 83: carrel.v1.ShowAuditResponse
-	(*Image)(nil),                 // 84: carrel.v1.Image
-	(*ImagePart)(nil),             // 85: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 86: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 87: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 88: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 89: carrel.v1.BuildImageEvent
-	(*VerifyImageRequest)(nil),    // 90: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 91: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 92: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 93: carrel.v1.RemoveImageResponse
-	(*VersionRequest)(nil),        // 94: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 95: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 96: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 97: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 98: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 99: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 100: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 101: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 102: carrel.v1.WatchRequest
-	(*ConfigureEdgeRequest)(nil),  // 103: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),            // 104: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),          // 105: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil), // 106: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil), // 107: google.protobuf.Timestamp
+	(ChangeKind)(0),               // 5: carrel.v1.ChangeKind
+	(EntryType)(0),                // 6: carrel.v1.EntryType
+	(EgressEventKind)(0),          // 7: carrel.v1.EgressEventKind
+	(EgressAnswer)(0),             // 8: carrel.v1.EgressAnswer
+	(SecretKind)(0),               // 9: carrel.v1.SecretKind
+	(FindingLevel)(0),             // 10: carrel.v1.FindingLevel
+	(*ErrorDetail)(nil),           // 11: carrel.v1.ErrorDetail
+	(*GuestSpec)(nil),             // 12: carrel.v1.GuestSpec
+	(*EgressSpec)(nil),            // 13: carrel.v1.EgressSpec
+	(*EgressRule)(nil),            // 14: carrel.v1.EgressRule
+	(*Share)(nil),                 // 15: carrel.v1.Share
+	(*Guest)(nil),                 // 16: carrel.v1.Guest
+	(*Port)(nil),                  // 17: carrel.v1.Port
+	(*Timings)(nil),               // 18: carrel.v1.Timings
+	(*StartGuestRequest)(nil),     // 19: carrel.v1.StartGuestRequest
+	(*StartGuestEvent)(nil),       // 20: carrel.v1.StartGuestEvent
+	(*Progress)(nil),              // 21: carrel.v1.Progress
+	(*StopGuestRequest)(nil),      // 22: carrel.v1.StopGuestRequest
+	(*StopGuestResponse)(nil),     // 23: carrel.v1.StopGuestResponse
+	(*RemoveGuestRequest)(nil),    // 24: carrel.v1.RemoveGuestRequest
+	(*RemoveGuestResponse)(nil),   // 25: carrel.v1.RemoveGuestResponse
+	(*ListGuestsRequest)(nil),     // 26: carrel.v1.ListGuestsRequest
+	(*ListGuestsResponse)(nil),    // 27: carrel.v1.ListGuestsResponse
+	(*InspectGuestRequest)(nil),   // 28: carrel.v1.InspectGuestRequest
+	(*InspectGuestResponse)(nil),  // 29: carrel.v1.InspectGuestResponse
+	(*TaskSpec)(nil),              // 30: carrel.v1.TaskSpec
+	(*TaskLimits)(nil),            // 31: carrel.v1.TaskLimits
+	(*Task)(nil),                  // 32: carrel.v1.Task
+	(*Ending)(nil),                // 33: carrel.v1.Ending
+	(*StartTaskRequest)(nil),      // 34: carrel.v1.StartTaskRequest
+	(*StartTaskResponse)(nil),     // 35: carrel.v1.StartTaskResponse
+	(*AttachRequest)(nil),         // 36: carrel.v1.AttachRequest
+	(*AttachOpen)(nil),            // 37: carrel.v1.AttachOpen
+	(*StdinClose)(nil),            // 38: carrel.v1.StdinClose
+	(*Resize)(nil),                // 39: carrel.v1.Resize
+	(*AttachResponse)(nil),        // 40: carrel.v1.AttachResponse
+	(*ListTasksRequest)(nil),      // 41: carrel.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),     // 42: carrel.v1.ListTasksResponse
+	(*PutRequest)(nil),            // 43: carrel.v1.PutRequest
+	(*PutOpen)(nil),               // 44: carrel.v1.PutOpen
+	(*PutResponse)(nil),           // 45: carrel.v1.PutResponse
+	(*GetRequest)(nil),            // 46: carrel.v1.GetRequest
+	(*GetResponse)(nil),           // 47: carrel.v1.GetResponse
+	(*File)(nil),                  // 48: carrel.v1.File
+	(*ListSharesRequest)(nil),     // 49: carrel.v1.ListSharesRequest
+	(*ListSharesResponse)(nil),    // 50: carrel.v1.ListSharesResponse
+	(*SharedFolder)(nil),          // 51: carrel.v1.SharedFolder
+	(*AddShareRequest)(nil),       // 52: carrel.v1.AddShareRequest
+	(*AddShareResponse)(nil),      // 53: carrel.v1.AddShareResponse
+	(*RemoveShareRequest)(nil),    // 54: carrel.v1.RemoveShareRequest
+	(*RemoveShareResponse)(nil),   // 55: carrel.v1.RemoveShareResponse
+	(*RefreshShareRequest)(nil),   // 56: carrel.v1.RefreshShareRequest
+	(*RefreshShareResponse)(nil),  // 57: carrel.v1.RefreshShareResponse
+	(*ExplainShareRequest)(nil),   // 58: carrel.v1.ExplainShareRequest
+	(*ExplainShareResponse)(nil),  // 59: carrel.v1.ExplainShareResponse
+	(*DiffRequest)(nil),           // 60: carrel.v1.DiffRequest
+	(*Change)(nil),                // 61: carrel.v1.Change
+	(*ReviewSummaryRequest)(nil),  // 62: carrel.v1.ReviewSummaryRequest
+	(*ReviewSummary)(nil),         // 63: carrel.v1.ReviewSummary
+	(*ApplyRequest)(nil),          // 64: carrel.v1.ApplyRequest
+	(*ApplyEvent)(nil),            // 65: carrel.v1.ApplyEvent
+	(*DiscardRequest)(nil),        // 66: carrel.v1.DiscardRequest
+	(*DiscardResponse)(nil),       // 67: carrel.v1.DiscardResponse
+	(*UndoRequest)(nil),           // 68: carrel.v1.UndoRequest
+	(*ExplainEgressRequest)(nil),  // 69: carrel.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil), // 70: carrel.v1.ExplainEgressResponse
+	(*ChangeEgressRequest)(nil),   // 71: carrel.v1.ChangeEgressRequest
+	(*ChangeEgressResponse)(nil),  // 72: carrel.v1.ChangeEgressResponse
+	(*TestEgressRequest)(nil),     // 73: carrel.v1.TestEgressRequest
+	(*TestEgressResponse)(nil),    // 74: carrel.v1.TestEgressResponse
+	(*EgressVerdict)(nil),         // 75: carrel.v1.EgressVerdict
+	(*WatchEgressRequest)(nil),    // 76: carrel.v1.WatchEgressRequest
+	(*EgressEvent)(nil),           // 77: carrel.v1.EgressEvent
+	(*AnswerEgressRequest)(nil),   // 78: carrel.v1.AnswerEgressRequest
+	(*AnswerEgressResponse)(nil),  // 79: carrel.v1.AnswerEgressResponse
+	(*PublishRequest)(nil),        // 80: carrel.v1.PublishRequest
+	(*PublishResponse)(nil),       // 81: carrel.v1.PublishResponse
+	(*UnpublishRequest)(nil),      // 82: carrel.v1.UnpublishRequest
+	(*UnpublishResponse)(nil),     // 83: carrel.v1.UnpublishResponse
+	(*Secret)(nil),                // 84: carrel.v1.Secret
+	(*SecretDefinition)(nil),      // 85: carrel.v1.SecretDefinition
+	(*SetSecretRequest)(nil),      // 86: carrel.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),     // 87: carrel.v1.SetSecretResponse
+	(*ListSecretsRequest)(nil),    // 88: carrel.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 89: carrel.v1.ListSecretsResponse
+	(*RemoveSecretRequest)(nil),   // 90: carrel.v1.RemoveSecretRequest
+	(*RemoveSecretResponse)(nil),  // 91: carrel.v1.RemoveSecretResponse
+	(*ImportPolicyRequest)(nil),   // 92: carrel.v1.ImportPolicyRequest
+	(*ImportPolicyResponse)(nil),  // 93: carrel.v1.ImportPolicyResponse
+	(*ImportedKey)(nil),           // 94: carrel.v1.ImportedKey
+	(*CheckPolicyRequest)(nil),    // 95: carrel.v1.CheckPolicyRequest
+	(*CheckPolicyResponse)(nil),   // 96: carrel.v1.CheckPolicyResponse
+	(*PolicyProblem)(nil),         // 97: carrel.v1.PolicyProblem
+	(*RequestPolicyRequest)(nil),  // 98: carrel.v1.RequestPolicyRequest
+	(*RequestPolicyResponse)(nil), // 99: carrel.v1.RequestPolicyResponse
+	(*AgreePolicyRequest)(nil),    // 100: carrel.v1.AgreePolicyRequest
+	(*AgreePolicyResponse)(nil),   // 101: carrel.v1.AgreePolicyResponse
+	(*VerifyAuditRequest)(nil),    // 102: carrel.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),   // 103: carrel.v1.VerifyAuditResponse
+	(*ShowAuditRequest)(nil),      // 104: carrel.v1.ShowAuditRequest
+	(*ShowAuditResponse)(nil),     // 105: carrel.v1.ShowAuditResponse
+	(*Image)(nil),                 // 106: carrel.v1.Image
+	(*ImagePart)(nil),             // 107: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),     // 108: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 109: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),     // 110: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),       // 111: carrel.v1.BuildImageEvent
+	(*VerifyImageRequest)(nil),    // 112: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),   // 113: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),    // 114: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 115: carrel.v1.RemoveImageResponse
+	(*VersionRequest)(nil),        // 116: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),       // 117: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),         // 118: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),        // 119: carrel.v1.StatusResponse
+	(*DoctorRequest)(nil),         // 120: carrel.v1.DoctorRequest
+	(*Finding)(nil),               // 121: carrel.v1.Finding
+	(*ShutdownRequest)(nil),       // 122: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 123: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),          // 124: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),   // 125: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),  // 126: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),     // 127: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),    // 128: carrel.v1.DropReviewResponse
+	(*AttachShareRequest)(nil),    // 129: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),   // 130: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),    // 131: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),   // 132: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),  // 133: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),            // 134: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),          // 135: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil), // 136: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil), // 137: google.protobuf.Timestamp
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
-	13,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
-	11,  // 1: carrel.v1.GuestSpec.egress:type_name -> carrel.v1.EgressSpec
-	12,  // 2: carrel.v1.EgressSpec.rules:type_name -> carrel.v1.EgressRule
+	15,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
+	13,  // 1: carrel.v1.GuestSpec.egress:type_name -> carrel.v1.EgressSpec
+	14,  // 2: carrel.v1.EgressSpec.rules:type_name -> carrel.v1.EgressRule
 	0,   // 3: carrel.v1.EgressRule.action:type_name -> carrel.v1.EgressAction
 	1,   // 4: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
 	2,   // 5: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
-	10,  // 6: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	107, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	107, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
-	30,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
-	16,  // 10: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
-	15,  // 11: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
-	10,  // 12: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	19,  // 13: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
-	14,  // 14: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
-	14,  // 15: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
-	14,  // 16: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
-	14,  // 17: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
-	29,  // 18: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
-	28,  // 19: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
+	12,  // 6: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
+	137, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	137, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	32,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
+	18,  // 10: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
+	17,  // 11: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
+	12,  // 12: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	21,  // 13: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
+	16,  // 14: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
+	16,  // 15: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
+	16,  // 16: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
+	16,  // 17: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
+	31,  // 18: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
+	30,  // 19: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
 	3,   // 20: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	107, // 21: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	107, // 22: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	107, // 23: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	31,  // 24: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
-	28,  // 25: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
-	30,  // 26: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
-	35,  // 27: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
-	36,  // 28: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
-	37,  // 29: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
-	30,  // 30: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
-	30,  // 31: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
-	30,  // 32: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
-	42,  // 33: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
-	46,  // 34: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
-	46,  // 35: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
+	137, // 21: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	137, // 22: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	137, // 23: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	33,  // 24: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
+	30,  // 25: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
+	32,  // 26: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
+	37,  // 27: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
+	38,  // 28: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
+	39,  // 29: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
+	32,  // 30: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
+	32,  // 31: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
+	32,  // 32: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
+	44,  // 33: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
+	48,  // 34: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
+	48,  // 35: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
 	4,   // 36: carrel.v1.File.type:type_name -> carrel.v1.FileType
-	12,  // 37: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	12,  // 38: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	12,  // 39: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	12,  // 40: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	53,  // 41: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	0,   // 42: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	12,  // 43: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	107, // 44: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	5,   // 45: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	53,  // 46: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	6,   // 47: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	15,  // 48: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	15,  // 49: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	63,  // 50: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	107, // 51: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	7,   // 52: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	63,  // 53: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	62,  // 54: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	62,  // 55: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	72,  // 56: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	75,  // 57: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	12,  // 58: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	11,  // 59: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	75,  // 60: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	107, // 61: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	85,  // 62: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	84,  // 63: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	19,  // 64: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	84,  // 65: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	84,  // 66: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	107, // 67: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	95,  // 68: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	8,   // 69: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	12,  // 70: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	104, // 71: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	105, // 72: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	63,  // 73: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	17,  // 74: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	20,  // 75: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	22,  // 76: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	24,  // 77: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	26,  // 78: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	32,  // 79: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	34,  // 80: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	39,  // 81: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	41,  // 82: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	44,  // 83: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	47,  // 84: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	49,  // 85: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	51,  // 86: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	54,  // 87: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	56,  // 88: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	58,  // 89: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	60,  // 90: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	64,  // 91: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	66,  // 92: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	68,  // 93: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	73,  // 94: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	76,  // 95: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	78,  // 96: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	70,  // 97: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	80,  // 98: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	82,  // 99: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	86,  // 100: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	88,  // 101: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	90,  // 102: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	92,  // 103: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	94,  // 104: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	96,  // 105: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	98,  // 106: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	100, // 107: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	102, // 108: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	20,  // 109: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	103, // 110: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	54,  // 111: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	56,  // 112: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	58,  // 113: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	60,  // 114: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	18,  // 115: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	21,  // 116: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	23,  // 117: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	25,  // 118: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	27,  // 119: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	33,  // 120: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	38,  // 121: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	40,  // 122: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	43,  // 123: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	45,  // 124: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	48,  // 125: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	50,  // 126: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	52,  // 127: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	55,  // 128: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	57,  // 129: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	59,  // 130: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	61,  // 131: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	65,  // 132: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	67,  // 133: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	69,  // 134: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	74,  // 135: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	77,  // 136: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	79,  // 137: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	71,  // 138: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	81,  // 139: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	83,  // 140: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	87,  // 141: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	89,  // 142: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	91,  // 143: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	93,  // 144: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	95,  // 145: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	97,  // 146: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	99,  // 147: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	101, // 148: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	14,  // 149: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	21,  // 150: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	106, // 151: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	55,  // 152: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	57,  // 153: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	59,  // 154: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	61,  // 155: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	115, // [115:156] is the sub-list for method output_type
-	74,  // [74:115] is the sub-list for method input_type
-	74,  // [74:74] is the sub-list for extension type_name
-	74,  // [74:74] is the sub-list for extension extendee
-	0,   // [0:74] is the sub-list for field type_name
+	51,  // 37: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
+	15,  // 38: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
+	15,  // 39: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
+	51,  // 40: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
+	15,  // 41: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
+	5,   // 42: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
+	6,   // 43: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
+	6,   // 44: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
+	5,   // 45: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	14,  // 46: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	14,  // 47: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	14,  // 48: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	14,  // 49: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	75,  // 50: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	0,   // 51: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	14,  // 52: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	137, // 53: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	7,   // 54: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	75,  // 55: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	8,   // 56: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	17,  // 57: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	17,  // 58: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	85,  // 59: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	137, // 60: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	9,   // 61: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	85,  // 62: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	84,  // 63: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	84,  // 64: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	94,  // 65: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	97,  // 66: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	14,  // 67: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	13,  // 68: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	97,  // 69: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	137, // 70: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	107, // 71: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	106, // 72: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	21,  // 73: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	106, // 74: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	106, // 75: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	137, // 76: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	117, // 77: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	10,  // 78: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	15,  // 79: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	14,  // 80: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	134, // 81: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	135, // 82: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	85,  // 83: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	19,  // 84: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	22,  // 85: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	24,  // 86: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	26,  // 87: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	28,  // 88: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	34,  // 89: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	36,  // 90: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	41,  // 91: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	43,  // 92: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	46,  // 93: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	49,  // 94: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	52,  // 95: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	54,  // 96: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	56,  // 97: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	58,  // 98: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	60,  // 99: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	64,  // 100: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	66,  // 101: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	68,  // 102: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	62,  // 103: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	69,  // 104: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	71,  // 105: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	73,  // 106: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	76,  // 107: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	78,  // 108: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	80,  // 109: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	82,  // 110: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	86,  // 111: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	88,  // 112: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	90,  // 113: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	95,  // 114: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	98,  // 115: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	100, // 116: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	92,  // 117: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	102, // 118: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	104, // 119: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	108, // 120: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	110, // 121: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	112, // 122: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	114, // 123: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	116, // 124: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	118, // 125: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	120, // 126: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	122, // 127: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	124, // 128: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	22,  // 129: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	125, // 130: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	127, // 131: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	129, // 132: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	131, // 133: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	56,  // 134: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	133, // 135: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	76,  // 136: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	78,  // 137: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	80,  // 138: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	82,  // 139: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	20,  // 140: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	23,  // 141: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	25,  // 142: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	27,  // 143: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	29,  // 144: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	35,  // 145: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	40,  // 146: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	42,  // 147: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	45,  // 148: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	47,  // 149: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	50,  // 150: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	53,  // 151: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	55,  // 152: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	57,  // 153: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	59,  // 154: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	61,  // 155: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	65,  // 156: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	67,  // 157: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	65,  // 158: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	63,  // 159: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	70,  // 160: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	72,  // 161: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	74,  // 162: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	77,  // 163: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	79,  // 164: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	81,  // 165: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	83,  // 166: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	87,  // 167: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	89,  // 168: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	91,  // 169: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	96,  // 170: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	99,  // 171: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	101, // 172: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	93,  // 173: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	103, // 174: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	105, // 175: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	109, // 176: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	111, // 177: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	113, // 178: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	115, // 179: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	117, // 180: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	119, // 181: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	121, // 182: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	123, // 183: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	16,  // 184: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	23,  // 185: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	126, // 186: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	128, // 187: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	130, // 188: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	132, // 189: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	57,  // 190: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	136, // 191: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	77,  // 192: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	79,  // 193: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	81,  // 194: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	83,  // 195: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	140, // [140:196] is the sub-list for method output_type
+	84,  // [84:140] is the sub-list for method input_type
+	84,  // [84:84] is the sub-list for extension type_name
+	84,  // [84:84] is the sub-list for extension extendee
+	0,   // [0:84] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -7614,7 +9605,7 @@ func file_carrel_v1_carrel_proto_init() {
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[80].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[100].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
 	}
@@ -7623,10 +9614,10 @@ func file_carrel_v1_carrel_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
-			NumEnums:      9,
-			NumMessages:   98,
+			NumEnums:      11,
+			NumMessages:   126,
 			NumExtensions: 0,
-			NumServices:   11,
+			NumServices:   13,
 		},
 		GoTypes:           file_carrel_v1_carrel_proto_goTypes,
 		DependencyIndexes: file_carrel_v1_carrel_proto_depIdxs,

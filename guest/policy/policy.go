@@ -121,7 +121,7 @@ func (g *Grant) Config(p Parts) hypervisor.Config {
 	for i, s := range g.spec.Shares {
 		c.Shares = append(c.Shares, hypervisor.Share{
 			Tag: fmt.Sprintf("share%d", i), Path: s.Path, GuestPath: s.GuestPath,
-			ReadOnly: s.Mode != api.ShareMode_SHARE_MODE_RW, Overlay: s.Overlay,
+			ReadOnly: readOnly(s.Mode), Overlay: s.Mode == api.ShareMode_SHARE_MODE_REVIEW, Layer: layer(s), Plain: s.Plain,
 		})
 	}
 	return c
@@ -190,13 +190,10 @@ func decideShare(s *api.Share, rules Rules) (Pin, error) {
 		return Pin{}, refuse("bad_request", "", "a share is missing")
 	}
 	if s.Mode == api.ShareMode_SHARE_MODE_UNSPECIFIED {
-		s.Mode = api.ShareMode_SHARE_MODE_RO
+		s.Mode = api.ShareMode_SHARE_MODE_REVIEW
 	}
-	if s.Mode != api.ShareMode_SHARE_MODE_RO && s.Mode != api.ShareMode_SHARE_MODE_RW {
-		return Pin{}, refuse("bad_request", "use ro or rw", "share %q has an unknown mode %d", clip(s.Path), s.Mode)
-	}
-	if s.Overlay && s.Mode != api.ShareMode_SHARE_MODE_RO {
-		return Pin{}, refuse("bad_request", "use ro with an overlay", "share %q cannot be both writable and under a throw-away overlay", clip(s.Path))
+	if _, known := api.ShareMode_name[int32(s.Mode)]; !known {
+		return Pin{}, refuse("bad_request", "use review, ro, rw or rw-nodelete", "share %q has an unknown mode %d", clip(s.Path), s.Mode)
 	}
 	if why := badText(s.Path); why != "" {
 		return Pin{}, refuse("bad_path", "rename the folder", "share %q is refused: %s", clip(s.Path), why)

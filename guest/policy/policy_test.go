@@ -162,7 +162,6 @@ func TestNamesAndSizes(t *testing.T) {
 		{Cpus: 65}, {Cpus: 1<<32 - 1}, {MemoryMib: 1}, {MemoryMib: 1<<32 - 1}, {DiskMib: 1}, {DiskMib: 1<<32 - 1},
 		{Shares: make([]*api.Share, 65)}, {Shares: []*api.Share{nil}},
 		{Shares: []*api.Share{{Path: w.project, Mode: 9}}},
-		{Shares: []*api.Share{{Path: w.project, Mode: api.ShareMode_SHARE_MODE_RW, Overlay: true}}},
 	} {
 		s.Name = "a"
 		if _, err := Decide(s, w.rules()); err == nil {

@@ -1,10 +1,14 @@
 package policy
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/carrel-vm/carrel/guest/api"
 )
 
 // secrets are folders in a home that hold credentials or other programs'
@@ -127,4 +131,18 @@ func pinFolder(p string) (Pin, error) {
 		}
 	}
 	return Pin{}, no("", "it could not be opened")
+}
+
+// readOnly says that the host's folder stays as it is whatever the guest does.
+func readOnly(m api.ShareMode) bool {
+	return m != api.ShareMode_SHARE_MODE_RW && m != api.ShareMode_SHARE_MODE_RW_NODELETE
+}
+
+// layer names the layer of a share in review, the same at every start.
+func layer(s *api.Share) string {
+	if s.Mode != api.ShareMode_SHARE_MODE_REVIEW {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(s.Path + "\x00" + s.GuestPath))
+	return hex.EncodeToString(sum[:8])
 }

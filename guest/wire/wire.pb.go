@@ -25,6 +25,71 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ChangedType int32
+
+const (
+	ChangedType_CHANGED_TYPE_UNSPECIFIED ChangedType = 0
+	ChangedType_CHANGED_TYPE_REGULAR     ChangedType = 1
+	// A folder that is there, and below which there may be changes.
+	ChangedType_CHANGED_TYPE_DIRECTORY ChangedType = 2
+	// A folder that took the place of what the host has under that name.
+	ChangedType_CHANGED_TYPE_NEW_DIRECTORY ChangedType = 3
+	ChangedType_CHANGED_TYPE_SYMLINK       ChangedType = 4
+	// The guest has removed what the host has.
+	ChangedType_CHANGED_TYPE_REMOVED ChangedType = 5
+	// A device, a pipe, a socket.
+	ChangedType_CHANGED_TYPE_OTHER ChangedType = 6
+)
+
+// Enum value maps for ChangedType.
+var (
+	ChangedType_name = map[int32]string{
+		0: "CHANGED_TYPE_UNSPECIFIED",
+		1: "CHANGED_TYPE_REGULAR",
+		2: "CHANGED_TYPE_DIRECTORY",
+		3: "CHANGED_TYPE_NEW_DIRECTORY",
+		4: "CHANGED_TYPE_SYMLINK",
+		5: "CHANGED_TYPE_REMOVED",
+		6: "CHANGED_TYPE_OTHER",
+	}
+	ChangedType_value = map[string]int32{
+		"CHANGED_TYPE_UNSPECIFIED":   0,
+		"CHANGED_TYPE_REGULAR":       1,
+		"CHANGED_TYPE_DIRECTORY":     2,
+		"CHANGED_TYPE_NEW_DIRECTORY": 3,
+		"CHANGED_TYPE_SYMLINK":       4,
+		"CHANGED_TYPE_REMOVED":       5,
+		"CHANGED_TYPE_OTHER":         6,
+	}
+)
+
+func (x ChangedType) Enum() *ChangedType {
+	p := new(ChangedType)
+	*p = x
+	return p
+}
+
+func (x ChangedType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChangedType) Descriptor() protoreflect.EnumDescriptor {
+	return file_wire_proto_enumTypes[0].Descriptor()
+}
+
+func (ChangedType) Type() protoreflect.EnumType {
+	return &file_wire_proto_enumTypes[0]
+}
+
+func (x ChangedType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChangedType.Descriptor instead.
+func (ChangedType) EnumDescriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{0}
+}
+
 type FileType int32
 
 const (
@@ -61,11 +126,11 @@ func (x FileType) String() string {
 }
 
 func (FileType) Descriptor() protoreflect.EnumDescriptor {
-	return file_wire_proto_enumTypes[0].Descriptor()
+	return file_wire_proto_enumTypes[1].Descriptor()
 }
 
 func (FileType) Type() protoreflect.EnumType {
-	return &file_wire_proto_enumTypes[0]
+	return &file_wire_proto_enumTypes[1]
 }
 
 func (x FileType) Number() protoreflect.EnumNumber {
@@ -74,7 +139,7 @@ func (x FileType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FileType.Descriptor instead.
 func (FileType) EnumDescriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{0}
+	return file_wire_proto_rawDescGZIP(), []int{1}
 }
 
 // FromGuest is a frame of the boot stream from the guest.
@@ -456,8 +521,12 @@ type Mount struct {
 	Type     string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
 	Path     string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	ReadOnly bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
-	// A throw-away overlay (tmpfs) is laid over the share.
-	Overlay       bool `protobuf:"varint,5,opt,name=overlay,proto3" json:"overlay,omitempty"`
+	// A layer of the guest's own is laid over the share: the guest changes that
+	// layer alone, and its upper folder is the list of changes (Review).
+	Overlay bool `protobuf:"varint,5,opt,name=overlay,proto3" json:"overlay,omitempty"`
+	// Names the layer on the scratch disk over stop and start: [0-9a-z]{1,32}.
+	// Empty: the layer is thrown away with the guest.
+	Layer         string `protobuf:"bytes,6,opt,name=layer,proto3" json:"layer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -527,6 +596,13 @@ func (x *Mount) GetOverlay() bool {
 	return false
 }
 
+func (x *Mount) GetLayer() string {
+	if x != nil {
+		return x.Layer
+	}
+	return ""
+}
+
 // Ready says that Setup is done. A share that could not be mounted is an
 // error: the host then ends the guest.
 type Ready struct {
@@ -594,6 +670,9 @@ type Control struct {
 	//	*Control_SetTime
 	//	*Control_PowerOff
 	//	*Control_Refused
+	//	*Control_Attach
+	//	*Control_Detach
+	//	*Control_Refresh
 	Kind          isControl_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -679,6 +758,33 @@ func (x *Control) GetRefused() *Refused {
 	return nil
 }
 
+func (x *Control) GetAttach() *Mount {
+	if x != nil {
+		if x, ok := x.Kind.(*Control_Attach); ok {
+			return x.Attach
+		}
+	}
+	return nil
+}
+
+func (x *Control) GetDetach() *Detach {
+	if x != nil {
+		if x, ok := x.Kind.(*Control_Detach); ok {
+			return x.Detach
+		}
+	}
+	return nil
+}
+
+func (x *Control) GetRefresh() *Refresh {
+	if x != nil {
+		if x, ok := x.Kind.(*Control_Refresh); ok {
+			return x.Refresh
+		}
+	}
+	return nil
+}
+
 type isControl_Kind interface {
 	isControl_Kind()
 }
@@ -699,6 +805,19 @@ type Control_Refused struct {
 	Refused *Refused `protobuf:"bytes,5,opt,name=refused,proto3,oneof"`
 }
 
+type Control_Attach struct {
+	// One more share. It is there when this is answered.
+	Attach *Mount `protobuf:"bytes,6,opt,name=attach,proto3,oneof"`
+}
+
+type Control_Detach struct {
+	Detach *Detach `protobuf:"bytes,7,opt,name=detach,proto3,oneof"`
+}
+
+type Control_Refresh struct {
+	Refresh *Refresh `protobuf:"bytes,8,opt,name=refresh,proto3,oneof"`
+}
+
 func (*Control_Ping) isControl_Kind() {}
 
 func (*Control_SetTime) isControl_Kind() {}
@@ -706,6 +825,12 @@ func (*Control_SetTime) isControl_Kind() {}
 func (*Control_PowerOff) isControl_Kind() {}
 
 func (*Control_Refused) isControl_Kind() {}
+
+func (*Control_Attach) isControl_Kind() {}
+
+func (*Control_Detach) isControl_Kind() {}
+
+func (*Control_Refresh) isControl_Kind() {}
 
 type Ping struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -743,6 +868,97 @@ func (*Ping) Descriptor() ([]byte, []int) {
 	return file_wire_proto_rawDescGZIP(), []int{7}
 }
 
+// Detach takes a share away, whoever uses it.
+type Detach struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Detach) Reset() {
+	*x = Detach{}
+	mi := &file_wire_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Detach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Detach) ProtoMessage() {}
+
+func (x *Detach) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Detach.ProtoReflect.Descriptor instead.
+func (*Detach) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Detach) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+// Refresh mounts the layer of a share anew, so that it shows what the host has
+// changed below it.
+type Refresh struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refresh) Reset() {
+	*x = Refresh{}
+	mi := &file_wire_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refresh) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refresh) ProtoMessage() {}
+
+func (x *Refresh) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refresh.ProtoReflect.Descriptor instead.
+func (*Refresh) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Refresh) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 // Refused are lines for /run/carrel/refusals.log: what the host did not let
 // out, and why. At most 64 KiB in all.
 type Refused struct {
@@ -754,7 +970,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +982,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +995,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{8}
+	return file_wire_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Refused) GetLines() []string {
@@ -799,7 +1015,7 @@ type SetTime struct {
 
 func (x *SetTime) Reset() {
 	*x = SetTime{}
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -811,7 +1027,7 @@ func (x *SetTime) String() string {
 func (*SetTime) ProtoMessage() {}
 
 func (x *SetTime) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -824,7 +1040,7 @@ func (x *SetTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTime.ProtoReflect.Descriptor instead.
 func (*SetTime) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{9}
+	return file_wire_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetTime) GetUnixNanos() int64 {
@@ -845,7 +1061,7 @@ type PowerOff struct {
 
 func (x *PowerOff) Reset() {
 	*x = PowerOff{}
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -857,7 +1073,7 @@ func (x *PowerOff) String() string {
 func (*PowerOff) ProtoMessage() {}
 
 func (x *PowerOff) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -870,7 +1086,7 @@ func (x *PowerOff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOff.ProtoReflect.Descriptor instead.
 func (*PowerOff) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{10}
+	return file_wire_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PowerOff) GetGraceNanos() int64 {
@@ -891,7 +1107,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -903,7 +1119,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +1132,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{11}
+	return file_wire_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -941,6 +1157,7 @@ type Call struct {
 	//	*Call_Put
 	//	*Call_Get
 	//	*Call_Forward
+	//	*Call_Review
 	Kind          isCall_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -948,7 +1165,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1177,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1190,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{12}
+	return file_wire_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Call) GetKind() isCall_Kind {
@@ -1019,6 +1236,15 @@ func (x *Call) GetForward() *Forward {
 	return nil
 }
 
+func (x *Call) GetReview() *Review {
+	if x != nil {
+		if x, ok := x.Kind.(*Call_Review); ok {
+			return x.Review
+		}
+	}
+	return nil
+}
+
 type isCall_Kind interface {
 	isCall_Kind()
 }
@@ -1039,6 +1265,10 @@ type Call_Forward struct {
 	Forward *Forward `protobuf:"bytes,4,opt,name=forward,proto3,oneof"`
 }
 
+type Call_Review struct {
+	Review *Review `protobuf:"bytes,5,opt,name=review,proto3,oneof"`
+}
+
 func (*Call_Exec) isCall_Kind() {}
 
 func (*Call_Put) isCall_Kind() {}
@@ -1046,6 +1276,473 @@ func (*Call_Put) isCall_Kind() {}
 func (*Call_Get) isCall_Kind() {}
 
 func (*Call_Forward) isCall_Kind() {}
+
+func (*Call_Review) isCall_Kind() {}
+
+// Attach names the share, by the tag of its Mount.
+type Attach struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tag           string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attach) Reset() {
+	*x = Attach{}
+	mi := &file_wire_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attach) ProtoMessage() {}
+
+func (x *Attach) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attach.ProtoReflect.Descriptor instead.
+func (*Attach) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Attach) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+// Review reads what the guest has changed in a share that has a layer.
+//
+//	host: Call{review}; guest: Reviewed{change} for each entry, parents first,
+//	then Reviewed{done}. Then, as often as the host likes,
+//	host: Want; guest: Reviewed{data} of one entry, then Reviewed{done}.
+//
+// The guest may lie in all of it, and change the files meanwhile.
+type Review struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Mount.path of the share.
+	Path          string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Review) Reset() {
+	*x = Review{}
+	mi := &file_wire_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Review) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Review) ProtoMessage() {}
+
+func (x *Review) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Review.ProtoReflect.Descriptor instead.
+func (*Review) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Review) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type Reviewed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Reviewed_Change
+	//	*Reviewed_Data
+	//	*Reviewed_Done
+	Kind          isReviewed_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reviewed) Reset() {
+	*x = Reviewed{}
+	mi := &file_wire_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reviewed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reviewed) ProtoMessage() {}
+
+func (x *Reviewed) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reviewed.ProtoReflect.Descriptor instead.
+func (*Reviewed) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Reviewed) GetKind() isReviewed_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Reviewed) GetChange() *Changed {
+	if x != nil {
+		if x, ok := x.Kind.(*Reviewed_Change); ok {
+			return x.Change
+		}
+	}
+	return nil
+}
+
+func (x *Reviewed) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Kind.(*Reviewed_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *Reviewed) GetDone() *Done {
+	if x != nil {
+		if x, ok := x.Kind.(*Reviewed_Done); ok {
+			return x.Done
+		}
+	}
+	return nil
+}
+
+type isReviewed_Kind interface {
+	isReviewed_Kind()
+}
+
+type Reviewed_Change struct {
+	Change *Changed `protobuf:"bytes,1,opt,name=change,proto3,oneof"`
+}
+
+type Reviewed_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type Reviewed_Done struct {
+	Done *Done `protobuf:"bytes,3,opt,name=done,proto3,oneof"`
+}
+
+func (*Reviewed_Change) isReviewed_Kind() {}
+
+func (*Reviewed_Data) isReviewed_Kind() {}
+
+func (*Reviewed_Done) isReviewed_Kind() {}
+
+type Changed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Slash-separated, relative, clean, without "..": else the review is refused.
+	Name string      `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type ChangedType `protobuf:"varint,2,opt,name=type,proto3,enum=carrel.wire.v1.ChangedType" json:"type,omitempty"`
+	// Permission bits, 0-0777.
+	Mode   uint32 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	Size   int64  `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	Target string `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
+	// Nanoseconds since 1970 UTC, for people to see.
+	MtimeNanos int64 `protobuf:"varint,6,opt,name=mtime_nanos,json=mtimeNanos,proto3" json:"mtime_nanos,omitempty"`
+	// What differs when the entry may have changed since the last Review.
+	Stamp         []byte `protobuf:"bytes,7,opt,name=stamp,proto3" json:"stamp,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Changed) Reset() {
+	*x = Changed{}
+	mi := &file_wire_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Changed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Changed) ProtoMessage() {}
+
+func (x *Changed) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Changed.ProtoReflect.Descriptor instead.
+func (*Changed) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Changed) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Changed) GetType() ChangedType {
+	if x != nil {
+		return x.Type
+	}
+	return ChangedType_CHANGED_TYPE_UNSPECIFIED
+}
+
+func (x *Changed) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *Changed) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Changed) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Changed) GetMtimeNanos() int64 {
+	if x != nil {
+		return x.MtimeNanos
+	}
+	return 0
+}
+
+func (x *Changed) GetStamp() []byte {
+	if x != nil {
+		return x.Stamp
+	}
+	return nil
+}
+
+// Want asks for the content of one regular file, by its place in the list.
+type Want struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint32                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Want) Reset() {
+	*x = Want{}
+	mi := &file_wire_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Want) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Want) ProtoMessage() {}
+
+func (x *Want) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Want.ProtoReflect.Descriptor instead.
+func (*Want) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Want) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+// Drop, in place of Want, makes the guest forget changes: the upper folder's
+// entries of these names. Reviewed{done} answers.
+type Drop struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Names         []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drop) Reset() {
+	*x = Drop{}
+	mi := &file_wire_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drop) ProtoMessage() {}
+
+func (x *Drop) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drop.ProtoReflect.Descriptor instead.
+func (*Drop) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Drop) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+// Reviewing is a frame of a Review from the host.
+type Reviewing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Reviewing_Want
+	//	*Reviewing_Drop
+	Kind          isReviewing_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reviewing) Reset() {
+	*x = Reviewing{}
+	mi := &file_wire_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reviewing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reviewing) ProtoMessage() {}
+
+func (x *Reviewing) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reviewing.ProtoReflect.Descriptor instead.
+func (*Reviewing) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Reviewing) GetKind() isReviewing_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Reviewing) GetWant() *Want {
+	if x != nil {
+		if x, ok := x.Kind.(*Reviewing_Want); ok {
+			return x.Want
+		}
+	}
+	return nil
+}
+
+func (x *Reviewing) GetDrop() *Drop {
+	if x != nil {
+		if x, ok := x.Kind.(*Reviewing_Drop); ok {
+			return x.Drop
+		}
+	}
+	return nil
+}
+
+type isReviewing_Kind interface {
+	isReviewing_Kind()
+}
+
+type Reviewing_Want struct {
+	Want *Want `protobuf:"bytes,1,opt,name=want,proto3,oneof"`
+}
+
+type Reviewing_Drop struct {
+	Drop *Drop `protobuf:"bytes,2,opt,name=drop,proto3,oneof"`
+}
+
+func (*Reviewing_Want) isReviewing_Kind() {}
+
+func (*Reviewing_Drop) isReviewing_Kind() {}
 
 // Forward connects to a TCP port of the guest's loopback. The guest: one
 // Forwarded; if its error is empty the stream is then the connection, raw.
@@ -1058,7 +1755,7 @@ type Forward struct {
 
 func (x *Forward) Reset() {
 	*x = Forward{}
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1767,7 @@ func (x *Forward) String() string {
 func (*Forward) ProtoMessage() {}
 
 func (x *Forward) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1780,7 @@ func (x *Forward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forward.ProtoReflect.Descriptor instead.
 func (*Forward) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{13}
+	return file_wire_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Forward) GetPort() uint32 {
@@ -1103,7 +1800,7 @@ type Forwarded struct {
 
 func (x *Forwarded) Reset() {
 	*x = Forwarded{}
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1812,7 @@ func (x *Forwarded) String() string {
 func (*Forwarded) ProtoMessage() {}
 
 func (x *Forwarded) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1825,7 @@ func (x *Forwarded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forwarded.ProtoReflect.Descriptor instead.
 func (*Forwarded) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{14}
+	return file_wire_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Forwarded) GetError() string {
@@ -1152,7 +1849,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1861,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1874,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{15}
+	return file_wire_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Open) GetHost() string {
@@ -1232,7 +1929,7 @@ type Exec struct {
 
 func (x *Exec) Reset() {
 	*x = Exec{}
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1941,7 @@ func (x *Exec) String() string {
 func (*Exec) ProtoMessage() {}
 
 func (x *Exec) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1954,7 @@ func (x *Exec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exec.ProtoReflect.Descriptor instead.
 func (*Exec) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{16}
+	return file_wire_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Exec) GetArgv() []string {
@@ -1345,7 +2042,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1357,7 +2054,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1370,7 +2067,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{17}
+	return file_wire_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Limits) GetMemoryBytes() uint64 {
@@ -1426,7 +2123,7 @@ type Input struct {
 
 func (x *Input) Reset() {
 	*x = Input{}
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +2135,7 @@ func (x *Input) String() string {
 func (*Input) ProtoMessage() {}
 
 func (x *Input) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +2148,7 @@ func (x *Input) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Input.ProtoReflect.Descriptor instead.
 func (*Input) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{18}
+	return file_wire_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Input) GetKind() isInput_Kind {
@@ -1533,7 +2230,7 @@ type StdinClose struct {
 
 func (x *StdinClose) Reset() {
 	*x = StdinClose{}
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +2242,7 @@ func (x *StdinClose) String() string {
 func (*StdinClose) ProtoMessage() {}
 
 func (x *StdinClose) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +2255,7 @@ func (x *StdinClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinClose.ProtoReflect.Descriptor instead.
 func (*StdinClose) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{19}
+	return file_wire_proto_rawDescGZIP(), []int{28}
 }
 
 // Signal goes to the task's process group; Linux's number.
@@ -1571,7 +2268,7 @@ type Signal struct {
 
 func (x *Signal) Reset() {
 	*x = Signal{}
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +2280,7 @@ func (x *Signal) String() string {
 func (*Signal) ProtoMessage() {}
 
 func (x *Signal) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +2293,7 @@ func (x *Signal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signal.ProtoReflect.Descriptor instead.
 func (*Signal) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{20}
+	return file_wire_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Signal) GetNumber() int32 {
@@ -1616,7 +2313,7 @@ type Resize struct {
 
 func (x *Resize) Reset() {
 	*x = Resize{}
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +2325,7 @@ func (x *Resize) String() string {
 func (*Resize) ProtoMessage() {}
 
 func (x *Resize) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1641,7 +2338,7 @@ func (x *Resize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resize.ProtoReflect.Descriptor instead.
 func (*Resize) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{21}
+	return file_wire_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Resize) GetRows() uint32 {
@@ -1676,7 +2373,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +2385,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +2398,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{22}
+	return file_wire_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Output) GetKind() isOutput_Kind {
@@ -1814,7 +2511,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +2523,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +2536,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{23}
+	return file_wire_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Started) GetPid() int32 {
@@ -1863,7 +2560,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1875,7 +2572,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +2585,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{24}
+	return file_wire_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Exit) GetCode() int32 {
@@ -1925,7 +2622,7 @@ type Failed struct {
 
 func (x *Failed) Reset() {
 	*x = Failed{}
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2634,7 @@ func (x *Failed) String() string {
 func (*Failed) ProtoMessage() {}
 
 func (x *Failed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2647,7 @@ func (x *Failed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failed.ProtoReflect.Descriptor instead.
 func (*Failed) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{25}
+	return file_wire_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Failed) GetCode() int32 {
@@ -1981,7 +2678,7 @@ type Put struct {
 
 func (x *Put) Reset() {
 	*x = Put{}
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1993,7 +2690,7 @@ func (x *Put) String() string {
 func (*Put) ProtoMessage() {}
 
 func (x *Put) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2006,7 +2703,7 @@ func (x *Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Put.ProtoReflect.Descriptor instead.
 func (*Put) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Put) GetPath() string {
@@ -2042,7 +2739,7 @@ type Get struct {
 
 func (x *Get) Reset() {
 	*x = Get{}
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2054,7 +2751,7 @@ func (x *Get) String() string {
 func (*Get) ProtoMessage() {}
 
 func (x *Get) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2067,7 +2764,7 @@ func (x *Get) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Get.ProtoReflect.Descriptor instead.
 func (*Get) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{27}
+	return file_wire_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Get) GetPath() string {
@@ -2099,7 +2796,7 @@ type Copy struct {
 
 func (x *Copy) Reset() {
 	*x = Copy{}
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2111,7 +2808,7 @@ func (x *Copy) String() string {
 func (*Copy) ProtoMessage() {}
 
 func (x *Copy) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2124,7 +2821,7 @@ func (x *Copy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copy.ProtoReflect.Descriptor instead.
 func (*Copy) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{28}
+	return file_wire_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Copy) GetKind() isCopy_Kind {
@@ -2201,7 +2898,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2910,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2923,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{29}
+	return file_wire_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *File) GetName() string {
@@ -2274,7 +2971,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2286,7 +2983,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2299,7 +2996,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Done) GetError() string {
@@ -2340,24 +3037,32 @@ const file_wire_proto_rawDesc = "" +
 	"\x06egress\x18\x05 \x01(\bR\x06egress\x12\x14\n" +
 	"\x05trust\x18\x06 \x01(\fR\x05trust\x12\x10\n" +
 	"\x03env\x18\a \x03(\tR\x03env\x12\x1b\n" +
-	"\tgit_hosts\x18\b \x03(\tR\bgitHosts\"x\n" +
+	"\tgit_hosts\x18\b \x03(\tR\bgitHosts\"\x8e\x01\n" +
 	"\x05Mount\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\tR\x03tag\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
 	"\x04path\x18\x03 \x01(\tR\x04path\x12\x1b\n" +
 	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x18\n" +
-	"\aoverlay\x18\x05 \x01(\bR\aoverlay\"9\n" +
+	"\aoverlay\x18\x05 \x01(\bR\aoverlay\x12\x14\n" +
+	"\x05layer\x18\x06 \x01(\tR\x05layer\"9\n" +
 	"\x05Ready\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x1a\n" +
-	"\bsteering\x18\x02 \x01(\tR\bsteering\"\xf1\x01\n" +
+	"\bsteering\x18\x02 \x01(\tR\bsteering\"\x89\x03\n" +
 	"\aControl\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12*\n" +
 	"\x04ping\x18\x02 \x01(\v2\x14.carrel.wire.v1.PingH\x00R\x04ping\x124\n" +
 	"\bset_time\x18\x03 \x01(\v2\x17.carrel.wire.v1.SetTimeH\x00R\asetTime\x127\n" +
 	"\tpower_off\x18\x04 \x01(\v2\x18.carrel.wire.v1.PowerOffH\x00R\bpowerOff\x123\n" +
-	"\arefused\x18\x05 \x01(\v2\x17.carrel.wire.v1.RefusedH\x00R\arefusedB\x06\n" +
+	"\arefused\x18\x05 \x01(\v2\x17.carrel.wire.v1.RefusedH\x00R\arefused\x12/\n" +
+	"\x06attach\x18\x06 \x01(\v2\x15.carrel.wire.v1.MountH\x00R\x06attach\x120\n" +
+	"\x06detach\x18\a \x01(\v2\x16.carrel.wire.v1.DetachH\x00R\x06detach\x123\n" +
+	"\arefresh\x18\b \x01(\v2\x17.carrel.wire.v1.RefreshH\x00R\arefreshB\x06\n" +
 	"\x04kind\"\x06\n" +
-	"\x04Ping\"\x1f\n" +
+	"\x04Ping\"\x1c\n" +
+	"\x06Detach\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\"\x1d\n" +
+	"\aRefresh\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\"\x1f\n" +
 	"\aRefused\x12\x14\n" +
 	"\x05lines\x18\x01 \x03(\tR\x05lines\"(\n" +
 	"\aSetTime\x12\x1d\n" +
@@ -2368,12 +3073,39 @@ const file_wire_proto_rawDesc = "" +
 	"graceNanos\".\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\xc1\x01\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\xf3\x01\n" +
 	"\x04Call\x12*\n" +
 	"\x04exec\x18\x01 \x01(\v2\x14.carrel.wire.v1.ExecH\x00R\x04exec\x12'\n" +
 	"\x03put\x18\x02 \x01(\v2\x13.carrel.wire.v1.PutH\x00R\x03put\x12'\n" +
 	"\x03get\x18\x03 \x01(\v2\x13.carrel.wire.v1.GetH\x00R\x03get\x123\n" +
-	"\aforward\x18\x04 \x01(\v2\x17.carrel.wire.v1.ForwardH\x00R\aforwardB\x06\n" +
+	"\aforward\x18\x04 \x01(\v2\x17.carrel.wire.v1.ForwardH\x00R\aforward\x120\n" +
+	"\x06review\x18\x05 \x01(\v2\x16.carrel.wire.v1.ReviewH\x00R\x06reviewB\x06\n" +
+	"\x04kind\"\x1a\n" +
+	"\x06Attach\x12\x10\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"\x1c\n" +
+	"\x06Review\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\"\x87\x01\n" +
+	"\bReviewed\x121\n" +
+	"\x06change\x18\x01 \x01(\v2\x17.carrel.wire.v1.ChangedH\x00R\x06change\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12*\n" +
+	"\x04done\x18\x03 \x01(\v2\x14.carrel.wire.v1.DoneH\x00R\x04doneB\x06\n" +
+	"\x04kind\"\xc5\x01\n" +
+	"\aChanged\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12/\n" +
+	"\x04type\x18\x02 \x01(\x0e2\x1b.carrel.wire.v1.ChangedTypeR\x04type\x12\x12\n" +
+	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\tR\x06target\x12\x1f\n" +
+	"\vmtime_nanos\x18\x06 \x01(\x03R\n" +
+	"mtimeNanos\x12\x14\n" +
+	"\x05stamp\x18\a \x01(\fR\x05stamp\"\x1c\n" +
+	"\x04Want\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\rR\x05index\"\x1c\n" +
+	"\x04Drop\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\"k\n" +
+	"\tReviewing\x12*\n" +
+	"\x04want\x18\x01 \x01(\v2\x14.carrel.wire.v1.WantH\x00R\x04want\x12*\n" +
+	"\x04drop\x18\x02 \x01(\v2\x14.carrel.wire.v1.DropH\x00R\x04dropB\x06\n" +
 	"\x04kind\"\x1d\n" +
 	"\aForward\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\"!\n" +
@@ -2455,7 +3187,15 @@ const file_wire_proto_rawDesc = "" +
 	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x16\n" +
 	"\x06target\x18\x05 \x01(\tR\x06target\"\x1c\n" +
 	"\x04Done\x12\x14\n" +
-	"\x05error\x18\x01 \x01(\tR\x05error*l\n" +
+	"\x05error\x18\x01 \x01(\tR\x05error*\xcd\x01\n" +
+	"\vChangedType\x12\x1c\n" +
+	"\x18CHANGED_TYPE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14CHANGED_TYPE_REGULAR\x10\x01\x12\x1a\n" +
+	"\x16CHANGED_TYPE_DIRECTORY\x10\x02\x12\x1e\n" +
+	"\x1aCHANGED_TYPE_NEW_DIRECTORY\x10\x03\x12\x18\n" +
+	"\x14CHANGED_TYPE_SYMLINK\x10\x04\x12\x18\n" +
+	"\x14CHANGED_TYPE_REMOVED\x10\x05\x12\x16\n" +
+	"\x12CHANGED_TYPE_OTHER\x10\x06*l\n" +
 	"\bFileType\x12\x19\n" +
 	"\x15FILE_TYPE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11FILE_TYPE_REGULAR\x10\x01\x12\x17\n" +
@@ -2474,72 +3214,91 @@ func file_wire_proto_rawDescGZIP() []byte {
 	return file_wire_proto_rawDescData
 }
 
-var file_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_wire_proto_goTypes = []any{
-	(FileType)(0),      // 0: carrel.wire.v1.FileType
-	(*FromGuest)(nil),  // 1: carrel.wire.v1.FromGuest
-	(*FromHost)(nil),   // 2: carrel.wire.v1.FromHost
-	(*Hello)(nil),      // 3: carrel.wire.v1.Hello
-	(*Setup)(nil),      // 4: carrel.wire.v1.Setup
-	(*Mount)(nil),      // 5: carrel.wire.v1.Mount
-	(*Ready)(nil),      // 6: carrel.wire.v1.Ready
-	(*Control)(nil),    // 7: carrel.wire.v1.Control
-	(*Ping)(nil),       // 8: carrel.wire.v1.Ping
-	(*Refused)(nil),    // 9: carrel.wire.v1.Refused
-	(*SetTime)(nil),    // 10: carrel.wire.v1.SetTime
-	(*PowerOff)(nil),   // 11: carrel.wire.v1.PowerOff
-	(*Answer)(nil),     // 12: carrel.wire.v1.Answer
-	(*Call)(nil),       // 13: carrel.wire.v1.Call
-	(*Forward)(nil),    // 14: carrel.wire.v1.Forward
-	(*Forwarded)(nil),  // 15: carrel.wire.v1.Forwarded
-	(*Open)(nil),       // 16: carrel.wire.v1.Open
-	(*Exec)(nil),       // 17: carrel.wire.v1.Exec
-	(*Limits)(nil),     // 18: carrel.wire.v1.Limits
-	(*Input)(nil),      // 19: carrel.wire.v1.Input
-	(*StdinClose)(nil), // 20: carrel.wire.v1.StdinClose
-	(*Signal)(nil),     // 21: carrel.wire.v1.Signal
-	(*Resize)(nil),     // 22: carrel.wire.v1.Resize
-	(*Output)(nil),     // 23: carrel.wire.v1.Output
-	(*Started)(nil),    // 24: carrel.wire.v1.Started
-	(*Exit)(nil),       // 25: carrel.wire.v1.Exit
-	(*Failed)(nil),     // 26: carrel.wire.v1.Failed
-	(*Put)(nil),        // 27: carrel.wire.v1.Put
-	(*Get)(nil),        // 28: carrel.wire.v1.Get
-	(*Copy)(nil),       // 29: carrel.wire.v1.Copy
-	(*File)(nil),       // 30: carrel.wire.v1.File
-	(*Done)(nil),       // 31: carrel.wire.v1.Done
+	(ChangedType)(0),   // 0: carrel.wire.v1.ChangedType
+	(FileType)(0),      // 1: carrel.wire.v1.FileType
+	(*FromGuest)(nil),  // 2: carrel.wire.v1.FromGuest
+	(*FromHost)(nil),   // 3: carrel.wire.v1.FromHost
+	(*Hello)(nil),      // 4: carrel.wire.v1.Hello
+	(*Setup)(nil),      // 5: carrel.wire.v1.Setup
+	(*Mount)(nil),      // 6: carrel.wire.v1.Mount
+	(*Ready)(nil),      // 7: carrel.wire.v1.Ready
+	(*Control)(nil),    // 8: carrel.wire.v1.Control
+	(*Ping)(nil),       // 9: carrel.wire.v1.Ping
+	(*Detach)(nil),     // 10: carrel.wire.v1.Detach
+	(*Refresh)(nil),    // 11: carrel.wire.v1.Refresh
+	(*Refused)(nil),    // 12: carrel.wire.v1.Refused
+	(*SetTime)(nil),    // 13: carrel.wire.v1.SetTime
+	(*PowerOff)(nil),   // 14: carrel.wire.v1.PowerOff
+	(*Answer)(nil),     // 15: carrel.wire.v1.Answer
+	(*Call)(nil),       // 16: carrel.wire.v1.Call
+	(*Attach)(nil),     // 17: carrel.wire.v1.Attach
+	(*Review)(nil),     // 18: carrel.wire.v1.Review
+	(*Reviewed)(nil),   // 19: carrel.wire.v1.Reviewed
+	(*Changed)(nil),    // 20: carrel.wire.v1.Changed
+	(*Want)(nil),       // 21: carrel.wire.v1.Want
+	(*Drop)(nil),       // 22: carrel.wire.v1.Drop
+	(*Reviewing)(nil),  // 23: carrel.wire.v1.Reviewing
+	(*Forward)(nil),    // 24: carrel.wire.v1.Forward
+	(*Forwarded)(nil),  // 25: carrel.wire.v1.Forwarded
+	(*Open)(nil),       // 26: carrel.wire.v1.Open
+	(*Exec)(nil),       // 27: carrel.wire.v1.Exec
+	(*Limits)(nil),     // 28: carrel.wire.v1.Limits
+	(*Input)(nil),      // 29: carrel.wire.v1.Input
+	(*StdinClose)(nil), // 30: carrel.wire.v1.StdinClose
+	(*Signal)(nil),     // 31: carrel.wire.v1.Signal
+	(*Resize)(nil),     // 32: carrel.wire.v1.Resize
+	(*Output)(nil),     // 33: carrel.wire.v1.Output
+	(*Started)(nil),    // 34: carrel.wire.v1.Started
+	(*Exit)(nil),       // 35: carrel.wire.v1.Exit
+	(*Failed)(nil),     // 36: carrel.wire.v1.Failed
+	(*Put)(nil),        // 37: carrel.wire.v1.Put
+	(*Get)(nil),        // 38: carrel.wire.v1.Get
+	(*Copy)(nil),       // 39: carrel.wire.v1.Copy
+	(*File)(nil),       // 40: carrel.wire.v1.File
+	(*Done)(nil),       // 41: carrel.wire.v1.Done
 }
 var file_wire_proto_depIdxs = []int32{
-	3,  // 0: carrel.wire.v1.FromGuest.hello:type_name -> carrel.wire.v1.Hello
-	6,  // 1: carrel.wire.v1.FromGuest.ready:type_name -> carrel.wire.v1.Ready
-	12, // 2: carrel.wire.v1.FromGuest.answer:type_name -> carrel.wire.v1.Answer
-	4,  // 3: carrel.wire.v1.FromHost.setup:type_name -> carrel.wire.v1.Setup
-	7,  // 4: carrel.wire.v1.FromHost.control:type_name -> carrel.wire.v1.Control
-	5,  // 5: carrel.wire.v1.Setup.mounts:type_name -> carrel.wire.v1.Mount
-	8,  // 6: carrel.wire.v1.Control.ping:type_name -> carrel.wire.v1.Ping
-	10, // 7: carrel.wire.v1.Control.set_time:type_name -> carrel.wire.v1.SetTime
-	11, // 8: carrel.wire.v1.Control.power_off:type_name -> carrel.wire.v1.PowerOff
-	9,  // 9: carrel.wire.v1.Control.refused:type_name -> carrel.wire.v1.Refused
-	17, // 10: carrel.wire.v1.Call.exec:type_name -> carrel.wire.v1.Exec
-	27, // 11: carrel.wire.v1.Call.put:type_name -> carrel.wire.v1.Put
-	28, // 12: carrel.wire.v1.Call.get:type_name -> carrel.wire.v1.Get
-	14, // 13: carrel.wire.v1.Call.forward:type_name -> carrel.wire.v1.Forward
-	18, // 14: carrel.wire.v1.Exec.limits:type_name -> carrel.wire.v1.Limits
-	20, // 15: carrel.wire.v1.Input.stdin_close:type_name -> carrel.wire.v1.StdinClose
-	21, // 16: carrel.wire.v1.Input.signal:type_name -> carrel.wire.v1.Signal
-	22, // 17: carrel.wire.v1.Input.resize:type_name -> carrel.wire.v1.Resize
-	24, // 18: carrel.wire.v1.Output.started:type_name -> carrel.wire.v1.Started
-	25, // 19: carrel.wire.v1.Output.exit:type_name -> carrel.wire.v1.Exit
-	26, // 20: carrel.wire.v1.Output.failed:type_name -> carrel.wire.v1.Failed
-	30, // 21: carrel.wire.v1.Copy.file:type_name -> carrel.wire.v1.File
-	31, // 22: carrel.wire.v1.Copy.done:type_name -> carrel.wire.v1.Done
-	0,  // 23: carrel.wire.v1.File.type:type_name -> carrel.wire.v1.FileType
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	4,  // 0: carrel.wire.v1.FromGuest.hello:type_name -> carrel.wire.v1.Hello
+	7,  // 1: carrel.wire.v1.FromGuest.ready:type_name -> carrel.wire.v1.Ready
+	15, // 2: carrel.wire.v1.FromGuest.answer:type_name -> carrel.wire.v1.Answer
+	5,  // 3: carrel.wire.v1.FromHost.setup:type_name -> carrel.wire.v1.Setup
+	8,  // 4: carrel.wire.v1.FromHost.control:type_name -> carrel.wire.v1.Control
+	6,  // 5: carrel.wire.v1.Setup.mounts:type_name -> carrel.wire.v1.Mount
+	9,  // 6: carrel.wire.v1.Control.ping:type_name -> carrel.wire.v1.Ping
+	13, // 7: carrel.wire.v1.Control.set_time:type_name -> carrel.wire.v1.SetTime
+	14, // 8: carrel.wire.v1.Control.power_off:type_name -> carrel.wire.v1.PowerOff
+	12, // 9: carrel.wire.v1.Control.refused:type_name -> carrel.wire.v1.Refused
+	6,  // 10: carrel.wire.v1.Control.attach:type_name -> carrel.wire.v1.Mount
+	10, // 11: carrel.wire.v1.Control.detach:type_name -> carrel.wire.v1.Detach
+	11, // 12: carrel.wire.v1.Control.refresh:type_name -> carrel.wire.v1.Refresh
+	27, // 13: carrel.wire.v1.Call.exec:type_name -> carrel.wire.v1.Exec
+	37, // 14: carrel.wire.v1.Call.put:type_name -> carrel.wire.v1.Put
+	38, // 15: carrel.wire.v1.Call.get:type_name -> carrel.wire.v1.Get
+	24, // 16: carrel.wire.v1.Call.forward:type_name -> carrel.wire.v1.Forward
+	18, // 17: carrel.wire.v1.Call.review:type_name -> carrel.wire.v1.Review
+	20, // 18: carrel.wire.v1.Reviewed.change:type_name -> carrel.wire.v1.Changed
+	41, // 19: carrel.wire.v1.Reviewed.done:type_name -> carrel.wire.v1.Done
+	0,  // 20: carrel.wire.v1.Changed.type:type_name -> carrel.wire.v1.ChangedType
+	21, // 21: carrel.wire.v1.Reviewing.want:type_name -> carrel.wire.v1.Want
+	22, // 22: carrel.wire.v1.Reviewing.drop:type_name -> carrel.wire.v1.Drop
+	28, // 23: carrel.wire.v1.Exec.limits:type_name -> carrel.wire.v1.Limits
+	30, // 24: carrel.wire.v1.Input.stdin_close:type_name -> carrel.wire.v1.StdinClose
+	31, // 25: carrel.wire.v1.Input.signal:type_name -> carrel.wire.v1.Signal
+	32, // 26: carrel.wire.v1.Input.resize:type_name -> carrel.wire.v1.Resize
+	34, // 27: carrel.wire.v1.Output.started:type_name -> carrel.wire.v1.Started
+	35, // 28: carrel.wire.v1.Output.exit:type_name -> carrel.wire.v1.Exit
+	36, // 29: carrel.wire.v1.Output.failed:type_name -> carrel.wire.v1.Failed
+	40, // 30: carrel.wire.v1.Copy.file:type_name -> carrel.wire.v1.File
+	41, // 31: carrel.wire.v1.Copy.done:type_name -> carrel.wire.v1.Done
+	1,  // 32: carrel.wire.v1.File.type:type_name -> carrel.wire.v1.FileType
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -2561,20 +3320,33 @@ func file_wire_proto_init() {
 		(*Control_SetTime)(nil),
 		(*Control_PowerOff)(nil),
 		(*Control_Refused)(nil),
+		(*Control_Attach)(nil),
+		(*Control_Detach)(nil),
+		(*Control_Refresh)(nil),
 	}
-	file_wire_proto_msgTypes[12].OneofWrappers = []any{
+	file_wire_proto_msgTypes[14].OneofWrappers = []any{
 		(*Call_Exec)(nil),
 		(*Call_Put)(nil),
 		(*Call_Get)(nil),
 		(*Call_Forward)(nil),
+		(*Call_Review)(nil),
 	}
-	file_wire_proto_msgTypes[18].OneofWrappers = []any{
+	file_wire_proto_msgTypes[17].OneofWrappers = []any{
+		(*Reviewed_Change)(nil),
+		(*Reviewed_Data)(nil),
+		(*Reviewed_Done)(nil),
+	}
+	file_wire_proto_msgTypes[21].OneofWrappers = []any{
+		(*Reviewing_Want)(nil),
+		(*Reviewing_Drop)(nil),
+	}
+	file_wire_proto_msgTypes[27].OneofWrappers = []any{
 		(*Input_Stdin)(nil),
 		(*Input_StdinClose)(nil),
 		(*Input_Signal)(nil),
 		(*Input_Resize)(nil),
 	}
-	file_wire_proto_msgTypes[22].OneofWrappers = []any{
+	file_wire_proto_msgTypes[31].OneofWrappers = []any{
 		(*Output_Started)(nil),
 		(*Output_Stdout)(nil),
 		(*Output_Stderr)(nil),
@@ -2582,7 +3354,7 @@ func file_wire_proto_init() {
 		(*Output_Exit)(nil),
 		(*Output_Failed)(nil),
 	}
-	file_wire_proto_msgTypes[28].OneofWrappers = []any{
+	file_wire_proto_msgTypes[37].OneofWrappers = []any{
 		(*Copy_File)(nil),
 		(*Copy_Data)(nil),
 		(*Copy_Done)(nil),
@@ -2592,8 +3364,8 @@ func file_wire_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   31,
+			NumEnums:      2,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

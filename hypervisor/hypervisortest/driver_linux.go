@@ -171,7 +171,7 @@ func (v *vm) Listen(port uint32) (net.Listener, error) {
 func (v *vm) Mounts() []hypervisor.Mount {
 	var ms []hypervisor.Mount
 	for _, s := range v.cfg.Shares {
-		ms = append(ms, hypervisor.Mount{Tag: s.Tag, Type: "none", GuestPath: s.GuestPath, ReadOnly: s.ReadOnly, Overlay: s.Overlay})
+		ms = append(ms, hypervisor.Mount{Tag: s.Tag, Type: "none", GuestPath: s.GuestPath, ReadOnly: s.ReadOnly, Overlay: s.Overlay, Layer: s.Layer})
 	}
 	return ms
 }

@@ -225,7 +225,7 @@ func (v *VM) Listen(port uint32) (net.Listener, error) {
 func (v *VM) Mounts() []hypervisor.Mount {
 	var ms []hypervisor.Mount
 	for _, s := range v.cfg.Shares {
-		ms = append(ms, hypervisor.Mount{Tag: s.Tag, Type: "virtiofs", GuestPath: s.GuestPath, ReadOnly: s.ReadOnly, Overlay: s.Overlay})
+		ms = append(ms, hypervisor.Mount{Tag: s.Tag, Type: "virtiofs", GuestPath: s.GuestPath, ReadOnly: s.ReadOnly, Overlay: s.Overlay, Layer: s.Layer})
 	}
 	return ms
 }

@@ -31,6 +31,10 @@ const (
 	TaskServiceName = "carrel.v1.TaskService"
 	// FileServiceName is the fully-qualified name of the FileService service.
 	FileServiceName = "carrel.v1.FileService"
+	// ShareServiceName is the fully-qualified name of the ShareService service.
+	ShareServiceName = "carrel.v1.ShareService"
+	// ReviewServiceName is the fully-qualified name of the ReviewService service.
+	ReviewServiceName = "carrel.v1.ReviewService"
 	// EgressServiceName is the fully-qualified name of the EgressService service.
 	EgressServiceName = "carrel.v1.EgressService"
 	// SecretServiceName is the fully-qualified name of the SecretService service.
@@ -77,6 +81,26 @@ const (
 	FileServicePutProcedure = "/carrel.v1.FileService/Put"
 	// FileServiceGetProcedure is the fully-qualified name of the FileService's Get RPC.
 	FileServiceGetProcedure = "/carrel.v1.FileService/Get"
+	// ShareServiceListProcedure is the fully-qualified name of the ShareService's List RPC.
+	ShareServiceListProcedure = "/carrel.v1.ShareService/List"
+	// ShareServiceAddProcedure is the fully-qualified name of the ShareService's Add RPC.
+	ShareServiceAddProcedure = "/carrel.v1.ShareService/Add"
+	// ShareServiceRemoveProcedure is the fully-qualified name of the ShareService's Remove RPC.
+	ShareServiceRemoveProcedure = "/carrel.v1.ShareService/Remove"
+	// ShareServiceRefreshProcedure is the fully-qualified name of the ShareService's Refresh RPC.
+	ShareServiceRefreshProcedure = "/carrel.v1.ShareService/Refresh"
+	// ShareServiceExplainProcedure is the fully-qualified name of the ShareService's Explain RPC.
+	ShareServiceExplainProcedure = "/carrel.v1.ShareService/Explain"
+	// ReviewServiceDiffProcedure is the fully-qualified name of the ReviewService's Diff RPC.
+	ReviewServiceDiffProcedure = "/carrel.v1.ReviewService/Diff"
+	// ReviewServiceApplyProcedure is the fully-qualified name of the ReviewService's Apply RPC.
+	ReviewServiceApplyProcedure = "/carrel.v1.ReviewService/Apply"
+	// ReviewServiceDiscardProcedure is the fully-qualified name of the ReviewService's Discard RPC.
+	ReviewServiceDiscardProcedure = "/carrel.v1.ReviewService/Discard"
+	// ReviewServiceUndoProcedure is the fully-qualified name of the ReviewService's Undo RPC.
+	ReviewServiceUndoProcedure = "/carrel.v1.ReviewService/Undo"
+	// ReviewServiceSummaryProcedure is the fully-qualified name of the ReviewService's Summary RPC.
+	ReviewServiceSummaryProcedure = "/carrel.v1.ReviewService/Summary"
 	// EgressServiceExplainProcedure is the fully-qualified name of the EgressService's Explain RPC.
 	EgressServiceExplainProcedure = "/carrel.v1.EgressService/Explain"
 	// EgressServiceChangeProcedure is the fully-qualified name of the EgressService's Change RPC.
@@ -129,6 +153,21 @@ const (
 	KeeperServiceWatchProcedure = "/carrel.v1.KeeperService/Watch"
 	// KeeperServiceStopProcedure is the fully-qualified name of the KeeperService's Stop RPC.
 	KeeperServiceStopProcedure = "/carrel.v1.KeeperService/Stop"
+	// KeeperServiceImportReviewProcedure is the fully-qualified name of the KeeperService's
+	// ImportReview RPC.
+	KeeperServiceImportReviewProcedure = "/carrel.v1.KeeperService/ImportReview"
+	// KeeperServiceDropReviewProcedure is the fully-qualified name of the KeeperService's DropReview
+	// RPC.
+	KeeperServiceDropReviewProcedure = "/carrel.v1.KeeperService/DropReview"
+	// KeeperServiceAttachShareProcedure is the fully-qualified name of the KeeperService's AttachShare
+	// RPC.
+	KeeperServiceAttachShareProcedure = "/carrel.v1.KeeperService/AttachShare"
+	// KeeperServiceDetachShareProcedure is the fully-qualified name of the KeeperService's DetachShare
+	// RPC.
+	KeeperServiceDetachShareProcedure = "/carrel.v1.KeeperService/DetachShare"
+	// KeeperServiceRefreshShareProcedure is the fully-qualified name of the KeeperService's
+	// RefreshShare RPC.
+	KeeperServiceRefreshShareProcedure = "/carrel.v1.KeeperService/RefreshShare"
 	// EdgeServiceConfigureProcedure is the fully-qualified name of the EdgeService's Configure RPC.
 	EdgeServiceConfigureProcedure = "/carrel.v1.EdgeService/Configure"
 	// EdgeServiceWatchProcedure is the fully-qualified name of the EdgeService's Watch RPC.
@@ -551,6 +590,384 @@ func (UnimplementedFileServiceHandler) Put(context.Context, *connect.ClientStrea
 
 func (UnimplementedFileServiceHandler) Get(context.Context, *connect.Request[api.GetRequest], *connect.ServerStream[api.GetResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.FileService.Get is not implemented"))
+}
+
+// ShareServiceClient is a client for the carrel.v1.ShareService service.
+type ShareServiceClient interface {
+	// List returns a guest's shares, each with how it is carried.
+	List(context.Context, *connect.Request[api.ListSharesRequest]) (*connect.Response[api.ListSharesResponse], error)
+	// Add shares one more folder with a guest. It answers when the guest sees it.
+	Add(context.Context, *connect.Request[api.AddShareRequest]) (*connect.Response[api.AddShareResponse], error)
+	// Remove takes a share away. When it answers nothing in the guest can reach
+	// the folder, not by open files either.
+	Remove(context.Context, *connect.Request[api.RemoveShareRequest]) (*connect.Response[api.RemoveShareResponse], error)
+	// Refresh shows a guest what the host has changed under a review, except
+	// where the guest has changed the same file.
+	Refresh(context.Context, *connect.Request[api.RefreshShareRequest]) (*connect.Response[api.RefreshShareResponse], error)
+	// Explain says what the rules of a share say of a path, and why.
+	Explain(context.Context, *connect.Request[api.ExplainShareRequest]) (*connect.Response[api.ExplainShareResponse], error)
+}
+
+// NewShareServiceClient constructs a client for the carrel.v1.ShareService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewShareServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) ShareServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	shareServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("ShareService").Methods()
+	return &shareServiceClient{
+		list: connect.NewClient[api.ListSharesRequest, api.ListSharesResponse](
+			httpClient,
+			baseURL+ShareServiceListProcedure,
+			connect.WithSchema(shareServiceMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		add: connect.NewClient[api.AddShareRequest, api.AddShareResponse](
+			httpClient,
+			baseURL+ShareServiceAddProcedure,
+			connect.WithSchema(shareServiceMethods.ByName("Add")),
+			connect.WithClientOptions(opts...),
+		),
+		remove: connect.NewClient[api.RemoveShareRequest, api.RemoveShareResponse](
+			httpClient,
+			baseURL+ShareServiceRemoveProcedure,
+			connect.WithSchema(shareServiceMethods.ByName("Remove")),
+			connect.WithClientOptions(opts...),
+		),
+		refresh: connect.NewClient[api.RefreshShareRequest, api.RefreshShareResponse](
+			httpClient,
+			baseURL+ShareServiceRefreshProcedure,
+			connect.WithSchema(shareServiceMethods.ByName("Refresh")),
+			connect.WithClientOptions(opts...),
+		),
+		explain: connect.NewClient[api.ExplainShareRequest, api.ExplainShareResponse](
+			httpClient,
+			baseURL+ShareServiceExplainProcedure,
+			connect.WithSchema(shareServiceMethods.ByName("Explain")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// shareServiceClient implements ShareServiceClient.
+type shareServiceClient struct {
+	list    *connect.Client[api.ListSharesRequest, api.ListSharesResponse]
+	add     *connect.Client[api.AddShareRequest, api.AddShareResponse]
+	remove  *connect.Client[api.RemoveShareRequest, api.RemoveShareResponse]
+	refresh *connect.Client[api.RefreshShareRequest, api.RefreshShareResponse]
+	explain *connect.Client[api.ExplainShareRequest, api.ExplainShareResponse]
+}
+
+// List calls carrel.v1.ShareService.List.
+func (c *shareServiceClient) List(ctx context.Context, req *connect.Request[api.ListSharesRequest]) (*connect.Response[api.ListSharesResponse], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// Add calls carrel.v1.ShareService.Add.
+func (c *shareServiceClient) Add(ctx context.Context, req *connect.Request[api.AddShareRequest]) (*connect.Response[api.AddShareResponse], error) {
+	return c.add.CallUnary(ctx, req)
+}
+
+// Remove calls carrel.v1.ShareService.Remove.
+func (c *shareServiceClient) Remove(ctx context.Context, req *connect.Request[api.RemoveShareRequest]) (*connect.Response[api.RemoveShareResponse], error) {
+	return c.remove.CallUnary(ctx, req)
+}
+
+// Refresh calls carrel.v1.ShareService.Refresh.
+func (c *shareServiceClient) Refresh(ctx context.Context, req *connect.Request[api.RefreshShareRequest]) (*connect.Response[api.RefreshShareResponse], error) {
+	return c.refresh.CallUnary(ctx, req)
+}
+
+// Explain calls carrel.v1.ShareService.Explain.
+func (c *shareServiceClient) Explain(ctx context.Context, req *connect.Request[api.ExplainShareRequest]) (*connect.Response[api.ExplainShareResponse], error) {
+	return c.explain.CallUnary(ctx, req)
+}
+
+// ShareServiceHandler is an implementation of the carrel.v1.ShareService service.
+type ShareServiceHandler interface {
+	// List returns a guest's shares, each with how it is carried.
+	List(context.Context, *connect.Request[api.ListSharesRequest]) (*connect.Response[api.ListSharesResponse], error)
+	// Add shares one more folder with a guest. It answers when the guest sees it.
+	Add(context.Context, *connect.Request[api.AddShareRequest]) (*connect.Response[api.AddShareResponse], error)
+	// Remove takes a share away. When it answers nothing in the guest can reach
+	// the folder, not by open files either.
+	Remove(context.Context, *connect.Request[api.RemoveShareRequest]) (*connect.Response[api.RemoveShareResponse], error)
+	// Refresh shows a guest what the host has changed under a review, except
+	// where the guest has changed the same file.
+	Refresh(context.Context, *connect.Request[api.RefreshShareRequest]) (*connect.Response[api.RefreshShareResponse], error)
+	// Explain says what the rules of a share say of a path, and why.
+	Explain(context.Context, *connect.Request[api.ExplainShareRequest]) (*connect.Response[api.ExplainShareResponse], error)
+}
+
+// NewShareServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewShareServiceHandler(svc ShareServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	shareServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("ShareService").Methods()
+	shareServiceListHandler := connect.NewUnaryHandler(
+		ShareServiceListProcedure,
+		svc.List,
+		connect.WithSchema(shareServiceMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	shareServiceAddHandler := connect.NewUnaryHandler(
+		ShareServiceAddProcedure,
+		svc.Add,
+		connect.WithSchema(shareServiceMethods.ByName("Add")),
+		connect.WithHandlerOptions(opts...),
+	)
+	shareServiceRemoveHandler := connect.NewUnaryHandler(
+		ShareServiceRemoveProcedure,
+		svc.Remove,
+		connect.WithSchema(shareServiceMethods.ByName("Remove")),
+		connect.WithHandlerOptions(opts...),
+	)
+	shareServiceRefreshHandler := connect.NewUnaryHandler(
+		ShareServiceRefreshProcedure,
+		svc.Refresh,
+		connect.WithSchema(shareServiceMethods.ByName("Refresh")),
+		connect.WithHandlerOptions(opts...),
+	)
+	shareServiceExplainHandler := connect.NewUnaryHandler(
+		ShareServiceExplainProcedure,
+		svc.Explain,
+		connect.WithSchema(shareServiceMethods.ByName("Explain")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/carrel.v1.ShareService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case ShareServiceListProcedure:
+			shareServiceListHandler.ServeHTTP(w, r)
+		case ShareServiceAddProcedure:
+			shareServiceAddHandler.ServeHTTP(w, r)
+		case ShareServiceRemoveProcedure:
+			shareServiceRemoveHandler.ServeHTTP(w, r)
+		case ShareServiceRefreshProcedure:
+			shareServiceRefreshHandler.ServeHTTP(w, r)
+		case ShareServiceExplainProcedure:
+			shareServiceExplainHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedShareServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedShareServiceHandler struct{}
+
+func (UnimplementedShareServiceHandler) List(context.Context, *connect.Request[api.ListSharesRequest]) (*connect.Response[api.ListSharesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ShareService.List is not implemented"))
+}
+
+func (UnimplementedShareServiceHandler) Add(context.Context, *connect.Request[api.AddShareRequest]) (*connect.Response[api.AddShareResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ShareService.Add is not implemented"))
+}
+
+func (UnimplementedShareServiceHandler) Remove(context.Context, *connect.Request[api.RemoveShareRequest]) (*connect.Response[api.RemoveShareResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ShareService.Remove is not implemented"))
+}
+
+func (UnimplementedShareServiceHandler) Refresh(context.Context, *connect.Request[api.RefreshShareRequest]) (*connect.Response[api.RefreshShareResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ShareService.Refresh is not implemented"))
+}
+
+func (UnimplementedShareServiceHandler) Explain(context.Context, *connect.Request[api.ExplainShareRequest]) (*connect.Response[api.ExplainShareResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ShareService.Explain is not implemented"))
+}
+
+// ReviewServiceClient is a client for the carrel.v1.ReviewService service.
+type ReviewServiceClient interface {
+	// Diff streams the changes of a guest, in the order of their paths. The
+	// guest may be stopped, or gone but for its changes.
+	Diff(context.Context, *connect.Request[api.DiffRequest]) (*connect.ServerStreamForClient[api.Change], error)
+	// Apply writes changes into the host's folder, file by file. What cannot be
+	// applied is said and left in the review.
+	Apply(context.Context, *connect.Request[api.ApplyRequest]) (*connect.ServerStreamForClient[api.ApplyEvent], error)
+	// Discard throws changes away, in the guest too.
+	Discard(context.Context, *connect.Request[api.DiscardRequest]) (*connect.Response[api.DiscardResponse], error)
+	// Undo takes back what was applied, or what tasks changed in live shares, as
+	// far as it is kept.
+	Undo(context.Context, *connect.Request[api.UndoRequest]) (*connect.ServerStreamForClient[api.ApplyEvent], error)
+	// Summary counts, without reading contents.
+	Summary(context.Context, *connect.Request[api.ReviewSummaryRequest]) (*connect.Response[api.ReviewSummary], error)
+}
+
+// NewReviewServiceClient constructs a client for the carrel.v1.ReviewService service. By default,
+// it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and
+// sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC()
+// or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewReviewServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) ReviewServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	reviewServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("ReviewService").Methods()
+	return &reviewServiceClient{
+		diff: connect.NewClient[api.DiffRequest, api.Change](
+			httpClient,
+			baseURL+ReviewServiceDiffProcedure,
+			connect.WithSchema(reviewServiceMethods.ByName("Diff")),
+			connect.WithClientOptions(opts...),
+		),
+		apply: connect.NewClient[api.ApplyRequest, api.ApplyEvent](
+			httpClient,
+			baseURL+ReviewServiceApplyProcedure,
+			connect.WithSchema(reviewServiceMethods.ByName("Apply")),
+			connect.WithClientOptions(opts...),
+		),
+		discard: connect.NewClient[api.DiscardRequest, api.DiscardResponse](
+			httpClient,
+			baseURL+ReviewServiceDiscardProcedure,
+			connect.WithSchema(reviewServiceMethods.ByName("Discard")),
+			connect.WithClientOptions(opts...),
+		),
+		undo: connect.NewClient[api.UndoRequest, api.ApplyEvent](
+			httpClient,
+			baseURL+ReviewServiceUndoProcedure,
+			connect.WithSchema(reviewServiceMethods.ByName("Undo")),
+			connect.WithClientOptions(opts...),
+		),
+		summary: connect.NewClient[api.ReviewSummaryRequest, api.ReviewSummary](
+			httpClient,
+			baseURL+ReviewServiceSummaryProcedure,
+			connect.WithSchema(reviewServiceMethods.ByName("Summary")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// reviewServiceClient implements ReviewServiceClient.
+type reviewServiceClient struct {
+	diff    *connect.Client[api.DiffRequest, api.Change]
+	apply   *connect.Client[api.ApplyRequest, api.ApplyEvent]
+	discard *connect.Client[api.DiscardRequest, api.DiscardResponse]
+	undo    *connect.Client[api.UndoRequest, api.ApplyEvent]
+	summary *connect.Client[api.ReviewSummaryRequest, api.ReviewSummary]
+}
+
+// Diff calls carrel.v1.ReviewService.Diff.
+func (c *reviewServiceClient) Diff(ctx context.Context, req *connect.Request[api.DiffRequest]) (*connect.ServerStreamForClient[api.Change], error) {
+	return c.diff.CallServerStream(ctx, req)
+}
+
+// Apply calls carrel.v1.ReviewService.Apply.
+func (c *reviewServiceClient) Apply(ctx context.Context, req *connect.Request[api.ApplyRequest]) (*connect.ServerStreamForClient[api.ApplyEvent], error) {
+	return c.apply.CallServerStream(ctx, req)
+}
+
+// Discard calls carrel.v1.ReviewService.Discard.
+func (c *reviewServiceClient) Discard(ctx context.Context, req *connect.Request[api.DiscardRequest]) (*connect.Response[api.DiscardResponse], error) {
+	return c.discard.CallUnary(ctx, req)
+}
+
+// Undo calls carrel.v1.ReviewService.Undo.
+func (c *reviewServiceClient) Undo(ctx context.Context, req *connect.Request[api.UndoRequest]) (*connect.ServerStreamForClient[api.ApplyEvent], error) {
+	return c.undo.CallServerStream(ctx, req)
+}
+
+// Summary calls carrel.v1.ReviewService.Summary.
+func (c *reviewServiceClient) Summary(ctx context.Context, req *connect.Request[api.ReviewSummaryRequest]) (*connect.Response[api.ReviewSummary], error) {
+	return c.summary.CallUnary(ctx, req)
+}
+
+// ReviewServiceHandler is an implementation of the carrel.v1.ReviewService service.
+type ReviewServiceHandler interface {
+	// Diff streams the changes of a guest, in the order of their paths. The
+	// guest may be stopped, or gone but for its changes.
+	Diff(context.Context, *connect.Request[api.DiffRequest], *connect.ServerStream[api.Change]) error
+	// Apply writes changes into the host's folder, file by file. What cannot be
+	// applied is said and left in the review.
+	Apply(context.Context, *connect.Request[api.ApplyRequest], *connect.ServerStream[api.ApplyEvent]) error
+	// Discard throws changes away, in the guest too.
+	Discard(context.Context, *connect.Request[api.DiscardRequest]) (*connect.Response[api.DiscardResponse], error)
+	// Undo takes back what was applied, or what tasks changed in live shares, as
+	// far as it is kept.
+	Undo(context.Context, *connect.Request[api.UndoRequest], *connect.ServerStream[api.ApplyEvent]) error
+	// Summary counts, without reading contents.
+	Summary(context.Context, *connect.Request[api.ReviewSummaryRequest]) (*connect.Response[api.ReviewSummary], error)
+}
+
+// NewReviewServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewReviewServiceHandler(svc ReviewServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	reviewServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("ReviewService").Methods()
+	reviewServiceDiffHandler := connect.NewServerStreamHandler(
+		ReviewServiceDiffProcedure,
+		svc.Diff,
+		connect.WithSchema(reviewServiceMethods.ByName("Diff")),
+		connect.WithHandlerOptions(opts...),
+	)
+	reviewServiceApplyHandler := connect.NewServerStreamHandler(
+		ReviewServiceApplyProcedure,
+		svc.Apply,
+		connect.WithSchema(reviewServiceMethods.ByName("Apply")),
+		connect.WithHandlerOptions(opts...),
+	)
+	reviewServiceDiscardHandler := connect.NewUnaryHandler(
+		ReviewServiceDiscardProcedure,
+		svc.Discard,
+		connect.WithSchema(reviewServiceMethods.ByName("Discard")),
+		connect.WithHandlerOptions(opts...),
+	)
+	reviewServiceUndoHandler := connect.NewServerStreamHandler(
+		ReviewServiceUndoProcedure,
+		svc.Undo,
+		connect.WithSchema(reviewServiceMethods.ByName("Undo")),
+		connect.WithHandlerOptions(opts...),
+	)
+	reviewServiceSummaryHandler := connect.NewUnaryHandler(
+		ReviewServiceSummaryProcedure,
+		svc.Summary,
+		connect.WithSchema(reviewServiceMethods.ByName("Summary")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/carrel.v1.ReviewService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case ReviewServiceDiffProcedure:
+			reviewServiceDiffHandler.ServeHTTP(w, r)
+		case ReviewServiceApplyProcedure:
+			reviewServiceApplyHandler.ServeHTTP(w, r)
+		case ReviewServiceDiscardProcedure:
+			reviewServiceDiscardHandler.ServeHTTP(w, r)
+		case ReviewServiceUndoProcedure:
+			reviewServiceUndoHandler.ServeHTTP(w, r)
+		case ReviewServiceSummaryProcedure:
+			reviewServiceSummaryHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedReviewServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedReviewServiceHandler struct{}
+
+func (UnimplementedReviewServiceHandler) Diff(context.Context, *connect.Request[api.DiffRequest], *connect.ServerStream[api.Change]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ReviewService.Diff is not implemented"))
+}
+
+func (UnimplementedReviewServiceHandler) Apply(context.Context, *connect.Request[api.ApplyRequest], *connect.ServerStream[api.ApplyEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ReviewService.Apply is not implemented"))
+}
+
+func (UnimplementedReviewServiceHandler) Discard(context.Context, *connect.Request[api.DiscardRequest]) (*connect.Response[api.DiscardResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ReviewService.Discard is not implemented"))
+}
+
+func (UnimplementedReviewServiceHandler) Undo(context.Context, *connect.Request[api.UndoRequest], *connect.ServerStream[api.ApplyEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ReviewService.Undo is not implemented"))
+}
+
+func (UnimplementedReviewServiceHandler) Summary(context.Context, *connect.Request[api.ReviewSummaryRequest]) (*connect.Response[api.ReviewSummary], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ReviewService.Summary is not implemented"))
 }
 
 // EgressServiceClient is a client for the carrel.v1.EgressService service.
@@ -1487,6 +1904,17 @@ type KeeperServiceClient interface {
 	// when the guest is gone.
 	Watch(context.Context, *connect.Request[api.WatchRequest]) (*connect.ServerStreamForClient[api.Guest], error)
 	Stop(context.Context, *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error)
+	// Import reads what the guest has changed in its review shares into the
+	// guest's folder on the host. Contents that are there already are not read
+	// again.
+	ImportReview(context.Context, *connect.Request[api.ImportReviewRequest]) (*connect.Response[api.ImportReviewResponse], error)
+	// Drop makes the guest forget changes that were applied or discarded.
+	DropReview(context.Context, *connect.Request[api.DropReviewRequest]) (*connect.Response[api.DropReviewResponse], error)
+	// Attach has the guest mount a share, whose stream was handed over before on
+	// the keeper's socket for descriptors. Detach ends it.
+	AttachShare(context.Context, *connect.Request[api.AttachShareRequest]) (*connect.Response[api.AttachShareResponse], error)
+	DetachShare(context.Context, *connect.Request[api.DetachShareRequest]) (*connect.Response[api.DetachShareResponse], error)
+	RefreshShare(context.Context, *connect.Request[api.RefreshShareRequest]) (*connect.Response[api.RefreshShareResponse], error)
 }
 
 // NewKeeperServiceClient constructs a client for the carrel.v1.KeeperService service. By default,
@@ -1512,13 +1940,48 @@ func NewKeeperServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(keeperServiceMethods.ByName("Stop")),
 			connect.WithClientOptions(opts...),
 		),
+		importReview: connect.NewClient[api.ImportReviewRequest, api.ImportReviewResponse](
+			httpClient,
+			baseURL+KeeperServiceImportReviewProcedure,
+			connect.WithSchema(keeperServiceMethods.ByName("ImportReview")),
+			connect.WithClientOptions(opts...),
+		),
+		dropReview: connect.NewClient[api.DropReviewRequest, api.DropReviewResponse](
+			httpClient,
+			baseURL+KeeperServiceDropReviewProcedure,
+			connect.WithSchema(keeperServiceMethods.ByName("DropReview")),
+			connect.WithClientOptions(opts...),
+		),
+		attachShare: connect.NewClient[api.AttachShareRequest, api.AttachShareResponse](
+			httpClient,
+			baseURL+KeeperServiceAttachShareProcedure,
+			connect.WithSchema(keeperServiceMethods.ByName("AttachShare")),
+			connect.WithClientOptions(opts...),
+		),
+		detachShare: connect.NewClient[api.DetachShareRequest, api.DetachShareResponse](
+			httpClient,
+			baseURL+KeeperServiceDetachShareProcedure,
+			connect.WithSchema(keeperServiceMethods.ByName("DetachShare")),
+			connect.WithClientOptions(opts...),
+		),
+		refreshShare: connect.NewClient[api.RefreshShareRequest, api.RefreshShareResponse](
+			httpClient,
+			baseURL+KeeperServiceRefreshShareProcedure,
+			connect.WithSchema(keeperServiceMethods.ByName("RefreshShare")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // keeperServiceClient implements KeeperServiceClient.
 type keeperServiceClient struct {
-	watch *connect.Client[api.WatchRequest, api.Guest]
-	stop  *connect.Client[api.StopGuestRequest, api.StopGuestResponse]
+	watch        *connect.Client[api.WatchRequest, api.Guest]
+	stop         *connect.Client[api.StopGuestRequest, api.StopGuestResponse]
+	importReview *connect.Client[api.ImportReviewRequest, api.ImportReviewResponse]
+	dropReview   *connect.Client[api.DropReviewRequest, api.DropReviewResponse]
+	attachShare  *connect.Client[api.AttachShareRequest, api.AttachShareResponse]
+	detachShare  *connect.Client[api.DetachShareRequest, api.DetachShareResponse]
+	refreshShare *connect.Client[api.RefreshShareRequest, api.RefreshShareResponse]
 }
 
 // Watch calls carrel.v1.KeeperService.Watch.
@@ -1531,12 +1994,48 @@ func (c *keeperServiceClient) Stop(ctx context.Context, req *connect.Request[api
 	return c.stop.CallUnary(ctx, req)
 }
 
+// ImportReview calls carrel.v1.KeeperService.ImportReview.
+func (c *keeperServiceClient) ImportReview(ctx context.Context, req *connect.Request[api.ImportReviewRequest]) (*connect.Response[api.ImportReviewResponse], error) {
+	return c.importReview.CallUnary(ctx, req)
+}
+
+// DropReview calls carrel.v1.KeeperService.DropReview.
+func (c *keeperServiceClient) DropReview(ctx context.Context, req *connect.Request[api.DropReviewRequest]) (*connect.Response[api.DropReviewResponse], error) {
+	return c.dropReview.CallUnary(ctx, req)
+}
+
+// AttachShare calls carrel.v1.KeeperService.AttachShare.
+func (c *keeperServiceClient) AttachShare(ctx context.Context, req *connect.Request[api.AttachShareRequest]) (*connect.Response[api.AttachShareResponse], error) {
+	return c.attachShare.CallUnary(ctx, req)
+}
+
+// DetachShare calls carrel.v1.KeeperService.DetachShare.
+func (c *keeperServiceClient) DetachShare(ctx context.Context, req *connect.Request[api.DetachShareRequest]) (*connect.Response[api.DetachShareResponse], error) {
+	return c.detachShare.CallUnary(ctx, req)
+}
+
+// RefreshShare calls carrel.v1.KeeperService.RefreshShare.
+func (c *keeperServiceClient) RefreshShare(ctx context.Context, req *connect.Request[api.RefreshShareRequest]) (*connect.Response[api.RefreshShareResponse], error) {
+	return c.refreshShare.CallUnary(ctx, req)
+}
+
 // KeeperServiceHandler is an implementation of the carrel.v1.KeeperService service.
 type KeeperServiceHandler interface {
 	// Watch streams the guest's state, at once and at every change, and ends
 	// when the guest is gone.
 	Watch(context.Context, *connect.Request[api.WatchRequest], *connect.ServerStream[api.Guest]) error
 	Stop(context.Context, *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error)
+	// Import reads what the guest has changed in its review shares into the
+	// guest's folder on the host. Contents that are there already are not read
+	// again.
+	ImportReview(context.Context, *connect.Request[api.ImportReviewRequest]) (*connect.Response[api.ImportReviewResponse], error)
+	// Drop makes the guest forget changes that were applied or discarded.
+	DropReview(context.Context, *connect.Request[api.DropReviewRequest]) (*connect.Response[api.DropReviewResponse], error)
+	// Attach has the guest mount a share, whose stream was handed over before on
+	// the keeper's socket for descriptors. Detach ends it.
+	AttachShare(context.Context, *connect.Request[api.AttachShareRequest]) (*connect.Response[api.AttachShareResponse], error)
+	DetachShare(context.Context, *connect.Request[api.DetachShareRequest]) (*connect.Response[api.DetachShareResponse], error)
+	RefreshShare(context.Context, *connect.Request[api.RefreshShareRequest]) (*connect.Response[api.RefreshShareResponse], error)
 }
 
 // NewKeeperServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1558,12 +2057,52 @@ func NewKeeperServiceHandler(svc KeeperServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(keeperServiceMethods.ByName("Stop")),
 		connect.WithHandlerOptions(opts...),
 	)
+	keeperServiceImportReviewHandler := connect.NewUnaryHandler(
+		KeeperServiceImportReviewProcedure,
+		svc.ImportReview,
+		connect.WithSchema(keeperServiceMethods.ByName("ImportReview")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keeperServiceDropReviewHandler := connect.NewUnaryHandler(
+		KeeperServiceDropReviewProcedure,
+		svc.DropReview,
+		connect.WithSchema(keeperServiceMethods.ByName("DropReview")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keeperServiceAttachShareHandler := connect.NewUnaryHandler(
+		KeeperServiceAttachShareProcedure,
+		svc.AttachShare,
+		connect.WithSchema(keeperServiceMethods.ByName("AttachShare")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keeperServiceDetachShareHandler := connect.NewUnaryHandler(
+		KeeperServiceDetachShareProcedure,
+		svc.DetachShare,
+		connect.WithSchema(keeperServiceMethods.ByName("DetachShare")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keeperServiceRefreshShareHandler := connect.NewUnaryHandler(
+		KeeperServiceRefreshShareProcedure,
+		svc.RefreshShare,
+		connect.WithSchema(keeperServiceMethods.ByName("RefreshShare")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.v1.KeeperService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case KeeperServiceWatchProcedure:
 			keeperServiceWatchHandler.ServeHTTP(w, r)
 		case KeeperServiceStopProcedure:
 			keeperServiceStopHandler.ServeHTTP(w, r)
+		case KeeperServiceImportReviewProcedure:
+			keeperServiceImportReviewHandler.ServeHTTP(w, r)
+		case KeeperServiceDropReviewProcedure:
+			keeperServiceDropReviewHandler.ServeHTTP(w, r)
+		case KeeperServiceAttachShareProcedure:
+			keeperServiceAttachShareHandler.ServeHTTP(w, r)
+		case KeeperServiceDetachShareProcedure:
+			keeperServiceDetachShareHandler.ServeHTTP(w, r)
+		case KeeperServiceRefreshShareProcedure:
+			keeperServiceRefreshShareHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1579,6 +2118,26 @@ func (UnimplementedKeeperServiceHandler) Watch(context.Context, *connect.Request
 
 func (UnimplementedKeeperServiceHandler) Stop(context.Context, *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.KeeperService.Stop is not implemented"))
+}
+
+func (UnimplementedKeeperServiceHandler) ImportReview(context.Context, *connect.Request[api.ImportReviewRequest]) (*connect.Response[api.ImportReviewResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.KeeperService.ImportReview is not implemented"))
+}
+
+func (UnimplementedKeeperServiceHandler) DropReview(context.Context, *connect.Request[api.DropReviewRequest]) (*connect.Response[api.DropReviewResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.KeeperService.DropReview is not implemented"))
+}
+
+func (UnimplementedKeeperServiceHandler) AttachShare(context.Context, *connect.Request[api.AttachShareRequest]) (*connect.Response[api.AttachShareResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.KeeperService.AttachShare is not implemented"))
+}
+
+func (UnimplementedKeeperServiceHandler) DetachShare(context.Context, *connect.Request[api.DetachShareRequest]) (*connect.Response[api.DetachShareResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.KeeperService.DetachShare is not implemented"))
+}
+
+func (UnimplementedKeeperServiceHandler) RefreshShare(context.Context, *connect.Request[api.RefreshShareRequest]) (*connect.Response[api.RefreshShareResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.KeeperService.RefreshShare is not implemented"))
 }
 
 // EdgeServiceClient is a client for the carrel.v1.EdgeService service.

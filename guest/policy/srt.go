@@ -113,19 +113,20 @@ func (s *srtImport) keys(at string, obj map[string]json.RawMessage) error {
 		if !known.inside {
 			continue
 		}
-		var list []map[string]json.RawMessage
+		list := []json.RawMessage{obj[k]}
 		if firstByte(obj[k]) == '[' {
 			if err := json.Unmarshal(obj[k], &list); err != nil {
-				return fmt.Errorf("%s is not a list of objects", key)
+				return fmt.Errorf("%s is not a list", key)
 			}
-		} else {
-			var one map[string]json.RawMessage
-			if err := json.Unmarshal(obj[k], &one); err != nil {
-				return fmt.Errorf("%s is not an object", key)
-			}
-			list = append(list, one)
 		}
-		for _, sub := range list {
+		for _, raw := range list {
+			if known.plain && firstByte(raw) == '"' {
+				continue
+			}
+			var sub map[string]json.RawMessage
+			if err := json.Unmarshal(raw, &sub); err != nil {
+				return fmt.Errorf("%s is not an object or a list of them", key)
+			}
 			if err := s.keys(key, sub); err != nil {
 				return err
 			}

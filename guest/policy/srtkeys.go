@@ -6,8 +6,9 @@ type srtKey struct {
 	// entries are reported one by one.
 	mapping Mapping
 	text    string
-	// inside: it is an object, or a list of objects, with keys of its own.
-	inside bool
+	// inside: it is an object, or a list of objects, with keys of its own; plain:
+	// strings may stand among those.
+	inside, plain bool
 	// refuse: settings with it are refused.
 	refuse string
 }
@@ -44,13 +45,14 @@ var srtKeys = map[string]srtKey{
 	"network.allowPlaintextHeaderSet":  {mapping: Stricter, text: "Carrel adds nothing to requests in clear text"},
 	"network.stripResponseHeaders":     {mapping: NoMeaning, text: "headers of an answer are passed on: they come from a host that was allowed"},
 	"network.refuseOpaqueTunnels":      {mapping: Exact, text: "if it is true, TLS is terminated for each imported domain"},
+	"network.ambiguousRequestTarget":   {mapping: NoMeaning, text: "it belongs to filterRequest, which no file can hold; Carrel judges a path as the server will read it"},
 	"network.requireHostMatch":         {mapping: Stricter, text: "always so; if it is true, TLS is terminated for each imported domain to see it"},
 	"filesystem":                       {inside: true},
 	"filesystem.disabled":              {mapping: Stricter, text: "a guest sees the shared folders only, always"},
-	"filesystem.denyRead":              {mapping: Stricter, text: "a guest sees the shared folders only; do not share one that holds these, or share an empty folder over them: -v EMPTY:PATH:ro"},
-	"filesystem.allowRead":             {mapping: Stricter, text: "share what is needed: -v PATH:ro"},
-	"filesystem.allowWrite":            {mapping: Stricter, text: "share what is needed: -v PATH:rw; Carrel has no list of names that are never written, as srt has (.git/hooks, .mcp.json, ...): share .git as ro over it"},
-	"filesystem.denyWrite":             {mapping: Stricter, text: "nothing is writable unless it is shared so; do not share a folder that holds these as rw, or share them as ro over it: -v PATH:ro"},
+	"filesystem.denyRead":              {mapping: Stricter, text: "a guest sees the shared folders only; do not share one that holds these, or share an empty folder over them: -v EMPTY:PATH:ro", inside: true, plain: true},
+	"filesystem.allowRead":             {mapping: Stricter, text: "share what is needed: -v PATH:ro", inside: true, plain: true},
+	"filesystem.allowWrite":            {mapping: Stricter, text: "share what is needed: -v PATH:rw; Carrel has no list of names that are never written, as srt has (.git/hooks, .mcp.json, ...): share .git as ro over it", inside: true, plain: true},
+	"filesystem.denyWrite":             {mapping: Stricter, text: "nothing is writable unless it is shared so; do not share a folder that holds these as rw, or share them as ro over it: -v PATH:ro", inside: true, plain: true},
 	"filesystem.allowGitConfig":        {mapping: NoMeaning, text: "a policy file shares no folder"},
 	"credentials":                      {inside: true},
 	"credentials.allowPlaintextInject": {mapping: Stricter, text: "a secret is added inside verified TLS only"},
@@ -61,6 +63,7 @@ var srtKeys = map[string]srtKey{
 
 	"ignoreViolations":             {mapping: NoMeaning, text: "carrel egress shows every verdict"},
 	"enableWeakerNestedSandbox":    {mapping: Stricter, text: "Carrel never weakens a wall by itself"},
+	"allowNestedUserNamespaces":    {mapping: NoMeaning, text: "what a guest makes of its own view takes nothing from a share's rules, which hold outside it"},
 	"enableWeakerNetworkIsolation": {mapping: Stricter, text: "Carrel never weakens a wall by itself"},
 	"allowAppleEvents":             {mapping: NoMeaning, text: "there are no Apple Events in a Linux guest"},
 	"ripgrep":                      {mapping: NoMeaning, text: "Carrel needs no ripgrep", inside: true},
@@ -74,6 +77,13 @@ var srtKeys = map[string]srtKey{
 	"git":                          {mapping: NoMeaning, text: "settings of git belong into the guest", inside: true},
 }
 
+// KnowsSRTKey says whether the import knows what a key of srt's settings,
+// "network.allowedDomains", becomes.
+func KnowsSRTKey(key string) bool {
+	_, known := srtKeys[key]
+	return known
+}
+
 func init() {
 	for _, k := range []string{"excludeDomains", "extraCaCertPaths", "handshakeTimeoutMs"} {
 		srtKeys["network.tlsTerminate."+k] = srtKey{mapping: NoMeaning, text: "TLS is passed through unless a rule needs more; the host's roots count"}
@@ -83,6 +93,9 @@ func init() {
 			srtKeys[at+"."+k] = srtKey{mapping: m, text: text}
 		}
 	}
+	for _, k := range []string{"denyRead", "allowRead", "allowWrite", "denyWrite"} { // an entry may be {path, literal}
+		inner("filesystem."+k, srtKeys["filesystem."+k].mapping, srtKeys["filesystem."+k].text, "path", "literal")
+	}
 	masks := []string{"mode", "extract", "onExtractNoMatch", "decode", "maskClaims", "injectHosts"}
 	inner("credentials.files", Stricter, "the file is not in the guest at all", append(masks, "path", "maskDuplicates")...)
 	inner("credentials.envVars", Stricter, "the variable is not in the guest at all", append(masks, "name")...)
@@ -90,7 +103,7 @@ func init() {
 	inner("credentials.sigv4", Stricter, "no request is signed", "streaming", "presigned", "sigv4a")
 	inner("ripgrep", NoMeaning, "Carrel needs no ripgrep", "command", "args", "argv0")
 	inner("seccomp", NoMeaning, "how srt finds its helper", "applyPath", "argv0")
-	inner("windows", NoMeaning, "how srt works on Windows", "sandboxUser", "sublayerGuid", "wfpSublayerGuid", "proxyPortRange", "srtWin")
+	inner("windows", NoMeaning, "how srt works on Windows", "backend", "sandboxUser", "sublayerGuid", "wfpSublayerGuid", "proxyPortRange", "srtWin")
 	inner("git", NoMeaning, "settings of git belong into the guest", "safeDirectories")
 	srtKeys["windows.srtWin"] = srtKey{mapping: NoMeaning, text: "how srt finds its helper", inside: true}
 	inner("windows.srtWin", NoMeaning, "how srt finds its helper", "path")

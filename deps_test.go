@@ -34,7 +34,7 @@ var arrows = []struct {
 	{"guest/audit", nil, "a log is lines"},
 	{"guest/share/rules", nil, "it judges names, and touches nothing"},
 	{"guest/share", []string{"guest/share/rules"}, "it parses a hostile guest's bytes and must stand alone"},
-	{"guest/review", []string{"guest/share", "guest/share/rules", "guest/api"}, "it writes beneath a pinned root through the share server's own engine"},
+	{"guest/review", []string{"guest/share", "guest/share/rules", "guest/api", "guest/wire"}, "it parses a hostile guest's change set, and writes beneath a pinned root through the share server's own engine"},
 	{"guest/wire", nil, "both sides of the boundary import it"},
 	{"guest/place", nil, "everybody asks it"},
 	{"guest", []string{"hypervisor", "guest/audit", "guest/egress/link", "guest/policy", "guest/review", "guest/api/...", "guest/place", "guest/wire"}, "a guest never names its driver"},

@@ -2,269 +2,90 @@ package agent
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net"
 	"os"
-	"runtime/debug"
-	"strings"
-	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/encoding/protodelim"
 
 	"github.com/carrel-vm/carrel/agent/steer"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
-// Bounds of an agent.
-const (
-	// firstFrame is how long a caller may take to say what it wants.
-	firstFrame = 10 * time.Second
-	// maxCalls is how many connections are served at once, whatever they ask.
-	maxCalls = 1024
-	// maxCopies is how many copies run at once; more wait.
-	maxCopies = 16
-	// maxTasks is the most tasks at once when the host does not say.
-	maxTasks = 64
-)
+// self is the agent's own program, also after the initrd was emptied.
+const self = "/proc/self/exe"
 
-// began is close to the agent's first instruction.
-var began = time.Now()
-
-// Options are what an Agent is given. What PID 1 adds to an ordinary process
-// comes in as values, so that tests run the rest as it is.
-type Options struct {
-	// Boot is the stream to the host on which Hello goes out. The agent
-	// closes it.
-	Boot net.Conn
-	// Listener takes the host's calls. The agent closes it.
-	Listener net.Listener
-	// DialHost opens a stream to a port of the host. nil: there are none.
-	DialHost func(ctx context.Context, port uint32) (net.Conn, error)
-	// Cgroup is the folder in which each task gets a control group of its
-	// own, or empty for none.
-	Cgroup string
-	// Limitless says that there is nothing by which one task could be limited
-	// apart from others, so that a call with such limits is refused.
-	Limitless bool
-	// Prepare is waited for before Setup is done. nil does nothing.
-	Prepare func() error
-	// User is whom a call without a user runs as; empty: the agent's own.
-	User string
+// systemOptions are those of a guest that is a Linux of its own.
+type systemOptions struct {
 	// Network steers names and connections to this process, so that it can
 	// carry them to the host; the agent closes it. nil: there is no way out.
 	Network func() (*steer.Steering, error)
-	// Settle writes what programs read about names, certificates and git's
-	// remotes, and returns variables for every task. nil does nothing.
-	Settle func(*wire.Setup) ([]string, error)
-	// Refusals is the file for what the host did not let out; empty: none.
-	Refusals string
-	// Mount performs one mount of Setup; i counts from 0.
-	Mount func(i int, m *wire.Mount) error
-	// Name sets the host name, SetTime the clock. nil does nothing.
-	Name    func(string) error
-	SetTime func(time.Time) error
-	// PowerOff ends the guest after all tasks have ended. nil does nothing.
-	PowerOff func()
 }
 
-// Agent serves one host.
-type Agent struct {
-	o        Options
-	children *children
-	// root says whether tasks can be given another user.
-	root bool
-	// calls has a place for each connection, set up before any is served.
-	calls chan struct{}
-	// copies has a place for each copy process.
-	copies chan struct{}
-	// ready is closed when Setup is done.
-	ready chan struct{}
-	// slots has a place for each task, egress is the way out or nil; made by
-	// Setup, before ready.
-	slots  chan struct{}
+// system is what an Agent has in such a guest.
+type system struct {
+	// egress is the way out or nil; made by Setup, before ready.
 	egress *egress
-	// settling is Settle at work, from Setup on, and perhaps for longer than
-	// that. Then env are variables that every task gets unless its call has
-	// them, or settleErr says what is wrong.
-	settling  sync.WaitGroup
-	env       []string
-	settleErr error
-
-	mu    sync.Mutex
-	tasks map[*task]struct{}
-	// ending refuses new tasks.
-	ending bool
 }
 
-// New returns an Agent that does nothing yet.
-func New(o Options) *Agent {
-	return &Agent{
-		o:        o,
-		children: newChildren(),
-		root:     os.Geteuid() == 0,
-		calls:    make(chan struct{}, maxCalls),
-		copies:   make(chan struct{}, maxCopies),
-		ready:    make(chan struct{}),
-		tasks:    make(map[*task]struct{}),
-	}
-}
-
-// Run says Hello and serves the host until it asks for the end, the boot
-// stream breaks, or ctx ends. It returns when every task has ended and, if
-// PowerOff is given and returns, after that. The error says why it ended; nil
-// means that the host asked.
-func (a *Agent) Run(ctx context.Context) error {
-	ctx, fail := context.WithCancelCause(ctx)
-	cancel := func() { fail(nil) }
-	defer cancel()
-	var calls, reaper sync.WaitGroup
-	reapCtx, stopReaper := context.WithCancel(context.WithoutCancel(ctx))
-	reaper.Go(func() { a.children.run(reapCtx) })
-	calls.Go(func() { a.accept(ctx, &calls) })
-	stop := context.AfterFunc(ctx, func() {
-		_ = a.o.Boot.Close()
-		_ = a.o.Listener.Close()
-	})
-	err := a.host(ctx, fail)
-	if broken := context.Cause(ctx); broken != nil {
-		err = broken
-	}
-	cancel()
-	stop()
-	_ = a.o.Listener.Close()
-	a.killAll()
+func (a *Agent) closeSystem() {
 	a.egress.close()
-	calls.Wait()
-	a.settling.Wait()
-	_ = a.o.Boot.Close()
-	if a.o.PowerOff != nil {
-		a.o.PowerOff()
-	}
-	stopReaper()
-	reaper.Wait()
-	return err
-}
-
-// accept serves each connection until the listener ends.
-func (a *Agent) accept(ctx context.Context, calls *sync.WaitGroup) {
-	for {
-		select {
-		case a.calls <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		conn, err := a.o.Listener.Accept()
-		if err != nil {
-			<-a.calls
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return
-			}
-			// The host gave up a connection before it was accepted, or
-			// files have run out; neither lasts.
-			select {
-			case <-time.After(10 * time.Millisecond):
-			case <-ctx.Done():
-				return
-			}
-			continue
-		}
-		calls.Go(func() {
-			defer func() { <-a.calls }()
-			defer conn.Close()
-			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-			defer stop()
-			a.serve(ctx, conn)
-		})
+	if a.o.beside != nil {
+		a.o.beside.close()
 	}
 }
 
-// serve reads what one connection is for, and does it.
-func (a *Agent) serve(ctx context.Context, conn net.Conn) {
-	_ = conn.SetReadDeadline(time.Now().Add(firstFrame))
-	var c wire.Call
-	if err := readCall(conn, &c); err != nil {
-		return
+// obey speaks with the host over the boot stream until the guest's end.
+func (a *Agent) obey(ctx context.Context, fail func(error)) error {
+	if a.o.beside != nil {
+		return a.besideHost(ctx, fail)
 	}
-	_ = conn.SetReadDeadline(time.Time{})
-	switch k := c.Kind.(type) {
-	case *wire.Call_Exec:
-		a.exec(ctx, conn, k.Exec)
-	case *wire.Call_Put:
-		a.copy(ctx, conn, &c, k.Put.User)
-	case *wire.Call_Get:
-		a.copy(ctx, conn, &c, k.Get.User)
-	case *wire.Call_Forward:
-		a.forward(ctx, conn, k.Forward)
+	return a.host(ctx, fail)
+}
+
+// serveSystem serves the calls that only such a guest knows.
+func (a *Agent) serveSystem(_ context.Context, _ net.Conn, c *wire.Call) {
+	switch c.Kind.(type) {
 	}
 }
 
-// readCall reads the first frame and not a byte more: what follows may be read
-// by another process.
-func readCall(conn net.Conn, c *wire.Call) error {
-	return protodelim.UnmarshalOptions{MaxSize: wire.MaxFrame}.UnmarshalFrom(bytewise{conn}, c)
+// newGroup makes the control group of a task, where there is one.
+func (a *Agent) newGroup(e *wire.Exec) (group, error) {
+	if a.o.Cgroup == "" {
+		return nil, nil
+	}
+	cg, err := newCgroup(a.o.Cgroup, e.Id, e.Limits)
+	if err != nil {
+		return nil, err // and no group that holds a nil
+	}
+	return cg, nil
 }
 
-// bytewise reads single bytes without reading ahead; a frame's length is one
-// to three of them.
-type bytewise struct{ net.Conn }
-
-func (b bytewise) ReadByte() (byte, error) {
-	var p [1]byte
-	for {
-		n, err := b.Read(p[:])
-		if n == 1 || err != nil {
-			return p[0], err
-		}
+// strays returns what kills a task's processes that have left its own group.
+func (a *Agent) strays(t *task) func() {
+	if a.o.beside != nil {
+		return t.killSession
 	}
+	return func() { killMarked(marker + "=" + t.id) }
 }
 
-var errNotReady = errors.New("the guest is not set up yet")
-
-// take reserves a place for a task, or says why there is none.
-func (a *Agent) take() (release func(), err error) {
-	select {
-	case <-a.ready:
-	default:
-		return nil, errNotReady
+// describe returns a file that gives the stage its description.
+func (a *Agent) describe(b []byte) (*os.File, error) {
+	if a.o.beside != nil {
+		return a.o.beside.describe(b)
 	}
-	select {
-	case a.slots <- struct{}{}:
-		return func() { <-a.slots }, nil
-	default:
-		return nil, fmt.Errorf("%d tasks run in this guest already, which is its limit", cap(a.slots))
-	}
+	return anonymous("carrel-task", b)
 }
 
-// version is the agent's build, as the toolchain recorded it.
-func version() string {
-	b, ok := debug.ReadBuildInfo()
-	if !ok {
-		return ""
+// anonymous returns a file in memory that holds b.
+func anonymous(name string, b []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	return text(b.Main.Version, 64)
-}
-
-func kernelRelease() string {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return ""
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.WriteAt(b, 0); err != nil {
+		_ = f.Close()
+		return nil, err
 	}
-	return text(unix.ByteSliceToString(u.Release[:]), 64)
-}
-
-// text bounds s to n bytes of valid UTF-8 without control characters.
-func text(s string, n int) string {
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return '?'
-		}
-		return r
-	}, strings.ToValidUTF8(s, "?"))
-	if len(s) > n {
-		s = strings.ToValidUTF8(s[:n], "")
-	}
-	return s
+	return f, nil
 }

@@ -1,10 +1,9 @@
 package agent
 
-import (
-	"strings"
+import "golang.org/x/sys/unix"
 
-	"golang.org/x/sys/unix"
-)
+// pathOnly opens a folder to find names in it, whether or not it may be listed.
+const pathOnly = unix.O_PATH
 
 // beneath is how every name of a copy is resolved: not above the folder it
 // goes to, and over no link.
@@ -19,30 +18,4 @@ func openBeneath(dir int, name string, flags int) (int, error) {
 		return fd, err
 	}
 	return walkBeneath(dir, name, flags)
-}
-
-// walkBeneath is openBeneath one name at a time: none may be a link or "..".
-func walkBeneath(dir int, name string, flags int) (int, error) {
-	at := dir
-	for {
-		first, rest, more := strings.Cut(name, "/")
-		if first == ".." || first == "" {
-			if at != dir {
-				_ = unix.Close(at)
-			}
-			return -1, unix.EXDEV
-		}
-		how := flags | unix.O_NOFOLLOW | unix.O_CLOEXEC
-		if more {
-			how = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-		}
-		fd, err := unix.Openat(at, first, how, 0)
-		if at != dir {
-			_ = unix.Close(at)
-		}
-		if err != nil || !more {
-			return fd, err
-		}
-		at, name = fd, rest
-	}
 }

@@ -90,6 +90,10 @@ func (c *cgroup) set(file, value string) error {
 	return errors.Join(err, f.Close())
 }
 
+func (c *cgroup) enter(attr *syscall.SysProcAttr) {
+	attr.UseCgroupFD, attr.CgroupFD = true, int(c.dir.Fd())
+}
+
 // kill ends every process in the group and beneath it.
 func (c *cgroup) kill() { _ = c.set("cgroup.kill", "1") }
 

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -28,27 +27,8 @@ const (
 	copySpec = 4
 )
 
-// copy starts the process that serves c on conn, and waits for it.
-func (a *Agent) copy(ctx context.Context, conn net.Conn, c *wire.Call, user string) {
-	err := a.startCopy(ctx, conn, c, user)
-	if err != nil {
-		sendDone(conn, err)
-	}
-}
-
-func (a *Agent) startCopy(ctx context.Context, conn net.Conn, c *wire.Call, user string) error {
-	select {
-	case <-a.ready:
-	default:
-		return errNotReady
-	}
-	// A copy holds no task's place; it waits for its own.
-	select {
-	case a.copies <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { <-a.copies }()
+// copyAs starts the process that serves c on conn, and waits for it.
+func (a *Agent) copyAs(ctx context.Context, conn net.Conn, c *wire.Call, user string) error {
 	acct, change, err := a.account(user)
 	if err != nil {
 		return err
@@ -131,14 +111,6 @@ func fileOf(conn net.Conn) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "call"), nil
 }
 
-func sendDone(w io.Writer, err error) {
-	d := &wire.Done{}
-	if err != nil {
-		d.Error = text(err.Error(), wire.MaxText)
-	}
-	_ = wire.Write(w, &wire.Copy{Kind: &wire.Copy_Done{Done: d}})
-}
-
 // Reexec makes this process what the agent started a copy of itself to be. It
 // returns at once if the process is anything else, and never otherwise. A
 // program that runs an Agent calls it first.
@@ -149,19 +121,9 @@ func Reexec() {
 	conn := os.NewFile(copyConn, "call")
 	c, err := becomeCopier()
 	if err == nil {
-		switch k := c.Kind.(type) {
-		case *wire.Call_Put:
-			err = put(conn, k.Put)
-		case *wire.Call_Get:
-			err = get(conn, k.Get)
-		default:
-			err = errors.New("this is no copy")
-		}
+		err = doCopy(conn, c)
 	}
-	sendDone(conn, err)
-	// A host that is still sending must see Done before it sees the
-	// connection break.
-	_, _ = io.Copy(io.Discard, conn)
+	endCopy(conn, err)
 	os.Exit(0)
 }
 
@@ -199,12 +161,4 @@ func becomeCopier() (*wire.Call, error) {
 		return nil, fmt.Errorf("take on the user: %w", err)
 	}
 	return c, unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-}
-
-// absolute checks the path of a copy in the guest.
-func absolute(path string) error {
-	if !strings.HasPrefix(path, "/") || len(path) > maxName || strings.IndexByte(path, 0) >= 0 {
-		return fmt.Errorf("%.200q is not an absolute path in the guest", path)
-	}
-	return nil
 }

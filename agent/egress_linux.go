@@ -32,9 +32,6 @@ const (
 // portDNS is answered by the agent, whatever server was meant.
 const portDNS = 53
 
-// noSteering is what Ready says where names lead nowhere.
-const noSteering = "none"
-
 // egress is the guest's way out: it answers DNS, and carries each connection
 // that is steered here to the host, which decides about it.
 type egress struct {

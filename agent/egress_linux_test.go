@@ -91,10 +91,10 @@ func TestWithoutEgress(t *testing.T) {
 	}
 	var s *steer.Steering
 	o := &outside{t: t}
-	h := hostWith(t, Options{DialHost: o.dial, Network: func() (_ *steer.Steering, err error) {
+	h := hostWith(t, Options{DialHost: o.dial, systemOptions: systemOptions{Network: func() (_ *steer.Steering, err error) {
 		s, err = steer.Start(steer.Options{Own: names.Own, NFTables: way == steer.NFTables})
 		return s, err
-	}})
+	}}})
 	if r := h.setUpReady(&wire.Setup{UnixNanos: 1}); r.Error != "" || r.Steering != noSteering {
 		t.Errorf("ready says %v", r)
 	}
@@ -105,7 +105,7 @@ func TestWithoutEgress(t *testing.T) {
 		t.Error("names are answered")
 	}
 	// What cannot be set up stops the start.
-	h = hostWith(t, Options{DialHost: o.dial, Network: func() (*steer.Steering, error) { return nil, unix.EPERM }})
+	h = hostWith(t, Options{DialHost: o.dial, systemOptions: systemOptions{Network: func() (*steer.Steering, error) { return nil, unix.EPERM }}})
 	if r := h.setUpReady(&wire.Setup{UnixNanos: 1, Egress: true}); !strings.Contains(r.Error, "steer") {
 		t.Errorf("ready says %v", r)
 	}
@@ -210,10 +210,10 @@ func TestWayOutBreaks(t *testing.T) {
 	}
 	var s *steer.Steering
 	o := &outside{t: t}
-	h := hostWith(t, Options{DialHost: o.dial, Network: func() (_ *steer.Steering, err error) {
+	h := hostWith(t, Options{DialHost: o.dial, systemOptions: systemOptions{Network: func() (_ *steer.Steering, err error) {
 		s, err = steer.Start(steer.Options{Own: names.Own, NFTables: way == steer.NFTables})
 		return s, err
-	}})
+	}}})
 	if e := h.setUp(&wire.Setup{UnixNanos: 1, Egress: true}); e != "" {
 		t.Fatal(e)
 	}

@@ -12,6 +12,10 @@ import (
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
+// refusalsFile is where a guest's programs can read why something was refused,
+// also where the protocol has no words for it.
+const refusalsFile = carrelDir + "/refusals.log"
+
 // hostOnly passes on connections that come from the host.
 type hostOnly struct{ *vsock.Listener }
 

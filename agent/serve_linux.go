@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -38,18 +37,4 @@ func mountNone(_ int, m *wire.Mount) error {
 		return fmt.Errorf("an agent that is not a guest's PID 1 mounts nothing, least of all a %.20q", m.Type)
 	}
 	return nil
-}
-
-func fileConn(f *os.File) (*net.UnixConn, error) {
-	defer f.Close()
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, err
-	}
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		_ = c.Close()
-		return nil, fmt.Errorf("a %T is no Unix socket", c)
-	}
-	return u, nil
 }

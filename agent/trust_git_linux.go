@@ -13,7 +13,6 @@ const (
 	gitFile = carrelDir + "/gitconfig"
 	// systemGit is read before the user's settings, which win.
 	systemGit = "/etc/gitconfig"
-	maxGit    = 256
 )
 
 // gitInclude has git read gitFile, if it is there.
@@ -25,17 +24,11 @@ func rewriteGit(root string, hosts []string) error {
 	if len(hosts) == 0 {
 		return nil
 	}
-	if len(hosts) > maxGit {
-		return fmt.Errorf("git's remotes of %d hosts to rewrite, %d is the limit", len(hosts), maxGit)
+	rewriting, err := gitRewriting(hosts)
+	if err != nil {
+		return err
 	}
-	var b strings.Builder
-	for _, h := range hosts {
-		if !plainHost(h) {
-			return fmt.Errorf("git's remotes to rewrite are of %.80q, which is no host name", h)
-		}
-		fmt.Fprintf(&b, "[url \"https://%[1]s/\"]\n\tinsteadOf = git@%[1]s:\n\tinsteadOf = ssh://git@%[1]s/\n", h)
-	}
-	if err := place(root+gitFile, b.String()); err != nil {
+	if err := place(root+gitFile, rewriting); err != nil {
 		return fmt.Errorf("write git's rewriting: %w", err)
 	}
 	old, err := os.ReadFile(root + systemGit)
@@ -52,15 +45,4 @@ func rewriteGit(root string, hosts []string) error {
 		return fmt.Errorf("add to git's settings: %w", err)
 	}
 	return nil
-}
-
-// plainHost refuses what could mean something in git's settings.
-func plainHost(h string) bool {
-	for i := range len(h) {
-		c := h[i]
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '.' {
-			return false
-		}
-	}
-	return h != "" && len(h) <= 253
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,13 +11,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Bounds of Setup.trust: what the host may bring.
-const (
-	maxTrust   = 512 << 10
-	maxTrusted = 512
-	// maxSame is how many certificates of one subject OpenSSL is offered.
-	maxSame = 16
-)
+// maxSame is how many certificates of one subject OpenSSL is offered.
+const maxSame = 16
 
 // Places in the guest, beneath its root.
 const (
@@ -43,19 +37,6 @@ var bundles = []string{
 	certsDir + "/ca-certificates.crt",
 	"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
 	"/var/lib/ca-certificates/ca-bundle.pem",
-}
-
-// What stands around our part of a bundle. Readers of PEM ignore it.
-const (
-	bundleBegin = "# carrel: certificates from the host of this guest\n"
-	bundleEnd   = "# carrel: end\n"
-)
-
-// certificate is one of those that the host brought.
-type certificate struct {
-	pem  string
-	der  []byte
-	hash uint32
 }
 
 // trust makes the guest's programs trust certificates beside their own, and
@@ -118,32 +99,6 @@ func trust(root string, trusted []byte) ([]string, error) {
 	}, nil
 }
 
-// certificates checks what the host brought.
-func certificates(b []byte) ([]certificate, error) {
-	if len(b) > maxTrust {
-		return nil, fmt.Errorf("%d bytes of certificates, %d is the limit", len(b), maxTrust)
-	}
-	var all []certificate
-	for {
-		var block *pem.Block
-		if block, b = pem.Decode(b); block == nil {
-			return all, nil
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("a %.40q among the certificates to trust", block.Type)
-		}
-		if len(all) == maxTrusted {
-			return nil, fmt.Errorf("more than %d certificates to trust", maxTrusted)
-		}
-		hash, err := subjectHash(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		block.Headers = nil
-		all = append(all, certificate{string(pem.EncodeToMemory(block)), block.Bytes, hash})
-	}
-}
-
 // trustBundles puts certs into every bundle that there is, in place of those
 // of an earlier start, and returns the one to name to programs.
 func trustBundles(root, certs string) (string, error) {
@@ -189,18 +144,6 @@ func anyExists(root string, files []string) bool {
 		}
 	}
 	return false
-}
-
-// withSection returns bundle with certs as our part of it.
-func withSection(bundle, certs string) string {
-	if before, rest, ok := strings.Cut(bundle, bundleBegin); ok {
-		_, after, _ := strings.Cut(rest, bundleEnd)
-		bundle = before + after
-	}
-	if bundle != "" && !strings.HasSuffix(bundle, "\n") {
-		bundle += "\n"
-	}
-	return bundle + bundleBegin + certs + bundleEnd
 }
 
 // trustHashes puts each certificate where OpenSSL looks for it by its
@@ -271,12 +214,4 @@ func hashLink(root, file string, hash uint32) error {
 
 func hashName(root string, hash uint32, n int) string {
 	return fmt.Sprintf("%s%s/%08x.%d", root, certsDir, hash, n)
-}
-
-// place writes a file for all to read, and the folders it is in.
-func place(path, content string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return writeAtomically(path, content, 0o644)
 }

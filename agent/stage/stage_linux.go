@@ -3,92 +3,12 @@ package stage
 import (
 	"errors"
 	"os"
-	"runtime"
 	"strconv"
-	"strings"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
-
-// Files of a stage beside its stdin, stdout and stderr.
-const (
-	// SpecFD holds the encoded Spec, read from its beginning.
-	SpecFD = 3
-	// StatusFD gets one code byte and a message if the task cannot be
-	// started, and is closed without a byte when the task begins.
-	StatusFD = 4
-)
-
-// Codes of a task that could not be started, as shells give them.
-const (
-	CodeFailed      = 125
-	CodeNotRunnable = 126
-	CodeNotFound    = 127
-)
-
-// failure is an error with the code that the task then ends with.
-type failure struct {
-	code byte
-	text string
-}
-
-func (f *failure) Error() string { return f.text }
-
-func init() {
-	if len(os.Args) != 1 || os.Args[0] != Name {
-		return
-	}
-	// User, filter and limits are set for this thread alone; exec makes it
-	// the whole process.
-	runtime.LockOSThread()
-	err := run()
-	f, ok := err.(*failure)
-	if !ok {
-		f = &failure{CodeFailed, err.Error()}
-	}
-	_, _ = syscall.Write(StatusFD, append([]byte{f.code}, f.text...))
-	os.Exit(CodeFailed)
-}
-
-// run becomes the task, or says why it cannot.
-//
-//  1. read the description, close every other file
-//  2. limits, protections        as the agent's user
-//  3. groups, user               from here on as the task's user
-//  4. working directory, exec
-func run() error {
-	s, err := readSpec()
-	if err != nil {
-		return err
-	}
-	unix.CloseOnExec(StatusFD)
-	if err := closeOthers(); err != nil {
-		return os.NewSyscallError("close inherited files", err)
-	}
-	if err := restrict(s); err != nil {
-		return err
-	}
-	if s.User {
-		if err := become(s.UID, s.GID, s.Groups); err != nil {
-			return err
-		}
-	}
-	if s.Parent != 0 {
-		// Set after the user changes, which clears it (prctl(2)).
-		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-			return os.NewSyscallError("ask to end with the agent", err)
-		}
-		if os.Getppid() != s.Parent {
-			return errors.New("the agent is gone")
-		}
-	}
-	if err := enter(s); err != nil {
-		return err
-	}
-	return execute(s)
-}
 
 // closeOthers closes, when this becomes the task, every file that it shall not
 // have.
@@ -110,36 +30,11 @@ func closeOthers() error {
 	return nil
 }
 
-func readSpec() (*Spec, error) {
-	defer syscall.Close(SpecFD)
-	var st syscall.Stat_t
-	if err := syscall.Fstat(SpecFD, &st); err != nil {
-		return nil, os.NewSyscallError("read task description", err)
-	}
-	if st.Size < 0 || st.Size > MaxSpec {
-		return nil, errSpec
-	}
-	b := make([]byte, st.Size)
-	for n := 0; n < len(b); {
-		m, err := syscall.Pread(SpecFD, b[n:], int64(n))
-		if err != nil || m == 0 {
-			return nil, errSpec
-		}
-		n += m
-	}
-	return Decode(b)
-}
-
 // restrict sets what holds whoever the task runs as.
 func restrict(s *Spec) error {
-	for _, l := range s.Rlimits {
-		// syscall's, not unix's Prlimit: it also tells the runtime not to
-		// restore the limit on open files that it found at start.
-		if err := syscall.Setrlimit(l.Resource, &syscall.Rlimit{Cur: l.Soft, Max: l.Hard}); err != nil {
-			return os.NewSyscallError("set resource limit", err)
-		}
+	if err := limit(s); err != nil {
+		return err
 	}
-	syscall.Umask(0o022)
 	// The agent is exempt from the out-of-memory killer; its tasks are not.
 	if f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_WRONLY, 0); err == nil {
 		_, err = f.WriteString("0")
@@ -161,9 +56,28 @@ func restrict(s *Spec) error {
 	return nil
 }
 
-// become changes this thread's identity. The raw calls are wanted: Go's own
+// become takes on the task's user, and the agent's end as its own.
+func become(s *Spec) error {
+	if s.User {
+		if err := identify(s.UID, s.GID, s.Groups); err != nil {
+			return err
+		}
+	}
+	if s.Parent != 0 {
+		// Set after the user changes, which clears it (prctl(2)).
+		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+			return os.NewSyscallError("ask to end with the agent", err)
+		}
+		if os.Getppid() != s.Parent {
+			return errors.New("the agent is gone")
+		}
+	}
+	return nil
+}
+
+// identify changes this thread's identity. The raw calls are wanted: Go's own
 // would first stop every other thread, only for exec to end them.
-func become(uid, gid uint32, groups []uint32) error {
+func identify(uid, gid uint32, groups []uint32) error {
 	var p unsafe.Pointer
 	if len(groups) > 0 {
 		p = unsafe.Pointer(&groups[0])
@@ -178,87 +92,4 @@ func become(uid, gid uint32, groups []uint32) error {
 		return os.NewSyscallError("set user", e)
 	}
 	return nil
-}
-
-func enter(s *Spec) error {
-	err := syscall.Chdir(s.Dir)
-	switch {
-	case err == nil:
-		return nil
-	case s.DirOptional:
-		return os.NewSyscallError("enter /", syscall.Chdir("/"))
-	case err == syscall.ENOENT:
-		return &failure{CodeFailed, "workdir " + quote(s.Dir) + " does not exist in the guest"}
-	}
-	return &failure{CodeFailed, "workdir " + quote(s.Dir) + " of the guest cannot be entered: " + err.Error()}
-}
-
-// execute becomes the command. There is no shell in between, and the lookup is
-// the kernel's own answer to this user.
-func execute(s *Spec) error {
-	name := s.Argv[0]
-	if name == "" {
-		return &failure{CodeNotFound, "the command is empty"}
-	}
-	if strings.Contains(name, "/") {
-		return refused(name, syscall.Exec(name, s.Argv, s.Env))
-	}
-	path := ""
-	for _, e := range s.Env {
-		if v, ok := strings.CutPrefix(e, "PATH="); ok {
-			path = v
-		}
-	}
-	var denied error
-	for dir := range strings.SplitSeq(path, ":") {
-		if dir == "" {
-			dir = "."
-		}
-		err := syscall.Exec(dir+"/"+name, s.Argv, s.Env)
-		switch err {
-		case syscall.ENOENT, syscall.ENOTDIR:
-		case syscall.EACCES:
-			denied = err
-		default:
-			return refused(dir+"/"+name, err)
-		}
-	}
-	if denied != nil {
-		return refused(name, denied)
-	}
-	return &failure{CodeNotFound, quote(name) + " was not found in PATH of the guest"}
-}
-
-// refused turns the kernel's answer to an exec into a shell's.
-func refused(name string, err error) error {
-	switch err {
-	case syscall.ENOENT, syscall.ENOTDIR:
-		var st syscall.Stat_t
-		if syscall.Stat(name, &st) == nil {
-			return &failure{CodeNotFound, quote(name) + " is in the guest, but the interpreter or loader that it names is not"}
-		}
-		return &failure{CodeNotFound, quote(name) + " does not exist in the guest"}
-	case syscall.ENOEXEC:
-		return &failure{CodeNotRunnable, quote(name) + " is neither a program for this processor nor a script that begins with #!"}
-	case syscall.E2BIG:
-		return &failure{CodeNotRunnable, "the arguments and environment are too long for the guest's kernel"}
-	}
-	return &failure{CodeNotRunnable, quote(name) + " cannot be executed: " + err.Error()}
-}
-
-// quote bounds a name that came from outside, for a message.
-func quote(s string) string {
-	if len(s) > 200 {
-		s = s[:200] + "..."
-	}
-	b := make([]byte, 0, len(s)+2)
-	b = append(b, '"')
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c == 0x7f || c == '"' {
-			b = append(b, '?')
-		} else {
-			b = append(b, c)
-		}
-	}
-	return string(append(b, '"'))
 }

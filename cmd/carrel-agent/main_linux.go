@@ -13,7 +13,7 @@ import (
 
 func main() {
 	agent.Reexec()
-	verbs := map[string]func([]string) error{"serve": serve, "wall": wall, "sandbox": sandbox, "probe": probe}
+	verbs := map[string]func([]string) error{"beside": beside, "serve": serve, "wall": wall, "sandbox": sandbox, "probe": probe}
 	if len(os.Args) > 1 && verbs[os.Args[1]] != nil {
 		if err := verbs[os.Args[1]](os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "carrel-agent:", err)

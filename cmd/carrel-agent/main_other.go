@@ -1,6 +1,6 @@
-//go:build !linux
+//go:build !linux && !darwin
 
-// Command carrel-agent runs inside a guest, and guests are Linux.
+// Command carrel-agent runs inside a guest, and guests are Linux, or processes of macOS.
 package main
 
 import (

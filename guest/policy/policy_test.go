@@ -44,7 +44,7 @@ func TestGrantFillsDefaults(t *testing.T) {
 	if s.Cpus != DefaultCPUs || s.MemoryMib != DefaultMemoryMiB || s.DiskMib != DefaultDiskMiB || s.Image != DefaultImage {
 		t.Errorf("defaults: %v", s)
 	}
-	if s.Shares[0].Mode != api.ShareMode_SHARE_MODE_RO || s.Shares[0].GuestPath != w.project {
+	if s.Shares[0].Mode != api.ShareMode_SHARE_MODE_REVIEW || s.Shares[0].GuestPath != w.project {
 		t.Errorf("share: %v", s.Shares[0])
 	}
 	c := g.Config(Parts{Dir: "/d", Kernel: "/k", Initrd: "/i", Root: "/r"})
@@ -52,7 +52,7 @@ func TestGrantFillsDefaults(t *testing.T) {
 		t.Errorf("config: %v %v", err, c)
 	}
 	s.Shares[0].Mode = api.ShareMode_SHARE_MODE_RW
-	if g.Spec().Shares[0].Mode != api.ShareMode_SHARE_MODE_RO {
+	if g.Spec().Shares[0].Mode != api.ShareMode_SHARE_MODE_REVIEW {
 		t.Error("a grant can be changed from outside")
 	}
 }

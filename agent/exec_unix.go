@@ -1,3 +1,5 @@
+//go:build unix
+
 package agent
 
 import (
@@ -23,13 +25,29 @@ type task struct {
 	id   string
 	proc *child
 	// cg is nil where there are no control groups.
-	cg *cgroup
+	cg group
+	// strays kills what the task left behind, where cg is nil.
+	strays func()
 	// told is closed when the host was sent the last frame, or is gone.
 	told chan struct{}
 
 	mu sync.Mutex
 	// over says that the id may be another task's by now.
 	over bool
+}
+
+// group is a control group that is one task's alone.
+type group interface {
+	// enter has a process begin in it.
+	enter(*syscall.SysProcAttr)
+	// kill ends every process in it.
+	kill()
+	// waitEmpty returns when no process is left, or gives up.
+	waitEmpty()
+	// oom says whether the kernel killed a process for lack of memory.
+	oom() bool
+	// remove kills what is left and removes it.
+	remove()
 }
 
 // kill ends all of the task.
@@ -44,7 +62,7 @@ func (t *task) kill() {
 		return
 	}
 	_ = t.proc.signalGroup(unix.SIGKILL)
-	killMarked(marker + "=" + t.id)
+	t.strays()
 }
 
 // exec is the way of one command:

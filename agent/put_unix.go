@@ -1,3 +1,5 @@
+//go:build unix
+
 package agent
 
 import (
@@ -35,7 +37,7 @@ func put(conn io.Reader, req *wire.Put) (err error) {
 			return err
 		}
 	}
-	root, err := unix.Open(req.Path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	root, err := unix.Open(req.Path, pathOnly|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %s in the guest: %w", req.Path, err)
 	}
@@ -85,7 +87,7 @@ func (p *putter) begin(f *wire.File) error {
 		return fmt.Errorf("file %.200q has mode %#o and size %d, which cannot be", f.Name, f.Mode, f.Size)
 	}
 	dir, base := path.Split(f.Name)
-	parent, err := openBeneath(p.root, path.Clean("./"+dir), unix.O_PATH|unix.O_DIRECTORY)
+	parent, err := openBeneath(p.root, path.Clean("./"+dir), pathOnly|unix.O_DIRECTORY)
 	if err != nil {
 		return &os.PathError{Op: "open the folder of", Path: f.Name, Err: err}
 	}
@@ -101,7 +103,7 @@ func (p *putter) make(parent int, base string, f *wire.File) error {
 		err := unix.Mkdirat(parent, base, f.Mode|0o700)
 		if err == unix.EEXIST {
 			// Only a real folder will do: opened, not looked at.
-			fd, err := unix.Openat(parent, base, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+			fd, err := unix.Openat(parent, base, pathOnly|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 			if err != nil {
 				return err
 			}

@@ -1,3 +1,5 @@
+//go:build unix
+
 package agent
 
 import (
@@ -28,17 +30,13 @@ func get(conn io.Writer, req *wire.Get) error {
 	if err := absolute(req.Path); err != nil {
 		return err
 	}
-	dir, base := path.Split(path.Clean(req.Path))
-	if base == "" {
+	whole := path.Clean(req.Path)
+	base := path.Base(whole)
+	if base == "/" {
 		return errors.New("the guest's whole root cannot be copied; name a folder in it")
 	}
-	parent, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open in the guest", Path: dir, Err: err}
-	}
-	defer unix.Close(parent)
 	g := &getter{w: conn, buf: make([]byte, wire.DataChunk)}
-	if err := g.entry(parent, base, base, 0); err != nil {
+	if err := g.entry(unix.AT_FDCWD, whole, base, 0); err != nil {
 		return err
 	}
 	if g.odds > 0 {

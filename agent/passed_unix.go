@@ -1,3 +1,5 @@
+//go:build unix
+
 package agent
 
 import (
@@ -23,9 +25,14 @@ import (
 //	to the host      port, id      asks for a stream to that port of the host
 //	from the host    port, id      the answer: a stream, or none: refused
 //
+// That is for a socket of packets. macOS has none that tell of the other end's
+// end; on its stream every message is two numbers, and a call's id is 0.
+//
 // It is the listener of the host's calls.
 type passed struct {
-	conn  *net.UnixConn
+	conn *net.UnixConn
+	// next reads one message.
+	next  func(*net.UnixConn) (passedMessage, error)
 	calls chan net.Conn
 	ended chan struct{} // closed when receive has returned
 
@@ -41,12 +48,17 @@ const waitingCalls = 128
 // maxDials bounds how many streams to the host are asked for at once.
 const maxDials = 256
 
-func newPassed(f *os.File) (*passed, error) {
+// newPassed serves a socket of packets, newStreamed a stream of messages.
+func newPassed(f *os.File) (*passed, error) { return carried(f, packet) }
+
+func newStreamed(f *os.File) (*passed, error) { return carried(f, streamed) }
+
+func carried(f *os.File, next func(*net.UnixConn) (passedMessage, error)) (*passed, error) {
 	conn, err := fileConn(f)
 	if err != nil {
 		return nil, err
 	}
-	p := &passed{conn: conn, calls: make(chan net.Conn, waitingCalls), ended: make(chan struct{}), dials: make(map[uint32]chan net.Conn)}
+	p := &passed{conn: conn, next: next, calls: make(chan net.Conn, waitingCalls), ended: make(chan struct{}), dials: make(map[uint32]chan net.Conn)}
 	go p.receive()
 	return p, nil
 }
@@ -135,67 +147,134 @@ func (p *passed) receive() {
 		}
 	}()
 	for {
-		message, conn, err := receivePassed(p.conn)
+		m, err := p.next(p.conn)
 		if err != nil {
 			return
 		}
-		switch len(message) {
-		case 4: // a call
-			if conn == nil {
+		if m.id == 0 { // a call
+			if m.stream == nil {
 				continue
 			}
-			if binary.BigEndian.Uint32(message) == wire.PortAgent {
+			if m.port == wire.PortAgent {
 				select {
-				case p.calls <- conn:
+				case p.calls <- m.stream:
 					continue
 				default:
 				}
 			}
 			// As a guest's kernel would: nobody listens there.
-			_ = conn.Close()
-		case 8: // an answer
-			p.mu.Lock()
-			id := binary.BigEndian.Uint32(message[4:])
-			answer := p.dials[id]
-			delete(p.dials, id)
-			if answer != nil {
-				answer <- conn // it has room for the one answer
-			}
-			p.mu.Unlock()
-			if answer == nil && conn != nil {
-				_ = conn.Close() // who asked has given up
-			}
+			_ = m.stream.Close()
+			continue
+		}
+		p.mu.Lock()
+		answer := p.dials[m.id]
+		delete(p.dials, m.id)
+		if answer != nil {
+			answer <- m.stream // it has room for the one answer
+		}
+		p.mu.Unlock()
+		if answer == nil && m.stream != nil {
+			_ = m.stream.Close() // who asked has given up
 		}
 	}
 }
 
-// receivePassed reads one message and the stream that came with it, if any.
-func receivePassed(from *net.UnixConn) ([]byte, net.Conn, error) {
-	var b [8]byte
+// passedMessage is one from the host. A call has the id 0, an answer has not.
+type passedMessage struct {
+	port, id uint32
+	stream   net.Conn // nil: none came with it
+}
+
+// passedLen is how long a message is that has both numbers.
+const passedLen = 8
+
+// packet reads one packet and the stream that came with it, if any.
+func packet(from *net.UnixConn) (m passedMessage, err error) {
+	var b [passedLen]byte
+	for {
+		var n int
+		if n, m.stream, err = receivePassed(from, b[:]); err != nil {
+			return m, err
+		}
+		switch {
+		case n == 4:
+			m.port = binary.BigEndian.Uint32(b[:])
+			return m, nil
+		case n == passedLen && binary.BigEndian.Uint32(b[4:]) != 0:
+			m.port, m.id = binary.BigEndian.Uint32(b[:]), binary.BigEndian.Uint32(b[4:])
+			return m, nil
+		case m.stream != nil:
+			_ = m.stream.Close() // it is no message
+		}
+	}
+}
+
+// streamed reads one message of a stream, and the stream that came with its
+// first byte, if any. The kernel ends a read before the next one that brings a
+// file along (unix(7); the BSDs keep such bytes apart in the same way).
+func streamed(from *net.UnixConn) (m passedMessage, err error) {
+	var b [passedLen]byte
+	for have := 0; have < len(b); {
+		n, stream, err := receivePassed(from, b[have:])
+		if err == nil && stream != nil && have > 0 {
+			_ = stream.Close()
+			err = errors.New("a stream came in the middle of a message")
+		}
+		if err != nil {
+			if m.stream != nil {
+				_ = m.stream.Close()
+			}
+			return m, err
+		}
+		if have == 0 {
+			m.stream = stream
+		}
+		have += n
+	}
+	m.port, m.id = binary.BigEndian.Uint32(b[:]), binary.BigEndian.Uint32(b[4:])
+	return m, nil
+}
+
+// receivePassed reads what there is, and the stream that came with it, if any.
+func receivePassed(from *net.UnixConn, b []byte) (int, net.Conn, error) {
 	oob := make([]byte, unix.CmsgSpace(4))
-	n, oobn, _, _, err := from.ReadMsgUnix(b[:], oob)
+	n, oobn, _, _, err := from.ReadMsgUnix(b, oob)
 	if err != nil {
-		return nil, nil, err
+		return 0, nil, err
 	}
 	if n == 0 {
-		return nil, nil, net.ErrClosed
+		return 0, nil, net.ErrClosed
 	}
 	if oobn == 0 {
-		return b[:n], nil, nil
+		return n, nil, nil
 	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil || len(msgs) != 1 {
-		return nil, nil, errors.New("a message came with what is not a connection")
+		return 0, nil, errors.New("a message came with what is not a connection")
 	}
 	fds, err := unix.ParseUnixRights(&msgs[0])
 	if err != nil || len(fds) != 1 {
-		return nil, nil, errors.New("a message came with what is not a connection")
+		return 0, nil, errors.New("a message came with what is not a connection")
 	}
 	conn, err := fileConn(os.NewFile(uintptr(fds[0]), "stream"))
 	if err != nil {
-		return nil, nil, err
+		return 0, nil, err
 	}
-	return b[:n], conn, nil
+	return n, conn, nil
+}
+
+func fileConn(f *os.File) (*net.UnixConn, error) {
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		_ = c.Close()
+		return nil, fmt.Errorf("a %T is no Unix socket", c)
+	}
+	return u, nil
 }
 
 var _ net.Listener = (*passed)(nil)

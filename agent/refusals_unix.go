@@ -1,3 +1,5 @@
+//go:build unix
+
 package agent
 
 import (
@@ -12,10 +14,6 @@ import (
 
 	"github.com/carrel-vm/carrel/guest/wire"
 )
-
-// refusalsFile is where a guest's programs can read why something was refused,
-// also where the protocol has no words for it.
-const refusalsFile = carrelDir + "/refusals.log"
 
 const (
 	// maxRefusals is how large the file may become, in bytes. Then the older

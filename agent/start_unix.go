@@ -1,3 +1,5 @@
+//go:build unix
+
 package agent
 
 import (
@@ -6,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -13,9 +16,6 @@ import (
 	"github.com/carrel-vm/carrel/agent/stage"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
-
-// self is the agent's own program, also after the initrd was emptied.
-const self = "/proc/self/exe"
 
 // start checks e and starts its stage. The status file says how the stage
 // fared; the caller reads and closes it.
@@ -31,10 +31,9 @@ func (a *Agent) start(ctx context.Context, e *wire.Exec) (_ *streams, _ *task, s
 		return nil, nil, nil, err
 	}
 	t := &task{id: e.Id, told: make(chan struct{})}
-	if a.o.Cgroup != "" {
-		if t.cg, err = newCgroup(a.o.Cgroup, e.Id, e.Limits); err != nil {
-			return nil, nil, nil, err
-		}
+	t.strays = a.strays(t)
+	if t.cg, err = a.newGroup(e); err != nil {
+		return nil, nil, nil, err
 	}
 	s, err := open(e, uid)
 	if err == nil {
@@ -71,9 +70,13 @@ func (a *Agent) spec(e *wire.Exec) (_ *stage.Spec, uid int, err error) {
 	if a.settleErr != nil {
 		return nil, -1, fmt.Errorf("the guest's settings are not complete: %w", a.settleErr)
 	}
+	env := a.env
+	if a.o.beside != nil {
+		env = slices.Concat(env, a.o.beside.taskEnv(e.Id))
+	}
 	s := &stage.Spec{
 		Argv:        e.Argv,
-		Env:         append(environment(a.env, e.Env, acct, e.Tty), marker+"="+e.Id),
+		Env:         append(environment(env, e.Env, acct, e.Tty), marker+"="+e.Id),
 		Dir:         e.Cwd,
 		DirOptional: e.Cwd == "",
 		Rlimits:     rlimits(e.Limits),
@@ -81,6 +84,10 @@ func (a *Agent) spec(e *wire.Exec) (_ *stage.Spec, uid int, err error) {
 	}
 	if e.Cwd == "" {
 		s.Dir = acct.home
+	}
+	if a.o.beside != nil {
+		s.Parent = 0      // the wall ends with the agent
+		return s, -1, nil // and is what restricts its processes
 	}
 	if s.Parent == 1 {
 		s.Parent = 0 // the kernel ends with its PID 1
@@ -100,6 +107,10 @@ func (a *Agent) spec(e *wire.Exec) (_ *stage.Spec, uid int, err error) {
 // account finds the user that a call names and says whether the process must
 // change to it. An agent that is not root can run as itself only.
 func (a *Agent) account(who string) (_ *account, change bool, err error) {
+	if a.o.beside != nil {
+		acct, err := a.o.beside.account(who)
+		return acct, false, err
+	}
 	if who == "" {
 		who = a.o.User
 	}
@@ -137,12 +148,12 @@ func rlimits(l *wire.Limits) []stage.Rlimit {
 }
 
 // startStage starts a copy of the agent that becomes what spec says.
-func (a *Agent) startStage(ctx context.Context, spec *stage.Spec, s *streams, cg *cgroup) (*child, *os.File, error) {
+func (a *Agent) startStage(ctx context.Context, spec *stage.Spec, s *streams, cg group) (*child, *os.File, error) {
 	b, err := spec.Encode()
 	if err != nil {
 		return nil, nil, err
 	}
-	described, err := anonymous("carrel-task", b)
+	described, err := a.describe(b)
 	if err != nil {
 		return nil, nil, fmt.Errorf("describe the task: %w", err)
 	}
@@ -154,7 +165,7 @@ func (a *Agent) startStage(ctx context.Context, spec *stage.Spec, s *streams, cg
 	defer w.Close()
 	sys := &syscall.SysProcAttr{Setsid: true, Setctty: s.tty}
 	if cg != nil {
-		sys.UseCgroupFD, sys.CgroupFD = true, int(cg.dir.Fd())
+		cg.enter(sys)
 	}
 	files := []uintptr{s.child[0].Fd(), s.child[1].Fd(), s.child[2].Fd(), described.Fd(), w.Fd()}
 	p, err := a.children.start(ctx, self, []string{stage.Name}, &syscall.ProcAttr{
@@ -169,20 +180,6 @@ func (a *Agent) startStage(ctx context.Context, spec *stage.Spec, s *streams, cg
 		return nil, nil, fmt.Errorf("start a process in the guest: %w", err)
 	}
 	return p, r, nil
-}
-
-// anonymous returns a file in memory that holds b.
-func anonymous(name string, b []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	f := os.NewFile(uintptr(fd), name)
-	if _, err := f.WriteAt(b, 0); err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
 // readStatus waits until the stage has become the command, and returns nil, or

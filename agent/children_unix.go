@@ -1,3 +1,5 @@
+//go:build unix
+
 package agent
 
 import (
@@ -112,4 +114,12 @@ func (p *child) signalGroup(sig syscall.Signal) error {
 		return unix.ESRCH
 	}
 	return syscall.Kill(-p.pid, sig)
+}
+
+// reused says whether p has ended and its number is another child's.
+func (p *child) reused() bool {
+	p.all.mu.Lock()
+	defer p.all.mu.Unlock()
+	other := p.all.byPID[p.pid]
+	return other != nil && other != p
 }

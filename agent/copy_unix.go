@@ -1,0 +1,79 @@
+//go:build unix
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+
+	"github.com/carrel-vm/carrel/guest/wire"
+)
+
+// copy serves c on conn, as a user of the guest.
+func (a *Agent) copy(ctx context.Context, conn net.Conn, c *wire.Call, user string) {
+	if err := a.startCopy(ctx, conn, c, user); err != nil {
+		sendDone(conn, err)
+	}
+}
+
+func (a *Agent) startCopy(ctx context.Context, conn net.Conn, c *wire.Call, user string) error {
+	select {
+	case <-a.ready:
+	default:
+		return errNotReady
+	}
+	// A copy holds no task's place; it waits for its own.
+	select {
+	case a.copies <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-a.copies }()
+	if a.o.beside == nil {
+		return a.copyAs(ctx, conn, c, user)
+	}
+	// There is one user only, whom the kernel judges here as anywhere.
+	if _, err := a.o.beside.account(user); err != nil {
+		return err
+	}
+	endCopy(conn, doCopy(conn, c))
+	return nil
+}
+
+func doCopy(conn io.ReadWriter, c *wire.Call) error {
+	switch k := c.Kind.(type) {
+	case *wire.Call_Put:
+		return put(conn, k.Put)
+	case *wire.Call_Get:
+		return get(conn, k.Get)
+	}
+	return errors.New("this is no copy")
+}
+
+// endCopy says how a copy went.
+func endCopy(conn io.ReadWriter, err error) {
+	sendDone(conn, err)
+	// A host that is still sending must see Done before it sees the
+	// connection break.
+	_, _ = io.Copy(io.Discard, conn)
+}
+
+func sendDone(w io.Writer, err error) {
+	d := &wire.Done{}
+	if err != nil {
+		d.Error = text(err.Error(), wire.MaxText)
+	}
+	_ = wire.Write(w, &wire.Copy{Kind: &wire.Copy_Done{Done: d}})
+}
+
+// absolute checks the path of a copy in the guest.
+func absolute(path string) error {
+	if !strings.HasPrefix(path, "/") || len(path) > maxName || strings.IndexByte(path, 0) >= 0 {
+		return fmt.Errorf("%.200q is not an absolute path in the guest", path)
+	}
+	return nil
+}

@@ -1,0 +1,73 @@
+// Package review keeps what a guest has changed in a layer over a shared
+// folder, shows it, and brings into the folder what a person or a program has
+// said yes to. All of it is the guest's word: names, kinds and contents are
+// bounded and checked when they come in, and once more when they go out.
+//
+// Three processes use a store, one at a time for each part of it:
+//
+//	share process    notes what was served (the base), imports change sets and
+//	                 keeps pre-images of live shares
+//	review process   shows, applies, discards and undoes; it is started for one
+//	                 request, with the folder and the store and nothing else
+//	daemon           makes and removes the folder of a store, and reads nothing
+package review
+
+import (
+	"time"
+
+	"github.com/carrel-vm/carrel/guest/share"
+)
+
+// Kind is what an entry is.
+type Kind uint8
+
+// Kinds. The zero value is none of them.
+const (
+	File Kind = iota + 1
+	// Folder is a folder that is there, and below which there may be changes.
+	Folder
+	// NewFolder took the place of whatever the host has under that name: what
+	// the host has below it is gone in the guest.
+	NewFolder
+	Link
+	// Removed: the guest has removed what the host has.
+	Removed
+	// Other is a device, a pipe or a socket. It is shown and never applied.
+	Other
+)
+
+// Entry is one entry of a change set.
+type Entry struct {
+	// Name is relative to the share's root: clean, its parts joined with '/'.
+	Name string
+	Kind Kind
+	// Mode are permission bits, 0-0777.
+	Mode uint32
+	// Size is in bytes.
+	Size int64
+	// Target is where a Link points.
+	Target string
+	// Mtime is the guest's word, for people to see.
+	Mtime time.Time
+	// Stamp differs when the entry may have changed since an earlier import.
+	Stamp string
+	// Blob names the content of a File in the store (hex SHA-256, taken on the
+	// host); empty: it was not brought over.
+	Blob string
+	// Base is the host's entry as it was first served; nil: there was none, or
+	// it is not known.
+	Base *share.Info
+	// Task is the id of the task after which the entry was first seen.
+	Task string
+	// Ignored says that the host's ignore rules leave the entry out.
+	Ignored bool
+}
+
+// Bounds of a change set.
+const (
+	MaxEntries = 200_000
+	// MaxBytes is how much content one store takes.
+	MaxBytes = 8 << 30
+	// MaxName is in bytes, MaxDepth in parts.
+	MaxName, MaxDepth = 4095, 128
+)

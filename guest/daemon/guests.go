@@ -22,6 +22,9 @@ import (
 	"github.com/carrel-vm/carrel/images"
 )
 
+// processWall is the boundary of a process sandbox, as a request names it.
+const processWall = "process"
+
 // guestService implements GuestService.
 type guestService struct{ d *Daemon }
 
@@ -224,8 +227,10 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	}
 	if spec.DiskMib > 0 {
 		parts.Scratch = filepath.Join(parts.Dir, "scratch.img")
-		if err := makeScratch(ctx, parts.Scratch, spec.DiskMib); err != nil {
-			return nil, err
+		if spec.Boundary != processWall { // whose guests have a folder beside that path
+			if err := makeScratch(ctx, d.opts.Place.Cache, parts.Scratch, spec.DiskMib); err != nil {
+				return nil, err
+			}
 		}
 	}
 	conf, err := d.configuration(ctx, x, parts.Dir, false)

@@ -104,9 +104,8 @@ var allowedCalls = []string{
 	"timer_settime", "timer_delete", "membarrier", "getrlimit", "prlimit64", "arch_prctl",
 }
 
-// ownCalls is what keeping files in a folder of its own takes beside that: package os opens by openat, a path as absolute as
-// openat2 has been allowed, and Landlock says which paths count.
-var ownCalls = []string{"openat", "renameat", "copy_file_range", "flock"}
+// ownCalls is what keeping files in a folder of its own takes beside that.
+var ownCalls = []string{"copy_file_range"}
 
 // restrictCalls installs one filter for the list and one for each condition on an argument. They are apart because the library's
 // program goes on comparing the argument, not the call's number, after a condition that does not hold.

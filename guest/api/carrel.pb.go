@@ -1161,7 +1161,10 @@ type Guest struct {
 	// the reason. The guest's word: escaped, at most 256 bytes.
 	Steering string `protobuf:"bytes,17,opt,name=steering,proto3" json:"steering,omitempty"`
 	// Ports of the host's loopback that lead into the guest.
-	Ports         []*Port `protobuf:"bytes,18,rep,name=ports,proto3" json:"ports,omitempty"`
+	Ports []*Port `protobuf:"bytes,18,rep,name=ports,proto3" json:"ports,omitempty"`
+	// Its shares, each with how it is carried; those that were added while it
+	// runs come last.
+	Shares        []*SharedFolder `protobuf:"bytes,19,rep,name=shares,proto3" json:"shares,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1318,6 +1321,13 @@ func (x *Guest) GetSteering() string {
 func (x *Guest) GetPorts() []*Port {
 	if x != nil {
 		return x.Ports
+	}
+	return nil
+}
+
+func (x *Guest) GetShares() []*SharedFolder {
+	if x != nil {
+		return x.Shares
 	}
 	return nil
 }
@@ -8584,7 +8594,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\x0e2\x14.carrel.v1.ShareModeR\x04mode\x12\x14\n" +
 	"\x05plain\x18\x05 \x01(\bR\x05plain\x12\x12\n" +
 	"\x04hide\x18\x06 \x03(\tR\x04hide\x12\x18\n" +
-	"\aprotect\x18\a \x03(\tR\aprotectJ\x04\b\x04\x10\x05\"\x9d\x05\n" +
+	"\aprotect\x18\a \x03(\tR\aprotectJ\x04\b\x04\x10\x05\"\xce\x05\n" +
 	"\x05Guest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.carrel.v1.GuestStateR\x05state\x12(\n" +
@@ -8605,7 +8615,8 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\bboundary\x18\x0f \x01(\tR\bboundary\x12%\n" +
 	"\x0eboundary_notes\x18\x10 \x03(\tR\rboundaryNotes\x12\x1a\n" +
 	"\bsteering\x18\x11 \x01(\tR\bsteering\x12%\n" +
-	"\x05ports\x18\x12 \x03(\v2\x0f.carrel.v1.PortR\x05ports\"e\n" +
+	"\x05ports\x18\x12 \x03(\v2\x0f.carrel.v1.PortR\x05ports\x12/\n" +
+	"\x06shares\x18\x13 \x03(\v2\x17.carrel.v1.SharedFolderR\x06shares\"e\n" +
 	"\x04Port\x12!\n" +
 	"\fhost_address\x18\x01 \x01(\tR\vhostAddress\x12\x1b\n" +
 	"\thost_port\x18\x02 \x01(\rR\bhostPort\x12\x1d\n" +
@@ -9380,195 +9391,196 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	32,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
 	18,  // 10: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
 	17,  // 11: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
-	12,  // 12: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	21,  // 13: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
-	16,  // 14: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
-	16,  // 15: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
-	16,  // 16: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
-	16,  // 17: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
-	31,  // 18: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
-	30,  // 19: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
-	3,   // 20: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	137, // 21: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	137, // 22: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	137, // 23: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	33,  // 24: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
-	30,  // 25: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
-	32,  // 26: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
-	37,  // 27: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
-	38,  // 28: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
-	39,  // 29: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
-	32,  // 30: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
-	32,  // 31: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
-	32,  // 32: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
-	44,  // 33: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
-	48,  // 34: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
-	48,  // 35: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
-	4,   // 36: carrel.v1.File.type:type_name -> carrel.v1.FileType
-	51,  // 37: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
-	15,  // 38: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
-	15,  // 39: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
-	51,  // 40: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
-	15,  // 41: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
-	5,   // 42: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
-	6,   // 43: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
-	6,   // 44: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
-	5,   // 45: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
-	14,  // 46: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	14,  // 47: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	14,  // 48: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	14,  // 49: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	75,  // 50: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	0,   // 51: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	14,  // 52: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	137, // 53: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	7,   // 54: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	75,  // 55: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	8,   // 56: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	17,  // 57: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	17,  // 58: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	85,  // 59: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	137, // 60: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	9,   // 61: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	85,  // 62: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	84,  // 63: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	84,  // 64: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	94,  // 65: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	97,  // 66: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	14,  // 67: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	13,  // 68: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	97,  // 69: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	137, // 70: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	107, // 71: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	106, // 72: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	21,  // 73: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	106, // 74: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	106, // 75: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	137, // 76: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	117, // 77: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	10,  // 78: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	15,  // 79: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	14,  // 80: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	134, // 81: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	135, // 82: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	85,  // 83: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	19,  // 84: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	22,  // 85: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	24,  // 86: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	26,  // 87: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	28,  // 88: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	34,  // 89: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	36,  // 90: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	41,  // 91: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	43,  // 92: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	46,  // 93: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	49,  // 94: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	52,  // 95: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	54,  // 96: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	56,  // 97: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	58,  // 98: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	60,  // 99: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	64,  // 100: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	66,  // 101: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	68,  // 102: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	62,  // 103: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	69,  // 104: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	71,  // 105: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	73,  // 106: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	76,  // 107: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	78,  // 108: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	80,  // 109: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	82,  // 110: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	86,  // 111: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	88,  // 112: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	90,  // 113: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	95,  // 114: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	98,  // 115: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	100, // 116: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	92,  // 117: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	102, // 118: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	104, // 119: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	108, // 120: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	110, // 121: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	112, // 122: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	114, // 123: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	116, // 124: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	118, // 125: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	120, // 126: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	122, // 127: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	124, // 128: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	22,  // 129: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	125, // 130: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	127, // 131: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	129, // 132: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	131, // 133: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	56,  // 134: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	133, // 135: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	76,  // 136: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	78,  // 137: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	80,  // 138: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	82,  // 139: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	20,  // 140: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	23,  // 141: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	25,  // 142: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	27,  // 143: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	29,  // 144: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	35,  // 145: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	40,  // 146: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	42,  // 147: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	45,  // 148: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	47,  // 149: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	50,  // 150: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	53,  // 151: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	55,  // 152: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	57,  // 153: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	59,  // 154: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	61,  // 155: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	65,  // 156: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	67,  // 157: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	65,  // 158: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	63,  // 159: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	70,  // 160: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	72,  // 161: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	74,  // 162: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	77,  // 163: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	79,  // 164: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	81,  // 165: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	83,  // 166: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	87,  // 167: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	89,  // 168: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	91,  // 169: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	96,  // 170: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	99,  // 171: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	101, // 172: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	93,  // 173: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	103, // 174: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	105, // 175: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	109, // 176: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	111, // 177: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	113, // 178: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	115, // 179: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	117, // 180: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	119, // 181: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	121, // 182: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	123, // 183: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	16,  // 184: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	23,  // 185: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	126, // 186: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	128, // 187: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	130, // 188: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	132, // 189: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	57,  // 190: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	136, // 191: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	77,  // 192: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	79,  // 193: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	81,  // 194: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	83,  // 195: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	140, // [140:196] is the sub-list for method output_type
-	84,  // [84:140] is the sub-list for method input_type
-	84,  // [84:84] is the sub-list for extension type_name
-	84,  // [84:84] is the sub-list for extension extendee
-	0,   // [0:84] is the sub-list for field type_name
+	51,  // 12: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
+	12,  // 13: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	21,  // 14: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
+	16,  // 15: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
+	16,  // 16: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
+	16,  // 17: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
+	16,  // 18: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
+	31,  // 19: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
+	30,  // 20: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
+	3,   // 21: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
+	137, // 22: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	137, // 23: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	137, // 24: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	33,  // 25: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
+	30,  // 26: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
+	32,  // 27: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
+	37,  // 28: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
+	38,  // 29: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
+	39,  // 30: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
+	32,  // 31: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
+	32,  // 32: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
+	32,  // 33: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
+	44,  // 34: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
+	48,  // 35: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
+	48,  // 36: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
+	4,   // 37: carrel.v1.File.type:type_name -> carrel.v1.FileType
+	51,  // 38: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
+	15,  // 39: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
+	15,  // 40: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
+	51,  // 41: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
+	15,  // 42: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
+	5,   // 43: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
+	6,   // 44: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
+	6,   // 45: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
+	5,   // 46: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	14,  // 47: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	14,  // 48: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	14,  // 49: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	14,  // 50: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	75,  // 51: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	0,   // 52: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	14,  // 53: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	137, // 54: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	7,   // 55: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	75,  // 56: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	8,   // 57: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	17,  // 58: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	17,  // 59: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	85,  // 60: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	137, // 61: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	9,   // 62: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	85,  // 63: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	84,  // 64: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	84,  // 65: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	94,  // 66: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	97,  // 67: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	14,  // 68: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	13,  // 69: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	97,  // 70: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	137, // 71: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	107, // 72: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	106, // 73: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	21,  // 74: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	106, // 75: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	106, // 76: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	137, // 77: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	117, // 78: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	10,  // 79: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	15,  // 80: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	14,  // 81: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	134, // 82: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	135, // 83: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	85,  // 84: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	19,  // 85: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	22,  // 86: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	24,  // 87: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	26,  // 88: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	28,  // 89: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	34,  // 90: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	36,  // 91: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	41,  // 92: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	43,  // 93: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	46,  // 94: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	49,  // 95: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	52,  // 96: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	54,  // 97: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	56,  // 98: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	58,  // 99: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	60,  // 100: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	64,  // 101: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	66,  // 102: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	68,  // 103: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	62,  // 104: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	69,  // 105: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	71,  // 106: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	73,  // 107: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	76,  // 108: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	78,  // 109: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	80,  // 110: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	82,  // 111: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	86,  // 112: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	88,  // 113: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	90,  // 114: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	95,  // 115: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	98,  // 116: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	100, // 117: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	92,  // 118: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	102, // 119: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	104, // 120: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	108, // 121: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	110, // 122: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	112, // 123: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	114, // 124: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	116, // 125: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	118, // 126: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	120, // 127: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	122, // 128: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	124, // 129: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	22,  // 130: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	125, // 131: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	127, // 132: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	129, // 133: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	131, // 134: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	56,  // 135: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	133, // 136: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	76,  // 137: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	78,  // 138: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	80,  // 139: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	82,  // 140: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	20,  // 141: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	23,  // 142: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	25,  // 143: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	27,  // 144: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	29,  // 145: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	35,  // 146: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	40,  // 147: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	42,  // 148: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	45,  // 149: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	47,  // 150: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	50,  // 151: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	53,  // 152: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	55,  // 153: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	57,  // 154: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	59,  // 155: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	61,  // 156: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	65,  // 157: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	67,  // 158: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	65,  // 159: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	63,  // 160: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	70,  // 161: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	72,  // 162: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	74,  // 163: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	77,  // 164: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	79,  // 165: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	81,  // 166: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	83,  // 167: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	87,  // 168: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	89,  // 169: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	91,  // 170: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	96,  // 171: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	99,  // 172: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	101, // 173: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	93,  // 174: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	103, // 175: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	105, // 176: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	109, // 177: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	111, // 178: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	113, // 179: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	115, // 180: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	117, // 181: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	119, // 182: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	121, // 183: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	123, // 184: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	16,  // 185: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	23,  // 186: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	126, // 187: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	128, // 188: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	130, // 189: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	132, // 190: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	57,  // 191: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	136, // 192: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	77,  // 193: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	79,  // 194: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	81,  // 195: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	83,  // 196: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	141, // [141:197] is the sub-list for method output_type
+	85,  // [85:141] is the sub-list for method input_type
+	85,  // [85:85] is the sub-list for extension type_name
+	85,  // [85:85] is the sub-list for extension extendee
+	0,   // [0:85] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }

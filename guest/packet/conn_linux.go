@@ -43,7 +43,12 @@ func New(f *os.File) (*Conn, error) {
 		c.Close()
 		return nil, errors.New("the link is not a socket of packets")
 	}
-	return &Conn{c: uc, buf: make([]byte, Max+1), oob: make([]byte, unix.CmsgSpace(4*4))}, nil
+	return From(uc)
+}
+
+// From takes a connection to a socket of packets.
+func From(c *net.UnixConn) (*Conn, error) {
+	return &Conn{c: c, buf: make([]byte, Max+1), oob: make([]byte, unix.CmsgSpace(4*4))}, nil
 }
 
 // Close ends it. It may be called twice.

@@ -22,6 +22,7 @@ type Client struct {
 	last    uint64
 	waiting map[uint64]chan string
 	cause   string
+	busy    bool // has a carrier
 	changed func()
 }
 
@@ -80,9 +81,7 @@ func (k *Client) read() error {
 			}
 		case Ended:
 			k.mu.Lock()
-			if k.cause == "" {
-				k.cause = m.Error
-			}
+			k.cause, k.busy = m.Error, false
 			k.mu.Unlock()
 			k.changed()
 		default:
@@ -101,9 +100,32 @@ func (k *Client) Cause() string {
 	return k.cause
 }
 
-// Carry hands over a carrier; file stays the caller's.
+// Carrying says that the process has a carrier.
+func (k *Client) Carrying() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.busy
+}
+
+// Carry hands over a carrier, when there is none or the one before has ended;
+// file stays the caller's.
 func (k *Client) Carry(kind Kind, file syscall.Conn) error {
-	return k.c.Send(&Message{Kind: kind}, file)
+	k.mu.Lock()
+	if k.busy {
+		k.mu.Unlock()
+		return errors.New("the share is carried already")
+	}
+	k.busy = true
+	k.mu.Unlock()
+	if err := k.c.Send(&Message{Kind: kind}, file); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.busy { // and not ended at once
+		k.cause = ""
+	}
+	return nil
 }
 
 // Session begins a new set of pre-images.

@@ -120,7 +120,7 @@ func (s *Store) Drop(stamps map[string]string) error {
 			}
 			return false
 		})
-	})
+	}, false)
 	if err != nil {
 		return err
 	}
@@ -134,7 +134,7 @@ func (s *Store) Forget(names []string) error {
 		for _, n := range names {
 			delete(idx.dropped, n)
 		}
-	})
+	}, false)
 }
 
 // Dropped returns the names that the guest still has to let go of.
@@ -149,8 +149,9 @@ func (s *Store) Dropped() []string {
 	return names
 }
 
-// change replaces the index by what do makes of the newest one.
-func (s *Store) change(do func(*index)) error {
+// change replaces the index by what do makes of the newest one. anew: it makes
+// a whole one, so that the old one may be damaged.
+func (s *Store) change(do func(*index), anew bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	unlock, _, err := s.lock("lock", true)
@@ -158,7 +159,7 @@ func (s *Store) change(do func(*index)) error {
 		return err
 	}
 	defer unlock()
-	if err := s.reloadLocked(); err != nil {
+	if err := s.reloadLocked(); err != nil && !(anew && errors.Is(err, ErrDamaged)) {
 		return err
 	}
 	do(&s.idx)

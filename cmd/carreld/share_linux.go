@@ -23,6 +23,10 @@ import (
 // the host's file system has not answered.
 const shareEnd = 2 * time.Second
 
+// reviewTime is how long a guest may take to say what it has changed: a little
+// less than its keeper waits, so that the reason is the one that is said here.
+const reviewTime = 59 * time.Second
+
 // runShare is the share process: it is told what to serve on descriptor 3, pins
 // the folder, gives up everything else, says that it is ready, and serves what it
 // is handed there until the other end is gone.
@@ -91,7 +95,7 @@ func openShare(spec control.Spec, c *control.Conn) (*shareServer, error) {
 		return nil, err
 	}
 	p := &shareServer{spec: spec, c: c, store: store}
-	p.srv = share.New(root, store.options(share.Options{ReadOnly: !set.Mode().Writes(), UID: spec.Owner, GID: spec.Owner}))
+	p.srv = share.New(root, store.options(share.Options{Rules: set, UID: spec.Owner, GID: spec.Owner}))
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	return p, nil
 }
@@ -111,7 +115,9 @@ func (p *shareServer) serve() error {
 		case control.VirtioFS, control.Stream, control.Device:
 			p.carry(m.Kind, f)
 		case control.Session:
-			p.done(m.ID, p.store.session(m.Task))
+			err := p.store.session(m.Task)
+			p.srv.NewSession()
+			p.done(m.ID, err)
 		case control.Review:
 			p.reviews.Go(func() { p.done(m.ID, p.review(f, m.Task)) })
 		case control.Close:
@@ -185,8 +191,9 @@ func (p *shareServer) review(f *os.File, task string) error {
 		return err
 	}
 	defer c.Close()
-	defer context.AfterFunc(p.ctx, func() { c.Close() })()
-	return p.store.review(p.ctx, c, task)
+	ctx, cancel := context.WithTimeout(p.ctx, reviewTime)
+	defer cancel()
+	return p.store.review(ctx, c, task)
 }
 
 // shut lets go of the folder: what is under way is waited for, and nothing

@@ -48,6 +48,12 @@ func openShareStore(spec control.Spec, root *share.Root, set *rules.Set) (*share
 
 // options adds to the server's what is to be kept.
 func (s *shareStore) options(o share.Options) share.Options {
+	if s.base != nil {
+		o.Served = s.base.Served
+	}
+	if s.undo != nil {
+		o.Before = s.undo
+	}
 	return o
 }
 
@@ -66,7 +72,8 @@ func (s *shareStore) review(ctx context.Context, c io.ReadWriter, task string) e
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return errors.New("not yet")
+	_, err := s.all.Import(ctx, c, review.ImportOptions{Root: s.root, Rules: s.set, Base: s.base, Task: task})
+	return err
 }
 
 func (s *shareStore) close() {

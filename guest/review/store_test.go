@@ -53,7 +53,7 @@ func TestStore(t *testing.T) {
 	dir := t.TempDir()
 	s := openTestStore(t, dir)
 	want := sampleEntries(t, s)
-	if err := s.change(func(i *index) { i.entries = slices.Clone(want); i.incomplete = "more" }); err != nil {
+	if err := s.change(func(i *index) { i.entries = slices.Clone(want); i.incomplete = "more" }, false); err != nil {
 		t.Fatal(err)
 	}
 	slices.SortFunc(want, func(a, b Entry) int { return less(a.Name, b.Name) })
@@ -75,7 +75,7 @@ func TestStore(t *testing.T) {
 		t.Errorf("the content is %q", b)
 	}
 	// A content goes with the last entry that names it.
-	if err := s.Drop([]string{want[1].Name, "d/l", "not there"}); err != nil {
+	if err := s.Drop(map[string]string{want[1].Name: want[1].Stamp, "d/l": "3", "not there": "", "d-": "an older one"}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Blob(want[1].Blob); !errors.Is(err, ErrDamaged) {
@@ -100,7 +100,7 @@ func TestStoreDamaged(t *testing.T) {
 	dir := t.TempDir()
 	s := openTestStore(t, dir)
 	want := sampleEntries(t, s)
-	if err := s.change(func(i *index) { i.entries = want }); err != nil {
+	if err := s.change(func(i *index) { i.entries = want }, false); err != nil {
 		t.Fatal(err)
 	}
 	good, err := os.ReadFile(filepath.Join(dir, indexName))

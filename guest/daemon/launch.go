@@ -74,7 +74,7 @@ func (d *Daemon) launch(what string, command []string, env []string, dir string,
 		c.cmd.Wait()
 		close(c.done)
 	}()
-	go func() {     // ends with the pipe, at the latest with the process
+	go func() { // ends with the pipe, at the latest with the process
 		request(inW)
 		inW.Close()
 	}()

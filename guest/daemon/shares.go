@@ -99,7 +99,7 @@ func (s *shareService) Remove(ctx context.Context, r *connect.Request[api.Remove
 		return nil, err
 	}
 	_, k, _ := e.get()
-	if sh.Mode == api.ShareMode_SHARE_MODE_REVIEW {
+	if sh.Mode == api.ShareMode_SHARE_MODE_REVIEW && len(s.d.opts.Review) > 0 {
 		if err := s.d.nothingWaitsIn(ctx, e, sh); err != nil {
 			return nil, err
 		}

@@ -18,8 +18,8 @@ import (
 // taken.
 var ErrGuest = errors.New("the guest's list of changes breaks the rules")
 
-// ErrBusy means that another import of the same store is under way.
-var ErrBusy = errors.New("the changes are being imported already")
+// ErrImporting means that another import of the same store is under way.
+var ErrImporting = errors.New("the changes are being imported already")
 
 // ImportOptions say what a change set is compared with, and bound it.
 type ImportOptions struct {
@@ -130,7 +130,7 @@ func (s *Store) Import(ctx context.Context, conn io.ReadWriter, o ImportOptions)
 		return Counts{}, err
 	}
 	if !got {
-		return Counts{}, ErrBusy
+		return Counts{}, ErrImporting
 	}
 	defer unlock()
 	if _, has := ctx.Deadline(); !has {
@@ -207,24 +207,24 @@ func (im *importer) run(ctx context.Context) error {
 	return im.tell()
 }
 
-// same says whether an entry is still the one that was dropped with a stamp. An
+// sameStamp says whether an entry is still the one that was dropped with a stamp. An
 // entry that was listed within a moment of its change has a longer stamp at
 // that time (agent/changes_linux.go), and is the same one later.
-func same(dropped, stamp string) bool {
+func sameStamp(dropped, stamp string) bool {
 	return dropped == stamp || stamp != "" && strings.HasPrefix(dropped, stamp)
 }
 
 // commit replaces the index. What another process dropped since the import has
 // begun stays dropped.
 func (im *importer) commit() error {
-	return im.s.change(im.merge, true)
+	return im.s.replaceIndex(im.merge, true)
 }
 
 func (im *importer) merge(idx *index) {
 	next := index{incomplete: im.incomplete, uncounted: im.uncounted}
 	for i := range im.kept {
 		e := im.kept[i].Entry
-		if stamp, ok := idx.dropped[e.Name]; ok && same(stamp, e.Stamp) {
+		if stamp, ok := idx.dropped[e.Name]; ok && sameStamp(stamp, e.Stamp) {
 			continue
 		}
 		next.entries = append(next.entries, e)

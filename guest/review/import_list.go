@@ -85,7 +85,7 @@ func (im *importer) change(c *wire.Changed) error {
 	if host != nil && host.Mode.IsDir() && e.Kind != Folder {
 		im.replaced[e.Name] = true
 	}
-	if stamp, ok := im.dropped[e.Name]; ok && same(stamp, e.Stamp) {
+	if stamp, ok := im.dropped[e.Name]; ok && sameStamp(stamp, e.Stamp) {
 		im.let = append(im.let, e.Name)
 		im.held[e.Name] = true
 		return nil

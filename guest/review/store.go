@@ -120,7 +120,7 @@ func (s *Store) Drop(stamps map[string]string) error {
 			}
 			return false
 		})
-	}, false)
+	})
 	if err != nil {
 		return err
 	}
@@ -134,7 +134,7 @@ func (s *Store) Forget(names []string) error {
 		for _, n := range names {
 			delete(idx.dropped, n)
 		}
-	}, false)
+	})
 }
 
 // Dropped returns the names that the guest still has to let go of.
@@ -149,9 +149,12 @@ func (s *Store) Dropped() []string {
 	return names
 }
 
-// change replaces the index by what do makes of the newest one. anew: it makes
-// a whole one, so that the old one may be damaged.
-func (s *Store) change(do func(*index), anew bool) error {
+// change replaces the index by what do makes of the newest one.
+func (s *Store) change(do func(*index)) error { return s.replaceIndex(do, false) }
+
+// replaceIndex is change, anew if do makes a whole one, so that the old one may
+// be damaged.
+func (s *Store) replaceIndex(do func(*index), anew bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	unlock, _, err := s.lock("lock", true)

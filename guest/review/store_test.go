@@ -53,7 +53,7 @@ func TestStore(t *testing.T) {
 	dir := t.TempDir()
 	s := openTestStore(t, dir)
 	want := sampleEntries(t, s)
-	if err := s.change(func(i *index) { i.entries = slices.Clone(want); i.incomplete = "more" }, false); err != nil {
+	if err := s.change(func(i *index) { i.entries = slices.Clone(want); i.incomplete = "more" }); err != nil {
 		t.Fatal(err)
 	}
 	slices.SortFunc(want, func(a, b Entry) int { return less(a.Name, b.Name) })
@@ -100,7 +100,7 @@ func TestStoreDamaged(t *testing.T) {
 	dir := t.TempDir()
 	s := openTestStore(t, dir)
 	want := sampleEntries(t, s)
-	if err := s.change(func(i *index) { i.entries = want }, false); err != nil {
+	if err := s.change(func(i *index) { i.entries = want }); err != nil {
 		t.Fatal(err)
 	}
 	good, err := os.ReadFile(filepath.Join(dir, indexName))

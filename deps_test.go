@@ -20,7 +20,7 @@ var arrows = []struct {
 	to     []string
 	reason string
 }{
-	{"cmd/carreld", []string{"guest/daemon", "guest", "guest/api/...", "guest/audit", "guest/egress/...", "guest/place", "guest/policy", "guest/review", "guest/secret", "guest/share", "guest/share/control", "guest/share/rules", "images", "hypervisor/..."}, "it wires; nothing else does"},
+	{"cmd/carreld", []string{"guest/daemon", "guest", "guest/packet", "guest/api/...", "guest/audit", "guest/egress/...", "guest/place", "guest/policy", "guest/review", "guest/secret", "guest/share", "guest/share/control", "guest/share/rules", "images", "hypervisor/..."}, "it wires; nothing else does"},
 	{"cmd/carrel-agent", []string{"agent/..."}, "the guest sees nothing of the host"},
 	{"cmd/...", []string{"guest/client", "guest/api", "guest/place"}, "what a person runs knows only the API"},
 	{"guest/daemon", []string{"guest", "guest/audit", "guest/policy", "guest/review", "guest/secret", "guest/share/rules", "guest/api/...", "guest/place", "images", "hypervisor"}, "the daemon never names a driver and never parses a guest's bytes"},

@@ -285,9 +285,7 @@ func (k *Keeper) sharings(grant *policy.Grant) []*sharing {
 }
 
 // ReviewDir is where a guest's folder keeps what belongs to one share.
-func ReviewDir(dir, layer string) string { return filepath.Join(dir, dirReview, layer) }
-
-const dirReview = "review"
+func ReviewDir(dir, layer string) string { return filepath.Join(dir, DirReview, layer) }
 
 // shareChanged shows watchers the shares as they are.
 func (k *Keeper) shareChanged() {

@@ -103,23 +103,22 @@ func (s *Store) Counts() Counts {
 	return s.idx.counts()
 }
 
-// Drop takes entries out, because they were applied or discarded. They are
-// remembered with their stamps: until the guest has let go of them too, they
-// do not come back with an import unless the guest has changed them again.
-func (s *Store) Drop(names []string) error {
-	if len(names) == 0 {
+// Drop takes entries out, because they were applied or discarded: by name, with
+// the stamp that each had. One that has another stamp by now stays. What is
+// dropped is remembered: until the guest has let go of it too, it does not come
+// back with an import unless the guest has changed it again.
+func (s *Store) Drop(stamps map[string]string) error {
+	if len(stamps) == 0 {
 		return nil
-	}
-	gone := make(map[string]bool, len(names))
-	for _, n := range names {
-		gone[n] = true
 	}
 	err := s.change(func(idx *index) {
 		idx.entries = slices.DeleteFunc(idx.entries, func(e Entry) bool {
-			if gone[e.Name] {
+			stamp, ok := stamps[e.Name]
+			if ok && stamp == e.Stamp {
 				idx.drop(e.Name, e.Stamp)
+				return true
 			}
-			return gone[e.Name]
+			return false
 		})
 	})
 	if err != nil {

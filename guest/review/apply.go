@@ -235,22 +235,11 @@ func (a *applier) never(e *Entry) string {
 	case e.Kind == File && e.Blob == "":
 		return "its content was not brought over from the guest (carrel diff, with the guest running, brings it)"
 	}
-	if why := warning(a.Rules, e); why != "" && !a.opts.Accept {
+	// A folder that only stands there needs no yes; what is in it does.
+	if why := warning(e, v); why != "" && e.Kind != Folder && !a.opts.Accept {
 		return "it needs its own yes: " + why + " (carrel apply --accept-warnings)"
 	}
 	return ""
-}
-
-// warning says why a change needs its own yes. A folder that only stands there
-// needs none.
-func warning(set *rules.Set, e *Entry) string {
-	if set.Plain() || e.Kind == Folder {
-		return ""
-	}
-	if v := set.Judge(e.Name); v.Protected {
-		return v.Reason
-	}
-	return rules.Warn(e.Name)
 }
 
 // apply writes what is there in the guest, folders before what is in them, and
@@ -354,6 +343,8 @@ func (a *applier) judge(e *Entry, f *share.Folder, name string, is *share.Info) 
 		return verdict{}, err
 	}
 	switch {
+	case is != nil && !ordinary(is):
+		return verdict{refused: "the host has a device, a pipe or a socket there"}, nil
 	case equal:
 		return verdict{same: true}, nil
 	case (e.Kind == Folder || e.Kind == NewFolder) && is != nil && is.Mode.IsDir():

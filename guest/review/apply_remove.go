@@ -200,13 +200,12 @@ func (a *applier) dryRun(chosen []*Entry) error {
 		if err != nil {
 			return err
 		}
-		if ev == nil {
-			continue
+		if ev != nil {
+			if err := a.emit(*ev); err != nil {
+				return err
+			}
 		}
-		if err := a.emit(*ev); err != nil {
-			return err
-		}
-		if e.Kind != NewFolder || ev.Refused != "" {
+		if e.Kind != NewFolder || ev != nil && ev.Refused != "" {
 			continue
 		}
 		list, err := a.old(e.Name)

@@ -101,9 +101,7 @@ func (s *Store) applied(done map[string]appliedAs) error {
 			case e.Stamp != d.stamp:
 				e.Base = d.after
 			default:
-				if e.Kind != Folder {
-					idx.drop(e.Name, e.Stamp)
-				}
+				idx.drop(e.Name, e.Stamp)
 				continue
 			}
 			kept = append(kept, e)
@@ -141,12 +139,12 @@ func (a *applier) tidy(chosen []*Entry) error {
 	}
 	left := a.Store.Entries()
 	needed := map[string]bool{}
-	var gone []string
+	gone := map[string]string{}
 	for n := len(left) - 1; n >= 0; n-- {
 		e := &left[n]
 		if e.Kind == Folder && way[e.Name] && !needed[e.Name] {
 			if is, err := a.Root.Lstat(e.Name); err == nil && is.Mode.IsDir() {
-				gone = append(gone, e.Name)
+				gone[e.Name] = e.Stamp
 				continue
 			}
 		}

@@ -17,7 +17,7 @@ func (t *Target) Discard(_ context.Context, paths []string) (int, error) {
 		return 0, err
 	}
 	n := 0
-	var names []string
+	names := map[string]string{}
 	left := t.Store.Entries()
 	hit := make([]bool, len(paths))
 	for i := range left {
@@ -25,7 +25,7 @@ func (t *Target) Discard(_ context.Context, paths []string) (int, error) {
 		if !selected(e.Name, paths, hit) {
 			continue
 		}
-		names = append(names, e.Name)
+		names[e.Name] = e.Stamp
 		if e.Kind != Folder || e.Note != "" {
 			n++
 		}

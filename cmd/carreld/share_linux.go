@@ -19,6 +19,7 @@ import (
 
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/guest/share"
+	"github.com/carrel-vm/carrel/guest/share/rules"
 	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/qemu/vhostuser"
 )
@@ -186,7 +187,15 @@ func serveShare(spec shareSpec, conn *os.File, life io.Reader, ready func()) err
 	if err := share.Confine(root, spec.ReadOnly); err != nil {
 		return err
 	}
-	srv := share.New(root, share.Options{ReadOnly: spec.ReadOnly, UID: 1000, GID: 1000})
+	mode := rules.ReadWrite
+	if spec.ReadOnly {
+		mode = rules.ReadOnly
+	}
+	names, err := rules.Compile(rules.Options{Mode: mode, Plain: true})
+	if err != nil {
+		return err
+	}
+	srv := share.New(root, share.Options{Rules: names, UID: 1000, GID: 1000})
 	defer srv.Close()
 	ready()
 	ctx, cancel := context.WithCancel(context.Background())

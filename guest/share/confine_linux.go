@@ -75,13 +75,14 @@ func restrictFiles(root int, readOnly bool) error {
 	return landlock.V8.BestEffort().Restrict(landlock.PathAccess(rights, fmt.Sprintf("/proc/self/fd/%d", root)))
 }
 
-// allowedCalls is what serving takes. Every other call fails with EPERM: above all socket, connect, openat (only openat2 opens, and
-// only below a descriptor), execve, ptrace, mount and io_uring.
+// allowedCalls is what serving takes. Every other call fails with EPERM: above all socket, connect, execve, ptrace, mount and io_uring.
 var allowedCalls = []string{
 	// the folder
 	"openat2", "close", "fstat", "statx", "newfstatat", "lseek", "pread64", "preadv", "pwrite64", "pwritev", "getdents64", "ftruncate",
 	"fallocate", "fsync", "fdatasync", "fchmod", "fchmodat", "fchmodat2", "utimensat", "readlinkat", "mkdirat", "unlinkat", "symlinkat", "linkat",
 	"renameat2", "fstatfs", "fcntl",
+	// the folder of its review, which os.Root opens beneath its descriptor; Landlock keeps both calls to what they may have
+	"openat", "renameat", "flock",
 	// the carrier: descriptors that are open already or come with messages
 	"read", "write", "readv", "writev", "recvmsg", "sendmsg", "recvfrom", "sendto", "shutdown", "getsockopt", "setsockopt", "eventfd2",
 	"epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_create1", "pipe2", "poll", "ppoll",

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/guest/share/rules"
 )
 
 // probes are what a confined share process must not be able to do. Each works (or fails otherwise) without confinement: the
@@ -107,7 +109,15 @@ func confinedChild(mode string) {
 			say("%s: %v", what, err)
 		}
 	}
-	s := New(root, Options{ReadOnly: mode == "ro"})
+	allowed := rules.Options{Mode: rules.ReadWrite, Plain: true}
+	if mode == "ro" {
+		allowed.Mode = rules.ReadOnly
+	}
+	set, err := rules.Compile(allowed)
+	if err != nil {
+		say("%v", err)
+	}
+	s := New(root, Options{Rules: set})
 	done := make(chan string, 8)
 	for range cap(done) { // new threads, garbage collection and timers go on working
 		go func() {

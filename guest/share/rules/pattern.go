@@ -159,8 +159,10 @@ type walk struct {
 	m *matcher
 	// hit is the pattern that names the path or something above it, or -1.
 	hit int
-	// ancestor says that the path ends where a pattern's own words go on.
+	// ancestor says that the path ends where a pattern's own words go on, within
+	// that it ends where they go on at any depth ("**").
 	ancestor     bool
+	within       bool
 	active, next []state
 	last         int // the last pattern that names this part
 }
@@ -184,7 +186,7 @@ func (w *walk) judge(path string, depth int) {
 				name = Fold(part)
 			}
 		}
-		w.last, w.ancestor, w.next = -1, false, w.next[:0]
+		w.last, w.ancestor, w.within, w.next = -1, false, false, w.next[:0]
 		tilde := strings.IndexByte(name, '~') > 0
 		for _, s := range w.active {
 			w.step(s, name, tilde)
@@ -202,7 +204,7 @@ func (w *walk) judge(path string, depth int) {
 			w.shorts(m.any, name)
 		}
 		if w.last >= 0 && !m.patterns[w.last].except {
-			w.hit, w.ancestor = w.last, false
+			w.hit = w.last
 			return
 		}
 		w.active, w.next = w.next, w.active
@@ -240,6 +242,7 @@ func (w *walk) step(s state, name string, tilde bool) {
 	p := &w.m.patterns[s.pattern]
 	if p.parts[s.at].kind == anyDepth {
 		w.keep(s) // it takes this part, too
+		w.within = w.within || !p.except
 		for p.parts[s.at].kind == anyDepth {
 			s.at++
 		}

@@ -134,6 +134,9 @@ type Verdict struct {
 	// Ancestor: a protected name may lie below it, so that it may be a folder
 	// and nothing else, and keeps its name.
 	Ancestor bool
+	// Within: a protected name may lie at any depth below it, so that no link to
+	// another folder may stand here.
+	Within bool
 	// Pattern and Origin are of the list's entry that decided, and Reason is a
 	// sentence for people.
 	Pattern, Origin, Reason string
@@ -162,9 +165,9 @@ func (s *Set) Judge(path string) Verdict {
 		e := &s.protect.list[w.hit]
 		return Verdict{Protected: true, Pattern: e.Pattern, Origin: e.Origin, Reason: e.reason}
 	case w.ancestor:
-		return Verdict{Ancestor: true, Reason: "it stays a folder of this name, since protected names may lie below it"}
+		return Verdict{Ancestor: true, Within: w.within, Reason: "it stays a folder of this name, since protected names may lie below it"}
 	}
-	return Verdict{}
+	return Verdict{Within: w.within}
 }
 
 // Same says whether the same rules hold for what lies below two folders, so that

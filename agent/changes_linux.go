@@ -47,18 +47,19 @@ type changed struct {
 	regular bool
 }
 
-// list sends what the upper folder holds, parents first.
-func (l *changes) list(upper int) error {
+// list sends what the upper folder holds, parents first. lower is what is under
+// the layer.
+func (l *changes) list(upper, lower int) error {
 	fd, err := unix.Openat(upper, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open the layer: %w", err)
 	}
-	return l.folder(os.NewFile(uintptr(fd), "layer"), "", -1, 0, false)
+	return l.folder(os.NewFile(uintptr(fd), "layer"), lower, "", -1, 0)
 }
 
-// folder sends what is in dir, and closes it. fresh says that nothing of what
-// the host has under that name is left.
-func (l *changes) folder(dir *os.File, name string, at int32, depth int, fresh bool) error {
+// folder sends what is in dir, and closes it. lower is the host's folder that it
+// is laid over, or -1: it hides that, or there is none.
+func (l *changes) folder(dir *os.File, lower int, name string, at int32, depth int) error {
 	defer dir.Close()
 	for {
 		bases, err := dir.Readdirnames(256)
@@ -67,7 +68,7 @@ func (l *changes) folder(dir *os.File, name string, at int32, depth int, fresh b
 			if name != "" {
 				full = name + "/" + base
 			}
-			if err := l.entry(int(dir.Fd()), base, full, at, depth, fresh); err != nil {
+			if err := l.entry(int(dir.Fd()), lower, base, full, at, depth); err != nil {
 				return err
 			}
 		}
@@ -80,7 +81,7 @@ func (l *changes) folder(dir *os.File, name string, at int32, depth int, fresh b
 	}
 }
 
-func (l *changes) entry(dir int, base, name string, parent int32, depth int, fresh bool) error {
+func (l *changes) entry(dir, lower int, base, name string, parent int32, depth int) error {
 	var st unix.Stat_t
 	err := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
@@ -90,7 +91,7 @@ func (l *changes) entry(dir int, base, name string, parent int32, depth int, fre
 		return fmt.Errorf("look at the layer's %.200q: %w", name, err)
 	}
 	c := &wire.Changed{Name: name, Mode: st.Mode & 0o777, MtimeNanos: st.Mtim.Nano(), Stamp: stamp(&st)}
-	sub := -1
+	sub, below := -1, -1
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		c.Type, c.Size = wire.ChangedType_CHANGED_TYPE_REGULAR, st.Size
@@ -108,11 +109,19 @@ func (l *changes) entry(dir int, base, name string, parent int32, depth int, fre
 		if err != nil {
 			return fmt.Errorf("open the layer's folder %.200q: %w", name, err)
 		}
-		// What is made in a folder that hides the host's needs no note.
-		fresh = fresh || opaque(sub, l.notes)
+		// The kernel makes a note only where there is something to hide.
+		if lower >= 0 && !opaque(sub, l.notes) {
+			below, err = unix.Openat(lower, base, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+			if err != nil && !absent(err) {
+				_ = unix.Close(sub)
+				return fmt.Errorf("look at the share's folder %.200q under the layer: %w", name, err)
+			}
+		}
 		c.Type = wire.ChangedType_CHANGED_TYPE_DIRECTORY
-		if fresh {
+		if below < 0 {
 			c.Type = wire.ChangedType_CHANGED_TYPE_NEW_DIRECTORY
+		} else {
+			defer unix.Close(below)
 		}
 	case unix.S_IFLNK:
 		c.Type = wire.ChangedType_CHANGED_TYPE_SYMLINK
@@ -142,7 +151,7 @@ func (l *changes) entry(dir int, base, name string, parent int32, depth int, fre
 		_ = unix.Close(sub)
 		return err
 	}
-	return l.folder(os.NewFile(uintptr(sub), base), name, at, depth+1, fresh)
+	return l.folder(os.NewFile(uintptr(sub), base), below, name, at, depth+1)
 }
 
 func (l *changes) add(base string, parent int32, kind wire.ChangedType) (int32, error) {

@@ -40,9 +40,10 @@ type reviewer struct {
 	out    *bufio.Writer
 	path   string
 	shares *shares
-	upper  int // O_PATH
-	list   changes
-	chunk  []byte
+	// upper is the folder of changes, lower the share's under it; O_PATH.
+	upper, lower int
+	list         changes
+	chunk        []byte
 }
 
 func (a *Agent) startReview(ctx context.Context, conn net.Conn, s *reviewer) error {
@@ -62,14 +63,16 @@ func (a *Agent) startReview(ctx context.Context, conn net.Conn, s *reviewer) err
 	defer func() { <-a.o.shares.reviews }()
 	var err error
 	s.shares = a.o.shares
-	if s.upper, s.list.notes, err = s.shares.upper(s.path); err != nil {
+	if s.upper, s.lower, err = s.shares.layer(s.path); err != nil {
 		return err
 	}
 	defer unix.Close(s.upper)
+	defer unix.Close(s.lower)
+	s.list.notes = s.shares.m.notes()
 	s.list.send = func(c *wire.Changed) error {
 		return wire.Write(s.out, &wire.Reviewed{Kind: &wire.Reviewed_Change{Change: c}})
 	}
-	if err := s.list.list(s.upper); err != nil {
+	if err := s.list.list(s.upper, s.lower); err != nil {
 		return err
 	}
 	if err := s.done(nil); err != nil {
@@ -154,33 +157,40 @@ func (s *reviewer) content(index uint32) error {
 	return nil
 }
 
-// upper opens the folder of a share's changes; the caller closes it.
-func (k *shares) upper(at string) (fd int, notes string, err error) {
+// layer opens the folder of a share's changes and what it is laid over; the
+// caller closes both.
+func (k *shares) layer(at string) (upper, lower int, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	n, err := k.find(at)
 	if err != nil {
-		return -1, "", err
+		return -1, -1, err
 	}
 	if n.layer == "" {
-		return -1, "", fmt.Errorf("share %s has no layer: what the guest changes there is changed on the host", n.Tag)
+		return -1, -1, fmt.Errorf("share %s has no layer: what the guest changes there is changed on the host", n.Tag)
 	}
-	fd, err = unix.Open(n.layer+"/upper", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	upper, err = unix.Open(n.layer+"/upper", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, "", fmt.Errorf("open the layer of share %s: %w", n.Tag, err)
+		return -1, -1, fmt.Errorf("open the layer of share %s: %w", n.Tag, err)
 	}
-	return fd, k.m.notes(), nil
+	lower, err = unix.FcntlInt(uintptr(n.under), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		_ = unix.Close(upper)
+		return -1, -1, fmt.Errorf("open share %s under its layer: %w", n.Tag, err)
+	}
+	return upper, lower, nil
 }
 
 // drop forgets changes: the host's entries of these names are seen again, or
 // nothing where the host has none. What is in a folder is forgotten by its own
 // name, not by the folder's.
 func (k *shares) drop(at string, names []string) error {
-	upper, notes, err := k.upper(at)
+	upper, lower, err := k.layer(at)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(upper)
+	defer unix.Close(lower)
 	names = slices.Clone(names)
 	for _, name := range names {
 		if name == "" || name == "." || path.Clean(name) != name || name == ".." || strings.HasPrefix(name, "../") || name[0] == '/' ||
@@ -196,8 +206,12 @@ func (k *shares) drop(at string, names []string) error {
 	if err != nil {
 		return err
 	}
+	// What the host has counts as it is now.
+	if err := n.refresh(); err != nil {
+		return err
+	}
 	for _, name := range names {
-		if err = forget(upper, n.under, name, notes); err != nil {
+		if err = forget(upper, lower, name, k.m.notes()); err != nil {
 			err = fmt.Errorf("forget the change of %.200q: %w", name, err)
 			break
 		}
@@ -243,14 +257,15 @@ func merge(parent int, base string, below int, notes string) error {
 		return unlessAbsent(err)
 	}
 	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(below, &st); err != nil {
+	// What the kernel remembers may be what an apply has changed just now.
+	var st unix.Statx_t
+	if err := unix.Statx(below, "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_MODE, &st); err != nil {
 		return err
 	}
 	if err := unix.Fremovexattr(fd, notes+"opaque"); err != nil && !errors.Is(err, unix.ENODATA) {
 		return err
 	}
-	return unix.Fchmod(fd, st.Mode&0o1777)
+	return unix.Fchmod(fd, uint32(st.Mode)&0o1777)
 }
 
 // absent says that there is nothing of that name.

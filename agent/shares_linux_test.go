@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/carrel-vm/carrel/guest/share"
+	"github.com/carrel-vm/carrel/guest/share/rules"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -22,7 +22,7 @@ func TestFuse(t *testing.T) {
 		return
 	}
 	s := newSharing(t)
-	rw, ro := s.folder("share0", share.Options{}), s.folder("share1", share.Options{ReadOnly: true})
+	rw, ro := s.folder("share0", rules.ReadWrite), s.folder("share1", rules.ReadOnly)
 	write(t, rw+"/sub/f", "from the host")
 	write(t, ro+"/f", "kept")
 	h := shared(t, m, s,
@@ -69,7 +69,7 @@ func TestAttach(t *testing.T) {
 		return
 	}
 	s := newSharing(t)
-	dir := s.folder("share7", share.Options{})
+	dir := s.folder("share7", rules.ReadWrite)
 	write(t, dir+"/f", "here")
 	write(t, dir+"/other", "there")
 	h := shared(t, m, s)
@@ -147,7 +147,7 @@ func TestHostSilent(t *testing.T) {
 	if err := k.attach(ctx, &wire.Mount{Tag: mute, Type: "fuse", Path: "/run/mute"}); err == nil || time.Since(begun) > 3*time.Second {
 		t.Errorf("%v after %v", err, time.Since(begun))
 	}
-	dir := s.folder("share0", share.Options{})
+	dir := s.folder("share0", rules.ReadWrite)
 	write(t, dir+"/f", "here")
 	mount := &wire.Mount{Tag: "share0", Type: "fuse", Path: "/run/f"}
 	if err := k.attach(context.Background(), mount); err != nil {
@@ -197,7 +197,7 @@ func TestLayerKept(t *testing.T) {
 		return
 	}
 	s := newSharing(t)
-	dir := s.folder("share0", share.Options{ReadOnly: true})
+	dir := s.folder("share0", rules.Review)
 	write(t, dir+"/f", "one")
 	write(t, dir+"/d/g", "two")
 	mount := &wire.Mount{Tag: "share0", Type: "fuse", Path: "/run/w", ReadOnly: true, Overlay: true, Layer: "abc123"}
@@ -247,7 +247,7 @@ func TestRefresh(t *testing.T) {
 		return
 	}
 	s := newSharing(t)
-	dir := s.folder("share0", share.Options{ReadOnly: true})
+	dir := s.folder("share0", rules.Review)
 	for _, f := range []string{"d/saved", "d/grown", "d/gone", "d/mine"} {
 		write(t, dir+"/"+f, "old\n")
 	}

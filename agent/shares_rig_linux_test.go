@@ -3,7 +3,6 @@ package agent
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -20,6 +19,7 @@ import (
 	"google.golang.org/protobuf/encoding/protodelim"
 
 	"github.com/carrel-vm/carrel/guest/share"
+	"github.com/carrel-vm/carrel/guest/share/rules"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -106,15 +106,19 @@ func newSharing(t *testing.T) *sharing {
 }
 
 // folder makes a folder that is served under a tag.
-func (s *sharing) folder(tag string, o share.Options) string {
+func (s *sharing) folder(tag string, mode rules.Mode) string {
 	s.t.Helper()
+	r, err := rules.Compile(rules.Options{Mode: mode})
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	dir, err := filepath.EvalSymlinks(s.t.TempDir())
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.folders[tag], s.paths[tag] = o, dir
+	s.folders[tag], s.paths[tag] = share.Options{Rules: r}, dir
 	return dir
 }
 
@@ -172,31 +176,7 @@ func (s *sharing) serve(c net.Conn) {
 	}
 	server := share.New(root, o)
 	defer server.Close()
-	var workers sync.WaitGroup
-	var reading, writing sync.Mutex
-	for range 4 {
-		workers.Go(func() {
-			in, out := make([]byte, share.MaxMessage), make([]byte, share.MaxMessage)
-			for {
-				reading.Lock()
-				_, err := io.ReadFull(c, in[:4])
-				n := binary.LittleEndian.Uint32(in)
-				if err == nil {
-					_, err = io.ReadFull(c, in[4:n])
-				}
-				reading.Unlock()
-				if err != nil {
-					return
-				}
-				if m := server.Serve(in[:n], out); m > 0 {
-					writing.Lock()
-					_, _ = c.Write(out[:m])
-					writing.Unlock()
-				}
-			}
-		})
-	}
-	workers.Wait()
+	_ = server.ServeStream(context.Background(), c)
 }
 
 // shared is the host of an agent that mounts shares of s.

@@ -404,11 +404,11 @@ func TestReviewRandom(t *testing.T) {
 		for range 60 {
 			a, c := some(rnd, h), some(rnd, h)
 			ops := []string{
-				"echo %[3]d >%[1]s", "echo %[3]d >>%[1]s", "rm -rf %[1]s", "mkdir -p %[1]s", "mv %[1]s %[2]s", "cp -r %[1]s %[2]s", "ln -s %[2]s %[1]s", "ln %[1]s %[2]s",
+				"echo %[3]d >%[1]s", "echo %[3]d >>%[1]s", "rm -rf %[1]s", "mkdir -p %[1]s", "mv %[1]s %[2]s", "cp -r --remove-destination %[1]s %[2]s", "ln -s %[2]s %[1]s", "ln %[1]s %[2]s",
 				"chmod 7%[4]d%[4]d %[1]s", "rm -rf %[1]s; mkdir %[1]s; echo %[3]d >%[1]s/in", "mkfifo %[1]s", "rm -f %[1]s", "rmdir %[1]s", "truncate -s %[3]d %[1]s",
 			}
 			// Nobody opens a pipe that has no other end.
-			fmt.Fprintf(&b, "test -p %[1]s || { "+ops[rnd.IntN(len(ops))]+"; } 2>/dev/null\n", a, c, rnd.IntN(1000), rnd.IntN(8))
+			fmt.Fprintf(&b, "test -p %[1]s || test -p %[2]s || { "+ops[rnd.IntN(len(ops))]+"; } 2>/dev/null\n", a, c, rnd.IntN(1000), rnd.IntN(8))
 		}
 		b.WriteString("true")
 		h.good("set +e; " + b.String())

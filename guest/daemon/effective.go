@@ -67,7 +67,7 @@ func (d *Daemon) decideWith(spec *api.GuestSpec, adapt func(*decision)) (*decisi
 	if out.rules.SecretRules, err = d.secretRules(); err != nil {
 		return nil, err
 	}
-	if out.spec, out.requests, err = d.withRequests(spec); err != nil {
+	if out.spec, out.rules.Asked, out.requests, err = d.withRequests(spec); err != nil {
 		return nil, err
 	}
 	adapt(out)
@@ -89,11 +89,10 @@ func (d *Daemon) secretRules() (map[string]policy.RuleList, error) {
 }
 
 // withRequests adds what the repositories among the shared folders ask for, as
-// far as the user has agreed to exactly that; what they deny themselves holds
-// in any case.
-func (d *Daemon) withRequests(spec *api.GuestSpec) (*api.GuestSpec, []string, error) {
-	out := proto.Clone(spec).(*api.GuestSpec)
-	var said []string
+// far as the user has agreed to exactly that; what they deny themselves, hide
+// and protect holds in any case.
+func (d *Daemon) withRequests(spec *api.GuestSpec) (out *api.GuestSpec, names map[string]policy.Lists, said []string, err error) {
+	out = proto.Clone(spec).(*api.GuestSpec)
 	for _, sh := range spec.GetShares() {
 		if !filepath.IsAbs(sh.GetPath()) {
 			continue // policy has the words for it
@@ -112,7 +111,13 @@ func (d *Daemon) withRequests(spec *api.GuestSpec) (*api.GuestSpec, []string, er
 		}
 		agreed, err := d.agreed(sh.Path, content)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
+		}
+		if !f.Shares.Empty() {
+			if names == nil {
+				names = map[string]policy.Lists{}
+			}
+			names[sh.Path] = f.Shares
 		}
 		more, all := f.Spec(agreed), f.Spec(true)
 		if !agreed && !proto.Equal(more, all) {
@@ -125,7 +130,7 @@ func (d *Daemon) withRequests(spec *api.GuestSpec) (*api.GuestSpec, []string, er
 		out.Egress.Presets = merge(out.Egress.Presets, more.Presets)
 		out.Egress.Secrets = merge(out.Egress.Secrets, more.Secrets)
 	}
-	return out, said, nil
+	return out, names, said, nil
 }
 
 func merge(a, b []string) []string {

@@ -22,6 +22,9 @@ import (
 	"github.com/carrel-vm/carrel/images"
 )
 
+// processWall is the boundary of a process sandbox, as a request names it.
+const processWall = "process"
+
 // guestService implements GuestService.
 type guestService struct{ d *Daemon }
 
@@ -209,6 +212,13 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 			return nil, err
 		}
 	}
+	for _, sh := range x.grant.Spec().Shares {
+		if sh.Plain {
+			if err := notice("sharing " + sh.Path + " plain: no name in it is hidden from the guest, .env files and keys included, and none is protected"); err != nil {
+				return nil, err
+			}
+		}
+	}
 	granted := x.grant.Spec()
 	spec := proto.Clone(granted).(*api.GuestSpec) // without what repositories ask for, which may change
 	spec.Egress = info.Spec.Egress
@@ -222,10 +232,18 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 			return nil, &hypervisor.Error{Op: "make the guest's folder", Err: err, Cure: "make room on the disk that holds " + d.guests}
 		}
 	}
+	if err := d.unkeep(e); err != nil {
+		return nil, err
+	}
+	if err := makeStores(parts.Dir, x.grant); err != nil {
+		return nil, &hypervisor.Error{Op: "make the folder of the review", Err: err, Cure: "make room on the disk that holds " + d.guests}
+	}
 	if spec.DiskMib > 0 {
 		parts.Scratch = filepath.Join(parts.Dir, "scratch.img")
-		if err := makeScratch(ctx, parts.Scratch, spec.DiskMib); err != nil {
-			return nil, err
+		if spec.Boundary != processWall { // whose guests have a folder beside that path
+			if err := makeScratch(ctx, d.opts.Place.Cache, parts.Scratch, spec.DiskMib); err != nil {
+				return nil, err
+			}
 		}
 	}
 	conf, err := d.configuration(ctx, x, parts.Dir, false)
@@ -336,6 +354,11 @@ func (s *guestService) Remove(ctx context.Context, r *connect.Request[api.Remove
 		}
 		s.d.end(ctx, e, 0)
 		if _, err := e.wait(ctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err != nil {
+			return nil, err
+		}
+	}
+	if !r.Msg.Force {
+		if err := s.d.nothingWaits(ctx, e); err != nil {
 			return nil, err
 		}
 	}

@@ -2,49 +2,133 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 
+	"github.com/gofrs/flock"
+
+	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/hypervisor"
 )
 
+// mkfsOptions make an empty file system that takes little room and no time to
+// speak of in the guest. The name of a template ends in their version.
+var mkfsOptions = []string{"-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"}
+
+const mkfsVersion = "1"
+
+// maxTemplates bounds the templates that are kept, each of a few hundred KiB.
+const maxTemplates = 8
+
 // makeScratch makes the guest's disk once: a sparse file with an empty ext4, so
-// that it takes only the room that is used.
-func makeScratch(ctx context.Context, path string, mib uint32) error {
+// that it takes only the room that is used. It is a copy of a template in the
+// cache folder, where there is one of its size: mkfs takes longer than some
+// guests do to start.
+func makeScratch(ctx context.Context, cache, path string, mib uint32) error {
 	if _, err := os.Lstat(path); err == nil {
 		return nil
 	}
+	err := fromTemplate(ctx, cache, path, mib)
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = mkfs(ctx, path, mib)
+	}
+	var he *hypervisor.Error
+	if err != nil && !errors.As(err, &he) {
+		return &hypervisor.Error{Op: "make the guest's disk", Err: err, Cure: "make room on the disk that holds " + filepath.Dir(path)}
+	}
+	return err
+}
+
+// fromTemplate copies the template of that size, and makes it first where there
+// is none.
+func fromTemplate(ctx context.Context, cache, path string, mib uint32) error {
+	dir := filepath.Join(cache, "scratch")
+	template := filepath.Join(dir, fmt.Sprintf("ext4-%d-%s.img", mib, mkfsVersion))
+	err := copySparse(template, path, int64(mib)<<20)
+	if err == nil || errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	if err := place.MakePrivate(dir); err != nil {
+		return err
+	}
+	lock := flock.New(filepath.Join(dir, "lock"), flock.SetPermissions(0o600))
+	if err := lock.Lock(); err != nil { // daemons may share a cache
+		return fmt.Errorf("lock %s: %w", lock.Path(), err)
+	}
+	defer lock.Close()
+	if err := copySparse(template, path, int64(mib)<<20); err == nil {
+		return nil
+	}
+	if err := tidyTemplates(dir, filepath.Base(template)); err != nil {
+		return err
+	}
+	if err := mkfs(ctx, template, mib); err != nil {
+		return err
+	}
+	return copySparse(template, path, int64(mib)<<20)
+}
+
+// tidyTemplates removes what a crash left half made, the template that is about
+// to be made again, and all but the newest of the others.
+func tidyTemplates(dir, but string) error {
+	es, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	type old struct {
+		name string
+		at   int64
+	}
+	var kept []old
+	for _, f := range es {
+		switch name := f.Name(); {
+		case name == "lock":
+		case name == but || strings.HasSuffix(name, ".new"):
+			err = errors.Join(err, os.Remove(filepath.Join(dir, name)))
+		default:
+			if fi, ferr := f.Info(); ferr == nil {
+				kept = append(kept, old{name, fi.ModTime().UnixNano()})
+			}
+		}
+	}
+	slices.SortFunc(kept, func(a, b old) int { return int(min(max(b.at-a.at, -1), 1)) })
+	for _, o := range kept[min(len(kept), maxTemplates-1):] {
+		err = errors.Join(err, os.Remove(filepath.Join(dir, o.name)))
+	}
+	return err
+}
+
+// mkfs makes an empty disk at path, whole or not at all, also over a loss of
+// power: a damaged template would be every guest's disk.
+func mkfs(ctx context.Context, path string, mib uint32) error {
 	tmp := path + ".new"
 	os.Remove(tmp)
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	err = f.Truncate(int64(mib) << 20)
-	if cerr := f.Close(); err == nil {
-		err = cerr
+	defer f.Close()
+	defer os.Remove(tmp)
+	if err := f.Truncate(int64(mib) << 20); err != nil {
+		return err
 	}
-	if err == nil {
-		mkfs, lerr := lookTool("mkfs.ext4")
-		if lerr != nil {
-			return &hypervisor.Error{Op: "make the guest's disk", Err: lerr, Cure: "sudo apt-get install e2fsprogs"}
-		}
-		var out []byte
-		out, err = exec.CommandContext(ctx, mkfs, "-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", tmp).CombinedOutput()
-		if err != nil {
-			err = fmt.Errorf("mkfs.ext4: %w: %.300q", err, out)
-		}
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
+	program, err := lookTool("mkfs.ext4")
 	if err != nil {
-		os.Remove(tmp)
-		return &hypervisor.Error{Op: "make the guest's disk", Err: err, Cure: "make room on the disk that holds " + filepath.Dir(path)}
+		return &hypervisor.Error{Op: "make the guest's disk", Err: err, Cure: "sudo apt-get install e2fsprogs"}
 	}
-	return nil
+	out, err := exec.CommandContext(ctx, program, append(slices.Clone(mkfsOptions), tmp)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("mkfs.ext4: %w: %.300q", err, out)
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
 }
 
 // lookTool finds a system tool that an ordinary user's PATH may lack.

@@ -31,6 +31,9 @@ type File struct {
 	Secrets []string
 	// Defined are the file's own presets.
 	Defined map[string][]*api.EgressRule
+	// Shares are names to hide and to protect in shares; a repository's are of
+	// its own folder.
+	Shares Lists
 	// Upstream is the host's own way out, or nil. It may hold a password.
 	Upstream *api.EdgeUpstream
 	// MaxCPUs and so on are the limits that the file sets; 0: none.
@@ -160,6 +163,7 @@ func (f *File) Apply(rules Rules) Rules {
 		rules.MaxShares = min(rules.MaxShares, *f.MaxShares)
 	}
 	rules.Egress, rules.Presets, rules.MinBoundary = clone(f.Rules), slices.Clone(f.Presets), f.MinBoundary
+	rules.Shares = f.Shares.clone()
 	rules.Defined = map[string]RuleList{}
 	for name, list := range f.Defined {
 		rules.Defined[name] = clone(list)
@@ -187,6 +191,7 @@ func (r *reader) file(content []byte, k kind) (*File, []*api.PolicyProblem) {
 		fields := []field{
 			{"version", func(v *yaml.Node) { version = true; r.number(v, "version", 1, 1) }},
 			{"egress", func(v *yaml.Node) { r.egress(v, f, k) }},
+			{"shares", func(v *yaml.Node) { r.shareLists(v, f, k) }},
 		}
 		if k != aRequest {
 			fields = append(fields,

@@ -6,12 +6,14 @@ package policy
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/carrel-vm/carrel/guest/api"
+	sharerules "github.com/carrel-vm/carrel/guest/share/rules"
 	"github.com/carrel-vm/carrel/hypervisor"
 )
 
@@ -36,6 +38,11 @@ type Rules struct {
 	Defined map[string]RuleList
 	// SecretRules are the rules that each known secret brings, by its name.
 	SecretRules map[string]RuleList
+	// Shares are the policy file's names to hide and to protect in every share.
+	Shares Lists
+	// Asked are those that repositories ask for, by their folders. They add to
+	// the others, whoever agrees to them or not, and take nothing back.
+	Asked map[string]Lists
 	// MinBoundary is the weakest wall that is good enough: "vm", "gvisor" or
 	// "process"; empty: any.
 	MinBoundary string
@@ -86,6 +93,8 @@ func refuse(code, cure, format string, args ...any) error {
 type Grant struct {
 	spec *api.GuestSpec
 	pins []Pin
+	// names are the rules of names of each share.
+	names []sharerules.Options
 	// egress are the rules in effect, with their origins.
 	egress  []*api.EgressRule
 	secrets []string
@@ -119,10 +128,14 @@ func (g *Grant) Config(p Parts) hypervisor.Config {
 		CPUs: int(g.spec.Cpus), MemoryMiB: int(g.spec.MemoryMib),
 	}
 	for i, s := range g.spec.Shares {
-		c.Shares = append(c.Shares, hypervisor.Share{
+		sh := hypervisor.Share{
 			Tag: fmt.Sprintf("share%d", i), Path: s.Path, GuestPath: s.GuestPath,
-			ReadOnly: readOnly(s.Mode), Overlay: s.Mode == api.ShareMode_SHARE_MODE_REVIEW, Layer: layer(s), Plain: s.Plain,
-		})
+			ReadOnly: readOnly(s.Mode), Overlay: s.Mode == api.ShareMode_SHARE_MODE_REVIEW, Plain: s.Plain,
+		}
+		if sh.Overlay {
+			sh.Layer = layer(s)
+		}
+		c.Shares = append(c.Shares, sh)
 	}
 	return c
 }
@@ -143,7 +156,9 @@ func Decide(req *api.GuestSpec, rules Rules) (*Grant, error) {
 	if s.MemoryMib == 0 {
 		s.MemoryMib = min(DefaultMemoryMiB, rules.MaxMemoryMiB)
 	}
-	if s.DiskMib == 0 && !s.Ephemeral {
+	// What is in review is to outlive the guest's memory. gVisor has no disk.
+	keeps := !s.Ephemeral || s.Boundary != "gvisor" && slices.ContainsFunc(s.Shares, func(sh *api.Share) bool { return inReview(sh) })
+	if s.DiskMib == 0 && keeps {
 		s.DiskMib = min(DefaultDiskMiB, rules.MaxDiskMiB)
 	}
 	const names = "lower-case letters, digits and dashes, at most 31, not beginning with a dash"
@@ -172,7 +187,11 @@ func Decide(req *api.GuestSpec, rules Rules) (*Grant, error) {
 				return nil, refuse("share_refused", "give one of them another path: -v PATH:GUESTPATH", "two shares want to be at %s in the guest", sh.GuestPath)
 			}
 		}
-		g.pins = append(g.pins, pin)
+		names, err := shareRules(sh, rules)
+		if err != nil {
+			return nil, err
+		}
+		g.pins, g.names = append(g.pins, pin), append(g.names, names)
 	}
 	var err error
 	if g.walls, err = decideBoundary(s.Boundary, rules.MinBoundary); err != nil {

@@ -138,11 +138,18 @@ func readOnly(m api.ShareMode) bool {
 	return m != api.ShareMode_SHARE_MODE_RW && m != api.ShareMode_SHARE_MODE_RW_NODELETE
 }
 
-// layer names the layer of a share in review, the same at every start.
+// inReview says whether a share is, or will be by default, one whose changes
+// are reviewed.
+func inReview(s *api.Share) bool {
+	m := s.GetMode()
+	return m == api.ShareMode_SHARE_MODE_REVIEW || m == api.ShareMode_SHARE_MODE_UNSPECIFIED
+}
+
+// Layer names what is kept of a share, the same at every start.
+func Layer(s *api.Share) string { return layer(s) }
+
+// layer is Layer.
 func layer(s *api.Share) string {
-	if s.Mode != api.ShareMode_SHARE_MODE_REVIEW {
-		return ""
-	}
 	sum := sha256.Sum256([]byte(s.Path + "\x00" + s.GuestPath))
 	return hex.EncodeToString(sum[:8])
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
@@ -45,15 +46,10 @@ func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.
 	if err != nil {
 		return guest.KeepOptions{}, err
 	}
-	self, err := os.Executable()
+	o, err := seatbeltOptions()
 	if err != nil {
 		return guest.KeepOptions{}, err
 	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return guest.KeepOptions{}, fmt.Errorf("find the home directory, which is never shared: %w (set HOME)", err)
-	}
-	o := seatbelt.Options{Agent: filepath.Join(filepath.Dir(self), "carrel-agent"), Home: home}
 	for i, pin := range req.Pins {
 		o.Pins = append(o.Pins, seatbelt.Pin{Path: pin.Path, Dev: pin.Dev, Ino: pin.Ino})
 		r := grant.ShareRules(i)
@@ -76,6 +72,19 @@ func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.
 	}, nil
 }
 
+// seatbeltOptions are those that every guest has.
+func seatbeltOptions() (seatbelt.Options, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return seatbelt.Options{}, err
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return seatbelt.Options{}, fmt.Errorf("find the home directory, which is never shared: %w (set HOME)", err)
+	}
+	return seatbelt.Options{Agent: filepath.Join(filepath.Dir(self), "carrel-agent"), Home: home}, nil
+}
+
 // imageParts knows one image: the Mac's own system.
 func imageParts(*images.Store) func(context.Context, string) (policy.Parts, error) {
 	return func(_ context.Context, name string) (policy.Parts, error) {
@@ -88,20 +97,33 @@ func imageParts(*images.Store) func(context.Context, string) (policy.Parts, erro
 	}
 }
 
+// tools is where Apple's command line tools are, the only compilers and git that
+// a guest here can run: Xcode's lie outside of what it sees.
+const tools = "/Library/Developer/CommandLineTools/usr/bin"
+
+// doctor looks at what a guest needs of this Mac.
 func doctor(place.Place, *images.Store) func(context.Context, func(*api.Finding)) {
 	return func(_ context.Context, found func(*api.Finding)) {
-		for check, err := range map[string]error{"vm": errNoMachine, "seatbelt": seatbelt.New(seatbelt.Options{}).Check()} {
-			f := &api.Finding{Check: check, Level: api.FindingLevel_FINDING_LEVEL_BAD, Text: "it can be used"}
-			var he *hypervisor.Error
-			switch {
-			case err == nil:
-				f.Level = api.FindingLevel_FINDING_LEVEL_GOOD
-			case errors.As(err, &he):
-				f.Text, f.Cure = he.Err.Error(), he.Cure
-			default:
-				f.Text = err.Error()
-			}
-			found(f)
+		const good, note, bad = api.FindingLevel_FINDING_LEVEL_GOOD, api.FindingLevel_FINDING_LEVEL_NOTE, api.FindingLevel_FINDING_LEVEL_BAD
+		found(&api.Finding{Check: "vm", Level: note, Text: errNoMachine.Err.Error(), Cure: errNoMachine.Cure})
+		o, err := seatbeltOptions()
+		d := seatbelt.New(o)
+		if err == nil {
+			err = d.Check()
+		}
+		var he *hypervisor.Error
+		switch {
+		case err == nil:
+			found(&api.Finding{Check: "process wall", Level: good, Text: "Seatbelt, with this Mac's own system; " + strings.Join(d.Notes(), "; ")})
+		case errors.As(err, &he):
+			found(&api.Finding{Check: "process wall", Level: bad, Text: "--boundary process does not work: " + he.Err.Error(), Cure: he.Cure})
+		default:
+			found(&api.Finding{Check: "process wall", Level: bad, Text: "--boundary process does not work: " + err.Error()})
+		}
+		found(&api.Finding{Check: "never run", Level: note, Text: "this wall was made without a Mac: its rules are taken from others' and have not been tried", Cure: "docs/seatbelt.md says what was tried, and how"})
+		found(&api.Finding{Check: "confinement", Level: note, Text: "a guest's keeper and its egress process have no sandbox of their own on macOS, as they have on Linux"})
+		if fi, err := os.Stat(tools); err != nil || !fi.IsDir() {
+			found(&api.Finding{Check: "command line tools", Level: note, Text: "git, make and compilers are missing in guests: Apple's command line tools are not installed", Cure: "xcode-select --install"})
 		}
 	}
 }

@@ -40,5 +40,5 @@ func runsHere(path, arch string) error {
 			return nil
 		}
 	}
-	return errors.New(path + " is for another processor than this Mac's")
+	return errors.New(path + " is a library, or for another processor than this Mac's")
 }

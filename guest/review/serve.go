@@ -183,6 +183,11 @@ func openShare(ref ShareRef) (o *opened, err error) {
 	return o, err
 }
 
+// hostPath is the path of a name on the host, as far as a message can carry it.
+func (o *opened) hostPath(name string) string {
+	return valid(filepath.Join(o.ref.Path, filepath.FromSlash(name)))
+}
+
 // tell emits what became of an entry.
 func (s *server) tell(o *opened) func(Event) error {
 	return func(e Event) error {
@@ -190,8 +195,7 @@ func (s *server) tell(o *opened) func(Event) error {
 			s.done++
 		}
 		return s.emit(&api.ApplyEvent{
-			Path: valid(filepath.Join(o.ref.Path, filepath.FromSlash(e.Path))), Refused: valid(e.Refused),
-			Kind: api.ChangeKind(e.Kind),
+			Path: o.hostPath(e.Path), Refused: valid(e.Refused), Kind: api.ChangeKind(e.Kind),
 		})
 	}
 }

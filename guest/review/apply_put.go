@@ -292,6 +292,9 @@ func (w *writer) prepare(p *prepared) (err error) {
 	}
 	p.f, err = w.root.Folder(dir)
 	switch {
+	case share.IsAstray(err) && p.want.kind == 0:
+		p.verdict.same = true // what was to go has gone with its folder
+		return nil
 	case share.IsAstray(err):
 		p.verdict.refused = fmt.Sprintf("its folder %q is none on the host, or is reached through a link", dir)
 		return nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 
@@ -137,43 +138,58 @@ func (s *Store) changeOf(root *share.Root, f *Finding, o DiffOptions) (*api.Chan
 			return c, nil
 		}
 	}
-	c.Diff, c.Binary = unified(before, after, o.Context)
-	c.Added, c.Removed = countLines(c.Diff)
-	return c, nil
-}
-
-// unified is a unified diff without the lines that name the files.
-func unified(before, after []byte, context int) (text string, binary bool) {
 	if isBinary(before) || isBinary(after) {
-		return "", true
+		c.Binary = true
+		return c, nil
 	}
-	if lines(before) > maxDiffLines || lines(after) > maxDiffLines {
-		return "", false
-	}
-	if context == 0 {
-		context = 3
-	}
-	text = string(textdiff.Unified(before, after, diff.Context(max(0, min(context, maxDiffContext)))))
-	if text = valid(text); len(text) > maxDiffText {
-		return "", false
-	}
-	return text, false
+	c.Diff, c.Added, c.Removed = unified(before, after, o.Context)
+	return c, nil
 }
 
 func isBinary(b []byte) bool { return bytes.IndexByte(b[:min(len(b), sniffed)], 0) >= 0 }
 
-func lines(b []byte) int { return bytes.Count(b, []byte("\n")) }
-
-func countLines(text string) (added, removed int32) {
-	for line := range strings.SplitSeq(text, "\n") {
-		switch {
-		case strings.HasPrefix(line, "+"):
-			added++
-		case strings.HasPrefix(line, "-"):
-			removed++
+// unified is a unified diff without the lines that name the files; "" beyond the
+// bounds.
+func unified(before, after []byte, context int) (text string, added, removed int32) {
+	newline := []byte("\n")
+	if bytes.Count(before, newline) > maxDiffLines || bytes.Count(after, newline) > maxDiffLines {
+		return "", 0, 0
+	}
+	if context == 0 {
+		context = 3
+	}
+	var b strings.Builder
+	for _, h := range textdiff.Hunks(before, after, diff.Context(max(0, min(context, maxDiffContext)))) {
+		fmt.Fprintf(&b, "@@ -%s +%s @@\n", extent(h.LineNoX, h.EndLineNoX), extent(h.LineNoY, h.EndLineNoY))
+		for _, e := range h.Edits {
+			switch e.Op {
+			case diff.Insert:
+				added++
+				b.WriteByte('+')
+			case diff.Delete:
+				removed++
+				b.WriteByte('-')
+			default:
+				b.WriteByte(' ')
+			}
+			b.Write(e.Line)
+			if !bytes.HasSuffix(e.Line, newline) {
+				b.WriteString("\n\\ No newline at end of file\n")
+			}
 		}
 	}
-	return added, removed
+	if text = valid(b.String()); len(text) > maxDiffText {
+		text = ""
+	}
+	return text, added, removed
+}
+
+// extent is the first line and the number of lines; of none, the line before.
+func extent(from, to int) string {
+	if from == to {
+		return fmt.Sprintf("%d,0", from)
+	}
+	return fmt.Sprintf("%d,%d", from+1, to-from)
 }
 
 func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }

@@ -59,6 +59,9 @@ var egressCases = []egressCase{
 	{"Works", testEgressWorks},
 	{"Tools", testEgressTools},
 	{"Registries", testEgressRegistries},
+	{"QUIC", testEgressQUIC},
+	{"Musl", testEgressMusl},
+	{"JVM", testEgressJVM},
 	{"Refusals", testEgressRefusals},
 	{"Names", testEgressNames},
 	{"AbsoluteForm", testEgressAbsoluteForm},
@@ -117,6 +120,7 @@ func TestEgressVM(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the third ring needs a built image and real machines: make test runs it")
 	}
+	buildHTTP3(t)
 	if !egresstest.Inside(t) {
 		return
 	}
@@ -130,6 +134,7 @@ func TestEgressProcess(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the process wall needs a built image: make test runs it")
 	}
+	buildHTTP3(t)
 	if !egresstest.Inside(t) {
 		return
 	}

@@ -87,6 +87,7 @@ var egressCases = []egressCase{
 	{"Flood", testEgressFlood},
 	{"DaemonKilled", testEgressDaemonKilled},
 	{"StopStart", testEgressStopStart},
+	{"AgentDies", testEgressAgentDies},
 	{"EgressKilled", testEgressKilled},
 }
 

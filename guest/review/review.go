@@ -27,11 +27,12 @@ const (
 	// Folder is a folder that both have, with other permissions in the guest. One
 	// that is only on the way to a change is no entry.
 	Folder
-	// NewFolder took the place of whatever the host has under that name: what
-	// the host has below it is gone in the guest.
+	// NewFolder is a folder where the host had none: nothing, or something else.
 	NewFolder
 	Link
-	// Removed: the guest has removed what the host has.
+	// Removed: the guest has removed what the host has. Of a removed folder each
+	// entry below it that the guest knew has an entry of its own, so that what it
+	// did not know stays, and the folder with it.
 	Removed
 	// Other is a device, a pipe or a socket. It is shown and never applied.
 	Other
@@ -50,7 +51,8 @@ type Entry struct {
 	Target string
 	// Mtime is the guest's word, for people to see.
 	Mtime time.Time
-	// Stamp differs when the entry may have changed since an earlier import.
+	// Stamp differs when the entry may have changed since an earlier import. It
+	// is empty for what went with its folder.
 	Stamp string
 	// Blob names the content of a File in the store (hex SHA-256, taken on the
 	// host); empty: it was not brought over, and Note says why.

@@ -103,23 +103,22 @@ func (s *Store) Counts() Counts {
 	return s.idx.counts()
 }
 
-// Drop takes entries out, because they were applied or discarded. They are
-// remembered with their stamps: until the guest has let go of them too, they
-// do not come back with an import unless the guest has changed them again.
-func (s *Store) Drop(names []string) error {
-	if len(names) == 0 {
+// Drop takes entries out, because they were applied or discarded: by name, with
+// the stamp that each had. One that has another stamp by now stays. What is
+// dropped is remembered: until the guest has let go of it too, it does not come
+// back with an import unless the guest has changed it again.
+func (s *Store) Drop(stamps map[string]string) error {
+	if len(stamps) == 0 {
 		return nil
-	}
-	gone := make(map[string]bool, len(names))
-	for _, n := range names {
-		gone[n] = true
 	}
 	err := s.change(func(idx *index) {
 		idx.entries = slices.DeleteFunc(idx.entries, func(e Entry) bool {
-			if gone[e.Name] {
+			stamp, ok := stamps[e.Name]
+			if ok && stamp == e.Stamp {
 				idx.drop(e.Name, e.Stamp)
+				return true
 			}
-			return gone[e.Name]
+			return false
 		})
 	})
 	if err != nil {
@@ -151,7 +150,11 @@ func (s *Store) Dropped() []string {
 }
 
 // change replaces the index by what do makes of the newest one.
-func (s *Store) change(do func(*index)) error {
+func (s *Store) change(do func(*index)) error { return s.replaceIndex(do, false) }
+
+// replaceIndex is change, anew if do makes a whole one, so that the old one may
+// be damaged.
+func (s *Store) replaceIndex(do func(*index), anew bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	unlock, _, err := s.lock("lock", true)
@@ -159,7 +162,7 @@ func (s *Store) change(do func(*index)) error {
 		return err
 	}
 	defer unlock()
-	if err := s.reloadLocked(); err != nil {
+	if err := s.reloadLocked(); err != nil && !(anew && errors.Is(err, ErrDamaged)) {
 		return err
 	}
 	do(&s.idx)

@@ -75,7 +75,7 @@ func TestStore(t *testing.T) {
 		t.Errorf("the content is %q", b)
 	}
 	// A content goes with the last entry that names it.
-	if err := s.Drop([]string{want[1].Name, "d/l", "not there"}); err != nil {
+	if err := s.Drop(map[string]string{want[1].Name: want[1].Stamp, "d/l": "3", "not there": "", "d-": "an older one"}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Blob(want[1].Blob); !errors.Is(err, ErrDamaged) {

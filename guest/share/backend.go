@@ -88,6 +88,7 @@ type stat struct {
 	atime, mtime, ctime timespec
 	mode, nlink         uint32
 	blksize             uint32
+	remote              bool // a placeholder: its contents are with a cloud drive, which would fetch them
 }
 
 func (st *stat) kind() uint32 { return st.mode & modeType }

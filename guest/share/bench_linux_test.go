@@ -17,7 +17,7 @@ func benchServer(b *testing.B) (*Server, *guest, string) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s := New(pinned, Options{})
+	s := New(pinned, plain(b, Options{}))
 	b.Cleanup(func() { _ = s.Close() })
 	return s, newGuest(b, s), root
 }

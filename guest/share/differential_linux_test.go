@@ -24,23 +24,23 @@ func TestDifferential(t *testing.T) {
 	t.Logf("seed %d", seed)
 	for name, pin := range map[string]func(string) (backend, stat, error){"openat2": pin, "os.Root": pinPortable} {
 		t.Run(name, func(t *testing.T) {
-			plain, root := newFolder(t), newFolder(t)
+			bare, root := newFolder(t), newFolder(t)
 			pinned, err := openRoot(root, pin)
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := New(pinned, Options{})
+			s := New(pinned, plain(t, Options{}))
 			t.Cleanup(func() { want(t, "close", s.Close(), nil) })
 			mnt := hostMount(t, s, root)
 			r := rand.New(rand.NewPCG(seed, 1))
 			for i := range 3000 {
 				op := randomOp(r, name == "openat2")
-				a, b := op.do(plain), op.do(mnt)
+				a, b := op.do(bare), op.do(mnt)
 				if a != b {
 					t.Fatalf("step %d, %s (seed %d):\nin a folder: %.300s\nin the share: %.300s", i, op.what, seed, a, b)
 				}
 			}
-			a, b, c := treeOf(t, plain), treeOf(t, mnt), treeOf(t, root)
+			a, b, c := treeOf(t, bare), treeOf(t, mnt), treeOf(t, root)
 			if a != b || b != c {
 				t.Errorf("seed %d\nfolder:\n%s\nshare:\n%s\non the host:\n%s", seed, a, b, c)
 			}

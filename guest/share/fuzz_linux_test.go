@@ -61,7 +61,7 @@ func FuzzServe(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := New(pinned, Options{MaxBytes: 1 << 20, MaxEntries: 100, MaxNodes: 100, MaxHandles: 20, MinFree: 1})
+			s := New(pinned, plain(t, Options{MaxBytes: 1 << 20, MaxEntries: 100, MaxNodes: 100, MaxHandles: 20, MinFree: 1}))
 			g := newGuest(t, s)
 			for rest := in; len(rest) >= 2; {
 				n := min(int(rest[0])|int(rest[1])<<8, len(rest)-2)
@@ -111,7 +111,7 @@ func FuzzSegments(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := New(pinned, Options{MinFree: 1})
+		s := New(pinned, plain(t, Options{MinFree: 1}))
 		defer s.Close()
 		g := newGuest(t, s)
 		node, fh := g.create(rootID, "f")

@@ -2,7 +2,32 @@ package share
 
 import (
 	"testing"
+
+	"github.com/carrel-vm/carrel/guest/share/rules"
 )
+
+// plain gives a share that has no rules yet those under which everything is allowed.
+func plain(t testing.TB, o Options) Options {
+	t.Helper()
+	if o.Rules == nil {
+		o.Rules = plainRules(t, rules.ReadWrite)
+	}
+	return o
+}
+
+func plainRules(t testing.TB, m rules.Mode) *rules.Set {
+	t.Helper()
+	return compile(t, rules.Options{Mode: m, Plain: true})
+}
+
+func compile(t testing.TB, o rules.Options) *rules.Set {
+	t.Helper()
+	s, err := rules.Compile(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
 
 // guest speaks FUSE to a server by hand: what a hostile kernel can send, and no kernel would.
 type guest struct {

@@ -1,6 +1,9 @@
 package share
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // handles maps the file handles that the guest holds. Numbers count up and are never given twice.
 type handles struct {
@@ -17,9 +20,10 @@ type handle struct {
 	node *node
 	refs int // guarded by handles.mu
 
-	file  file // regular files
-	write bool // opened for writing
-	app   bool // each write goes to the end
+	file  file          // regular files
+	write bool          // opened for writing
+	app   bool          // each write goes to the end
+	kept  atomic.Uint64 // the session in which its pre-image was asked for
 	// unlinked: the name went away while this was open; what it held is given back to the quota at the close.
 	unlinked bool // guarded by handles.mu
 

@@ -29,7 +29,11 @@ type PreImages interface {
 	// Keep is called before the first change of the entry at path since the
 	// last Session, and before the guest has its answer; an error refuses the
 	// change, and is the guest's ENOSPC. is nil if nothing is there. open opens
-	// a regular file for reading, whatever has become of its name.
+	// a regular file for reading, whatever has become of its name; of a symbolic
+	// link it gives the target. It is not called after Keep has returned.
+	//
+	// A folder that is renamed is kept with all that is in it; what then is below
+	// its new name, where nothing was, is not told name by name.
 	Keep(path string, is *Info, open func() (Reader, error)) error
 }
 

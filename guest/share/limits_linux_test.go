@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/guest/share/rules"
 )
 
 // S01: a read-only share refuses every change here, whatever the guest's mount says; and reading leaves no trace, not even
@@ -88,12 +90,12 @@ func TestReadOnly(t *testing.T) {
 			t.Errorf("the folder is unchanged: %v, want %v", same, !control)
 		}
 	}
-	eachBackend(t, Options{ReadOnly: true}, func(t *testing.T, s *Server, root string) { run(t, s, root, false) })
+	eachBackend(t, Options{Rules: plainRules(t, rules.ReadOnly)}, func(t *testing.T, s *Server, root string) { run(t, s, root, false) })
 	t.Run("control", func(t *testing.T) {
 		eachBackend(t, Options{}, func(t *testing.T, s *Server, root string) { run(t, s, root, true) })
 	})
 	// The backend refuses by itself, should a rule be missing.
-	eachBackend(t, Options{ReadOnly: true}, func(t *testing.T, s *Server, root string) {
+	eachBackend(t, Options{Rules: plainRules(t, rules.ReadOnly)}, func(t *testing.T, s *Server, root string) {
 		want(t, "host write", os.WriteFile(filepath.Join(root, "f"), nil, 0o644), nil)
 		_, _, open := s.back.open("f", openMode{write: true})
 		_, _, trunc := s.back.open("f", openMode{read: true, trunc: true})
@@ -134,7 +136,7 @@ func TestRootLinks(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := New(r, Options{})
+			s := New(r, plain(t, Options{}))
 			defer s.Close()
 			want(t, "host rename", os.Rename(at("real"), at("moved")), nil)
 			want(t, "host swap", os.Rename(at("other"), at("real")), nil)
@@ -183,7 +185,7 @@ func TestMountInside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New(r, Options{})
+	s := New(r, plain(t, Options{}))
 	defer s.Close()
 	g := newGuest(t, s)
 	g.refused("LOOKUP of a mount point", opLookup, rootID, []any{"mnt"}, eACCES)
@@ -211,7 +213,7 @@ func TestEntryQuota(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := New(pinned, Options{MaxEntries: most, MinFree: 1})
+		s := New(pinned, plain(t, Options{MaxEntries: most, MinFree: 1}))
 		defer s.Close()
 		g := newGuest(t, s)
 		dir := g.mkdir(rootID, "dir")
@@ -321,7 +323,7 @@ func TestFreeFloor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New(pinned, Options{MinFree: 24 << 20})
+	s := New(pinned, plain(t, Options{MinFree: 24 << 20}))
 	defer s.Close()
 	g := newGuest(t, s)
 	node, fh := g.create(rootID, "f")

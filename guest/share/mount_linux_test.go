@@ -71,7 +71,7 @@ func eachBackend(t *testing.T, o Options, test func(t *testing.T, s *Server, roo
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := New(pinned, o)
+			s := New(pinned, plain(t, o))
 			t.Cleanup(func() {
 				if err := s.Close(); err != nil {
 					t.Error(err)

@@ -28,10 +28,10 @@ type node struct {
 	dev, ino uint64 // the object that was last told
 	kind     uint32
 	// What the guest was last told, for FOPEN_KEEP_CACHE; settled: the modification lay long enough back that a second
-	// one would show in the time.
-	size    uint64
-	mtime   timespec
-	settled bool
+	// one would show in the times. (ctime too: programs that copy set a file's mtime back to what it was.)
+	size         uint64
+	mtime, ctime timespec
+	settled      bool
 }
 
 func newTree(limit int) *tree {
@@ -56,6 +56,13 @@ func (t *tree) path(id uint64) (*node, string, errno) {
 	}
 	p, e := n.pathLocked()
 	return n, p, e
+}
+
+// pathOf gives the place of a node that the caller holds.
+func (t *tree) pathOf(n *node) (string, errno) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return n.pathLocked()
 }
 
 func (n *node) pathLocked() (string, errno) {
@@ -92,21 +99,22 @@ func join(path, name string) (string, errno) {
 
 // enter counts one lookup of name in parent, and makes the node where the guest had none, or had another object under
 // that name (the host has replaced it): the old node lives on for those who have it open, without a place.
-func (t *tree) enter(parent *node, name string, st *stat, settled bool) (*node, errno) {
+func (t *tree) enter(parent *node, name string, st *stat, settled bool) (n *node, fresh bool, e errno) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.byID[parent.id] != parent || parent.parent == nil && parent.id != rootID {
-		return nil, eSTALE // forgotten or removed while the host was asked
+		return nil, false, eSTALE // forgotten or removed while the host was asked
 	}
-	n := parent.kids[name]
+	n = parent.kids[name]
 	if n != nil && (!st.same(n.dev, n.ino) || n.kind != st.kind()) {
 		t.detachLocked(n)
 		n = nil
 	}
 	if n == nil {
 		if len(t.byID) >= t.max {
-			return nil, eNFILE
+			return nil, false, eNFILE
 		}
+		fresh = true
 		t.next++
 		n = &node{id: t.next, parent: parent, name: name, dev: st.dev, ino: st.ino, kind: st.kind()}
 		t.byID[n.id] = n
@@ -117,11 +125,11 @@ func (t *tree) enter(parent *node, name string, st *stat, settled bool) (*node, 
 	}
 	n.lookups++
 	n.toldLocked(st, settled)
-	return n, ok
+	return n, fresh, ok
 }
 
 func (n *node) toldLocked(st *stat, settled bool) {
-	n.size, n.mtime, n.settled = st.size, st.mtime, settled
+	n.size, n.mtime, n.ctime, n.settled = st.size, st.mtime, st.ctime, settled
 }
 
 // told remembers the attributes that the guest gets to see now.
@@ -135,7 +143,7 @@ func (t *tree) told(n *node, st *stat, settled bool) {
 func (t *tree) unchanged(n *node, st *stat) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return n.settled && n.size == st.size && n.mtime == st.mtime
+	return n.settled && n.size == st.size && n.mtime == st.mtime && n.ctime == st.ctime
 }
 
 // forget takes back lookups, never more than were given.

@@ -137,7 +137,7 @@ func (s *Server) doSetattr(r *request) errno {
 	if e != ok {
 		return e
 	}
-	if s.opts.ReadOnly {
+	if !s.writes {
 		return eROFS // also what would be refused or change nothing below
 	}
 	if v.valid&fattrUID != 0 && uid != s.opts.UID || v.valid&fattrGID != 0 && gid != s.opts.GID {
@@ -165,7 +165,7 @@ func (s *Server) doSetattr(r *request) errno {
 				return e
 			}
 		}
-		return s.setattrHandle(r, h, &v)
+		return s.setattrHandle(r, h, path, &v)
 	}
 	if e != ok {
 		return e
@@ -181,15 +181,25 @@ func (s *Server) doSetattr(r *request) errno {
 		if st.kind() != modeRegular {
 			return eINVAL
 		}
-		f, was, err := s.back.open(path, openMode{write: true})
-		if err != nil {
-			return s.failure(err)
+		f, was, e := s.openFile(path, openMode{write: true}, func(st *stat) bool { return s.tree.is(n, st) })
+		if e != ok {
+			return e
 		}
-		e = s.truncate(f, &was, v.size)
+		if e = s.check(path, cut(&was, v.size)); e == ok {
+			e = s.truncate(f, &was, v.size)
+		}
 		if err := f.close(); e == ok {
 			e = toErrno(err)
 		}
 		if e != ok {
+			return e
+		}
+	}
+	if v.change.mode != nil {
+		if s.aliased(&st) {
+			return ePERM
+		}
+		if e = s.keepPath(path); e != ok {
 			return e
 		}
 	}
@@ -206,21 +216,33 @@ func (s *Server) doSetattr(r *request) errno {
 
 func (s *Server) checkSetattr(path string, v *setattr) errno {
 	if v.valid&fattrSize != 0 {
-		if e := s.check(path, actTruncate); e != ok {
+		if e := s.check(path, actWrite); e != ok { // whether it is cut short is judged when its length is known
 			return e
 		}
 	}
 	return s.check(path, actChange)
 }
 
-func (s *Server) setattrHandle(r *request, h *handle, v *setattr) errno {
-	if v.valid&fattrSize != 0 {
-		if !h.write {
-			return eBADF
+// setattrHandle changes an open file; path is its name, if it has one.
+func (s *Server) setattrHandle(r *request, h *handle, path string, v *setattr) errno {
+	was, err := h.file.stat()
+	if err != nil {
+		return toErrno(err)
+	}
+	if v.valid&fattrSize != 0 && !h.write {
+		return eBADF
+	}
+	if v.change.mode != nil && s.aliased(&was) {
+		return ePERM
+	}
+	if v.valid&fattrSize != 0 || v.change.mode != nil {
+		if e := s.keepOpenLocked(h); e != ok {
+			return e
 		}
-		was, err := h.file.stat()
-		if err != nil {
-			return toErrno(err)
+	}
+	if v.valid&fattrSize != 0 {
+		if e := s.check(path, cut(&was, v.size)); e != ok {
+			return e
 		}
 		if e := s.truncate(h.file, &was, v.size); e != ok {
 			return e

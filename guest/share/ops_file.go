@@ -21,19 +21,56 @@ func parseFlags(flags uint32) (o openMode, e errno) {
 	return o, ok
 }
 
-// checkOpen asks the rules for each thing that an open may do.
+// checkOpen asks the rules for what an open does, before anything is opened. What O_TRUNC would cut is not known yet.
 func (s *Server) checkOpen(path string, o openMode) errno {
-	for _, a := range []struct {
-		asked bool
-		a     action
-	}{{o.read, actRead}, {o.write, actWrite}, {o.trunc, actTruncate}} {
-		if a.asked {
-			if e := s.check(path, a.a); e != ok {
-				return e
-			}
+	if o.write || o.trunc {
+		if e := s.check(path, actWrite); e != ok {
+			return e
 		}
 	}
-	return ok
+	return s.check(path, actRead)
+}
+
+// openFile opens the file at path, makes sure that it may be changed if it is to be, keeps its pre-image, and truncates it.
+// is, if not nil, says whether it is the object that was meant.
+func (s *Server) openFile(path string, o openMode, is func(*stat) bool) (file, stat, errno) {
+	writes := o.write || o.trunc
+	if writes && s.opts.Before != nil {
+		o.read = true // for the pre-image, now or in a later session
+	}
+	f, st, err := s.back.open(path, o)
+	if err != nil {
+		return nil, stat{}, s.failure(err)
+	}
+	e := ok
+	switch {
+	case is != nil && !is(&st):
+		e = eSTALE
+	case writes:
+		e = s.checkFile(path, f, &st)
+	}
+	if e == ok && o.trunc {
+		if e = s.check(path, cut(&st, 0)); e == ok {
+			e = s.truncate(f, &st, 0)
+		}
+		if e == ok {
+			st, err = f.stat()
+			e = toErrno(err)
+		}
+	}
+	if e != ok {
+		_ = f.close()
+		return nil, stat{}, e
+	}
+	return f, st, ok
+}
+
+// checkFile judges the object behind a name that may be written to, and keeps its pre-image.
+func (s *Server) checkFile(path string, f file, st *stat) errno {
+	if s.aliased(st) {
+		return ePERM
+	}
+	return s.keepFile(path, f, st)
 }
 
 func (s *Server) doOpen(r *request) errno {
@@ -62,26 +99,18 @@ func (s *Server) doOpen(r *request) errno {
 	if s.handles.full() {
 		return eMFILE
 	}
-	f, st, err := s.back.open(path, o)
-	if err != nil {
-		return s.failure(err)
+	f, st, e := s.openFile(path, o, func(st *stat) bool { return s.tree.is(n, st) })
+	if e != ok {
+		return e
 	}
-	if !s.tree.is(n, &st) {
-		_ = f.close()
-		return eSTALE
-	}
-	if o.trunc {
-		if e = s.truncate(f, &st, 0); e != ok {
-			_ = f.close()
-			return e
-		}
-	}
+	s.served(path, &st)
 	return s.opened(r, n, f, o, !o.trunc && s.tree.unchanged(n, &st))
 }
 
 // opened makes the handle and appends struct fuse_open_out.
 func (s *Server) opened(r *request, n *node, f file, o openMode, keepCache bool) errno {
 	h := &handle{node: n, file: f, write: o.write, app: o.append}
+	h.kept.Store(s.keeping.session.Load())
 	if !s.handles.add(h) {
 		_ = f.close()
 		return eMFILE
@@ -123,12 +152,15 @@ func (s *Server) doCreate(r *request) errno {
 	}
 	f, st, e := s.createFile(path, o, mode&modePerm)
 	if flags&oExcl == 0 && (e == eEXIST || e == eNOSPC) {
-		f, st, e = s.openExisting(path, o, e)
+		why := e
+		if f, st, e = s.openFile(path, o, nil); e == eNOENT && why == eNOSPC {
+			e = why // there is none, and none can be made
+		}
 	}
 	if e != ok {
 		return e
 	}
-	n, e := s.entry(r, parent, name, &st)
+	n, e := s.entry(r, parent, name, path, &st)
 	if e != ok {
 		_ = f.close()
 		return e
@@ -144,6 +176,13 @@ func (s *Server) createFile(path string, o openMode, perm uint32) (file, stat, e
 	if e := s.quota.create(); e != ok {
 		return nil, stat{}, e
 	}
+	if e := s.keepPath(path); e != ok {
+		s.quota.uncreate()
+		return nil, stat{}, e
+	}
+	if s.opts.Before != nil {
+		o.read = true
+	}
 	f, st, err := s.back.create(path, o, perm)
 	if err != nil {
 		s.quota.uncreate()
@@ -152,27 +191,12 @@ func (s *Server) createFile(path string, o openMode, perm uint32) (file, stat, e
 	return f, st, ok
 }
 
-// openExisting opens a file that could not be made for the reason given; if there is none either, that is why.
-func (s *Server) openExisting(path string, o openMode, why errno) (file, stat, errno) {
-	f, st, err := s.back.open(path, o)
-	if e := s.failure(err); e == eNOENT && why == eNOSPC {
-		return nil, stat{}, why
-	} else if e != ok {
-		return nil, stat{}, e
-	}
-	if !o.trunc {
-		return f, st, ok
-	}
-	e := s.truncate(f, &st, 0)
-	if e == ok {
-		st, err = f.stat()
-		e = toErrno(err)
-	}
-	if e != ok {
-		_ = f.close()
-		return nil, stat{}, e
-	}
-	return f, st, ok
+// checkOpened judges an action on an open file by the file's present name; without one, only the mode is left to judge by.
+func (s *Server) checkOpened(h *handle, a action) errno {
+	s.topo.RLock()
+	defer s.topo.RUnlock()
+	path, _ := s.tree.pathOf(h.node)
+	return s.check(path, a)
 }
 
 // file gives a reference to an open file of the request's node.
@@ -223,6 +247,9 @@ func (s *Server) doWrite(r *request) errno {
 		return eBADF
 	}
 	defer s.drop(h)
+	if e := s.keepOpen(h); e != ok {
+		return e
+	}
 	was, err := h.file.stat()
 	if err != nil {
 		return toErrno(err)
@@ -290,6 +317,14 @@ func (s *Server) doFallocate(r *request) errno {
 		return eBADF
 	}
 	defer s.drop(h)
+	if mode&(fallocPunchHole|fallocZeroRange) != 0 {
+		if e := s.checkOpened(h, actTruncate); e != ok {
+			return e
+		}
+	}
+	if e := s.keepOpen(h); e != ok {
+		return e
+	}
 	was, err := h.file.stat()
 	if err != nil {
 		return toErrno(err)

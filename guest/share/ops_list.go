@@ -52,7 +52,14 @@ func (s *Server) list(r *request, plus bool) errno {
 		}
 		h.pos = off
 	}
-	_, base, place := s.tree.path(r.node)
+	base, place := s.tree.pathOf(h.node)
+	if place == ok {
+		if e := s.check(base, actRead); e != ok {
+			return e
+		}
+	} else if !s.rules.Plain() {
+		return ok // without a place nothing says which of its names are hidden: it is shown as empty, as a removed folder is
+	}
 	for {
 		if !h.holding {
 			e, more, err := h.dir.next()
@@ -67,7 +74,7 @@ func (s *Server) list(r *request, plus bool) errno {
 			}
 			h.held, h.holding = e, true
 		}
-		fits := s.listOne(r, h, room, plus && place == ok, plus, base)
+		fits := s.listOne(r, h, room, place == ok, plus, base)
 		if !fits {
 			if len(r.out) == 0 {
 				return eINVAL // room for not even one
@@ -79,11 +86,22 @@ func (s *Server) list(r *request, plus bool) errno {
 	return ok
 }
 
-// listOne appends the held entry if it fits. lookup says that the guest is to get a node for it.
-func (s *Server) listOne(r *request, h *handle, room int, lookup, plus bool, base string) bool {
+// listOne appends the held entry if it fits, and a node for it if plus is asked and the directory still has a place.
+func (s *Server) listOne(r *request, h *handle, room int, placed, plus bool, base string) bool {
 	e := &h.held
 	if e.name != "." && e.name != ".." && goodName([]byte(e.name)) != ok {
 		return true // the host has a name that cannot be asked for: it is not shown
+	}
+	dots := e.name == "." || e.name == ".."
+	path := ""
+	if !dots && placed {
+		var bad errno
+		if path, bad = join(base, e.name); bad != ok {
+			return true // too deep to be asked for
+		}
+		if s.check(path, actLookup) != ok {
+			return true // hidden
+		}
 	}
 	start := len(r.out)
 	ino := e.ino
@@ -103,16 +121,14 @@ func (s *Server) listOne(r *request, h *handle, room int, lookup, plus bool, bas
 	}
 	var st stat
 	found := false
-	if lookup && e.name != "." && e.name != ".." {
-		if path, bad := join(base, e.name); bad == ok && s.check(path, actLookup) == ok {
-			var err error
-			st, err = h.dir.lstat(e.name)
-			found = err == nil
-		}
+	if placed && !dots {
+		var err error
+		st, err = h.dir.lstat(e.name)
+		found = err == nil
 	}
 	kind := e.kind
 	if found {
-		n, bad := s.entry(r, h.node, e.name, &st)
+		n, bad := s.entry(r, h.node, e.name, path, &st)
 		if found = bad == ok; found {
 			ino, kind = s.inode(&st, n), st.kind()
 		}

@@ -3,6 +3,8 @@ package share
 import (
 	"bytes"
 	"time"
+
+	"github.com/carrel-vm/carrel/guest/share/rules"
 )
 
 // Operations on names: (parent node, name). Each holds topo shared from the path to the host's answer, RENAME exclusively.
@@ -58,13 +60,23 @@ func (s *Server) inode(st *stat, n *node) uint64 {
 }
 
 // entry appends struct fuse_entry_out and counts the lookup.
-func (s *Server) entry(r *request, parent *node, name string, st *stat) (*node, errno) {
-	n, e := s.tree.enter(parent, name, st, settled(st))
+func (s *Server) entry(r *request, parent *node, name, path string, st *stat) (*node, errno) {
+	n, fresh, e := s.tree.enter(parent, name, st, settled(st))
 	if e != ok {
 		return nil, e
 	}
+	if fresh {
+		s.served(path, st)
+	}
 	r.out = s.appendEntry(r.out, n, st)
 	return n, ok
+}
+
+// served tells whoever asked for it of an entry that the guest gets to know now.
+func (s *Server) served(path string, st *stat) {
+	if s.opts.Served != nil {
+		s.opts.Served(path, st.info())
+	}
 }
 
 func (s *Server) appendEntry(b []byte, n *node, st *stat) []byte {
@@ -91,11 +103,11 @@ func (s *Server) doLookup(r *request) errno {
 	if err != nil {
 		return s.failure(err)
 	}
-	_, e = s.entry(r, parent, name, &st)
+	_, e = s.entry(r, parent, name, path, &st)
 	return e
 }
 
-// made wraps what creates an entry without opening it: quota, host, reply.
+// made wraps what creates an entry without opening it: quota, pre-image (that nothing was there), host, reply.
 func (s *Server) made(r *request, name string, a action, host func(path string) (stat, error)) errno {
 	s.topo.RLock()
 	defer s.topo.RUnlock()
@@ -106,12 +118,16 @@ func (s *Server) made(r *request, name string, a action, host func(path string) 
 	if e = s.quota.create(); e != ok {
 		return e
 	}
+	if e = s.keepPath(path); e != ok {
+		s.quota.uncreate()
+		return e
+	}
 	st, err := host(path)
 	if err != nil {
 		s.quota.uncreate()
 		return s.failure(err)
 	}
-	_, e = s.entry(r, parent, name, &st)
+	_, e = s.entry(r, parent, name, path, &st)
 	return e
 }
 
@@ -190,12 +206,29 @@ func (s *Server) doLink(r *request) errno {
 	if e != ok {
 		return e
 	}
-	return s.made(r, name, actCreate, func(path string) (stat, error) {
+	return s.made(r, name, actLinkTo, func(path string) (stat, error) {
 		_, old, e := s.here(oldID, actLinkFrom)
 		if e != ok {
 			return stat{}, e
 		}
-		return s.back.link(old, path)
+		is, err := s.back.lstat(old)
+		if err != nil {
+			return stat{}, err
+		}
+		if e := s.moves(is.kind(), old, path); e != ok {
+			return stat{}, e
+		}
+		// What is written through the second name changes the first, whose pre-image would then not be kept.
+		if e := s.keepPath(old); e != ok {
+			return stat{}, e
+		}
+		s.second.mu.Lock()
+		defer s.second.mu.Unlock()
+		st, err := s.back.link(old, path)
+		if err == nil {
+			s.second.addLocked(&st)
+		}
+		return st, err
 	})
 }
 
@@ -213,6 +246,9 @@ func (s *Server) doRemove(r *request, a action) errno {
 	if e != ok {
 		return e
 	}
+	if e = s.keepPath(path); e != ok {
+		return e
+	}
 	if a == actRmdir {
 		if err := s.back.rmdir(path); err != nil {
 			return s.failure(err)
@@ -221,10 +257,16 @@ func (s *Server) doRemove(r *request, a action) errno {
 		s.tree.removed(parent, name)
 		return ok
 	}
+	s.second.mu.Lock()
+	defer s.second.mu.Unlock()
 	st, err := s.back.lstat(path)
 	if err != nil {
 		return s.failure(err)
 	}
+	if st.remote {
+		return ePERM // it would go from the cloud, too
+	}
+	s.second.removeLocked(&st)
 	if err := s.back.unlink(path); err != nil {
 		return s.failure(err)
 	}
@@ -282,21 +324,79 @@ func (s *Server) rename(r *request, toID uint64, flags uint32) errno {
 	if e != ok {
 		return e
 	}
-	var replaced *stat
-	if flags == 0 {
-		// What is replaced counts as removed, unless it is the same object, where a rename does nothing.
-		if st, err := s.back.lstat(newPath); err == nil {
-			if old, err := s.back.lstat(oldPath); err == nil && (st.ino == 0 || !old.same(st.dev, st.ino)) {
-				replaced = &st
-			}
-		}
+	m := renaming{from: oldPath, to: newPath, flags: flags}
+	if e = s.look(&m); e != ok {
+		return e
 	}
-	if err := s.back.rename(oldPath, newPath, flags); err != nil {
+	if e = s.checkMove(&m); e != ok {
+		return e
+	}
+	if m.replaces {
+		s.second.mu.Lock()
+		s.second.removeLocked(&m.is)
+		s.second.mu.Unlock()
+	}
+	if err := s.back.rename(oldPath, newPath, m.flags); err != nil {
 		return s.failure(err)
 	}
-	if replaced != nil {
-		s.lost(newParent, newName, replaced)
+	if m.replaces {
+		s.lost(newParent, newName, &m.is)
 	}
 	s.tree.renamed(oldParent, oldName, newParent, newName, flags == renameExchange)
 	return ok
+}
+
+// renaming is one rename: what is at either end.
+type renaming struct {
+	from, to string
+	flags    uint32
+	was, is  stat // at from and, if there is something, at to
+	there    bool // something is at to
+	replaces bool // it counts as removed: it is another object, and does not go to from
+}
+
+func (s *Server) look(m *renaming) errno {
+	var err error
+	if m.was, err = s.back.lstat(m.from); err != nil {
+		return s.failure(err)
+	}
+	switch m.is, err = s.back.lstat(m.to); {
+	case err == nil:
+		m.there = true
+		m.replaces = m.flags == 0 && (m.is.ino == 0 || !m.was.same(m.is.dev, m.is.ino))
+	case s.failure(err) != eNOENT:
+		return s.failure(err)
+	}
+	return ok
+}
+
+// checkMove judges the objects of a rename whose names have been judged, and keeps what was at both ends.
+func (s *Server) checkMove(m *renaming) errno {
+	if s.rules.Mode() == rules.NoDelete && m.flags == 0 {
+		if m.replaces {
+			return ePERM
+		}
+		m.flags = renameNoReplace // should something come to be there meanwhile
+		if m.there {
+			return ok // two names of one object: nothing happens
+		}
+	}
+	if m.replaces && m.is.remote {
+		return ePERM
+	}
+	if e := s.moves(m.was.kind(), m.from, m.to); e != ok {
+		return e
+	}
+	if m.flags == renameExchange && m.there {
+		if e := s.moves(m.is.kind(), m.to, m.from); e != ok {
+			return e
+		}
+	}
+	if e := s.keepMoved(m.from, &m.was); e != ok {
+		return e
+	}
+	if m.flags == renameExchange && m.there {
+		return s.keepMoved(m.to, &m.is)
+	}
+	return s.keepPath(m.to)
 }

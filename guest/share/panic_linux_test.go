@@ -18,7 +18,7 @@ func TestPanicEndsOneShare(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		o := New(other, Options{})
+		o := New(other, plain(t, Options{}))
 		defer o.Close()
 		g, h := newGuest(t, s), newGuest(t, o)
 		g.mkdir(rootID, "works")

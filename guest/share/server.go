@@ -6,17 +6,27 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+
+	"github.com/carrel-vm/carrel/guest/share/rules"
 )
 
 // Options bound a share. The zero value of each bound means its default.
 type Options struct {
-	// ReadOnly makes every change EROFS, and on Linux leaves even access times alone where the folder's owner (or root)
-	// runs the server.
-	ReadOnly bool
+	// Rules say what the guest may see and change. Without rules it sees nothing; a share without any narrower rule than
+	// its mode is one whose rules are Plain. In the modes that leave the folder as it is every change is EROFS, and on
+	// Linux even access times stay as they are where the folder's owner (or root) runs the server.
+	Rules *rules.Set
 
 	// UID and GID own every entry, as the guest sees it. They say nothing about the host, where entries belong to
 	// whoever runs the server.
 	UID, GID uint32
+
+	// Served is told of every entry, with its path below the root, when the guest gets to know or opens it. It is called
+	// while the guest waits.
+	Served func(path string, is Info)
+
+	// Before keeps what the guest is about to change: see PreImages, and NewSession.
+	Before PreImages
 
 	MaxNodes   int    // nodes that the guest remembers at once; default 1,048,576 (about 200 bytes each)
 	MaxHandles int    // files and directories open at once; default 4,096
@@ -47,11 +57,13 @@ func (o Options) withDefaults() Options {
 // Server answers the FUSE messages of one guest about one folder. All methods may be called at once from several
 // goroutines; the carrier bounds how many (four are enough to keep two cores busy).
 //
-// Locks, in this order: topo, tree.mu, handles.mu, quota.mu. Only topo is held while the host is asked.
+// Locks, in this order: topo, second.mu, tree.mu, handles.mu, quota.mu. Only the first two are held while the host is asked.
 type Server struct {
-	opts Options
-	root *Root
-	back backend
+	opts   Options
+	root   *Root
+	back   backend
+	rules  *rules.Set
+	writes bool // the mode lets the guest change the folder
 
 	// topo is held shared from the moment a node becomes a path until the host has answered for that path, and exclusively by what
 	// moves nodes: RENAME, LINK's second parent apart, and a reset.
@@ -59,6 +71,8 @@ type Server struct {
 	tree    *tree
 	handles *handles
 	quota   quota
+	second  secondNames
+	keeping keeping
 
 	session atomic.Uint32 // protocol minor that was agreed, 0 before INIT
 	dead    atomic.Pointer[error]
@@ -67,15 +81,16 @@ type Server struct {
 // New serves root. The server owns root from then on, and Close closes it.
 func New(root *Root, o Options) *Server {
 	o = o.withDefaults()
-	if o.ReadOnly {
-		root.back.seal()
-	}
 	s := &Server{opts: o, root: root, back: root.back, tree: newTree(o.MaxNodes), handles: newHandles(o.MaxHandles)}
+	s.rules, s.writes = o.Rules, o.Rules.Mode().Writes()
+	if !s.writes {
+		s.back.seal()
+	}
 	s.quota = quota{maxBytes: o.MaxBytes, maxEntries: o.MaxEntries, minFree: o.MinFree, free: func() (uint64, error) {
 		st, err := s.back.statfs()
 		return st.bavail * st.bsize, err
 	}}
-	if !s.opts.ReadOnly {
+	if s.writes {
 		s.quota.sinceLooked = lookEvery // so that the first growth looks at the floor
 	}
 	return s

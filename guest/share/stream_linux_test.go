@@ -45,7 +45,7 @@ func startStream(t testing.TB, ctx context.Context, o Options) (s *Server, root 
 	if err != nil {
 		t.Fatal(err)
 	}
-	s = New(r, o)
+	s = New(r, plain(t, o))
 	t.Cleanup(func() { s.Close() })
 	server, client := streamPair(t)
 	done = make(chan error, 1)
@@ -260,7 +260,7 @@ func TestStreamMount(t *testing.T) {
 			root := newFolder(t)
 			r, err := OpenRoot(root)
 			want(t, "open", err, nil)
-			s := New(r, Options{})
+			s := New(r, plain(t, Options{}))
 			defer s.Close()
 			mnt, dev := mountFuse(t)
 			wait := start(t, s, dev)
@@ -302,7 +302,7 @@ func TestDeviceEnds(t *testing.T) {
 	r, err := OpenRoot(root)
 	want(t, "open", err, nil)
 	want(t, "write", os.WriteFile(filepath.Join(root, "f"), []byte("x"), 0o644), nil)
-	s := New(r, Options{})
+	s := New(r, plain(t, Options{}))
 	defer s.Close()
 	mnt, dev := mountFuse(t)
 	defer unix.Unmount(mnt, unix.MNT_DETACH)

@@ -22,7 +22,7 @@ func plans() map[string]Plan {
 			{Source: "/usr/bin/carrel-agent", FD: 10, Dest: insideAgent}, {Source: "/cache/unpacked/1", FD: 11, Dest: insideImage},
 			{Source: "/home/u/p", FD: 12, Dest: insideShares + "/0", Writable: true},
 		}},
-		"root-host": {Mapped: true, HostRoot: true, Filters: 3, MemoryMiB: 128,
+		"root-host": {Mapped: true, HostRoot: true, Filters: 3, MemoryMiB: 128, Fuse: "/tmp/dev/fuse",
 			Binds: []Bind{{Source: "/tmp/agent", Dest: insideAgent}, {Source: "/usr", Dest: insideImage + "/usr"}},
 			Links: []Link{{"usr/bin", insideImage + "/bin"}},
 		},

@@ -245,3 +245,29 @@ func (s *scene) same(seed int, want map[string]string) {
 		}
 	}
 }
+
+// BenchmarkImport is 20,000 new files in 200 folders, and again when the host
+// has all of it in its store.
+func BenchmarkImport(b *testing.B) {
+	for _, again := range []bool{false, true} {
+		b.Run(fmt.Sprintf("again=%v", again), func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				s := newScene(b, map[string]string{".gitignore": "node_modules\n*.o\n/build/\n", ".git/HEAD": "x"})
+				for i := range 200 {
+					s.entry(fmt.Sprintf("d%d", i), isNew)
+					for j := range 100 {
+						s.file(fmt.Sprintf("d%d/f%d", i, j), fmt.Sprintf("%0500d", i*100+j))
+					}
+				}
+				if again {
+					s.imported()
+				}
+				b.StartTimer()
+				if counts := s.imported(); counts.Changes != 20_200 {
+					b.Fatalf("%+v", counts)
+				}
+			}
+		})
+	}
+}

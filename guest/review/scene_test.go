@@ -21,7 +21,7 @@ import (
 
 // scene is a host folder, a store and a guest that says what a test wants.
 type scene struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string // the host's folder
 	store string
 	root  *share.Root
@@ -41,7 +41,7 @@ type scene struct {
 	wanted, dropped []string
 }
 
-func newScene(t *testing.T, hosts map[string]string) *scene {
+func newScene(t testing.TB, hosts map[string]string) *scene {
 	t.Helper()
 	w := &scene{t: t, dir: t.TempDir(), store: t.TempDir(), contents: map[string]string{}}
 	for name, content := range hosts {

@@ -27,7 +27,7 @@ type overlay struct {
 	opaque        map[string]bool
 }
 
-func below(tree map[string]node, dir string) (names []string) {
+func namesBelow(tree map[string]node, dir string) (names []string) {
 	for n := range tree {
 		if n != dir && within(n, dir) {
 			names = append(names, n)
@@ -57,7 +57,7 @@ func (o *overlay) copyUp(name string) {
 }
 
 func (o *overlay) remove(name string) {
-	for _, n := range append(below(o.merged, name), name) {
+	for _, n := range append(namesBelow(o.merged, name), name) {
 		delete(o.merged, n)
 	}
 	for n := range o.upper {

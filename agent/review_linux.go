@@ -53,7 +53,7 @@ func (a *Agent) startReview(ctx context.Context, conn net.Conn, s *reviewer) err
 		return errNotReady
 	}
 	if a.o.shares == nil {
-		return fmt.Errorf("this guest has no layer over %.200q: it is the test driver's, and changes the folder itself", s.path)
+		return fmt.Errorf("there is no layer over %.200q: this guest's tasks change the folder itself", s.path)
 	}
 	select {
 	case a.o.shares.reviews <- struct{}{}:

@@ -85,11 +85,9 @@ func (s *reviewService) Apply(ctx context.Context, r *connect.Request[api.ApplyR
 	defer done()
 	c := counted{}
 	m := new(api.ApplyEvent)
-	var sent error
 	err = s.d.runReview(ctx, e, review.Request{Apply: r.Msg}, m, func() error {
 		c.add(m, !r.Msg.DryRun)
-		sent = st.Send(m)
-		return sent
+		return st.Send(m)
 	})
 	if !r.Msg.DryRun {
 		s.changed(ctx, e, "review.applied", map[string]any{
@@ -106,8 +104,11 @@ func (s *reviewService) Discard(ctx context.Context, r *connect.Request[api.Disc
 		return nil, err
 	}
 	defer done()
-	out := new(api.DiscardResponse)
-	err = s.d.runReview(ctx, e, review.Request{Discard: r.Msg}, out, func() error { return nil })
+	m, out := new(api.DiscardResponse), new(api.DiscardResponse)
+	err = s.d.runReview(ctx, e, review.Request{Discard: r.Msg}, m, func() error {
+		proto.Merge(out, m)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -1218,7 +1218,10 @@ type Guest struct {
 	Review *ReviewSummary `protobuf:"bytes,19,opt,name=review,proto3" json:"review,omitempty"`
 	// Why a guest that was to be removed with its task is still there; empty: it
 	// was not to be.
-	Kept          GuestKept `protobuf:"varint,20,opt,name=kept,proto3,enum=carrel.v1.GuestKept" json:"kept,omitempty"`
+	Kept GuestKept `protobuf:"varint,20,opt,name=kept,proto3,enum=carrel.v1.GuestKept" json:"kept,omitempty"`
+	// Its shares, each with how it is carried; those that were added while it
+	// runs come last.
+	Shares        []*SharedFolder `protobuf:"bytes,21,rep,name=shares,proto3" json:"shares,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1391,6 +1394,13 @@ func (x *Guest) GetKept() GuestKept {
 		return x.Kept
 	}
 	return GuestKept_GUEST_KEPT_UNSPECIFIED
+}
+
+func (x *Guest) GetShares() []*SharedFolder {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
 }
 
 // Port is one way into a guest.
@@ -8655,7 +8665,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\x0e2\x14.carrel.v1.ShareModeR\x04mode\x12\x14\n" +
 	"\x05plain\x18\x05 \x01(\bR\x05plain\x12\x12\n" +
 	"\x04hide\x18\x06 \x03(\tR\x04hide\x12\x18\n" +
-	"\aprotect\x18\a \x03(\tR\aprotectJ\x04\b\x04\x10\x05\"\xf9\x05\n" +
+	"\aprotect\x18\a \x03(\tR\aprotectJ\x04\b\x04\x10\x05\"\xaa\x06\n" +
 	"\x05Guest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.carrel.v1.GuestStateR\x05state\x12(\n" +
@@ -8678,7 +8688,8 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\bsteering\x18\x11 \x01(\tR\bsteering\x12%\n" +
 	"\x05ports\x18\x12 \x03(\v2\x0f.carrel.v1.PortR\x05ports\x120\n" +
 	"\x06review\x18\x13 \x01(\v2\x18.carrel.v1.ReviewSummaryR\x06review\x12(\n" +
-	"\x04kept\x18\x14 \x01(\x0e2\x14.carrel.v1.GuestKeptR\x04kept\"e\n" +
+	"\x04kept\x18\x14 \x01(\x0e2\x14.carrel.v1.GuestKeptR\x04kept\x12/\n" +
+	"\x06shares\x18\x15 \x03(\v2\x17.carrel.v1.SharedFolderR\x06shares\"e\n" +
 	"\x04Port\x12!\n" +
 	"\fhost_address\x18\x01 \x01(\tR\vhostAddress\x12\x1b\n" +
 	"\thost_port\x18\x02 \x01(\rR\bhostPort\x12\x1d\n" +
@@ -9460,195 +9471,196 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	18,  // 11: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
 	64,  // 12: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
 	2,   // 13: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
-	13,  // 14: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	22,  // 15: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
-	17,  // 16: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
-	17,  // 17: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
-	17,  // 18: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
-	17,  // 19: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
-	32,  // 20: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
-	31,  // 21: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
-	4,   // 22: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	138, // 23: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	138, // 24: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	138, // 25: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	34,  // 26: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
-	31,  // 27: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
-	33,  // 28: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
-	38,  // 29: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
-	39,  // 30: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
-	40,  // 31: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
-	33,  // 32: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
-	33,  // 33: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
-	33,  // 34: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
-	45,  // 35: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
-	49,  // 36: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
-	49,  // 37: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
-	5,   // 38: carrel.v1.File.type:type_name -> carrel.v1.FileType
-	52,  // 39: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
-	16,  // 40: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
-	16,  // 41: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
-	52,  // 42: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
-	16,  // 43: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
-	6,   // 44: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
-	7,   // 45: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
-	7,   // 46: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
-	6,   // 47: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
-	15,  // 48: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	15,  // 49: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	15,  // 50: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	15,  // 51: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	76,  // 52: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	0,   // 53: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	15,  // 54: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	138, // 55: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	8,   // 56: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	76,  // 57: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	9,   // 58: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	18,  // 59: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	18,  // 60: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	86,  // 61: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	138, // 62: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	10,  // 63: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	86,  // 64: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	85,  // 65: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	85,  // 66: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	95,  // 67: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	98,  // 68: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	15,  // 69: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	14,  // 70: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	98,  // 71: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	138, // 72: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	108, // 73: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	107, // 74: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	22,  // 75: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	107, // 76: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	107, // 77: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	138, // 78: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	118, // 79: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	11,  // 80: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	16,  // 81: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	15,  // 82: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	135, // 83: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	136, // 84: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	86,  // 85: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	20,  // 86: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	23,  // 87: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	25,  // 88: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	27,  // 89: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	29,  // 90: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	35,  // 91: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	37,  // 92: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	42,  // 93: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	44,  // 94: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	47,  // 95: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	50,  // 96: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	53,  // 97: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	55,  // 98: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	57,  // 99: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	59,  // 100: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	61,  // 101: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	65,  // 102: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	67,  // 103: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	69,  // 104: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	63,  // 105: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	70,  // 106: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	72,  // 107: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	74,  // 108: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	77,  // 109: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	79,  // 110: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	81,  // 111: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	83,  // 112: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	87,  // 113: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	89,  // 114: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	91,  // 115: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	96,  // 116: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	99,  // 117: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	101, // 118: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	93,  // 119: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	103, // 120: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	105, // 121: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	109, // 122: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	111, // 123: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	113, // 124: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	115, // 125: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	117, // 126: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	119, // 127: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	121, // 128: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	123, // 129: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	125, // 130: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	23,  // 131: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	126, // 132: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	128, // 133: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	130, // 134: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	132, // 135: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	57,  // 136: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	134, // 137: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	77,  // 138: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	79,  // 139: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	81,  // 140: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	83,  // 141: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	21,  // 142: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	24,  // 143: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	26,  // 144: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	28,  // 145: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	30,  // 146: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	36,  // 147: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	41,  // 148: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	43,  // 149: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	46,  // 150: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	48,  // 151: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	51,  // 152: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	54,  // 153: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	56,  // 154: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	58,  // 155: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	60,  // 156: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	62,  // 157: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	66,  // 158: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	68,  // 159: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	66,  // 160: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	64,  // 161: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	71,  // 162: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	73,  // 163: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	75,  // 164: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	78,  // 165: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	80,  // 166: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	82,  // 167: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	84,  // 168: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	88,  // 169: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	90,  // 170: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	92,  // 171: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	97,  // 172: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	100, // 173: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	102, // 174: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	94,  // 175: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	104, // 176: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	106, // 177: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	110, // 178: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	112, // 179: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	114, // 180: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	116, // 181: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	118, // 182: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	120, // 183: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	122, // 184: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	124, // 185: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	17,  // 186: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	24,  // 187: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	127, // 188: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	129, // 189: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	131, // 190: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	133, // 191: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	58,  // 192: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	137, // 193: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	78,  // 194: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	80,  // 195: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	82,  // 196: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	84,  // 197: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	142, // [142:198] is the sub-list for method output_type
-	86,  // [86:142] is the sub-list for method input_type
-	86,  // [86:86] is the sub-list for extension type_name
-	86,  // [86:86] is the sub-list for extension extendee
-	0,   // [0:86] is the sub-list for field type_name
+	52,  // 14: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
+	13,  // 15: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	22,  // 16: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
+	17,  // 17: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
+	17,  // 18: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
+	17,  // 19: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
+	17,  // 20: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
+	32,  // 21: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
+	31,  // 22: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
+	4,   // 23: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
+	138, // 24: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	138, // 25: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	138, // 26: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	34,  // 27: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
+	31,  // 28: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
+	33,  // 29: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
+	38,  // 30: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
+	39,  // 31: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
+	40,  // 32: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
+	33,  // 33: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
+	33,  // 34: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
+	33,  // 35: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
+	45,  // 36: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
+	49,  // 37: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
+	49,  // 38: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
+	5,   // 39: carrel.v1.File.type:type_name -> carrel.v1.FileType
+	52,  // 40: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
+	16,  // 41: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
+	16,  // 42: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
+	52,  // 43: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
+	16,  // 44: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
+	6,   // 45: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
+	7,   // 46: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
+	7,   // 47: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
+	6,   // 48: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	15,  // 49: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	15,  // 50: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	15,  // 51: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	15,  // 52: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	76,  // 53: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	0,   // 54: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	15,  // 55: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	138, // 56: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	8,   // 57: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	76,  // 58: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	9,   // 59: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	18,  // 60: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	18,  // 61: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	86,  // 62: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	138, // 63: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	10,  // 64: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	86,  // 65: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	85,  // 66: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	85,  // 67: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	95,  // 68: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	98,  // 69: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	15,  // 70: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	14,  // 71: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	98,  // 72: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	138, // 73: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	108, // 74: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	107, // 75: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	22,  // 76: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	107, // 77: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	107, // 78: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	138, // 79: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	118, // 80: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	11,  // 81: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	16,  // 82: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	15,  // 83: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	135, // 84: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	136, // 85: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	86,  // 86: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	20,  // 87: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	23,  // 88: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	25,  // 89: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	27,  // 90: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	29,  // 91: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	35,  // 92: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	37,  // 93: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	42,  // 94: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	44,  // 95: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	47,  // 96: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	50,  // 97: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	53,  // 98: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	55,  // 99: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	57,  // 100: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	59,  // 101: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	61,  // 102: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	65,  // 103: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	67,  // 104: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	69,  // 105: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	63,  // 106: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	70,  // 107: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	72,  // 108: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	74,  // 109: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	77,  // 110: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	79,  // 111: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	81,  // 112: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	83,  // 113: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	87,  // 114: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	89,  // 115: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	91,  // 116: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	96,  // 117: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	99,  // 118: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	101, // 119: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	93,  // 120: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	103, // 121: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	105, // 122: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	109, // 123: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	111, // 124: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	113, // 125: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	115, // 126: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	117, // 127: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	119, // 128: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	121, // 129: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	123, // 130: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	125, // 131: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	23,  // 132: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	126, // 133: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	128, // 134: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	130, // 135: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	132, // 136: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	57,  // 137: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	134, // 138: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	77,  // 139: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	79,  // 140: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	81,  // 141: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	83,  // 142: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	21,  // 143: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	24,  // 144: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	26,  // 145: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	28,  // 146: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	30,  // 147: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	36,  // 148: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	41,  // 149: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	43,  // 150: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	46,  // 151: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	48,  // 152: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	51,  // 153: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	54,  // 154: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	56,  // 155: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	58,  // 156: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	60,  // 157: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	62,  // 158: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	66,  // 159: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	68,  // 160: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	66,  // 161: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	64,  // 162: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	71,  // 163: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	73,  // 164: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	75,  // 165: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	78,  // 166: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	80,  // 167: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	82,  // 168: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	84,  // 169: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	88,  // 170: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	90,  // 171: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	92,  // 172: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	97,  // 173: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	100, // 174: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	102, // 175: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	94,  // 176: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	104, // 177: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	106, // 178: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	110, // 179: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	112, // 180: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	114, // 181: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	116, // 182: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	118, // 183: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	120, // 184: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	122, // 185: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	124, // 186: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	17,  // 187: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	24,  // 188: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	127, // 189: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	129, // 190: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	131, // 191: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	133, // 192: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	58,  // 193: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	137, // 194: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	78,  // 195: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	80,  // 196: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	82,  // 197: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	84,  // 198: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	143, // [143:199] is the sub-list for method output_type
+	87,  // [87:143] is the sub-list for method input_type
+	87,  // [87:87] is the sub-list for extension type_name
+	87,  // [87:87] is the sub-list for extension extendee
+	0,   // [0:87] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }

@@ -379,7 +379,7 @@ func (d *Daemon) reviewShares(e *entry) (refs []review.ShareRef, err error) {
 		}
 		pin, s := x.grant.Pins()[0], x.grant.Spec().Shares[0]
 		refs = append(refs, review.ShareRef{
-			Path: s.Path, Dev: pin.Dev, Ino: pin.Ino, Store: storeDir(d.dir(e), x.grant.Layer(0)), GuestPath: s.GuestPath, Rules: x.grant.ShareRules(0),
+			Path: s.Path, Dev: pin.Dev, Ino: pin.Ino, Store: guest.ReviewDir(d.dir(e), x.grant.Layer(0)), GuestPath: s.GuestPath, Rules: x.grant.ShareRules(0),
 		})
 	}
 	if len(refs) == 0 {
@@ -388,13 +388,10 @@ func (d *Daemon) reviewShares(e *entry) (refs []review.ShareRef, err error) {
 	return refs, nil
 }
 
-// storeDir is where the store of a share lies in a guest's folder.
-func storeDir(dir, layer string) string { return filepath.Join(dir, guest.DirReview, layer) }
-
 // makeStores makes the folders of the stores of all shares.
 func makeStores(dir string, g *policy.Grant) error {
 	for i := range g.Pins() {
-		if err := place.MakePrivate(storeDir(dir, g.Layer(i))); err != nil {
+		if err := place.MakePrivate(guest.ReviewDir(dir, g.Layer(i))); err != nil {
 			return err
 		}
 	}

@@ -225,11 +225,13 @@ func (s *reviewService) changed(ctx context.Context, e *entry, kind string, fiel
 	s.d.record(e, kind, fields)
 	s.d.log.Info(kind, "guest", e.name, "counts", fmt.Sprint(fields))
 	s.d.dropReview(ctx, e, paths)
-	if _, err := s.d.summarize(ctx, e); err != nil {
-		s.d.log.Error("count what waits", "guest", e.name, "error", err)
+	if _, k, _ := e.get(); k == nil {
+		s.d.leave(s.d.ctx, e, true) // it may have been kept for this alone
 		return
 	}
-	s.d.owned.Go(func() { s.d.leave(s.d.ctx, e, true) })
+	if _, err := s.d.summarize(ctx, e); err != nil {
+		s.d.log.Error("count what waits", "guest", e.name, "error", err)
+	}
 }
 
 // dropReview has a guest that runs forget changes. What it does not forget is

@@ -23,7 +23,7 @@ const (
 	removed = api.ChangeKind_CHANGE_KIND_REMOVED
 )
 
-func (w *world) diff(o DiffOptions) map[string]*api.Change {
+func (w *scene) diff(o DiffOptions) map[string]*api.Change {
 	w.t.Helper()
 	got := map[string]*api.Change{}
 	last := ""
@@ -51,7 +51,7 @@ func (w *world) diff(o DiffOptions) map[string]*api.Change {
 
 func TestDiff(t *testing.T) {
 	many := strings.Repeat("line\n", 20)
-	w := newWorld(t, map[string]string{
+	w := newScene(t, map[string]string{
 		"edit": many + "old\n" + many, "bin": "a\x00b", "gone": "g\n", "mode": "m", "l": "->x", "dir/a": "1\n", "turned": "file", "latin": "old\n",
 		"stale": "1", "stale-gone": "1", "equal-since": "1", "seen/a": "1", "big": "x", ".git/HEAD": "h", "way/x": "1", ".gitignore": "*.o\n", "nl": "no",
 	})

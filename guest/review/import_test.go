@@ -16,7 +16,7 @@ import (
 )
 
 func TestImport(t *testing.T) {
-	w := newWorld(t, map[string]string{
+	w := newScene(t, map[string]string{
 		"same.txt": "same", "edit.txt": "old", "mode.txt": "m", "gone.txt": "g", "keep/a": "1", "l": "->x", "l2": "->x",
 		"old/a": "1", "old/b/c": "2", "file": "f", "was/x": "y",
 	})
@@ -89,7 +89,7 @@ func TestImport(t *testing.T) {
 // TestImportHostile breaks each rule of the list once. Nothing of such a list is
 // taken, and what was there before stays.
 func TestImportHostile(t *testing.T) {
-	good := func(w *world) {
+	good := func(w *scene) {
 		w.file("a", "a")
 		w.entry("d", isNew)
 		w.file("d/f", "f")
@@ -100,44 +100,44 @@ func TestImportHostile(t *testing.T) {
 	deep := strings.Repeat("d/", MaxDepth)
 	for _, c := range []struct {
 		what string
-		do   func(w *world)
+		do   func(w *scene)
 	}{
 		{"control", nil},
-		{"absolute", func(w *world) { w.file("/a", "") }},
-		{"dots", func(w *world) { w.file("..", "") }},
-		{"dots within", func(w *world) { w.file("d/../x", "") }},
-		{"one dot", func(w *world) { w.file("d/./x", "") }},
-		{"empty", func(w *world) { w.file("", "") }},
-		{"empty part", func(w *world) { w.file("d//x", "") }},
-		{"slash at the end", func(w *world) { w.entry("e/", isNew) }},
-		{"NUL", func(w *world) { w.file("n\x00", "") }},
-		{"long part", func(w *world) { w.file(long, "") }},
-		{"deep", func(w *world) {
+		{"absolute", func(w *scene) { w.file("/a", "") }},
+		{"dots", func(w *scene) { w.file("..", "") }},
+		{"dots within", func(w *scene) { w.file("d/../x", "") }},
+		{"one dot", func(w *scene) { w.file("d/./x", "") }},
+		{"empty", func(w *scene) { w.file("", "") }},
+		{"empty part", func(w *scene) { w.file("d//x", "") }},
+		{"slash at the end", func(w *scene) { w.entry("e/", isNew) }},
+		{"NUL", func(w *scene) { w.file("n\x00", "") }},
+		{"long part", func(w *scene) { w.file(long, "") }},
+		{"deep", func(w *scene) {
 			for i := range MaxDepth {
 				w.entry(deep[:2*i+1], isNew)
 			}
 			w.file(deep+"f", "")
 		}},
-		{"long name", func(w *world) { w.file(strings.Repeat(long[:250]+"/", 17), "") }},
-		{"twice", func(w *world) { w.file("a", "b") }},
-		{"twice as another kind", func(w *world) { w.entry("a", isRemoved) }},
-		{"without its folder", func(w *world) { w.file("x/y", "") }},
-		{"folder comes later", func(w *world) { w.file("x/y", ""); w.entry("x", isNew) }},
-		{"below a file", func(w *world) { w.file("a/b", "") }},
-		{"below a link", func(w *world) { w.file("l/b", "") }},
-		{"below a removed one", func(w *world) { w.file("r/b", "") }},
-		{"negative size", func(w *world) { w.file("x", "").Size = -1 }},
-		{"no type", func(w *world) { w.file("x", "").Type = 0 }},
-		{"unknown type", func(w *world) { w.file("x", "").Type = 99 }},
-		{"link to nothing", func(w *world) { w.link("x", "") }},
-		{"long target", func(w *world) { w.link("x", strings.Repeat("t", 4096)) }},
-		{"NUL in a target", func(w *world) { w.link("x", "a\x00b") }},
-		{"target of a file", func(w *world) { w.file("x", "").Target = "t" }},
-		{"no stamp", func(w *world) { w.file("x", "").Stamp = nil }},
-		{"long stamp", func(w *world) { w.file("x", "").Stamp = make([]byte, 200) }},
+		{"long name", func(w *scene) { w.file(strings.Repeat(long[:250]+"/", 17), "") }},
+		{"twice", func(w *scene) { w.file("a", "b") }},
+		{"twice as another kind", func(w *scene) { w.entry("a", isRemoved) }},
+		{"without its folder", func(w *scene) { w.file("x/y", "") }},
+		{"folder comes later", func(w *scene) { w.file("x/y", ""); w.entry("x", isNew) }},
+		{"below a file", func(w *scene) { w.file("a/b", "") }},
+		{"below a link", func(w *scene) { w.file("l/b", "") }},
+		{"below a removed one", func(w *scene) { w.file("r/b", "") }},
+		{"negative size", func(w *scene) { w.file("x", "").Size = -1 }},
+		{"no type", func(w *scene) { w.file("x", "").Type = 0 }},
+		{"unknown type", func(w *scene) { w.file("x", "").Type = 99 }},
+		{"link to nothing", func(w *scene) { w.link("x", "") }},
+		{"long target", func(w *scene) { w.link("x", strings.Repeat("t", 4096)) }},
+		{"NUL in a target", func(w *scene) { w.link("x", "a\x00b") }},
+		{"target of a file", func(w *scene) { w.file("x", "").Target = "t" }},
+		{"no stamp", func(w *scene) { w.file("x", "").Stamp = nil }},
+		{"long stamp", func(w *scene) { w.file("x", "").Stamp = make([]byte, 200) }},
 	} {
 		t.Run(c.what, func(t *testing.T) {
-			w := newWorld(t, map[string]string{"r": "r"})
+			w := newScene(t, map[string]string{"r": "r"})
 			w.file("before", "b")
 			w.imported()
 			w.list = nil
@@ -165,7 +165,7 @@ func TestImportHostile(t *testing.T) {
 // TestImportFrames sends what is no list at all.
 func TestImportFrames(t *testing.T) {
 	frame := func(m *wire.Reviewed) string {
-		var b writer
+		var b taken
 		if err := wire.Write(&b, m); err != nil {
 			t.Fatal(err)
 		}
@@ -184,7 +184,7 @@ func TestImportFrames(t *testing.T) {
 		"rubbish":       {"\x03abc", true},
 	} {
 		t.Run(what, func(t *testing.T) {
-			w := newWorld(t, nil)
+			w := newScene(t, nil)
 			host, guest := net.Pipe()
 			go func() {
 				io.WriteString(guest, c.sent)
@@ -238,7 +238,7 @@ func TestImportContents(t *testing.T) {
 		{what: "the guest dies", note: "did not send", asked: 1, incomplete: true, answer: func(io.Writer, string, int) error { return errEnough }},
 	} {
 		t.Run(c.what, func(t *testing.T) {
-			w := newWorld(t, nil)
+			w := newScene(t, nil)
 			w.file("f", "four")
 			w.answer = c.answer
 			o := w.options()
@@ -272,7 +272,7 @@ func TestImportContents(t *testing.T) {
 }
 
 func TestImportBounds(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newScene(t, nil)
 	for _, n := range []string{"a", "b", "c", "d"} {
 		w.file(n, strings.Repeat(n, 10))
 	}
@@ -314,7 +314,7 @@ func TestImportBounds(t *testing.T) {
 func TestImportSlow(t *testing.T) {
 	for what, drip := range map[string]bool{"silent": false, "slow": true} {
 		t.Run(what, func(t *testing.T) {
-			w := newWorld(t, nil)
+			w := newScene(t, nil)
 			host, guest := net.Pipe()
 			defer guest.Close()
 			if drip {
@@ -339,7 +339,7 @@ func TestImportSlow(t *testing.T) {
 		})
 	}
 	// A content that never comes is said, and the rest is taken.
-	w := newWorld(t, nil)
+	w := newScene(t, nil)
 	w.file("a", "1")
 	w.file("b", "2")
 	w.answer = func(to io.Writer, name string, try int) error {
@@ -359,7 +359,7 @@ func TestImportSlow(t *testing.T) {
 }
 
 func TestImportBusy(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newScene(t, nil)
 	unlock, got, err := openTestStore(t, w.store).lock("importing", false)
 	if err != nil || !got {
 		t.Fatal(got, err)
@@ -374,7 +374,7 @@ func TestImportBusy(t *testing.T) {
 // TestImportDropped: what was applied or discarded does not come back, and the
 // guest is told to let go of it.
 func TestImportDropped(t *testing.T) {
-	w := newWorld(t, map[string]string{"d/x": "x"})
+	w := newScene(t, map[string]string{"d/x": "x"})
 	w.file("a", "1")
 	w.file("b", "2")
 	w.entry("d", isRemoved)
@@ -402,7 +402,7 @@ func TestImportDropped(t *testing.T) {
 
 // TestImportDamaged: an import mends a damaged store.
 func TestImportDamaged(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newScene(t, nil)
 	w.file("a", "1")
 	w.imported()
 	if err := os.WriteFile(filepath.Join(w.store, indexName), []byte("rubbish"), 0o600); err != nil {
@@ -419,7 +419,7 @@ func TestImportDamaged(t *testing.T) {
 	if err := os.WriteFile(p, []byte("2"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var b writer
+	var b taken
 	if _, err := w.s.CopyBlob(&b, w.get("a").Blob); !errors.Is(err, ErrDamaged) {
 		t.Errorf("error %v", err)
 	}
@@ -428,7 +428,7 @@ func TestImportDamaged(t *testing.T) {
 }
 
 func TestImportIgnored(t *testing.T) {
-	w := newWorld(t, map[string]string{".gitignore": "node_modules/\n*.log\n!keep.log\n", ".git/HEAD": "x", "src/.gitignore": "gen\n"})
+	w := newScene(t, map[string]string{".gitignore": "node_modules/\n*.log\n!keep.log\n", ".git/HEAD": "x", "src/.gitignore": "gen\n"})
 	w.entry("node_modules", isNew)
 	w.file("node_modules/x.js", "x")
 	w.file("a.log", "l")
@@ -455,7 +455,7 @@ func TestImportIgnored(t *testing.T) {
 }
 
 func FuzzImport(f *testing.F) {
-	var b writer
+	var b taken
 	for _, m := range []*wire.Reviewed{
 		changeFrame(&wire.Changed{Name: "a", Type: 1, Size: 1, Stamp: []byte("s")}),
 		changeFrame(&wire.Changed{Name: "d", Type: isNew, Stamp: []byte("s")}),
@@ -466,7 +466,7 @@ func FuzzImport(f *testing.F) {
 	}
 	f.Add([]byte(b))
 	f.Fuzz(func(t *testing.T, sent []byte) {
-		w := newWorld(t, map[string]string{"a": "b", "d/x": "y"})
+		w := newScene(t, map[string]string{"a": "b", "d/x": "y"})
 		conn := struct {
 			io.Reader
 			io.Writer

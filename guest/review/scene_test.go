@@ -19,8 +19,8 @@ import (
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
-// world is a host folder, a store and a guest that says what a test wants.
-type world struct {
+// scene is a host folder, a store and a guest that says what a test wants.
+type scene struct {
 	t     *testing.T
 	dir   string // the host's folder
 	store string
@@ -39,9 +39,9 @@ type world struct {
 	wanted, dropped []string
 }
 
-func newWorld(t *testing.T, hosts map[string]string) *world {
+func newScene(t *testing.T, hosts map[string]string) *scene {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), store: t.TempDir(), contents: map[string]string{}}
+	w := &scene{t: t, dir: t.TempDir(), store: t.TempDir(), contents: map[string]string{}}
 	for name, content := range hosts {
 		w.write(name, content)
 	}
@@ -61,7 +61,7 @@ func newWorld(t *testing.T, hosts map[string]string) *world {
 
 // write makes a file of the host, a link if its content begins with "->", a
 // folder if its name ends in a slash.
-func (w *world) write(name, content string) {
+func (w *scene) write(name, content string) {
 	w.t.Helper()
 	p := filepath.Join(w.dir, name)
 	err := os.MkdirAll(filepath.Dir(p), 0o755)
@@ -80,7 +80,7 @@ func (w *world) write(name, content string) {
 }
 
 // serve notes all that the host has as served.
-func (w *world) serve() {
+func (w *scene) serve() {
 	w.t.Helper()
 	filepath.WalkDir(w.dir, func(p string, _ fs.DirEntry, err error) error {
 		name, _ := filepath.Rel(w.dir, p)
@@ -95,14 +95,14 @@ func (w *world) serve() {
 	})
 }
 
-func (w *world) file(name, content string) *wire.Changed {
+func (w *scene) file(name, content string) *wire.Changed {
 	w.contents[name] = content
 	c := &wire.Changed{Name: name, Type: wire.ChangedType_CHANGED_TYPE_REGULAR, Mode: 0o644, Size: int64(len(content)), Stamp: fmt.Appendf(nil, "s %x", sha256.Sum256([]byte(content)))}
 	w.list = append(w.list, c)
 	return c
 }
 
-func (w *world) entry(name string, kind wire.ChangedType) *wire.Changed {
+func (w *scene) entry(name string, kind wire.ChangedType) *wire.Changed {
 	c := &wire.Changed{Name: name, Type: kind, Mode: 0o755, Stamp: []byte("s")}
 	w.list = append(w.list, c)
 	return c
@@ -116,7 +116,7 @@ const (
 	isOther   = wire.ChangedType_CHANGED_TYPE_OTHER
 )
 
-func (w *world) link(name, target string) *wire.Changed {
+func (w *scene) link(name, target string) *wire.Changed {
 	c := w.entry(name, isLink)
 	c.Target = target
 	return c
@@ -133,7 +133,7 @@ func doneFrame(why string) *wire.Reviewed {
 }
 
 // guest plays the guest's side.
-func (w *world) guest(conn net.Conn) error {
+func (w *scene) guest(conn net.Conn) error {
 	defer conn.Close()
 	for _, c := range w.list {
 		if err := wire.Write(conn, changeFrame(c)); err != nil {
@@ -174,7 +174,7 @@ func (w *world) guest(conn net.Conn) error {
 	}
 }
 
-func (w *world) content(to io.Writer, name string, _ int) error {
+func (w *scene) content(to io.Writer, name string, _ int) error {
 	for b := []byte(w.contents[name]); len(b) > 0; {
 		n := min(len(b), 1000)
 		if err := wire.Write(to, dataFrame(b[:n])); err != nil {
@@ -185,11 +185,11 @@ func (w *world) content(to io.Writer, name string, _ int) error {
 	return wire.Write(to, doneFrame(""))
 }
 
-func (w *world) options() ImportOptions {
+func (w *scene) options() ImportOptions {
 	return ImportOptions{Root: w.root, Rules: w.rules, Base: w.base, Task: "T"}
 }
 
-func (w *world) tryImport(ctx context.Context, o ImportOptions) (Counts, error) {
+func (w *scene) tryImport(ctx context.Context, o ImportOptions) (Counts, error) {
 	w.t.Helper()
 	w.wanted, w.dropped = nil, nil
 	host, guest := net.Pipe()
@@ -205,7 +205,7 @@ func (w *world) tryImport(ctx context.Context, o ImportOptions) (Counts, error) 
 	return counts, err
 }
 
-func (w *world) imported() Counts {
+func (w *scene) imported() Counts {
 	w.t.Helper()
 	counts, err := w.tryImport(context.Background(), w.options())
 	if err != nil {
@@ -218,7 +218,7 @@ func (w *world) imported() Counts {
 	return counts
 }
 
-func (w *world) get(name string) *Entry {
+func (w *scene) get(name string) *Entry {
 	for _, e := range w.s.Entries() {
 		if e.Name == name {
 			return &e
@@ -227,35 +227,35 @@ func (w *world) get(name string) *Entry {
 	return nil
 }
 
-func (w *world) names() (names []string) {
+func (w *scene) names() (names []string) {
 	for _, e := range w.s.Entries() {
 		names = append(names, e.Name)
 	}
 	return names
 }
 
-func (w *world) wantNames(want ...string) {
+func (w *scene) wantNames(want ...string) {
 	w.t.Helper()
 	if got := w.names(); !slices.Equal(got, want) {
 		w.t.Errorf("entries %q, want %q", got, want)
 	}
 }
 
-func (w *world) wantContent(name, want string) {
+func (w *scene) wantContent(name, want string) {
 	w.t.Helper()
 	e := w.get(name)
 	if e == nil || e.Blob == "" {
 		w.t.Errorf("%q has no content: %+v", name, e)
 		return
 	}
-	var b writer
+	var b taken
 	if _, err := w.s.CopyBlob(&b, e.Blob); err != nil || string(b) != want {
 		w.t.Errorf("%q has %q, want %q: %v", name, b, want, err)
 	}
 }
 
-type writer []byte
+type taken []byte
 
-func (w *writer) Write(p []byte) (int, error) { *w = append(*w, p...); return len(p), nil }
+func (w *taken) Write(p []byte) (int, error) { *w = append(*w, p...); return len(p), nil }
 
 var errEnough = errors.New("enough")

@@ -237,7 +237,8 @@ func (s *shares) add(ctx context.Context, g *Guest, tag string, want *api.Share,
 // included: its agent's limit.
 const maxShares = 64
 
-// remove takes a share away, by its tag or by where the guest sees it. When it returns without an error nothing of the
+// remove takes a share away, which is named by its tag or by where the guest has
+// it. When it returns without an error nothing of the
 // guest's reaches the folder any more, whatever the guest has done.
 func (s *shares) remove(ctx context.Context, g *Guest, tag string) error {
 	s.mu.Lock()

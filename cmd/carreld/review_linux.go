@@ -48,19 +48,21 @@ func serveReview(req review.Request, answers *review.Answers) error {
 	if err != nil {
 		return err
 	}
-	// What remains lets root's share hold files of any owner; nothing else.
-	if err := dropCapabilities(unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER); err != nil {
-		return notConfined(err)
-	}
 	readOnly := req.Diff != nil || req.Summary != nil || req.Discard != nil || req.Apply.GetDryRun()
-	if err := share.ConfineAll(roots, readOnly, stores...); err != nil {
-		return notConfined(err)
+	if err := confineReview(roots, readOnly, stores...); err != nil {
+		return &review.Error{Code: "not_confined", Cause: fmt.Sprintf("the review process could not give up what it does not need: %v", err), Cure: "see carrel doctor"}
 	}
 	return review.Serve(ctx, req, answers.Emit)
 }
 
-func notConfined(err error) error {
-	return &review.Error{Code: "not_confined", Cause: fmt.Sprintf("the review process could not give up what it does not need: %v", err), Cure: "see carrel doctor"}
+// confineReview leaves a review process its folders and its stores: no other
+// file, no socket, no new process, no device, no owner but its own.
+func confineReview(roots []*share.Root, readOnly bool, stores ...string) error {
+	// What remains lets root's share hold files of any owner; nothing else.
+	if err := dropCapabilities(unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER); err != nil {
+		return err
+	}
+	return share.ConfineAll(roots, readOnly, stores...)
 }
 
 // reviewFolders pins the folders of the shares that have a store.

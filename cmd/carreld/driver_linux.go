@@ -74,7 +74,7 @@ func machine(p place.Place, req guest.KeepRequest) (guest.KeepOptions, error) {
 		return guest.KeepOptions{}, err
 	}
 	return guest.KeepOptions{
-		Driver: d, Share: startShares(req.Pins),
+		Driver: d, Share: startShare, ShareOwner: taskUser,
 		Confine: func() error { return confineKeeper(req.Parts.Dir) },
 		Describe: func(g *api.Guest) {
 			a := d.Accel()

@@ -26,7 +26,10 @@ const MaxUndo = 4 << 30
 const (
 	undoName    = "undo"
 	journalName = "journal"
-	maxSets     = 256
+	// undoneName is a journal of its own, since the share process may still be
+	// writing the other one.
+	undoneName = "undone"
+	maxSets    = 256
 	// recordCost is what one line counts for.
 	recordCost = 256
 )
@@ -197,7 +200,23 @@ func (u *Undo) read(id string) (*history, error) {
 		return nil, err
 	}
 	defer h.Close()
-	return readJournal(io.NewSectionReader(h, 0, info.Size))
+	j, err := readJournal(io.NewSectionReader(h, 0, info.Size))
+	if err != nil {
+		return nil, err
+	}
+	back, info, err := f.Open(undoneName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return j, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer back.Close()
+	u2, err := readJournal(io.NewSectionReader(back, 0, info.Size))
+	if err == nil {
+		j.undone, j.undoneSize = u2.undone, u2.size
+	}
+	return j, err
 }
 
 // trimLocked removes the oldest ended sets while more than half of the room is
@@ -207,8 +226,14 @@ func (u *Undo) trimLocked() error {
 	if err != nil {
 		return err
 	}
+	live := ""
+	for _, id := range ids {
+		if h, err := u.read(id); err == nil && h.begin.Kind == setTask && h.ended.IsZero() {
+			live = id // the newest one: a share process may be writing it
+		}
+	}
 	for n := len(ids); len(ids) > 0 && (u.used > u.max()/2 || n > maxSets); ids = ids[1:] {
-		if u.cur != nil && ids[0] == u.cur.id {
+		if ids[0] == live || u.cur != nil && ids[0] == u.cur.id {
 			continue
 		}
 		h, err := u.read(ids[0])
@@ -258,7 +283,8 @@ func (u *Undo) max() int64 {
 }
 
 // begin makes the folder of a set.
-func (u *Undo) begin(kind, task string) (*set, error) {
+func (u *Undo) begin(b begin) (*set, error) {
+	b.At = time.Now()
 	id := newID()
 	if err := u.top.Mkdir(id, 0o700); err != nil {
 		return nil, err
@@ -273,7 +299,7 @@ func (u *Undo) begin(kind, task string) (*set, error) {
 		return nil, err
 	}
 	s := &set{id: id, folder: f, log: journal{file: h}, seen: map[string]bool{}}
-	if err = s.log.append(record{Begin: &begin{Kind: kind, Task: task, At: time.Now()}}); err == nil {
+	if err = s.log.append(record{Begin: &b}); err == nil {
 		err = errors.Join(s.log.sync(), f.Sync(), u.top.Sync())
 	}
 	if err != nil {
@@ -302,7 +328,7 @@ func (u *Undo) Keep(path string, is *share.Info, open func() (share.Reader, erro
 func (u *Undo) keepTask(path string, is *share.Info, open func() (share.Reader, error)) error {
 	u.mu.Lock()
 	if u.fresh {
-		s, err := u.begin(setTask, u.task)
+		s, err := u.begin(begin{Kind: setTask, Task: u.task})
 		if err != nil {
 			u.mu.Unlock()
 			return err

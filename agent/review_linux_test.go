@@ -1,0 +1,465 @@
+package agent
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/guest/share/rules"
+	"github.com/carrel-vm/carrel/guest/wire"
+)
+
+// reviewed is one review from the host's side.
+type reviewed struct {
+	*session
+	list []*wire.Changed
+}
+
+// review lists the changes at a path; refused is why there is no list.
+func (h *host) review(at string) (r *reviewed, refused string) {
+	h.t.Helper()
+	r = &reviewed{session: h.call(&wire.Call{Kind: &wire.Call_Review{Review: &wire.Review{Path: at}}})}
+	for {
+		var m wire.Reviewed
+		if err := r.r.Read(&m); err != nil {
+			h.t.Fatal(err)
+		}
+		switch k := m.Kind.(type) {
+		case *wire.Reviewed_Change:
+			r.list = append(r.list, k.Change)
+		case *wire.Reviewed_Done:
+			return r, k.Done.Error
+		default:
+			h.t.Fatalf("%v in a list", &m)
+		}
+	}
+}
+
+// ask sends one frame and returns what comes until Done, and Done's error.
+func (r *reviewed) ask(m *wire.Reviewing) ([]byte, string) {
+	r.t.Helper()
+	r.send(m)
+	var all []byte
+	for {
+		var m wire.Reviewed
+		if err := r.r.Read(&m); err != nil {
+			r.t.Fatal(err)
+		}
+		switch k := m.Kind.(type) {
+		case *wire.Reviewed_Data:
+			if len(k.Data) > reviewChunk {
+				r.t.Errorf("a piece of %d bytes", len(k.Data))
+			}
+			all = append(all, k.Data...)
+		case *wire.Reviewed_Done:
+			return all, k.Done.Error
+		}
+	}
+}
+
+func (r *reviewed) content(i int) ([]byte, string) {
+	r.t.Helper()
+	return r.ask(&wire.Reviewing{Kind: &wire.Reviewing_Want{Want: &wire.Want{Index: uint32(i)}}})
+}
+
+func (r *reviewed) drop(names ...string) string {
+	r.t.Helper()
+	_, e := r.ask(&wire.Reviewing{Kind: &wire.Reviewing_Drop{Drop: &wire.Drop{Names: names}}})
+	return e
+}
+
+func (r *reviewed) names() (names []string) {
+	for _, c := range r.list {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+// kinds tells of each entry what it is, for a message and to compare.
+func (r *reviewed) kinds() map[string]string {
+	m := make(map[string]string)
+	for _, c := range r.list {
+		m[c.Name] = strings.TrimPrefix(c.Type.String(), "CHANGED_TYPE_")
+	}
+	return m
+}
+
+// apply does to a folder what the list says, as if all of it were agreed to.
+func (r *reviewed) apply(root string) {
+	r.t.Helper()
+	for i, c := range r.list {
+		at := filepath.Join(root, c.Name)
+		var err error
+		if c.Type != wire.ChangedType_CHANGED_TYPE_DIRECTORY {
+			if _, e := os.Lstat(at); c.Type == wire.ChangedType_CHANGED_TYPE_REMOVED && e != nil {
+				r.t.Errorf("removed, but never there: %s", c.Name)
+			}
+			err = os.RemoveAll(at)
+		}
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		switch c.Type {
+		case wire.ChangedType_CHANGED_TYPE_REGULAR:
+			b, e := r.content(i)
+			if e != "" || int64(len(b)) != c.Size {
+				r.t.Errorf("content of %s: %d bytes, %q; %d were announced", c.Name, len(b), e, c.Size)
+			}
+			err = os.WriteFile(at, b, 0o600)
+		case wire.ChangedType_CHANGED_TYPE_NEW_DIRECTORY:
+			err = os.Mkdir(at, 0o700)
+		case wire.ChangedType_CHANGED_TYPE_SYMLINK:
+			err = os.Symlink(c.Target, at)
+		case wire.ChangedType_CHANGED_TYPE_OTHER:
+			err = unix.Mkfifo(at, 0o600)
+		}
+		if err == nil && c.Type != wire.ChangedType_CHANGED_TYPE_REMOVED && c.Type != wire.ChangedType_CHANGED_TYPE_SYMLINK {
+			err = os.Chmod(at, os.FileMode(c.Mode))
+		}
+		if err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+// look describes all of a folder.
+func look(t *testing.T, root string) string {
+	t.Helper()
+	var b strings.Builder
+	err := filepath.Walk(root, func(p string, fi os.FileInfo, err error) error {
+		if err != nil || p == root {
+			return err
+		}
+		fmt.Fprintf(&b, "%s %v", strings.TrimPrefix(p, root+"/"), fi.Mode())
+		switch {
+		case fi.Mode().IsRegular():
+			c, err := readPlain(p)
+			if err != nil {
+				return err
+			}
+			if len(c) > 64 {
+				c = fmt.Appendf(nil, "%d bytes: %x", len(c), sha256.Sum256(c))
+			}
+			fmt.Fprintf(&b, " %q", c)
+		case fi.Mode()&os.ModeSymlink != 0:
+			target, err := os.Readlink(p)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(&b, " -> %s", target)
+		}
+		b.WriteByte('\n')
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// readPlain reads a file without Go's poller, which may not wait for a share
+// whose server is in the same process.
+func readPlain(p string) ([]byte, error) {
+	fd, err := unix.Open(p, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var all bytes.Buffer
+	b := make([]byte, 64<<10)
+	for {
+		n, err := unix.Read(fd, b)
+		if n <= 0 {
+			return all.Bytes(), err
+		}
+		all.Write(b[:n])
+	}
+}
+
+// sources fills a folder as a project has it.
+func sources(t *testing.T, dir string) {
+	t.Helper()
+	for _, f := range []string{"edit", "gone", "mode", "again/x", "again/deep/y", "moved/a", "moved/b/c", "file2dir", "dir2file/z", "dir2link/z", "src/one", "src/two", "src/deep/three", "away/q"} {
+		write(t, dir+"/"+f, f+" of the host\n")
+	}
+	if err := os.Symlink("edit", dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// script is what a guest may do to it.
+const script = `cd /run/w
+echo more >>edit; rm gone; chmod 751 mode; rm -r again; mkdir again; echo new >again/n; mkdir -p again/deep/er
+mv moved moved2; mv src/one src/uno; rm file2dir; mkdir file2dir; echo i >file2dir/i; rm -r dir2file; echo f >dir2file
+rm -r dir2link; ln -s ../../etc/passwd dir2link; ln -sf other link; ln edit hard; mkfifo pipe; chmod 700 src/deep
+mkdir -p very/new/tree; echo t >very/new/tree/t; : >empty; head -c 700000 /dev/zero >large; rm -r away
+touch "sp ace" 'new
+line' ünïcode; mkdir same; rmdir same; echo x >src/two; cp -p src/two src/2`
+
+// TestReview: what a layer lists, and holds, is the difference between what the
+// guest sees and what the host has.
+func TestReview(t *testing.T) {
+	m := mounting(t)
+	if m == nil {
+		return
+	}
+	s := newSharing(t)
+	dir := s.folder("share0", rules.Review)
+	sources(t, dir)
+	was := look(t, dir)
+	h := shared(t, m, s, &wire.Mount{Tag: "share0", Type: "fuse", Path: "/run/w", ReadOnly: true, Overlay: true, Layer: "x"})
+	r, e := h.review("/run/w")
+	if e != "" || len(r.list) > 0 {
+		t.Errorf("an untouched layer: %v %s", r.list, e)
+	}
+	h.good(script)
+	sees := look(t, "/run/w")
+	if r, e = h.review("/run/w/"); e != "" {
+		t.Fatal(e)
+	}
+	kinds := r.kinds()
+	for name, want := range map[string]string{
+		"edit": "REGULAR", "gone": "REMOVED", "mode": "REGULAR", "again": "NEW_DIRECTORY", "again/deep": "NEW_DIRECTORY", "again/deep/er": "NEW_DIRECTORY", "again/x": "",
+		"moved": "REMOVED", "moved2": "NEW_DIRECTORY", "moved2/b/c": "REGULAR", "src": "DIRECTORY", "src/deep": "DIRECTORY", "src/deep/three": "",
+		"file2dir": "NEW_DIRECTORY", "dir2file": "REGULAR", "dir2link": "SYMLINK", "pipe": "OTHER", "very/new": "NEW_DIRECTORY", "away": "REMOVED", "same": "", "hard": "REGULAR",
+	} {
+		if kinds[name] != want {
+			t.Errorf("%s is %q, want %q", name, kinds[name], want)
+		}
+	}
+	seen := make(map[string]bool)
+	for i, c := range r.list {
+		if p := path.Dir(c.Name); p != "." && !seen[p] {
+			t.Errorf("%s comes before its folder", c.Name)
+		}
+		if seen[c.Name] || path.Clean(c.Name) != c.Name || c.Mode > 0o777 || len(c.Stamp) == 0 {
+			t.Errorf("entry %v", c)
+		}
+		seen[c.Name] = true
+		if _, e := r.content(i); (e == "") != (c.Type == wire.ChangedType_CHANGED_TYPE_REGULAR) {
+			t.Errorf("content of %s: %q", c.Name, e)
+		}
+	}
+	if _, e := r.content(len(r.list)); e == "" {
+		t.Error("content of no entry")
+	}
+	if _, e := r.content(1 << 31); e == "" {
+		t.Error("content of no entry")
+	}
+	r.apply(dir)
+	if got := look(t, dir); got != sees {
+		t.Errorf("the host has\n%s\nthe guest sees\n%s", got, sees)
+	}
+	if got := look(t, dir); got == was {
+		t.Error("control: nothing changed")
+	}
+	// Forgotten in full, it is the host's; a task that is in it stays.
+	task := h.exec(&wire.Exec{Argv: []string{"/bin/sh", "-c", "cd /run/w/src; exec 3</run/w/src/two; echo up; read x; echo on >made; ls; cat two; pwd -P"}, Stdin: true})
+	task.until("up\n")
+	if e := r.drop(r.names()...); e != "" {
+		t.Fatal(e)
+	}
+	if got, want := look(t, "/run/w"), look(t, dir); got != want {
+		t.Errorf("all is forgotten, and the guest sees\n%s\nnot\n%s", got, want)
+	}
+	task.stdin("\n")
+	task.closeStdin()
+	task.wait()
+	task.wantOut("up\n2\ndeep\nmade\ntwo\nuno\nx\n/run/w/src\n")
+	again, e := h.review("/run/w")
+	for name, kind := range again.kinds() {
+		if kind != "DIRECTORY" && name != "src/made" {
+			t.Errorf("%s %s is left", kind, name)
+		}
+	}
+	if e != "" {
+		t.Error(e)
+	}
+}
+
+// TestReviewDrop: one change is forgotten, and the others are not; by no name
+// is anything outside the layer touched.
+func TestReviewDrop(t *testing.T) {
+	m := mounting(t)
+	if m == nil {
+		return
+	}
+	s := newSharing(t)
+	dir := s.folder("share0", rules.Review)
+	sources(t, dir)
+	h := shared(t, m, s, &wire.Mount{Tag: "share0", Type: "fuse", Path: "/run/w", ReadOnly: true, Overlay: true, Layer: "x"},
+		&wire.Mount{Tag: "share0", Type: "fuse", Path: "/run/ro", ReadOnly: true})
+	h.good(script + "; rm -r src; mkdir src; echo mine >src/two; ln -s " + scratchDir + " out")
+	write(t, scratchDir+"/canary", "alive")
+	r, e := h.review("/run/w")
+	if e != "" {
+		t.Fatal(e)
+	}
+	for _, bad := range []string{"", ".", "..", "../canary", "/etc", "a/../../b", "a//b", "a/", "x\x00", strings.Repeat("x/", 2100) + "x"} {
+		if e := r.drop("edit", bad); e == "" {
+			t.Errorf("%.20q is dropped", bad)
+		}
+	}
+	for _, nothing := range []string{"out/canary", "none", "none/none", "edit/x", "dir2link/x"} {
+		if e := r.drop(nothing); e != "" {
+			t.Errorf("%s: %s", nothing, e)
+		}
+	}
+	if b, err := os.ReadFile(scratchDir + "/canary"); string(b) != "alive" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if got := h.good("cat /run/w/edit; ls /run/w/src"); got != "edit of the host\nmore\ntwo\n" {
+		t.Errorf("control: %q", got)
+	}
+	// The folder that hid the host's shows it again, with what is left of the
+	// guest's; one that the host has not stays as long as there is something
+	// in it.
+	if e := r.drop("edit", "gone", "src", "very", "mode"); e != "" {
+		t.Error(e)
+	}
+	if got := h.good("cd /run/w; cat edit gone src/two; ls src; ls very; stat -c %a mode"); got != "edit of the host\ngone of the host\nmine\ndeep\none\ntwo\nnew\n644\n" {
+		t.Errorf("%q", got)
+	}
+	if e := r.drop("very", "very/new", "very/new/tree", "very/new/tree/t", "src/two"); e != "" {
+		t.Error(e)
+	}
+	if got := h.good("cd /run/w; cat src/two; test ! -e very; cat large | wc -c"); got != "src/two of the host\n700000\n" {
+		t.Errorf("%q", got)
+	}
+	for at, want := range map[string]string{"/run/ro": "no layer", "/run/none": "no share", "": "no share"} {
+		if _, e := h.review(at); !strings.Contains(e, want) {
+			t.Errorf("a review of %q: %q", at, e)
+		}
+	}
+	// The test driver's guests have no layers.
+	if _, e := ready(t).review("/run/w"); !strings.Contains(e, "no layer") {
+		t.Errorf("%q", e)
+	}
+}
+
+// TestReviewStamp: an entry's stamp changes with it, and else does not.
+func TestReviewStamp(t *testing.T) {
+	m := mounting(t)
+	if m == nil {
+		return
+	}
+	s := newSharing(t)
+	dir := s.folder("share0", rules.Review)
+	sources(t, dir)
+	h := shared(t, m, s, &wire.Mount{Tag: "share0", Type: "fuse", Path: "/run/w", ReadOnly: true, Overlay: true, Layer: "x"})
+	h.good("cd /run/w; echo a >edit; echo a >same; touch -d 2020-01-01 edit same")
+	stamps := func() map[string]string {
+		r, e := h.review("/run/w")
+		if e != "" {
+			t.Fatal(e)
+		}
+		m := make(map[string]string)
+		for _, c := range r.list {
+			m[c.Name] = string(c.Stamp)
+		}
+		return m
+	}
+	early := stamps() // within the clock's tick, so not to be relied upon
+	time.Sleep(2 * racy)
+	one := stamps()
+	if early["edit"] == one["edit"] {
+		t.Error("a stamp that was given within a tick of the change is given again")
+	}
+	if two := stamps(); two["edit"] != one["edit"] || two["same"] != one["same"] {
+		t.Error("stamps change on their own")
+	}
+	h.good("cd /run/w; echo b >edit; touch -d 2020-01-01 edit") // same size, same time
+	time.Sleep(2 * racy)
+	if three := stamps(); three["edit"] == one["edit"] || three["same"] != one["same"] {
+		t.Error("the stamps do not tell what has changed")
+	}
+}
+
+// TestReviewRandom: TestReview with whatever comes.
+func TestReviewRandom(t *testing.T) {
+	m := mounting(t)
+	if m == nil {
+		return
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	s := newSharing(t)
+	dir := s.folder("share0", rules.Review)
+	sources(t, dir)
+	h := shared(t, m, s, &wire.Mount{Tag: "share0", Type: "fuse", Path: "/run/w", ReadOnly: true, Overlay: true, Layer: "x"})
+	for round := range 8 {
+		var b strings.Builder
+		b.WriteString("cd /run/w\n")
+		for range 60 {
+			a, c := some(rnd, h), some(rnd, h)
+			ops := []string{
+				"echo %[3]d >%[1]s", "echo %[3]d >>%[1]s", "rm -rf %[1]s", "mkdir -p %[1]s", "mv %[1]s %[2]s", "cp -r --remove-destination %[1]s %[2]s", "ln -s %[2]s %[1]s", "ln %[1]s %[2]s",
+				"chmod 7%[4]d%[4]d %[1]s", "rm -rf %[1]s; mkdir %[1]s; echo %[3]d >%[1]s/in", "mkfifo %[1]s", "rm -f %[1]s", "rmdir %[1]s", "truncate -s %[3]d %[1]s",
+			}
+			// Nobody opens a pipe that has no other end.
+			fmt.Fprintf(&b, "test -p %[1]s || test -p %[2]s || { "+ops[rnd.IntN(len(ops))]+"; } 2>/dev/null\n", a, c, rnd.IntN(1000), rnd.IntN(8))
+		}
+		b.WriteString("true")
+		h.good("set +e; " + b.String())
+		sees := look(t, "/run/w")
+		r, e := h.review("/run/w")
+		if e != "" {
+			t.Fatal(e)
+		}
+		copied := filepath.Join(t.TempDir(), "copy")
+		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+			// It holds pipes from an earlier round.
+			t.Fatal(err)
+		}
+		same(t, dir, copied)
+		r.apply(copied)
+		if got := look(t, copied); got != sees {
+			t.Fatalf("round %d of seed %d: the list makes\n%s\nthe guest sees\n%s\n%v\n%s", round, seed, got, sees, r.kinds(), b.String())
+		}
+		names := r.names()
+		if round%2 == 1 {
+			if e := r.drop(names...); e != "" {
+				t.Fatal(e)
+			}
+			if got, want := look(t, "/run/w"), look(t, dir); got != want {
+				t.Fatalf("round %d of seed %d: all forgotten, the guest sees\n%s\nnot\n%s", round, seed, got, want)
+			}
+		}
+		_ = r.conn.Close()
+	}
+}
+
+// same gives a copy the modes of the original.
+func same(t *testing.T, from, to string) {
+	t.Helper()
+	err := filepath.Walk(from, func(p string, fi os.FileInfo, err error) error {
+		if err != nil || fi.Mode()&os.ModeSymlink != 0 {
+			return err
+		}
+		return os.Chmod(to+strings.TrimPrefix(p, from), fi.Mode().Perm())
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// some is a name that there may be.
+func some(rnd *rand.Rand, _ *host) string {
+	parts := []string{"edit", "src", "again", "moved", "b", "deep", "x", "new", "link", "away"}
+	n := []string{parts[rnd.IntN(len(parts))]}
+	for rnd.IntN(2) == 0 && len(n) < 4 {
+		n = append(n, parts[rnd.IntN(len(parts))])
+	}
+	return strings.Join(slices.Clip(n), "/")
+}

@@ -12,7 +12,8 @@ import (
 // nothing without Options.Before.
 //
 // A path is asked for once: after that, what is there is the guest's own. So whatever lets the guest change an object under
-// another path has the first path kept as well (LINK), or keeps all that a folder holds (RENAME of a folder).
+// another path has the first path kept as well (LINK), or keeps all that a folder holds (RENAME of a folder). And nothing is
+// asked for below a path where nothing was: what is there was made in this session, or brought from where it was kept.
 type keeping struct {
 	session atomic.Uint64
 	mu      sync.Mutex
@@ -49,7 +50,7 @@ func (s *Server) NewSession() {
 func (s *Server) keep(path string, is *Info, open func() (Reader, error)) errno {
 	k := &s.keeping
 	k.mu.Lock()
-	if was := k.paths[path]; was != nil {
+	if was := k.findLocked(path); was != nil {
 		k.mu.Unlock()
 		<-was.done
 		return was.e
@@ -78,11 +79,23 @@ func (s *Server) keep(path string, is *Info, open func() (Reader, error)) errno 
 	return now.e
 }
 
+// findLocked gives what was asked for path, or above it if nothing was there.
+func (k *keeping) findLocked(path string) *kept {
+	for i := range len(path) {
+		if path[i] == '/' {
+			if above := k.paths[path[:i]]; above != nil && !above.there {
+				return above
+			}
+		}
+	}
+	return k.paths[path]
+}
+
 // isKept says whether path was asked for in this session, and whether something was there then.
 func (s *Server) isKept(path string) (asked, there bool) {
 	s.keeping.mu.Lock()
 	defer s.keeping.mu.Unlock()
-	k := s.keeping.paths[path]
+	k := s.keeping.findLocked(path)
 	return k != nil, k != nil && k.there
 }
 
@@ -95,13 +108,13 @@ func (s *Server) keepPath(path string) errno {
 		return s.keep(path, nil, nil) // waits until it is kept
 	}
 	st, err := s.back.lstat(path)
-	switch {
-	case err != nil && s.failure(err) == eNOENT:
+	switch s.failure(err) {
+	case ok:
+		return s.keepStat(path, &st)
+	case eNOENT, eNOTDIR, eLOOP: // the last two: what is above it is no folder
 		return s.keep(path, nil, func() (Reader, error) { return nil, fs.ErrNotExist })
-	case err != nil:
-		return s.failure(err)
 	}
-	return s.keepStat(path, &st)
+	return s.failure(err)
 }
 
 func (s *Server) keepStat(path string, st *stat) errno {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/user"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -16,11 +17,6 @@ import (
 
 	"github.com/carrel-vm/carrel/hypervisor"
 )
-
-// agentServes says whether cmd/carrel-agent serves on macOS. It does not: its
-// tasks, terminals and copies are written for Linux. As long as that is so no
-// guest is created, and nothing below has run.
-const agentServes = false
 
 // Options are what a Driver is made from.
 type Options struct {
@@ -63,13 +59,6 @@ func (d *Driver) Name() string { return "seatbelt" }
 
 // Check says why no guest can be made, or nil.
 func (d *Driver) Check() error {
-	if !agentServes {
-		return &hypervisor.Error{
-			Op:   "create guest",
-			Err:  errors.New("carrel-agent is not built for macOS yet, so no guest can run behind Seatbelt"),
-			Cure: "run Carrel on Linux; docs/seatbelt.md says what is there and what is missing",
-		}
-	}
 	for _, p := range []string{d.opts.SandboxExec, d.opts.Agent} {
 		if fi, err := os.Stat(p); err != nil || !fi.Mode().IsRegular() {
 			return &hypervisor.Error{Op: "create guest", Err: fmt.Errorf("the program %q is not there: %v", p, err), Cure: "make build"}
@@ -116,26 +105,21 @@ func (d *Driver) Create(_ context.Context, cfg hypervisor.Config, h hypervisor.H
 	if err := d.pinned(cfg); err != nil {
 		return nil, op(err)
 	}
-	streams, theirs, err := newCarrier()
+	profile := filepath.Join(cfg.Dir, "seatbelt.sb")
+	v, err := newVM(cfg, h, func(way bool) (command, error) { return d.command(cfg, host, profile, way) }, ofUser, func() error {
+		err := os.Remove(profile)
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+		if cfg.Scratch == "" {
+			err = errors.Join(err, removeTree(host.Files))
+		}
+		return err
+	})
 	if err != nil {
 		return nil, op(err)
 	}
-	profile := filepath.Join(cfg.Dir, "seatbelt.sb")
-	return &vm{
-		shares: cfg.Shares, console: h.Console, streams: streams, theirs: theirs, gone: make(chan struct{}),
-		processes: ofUser,
-		prepare:   func(way bool) (command, error) { return d.command(cfg, host, profile, way) },
-		remove: func() error {
-			err := os.Remove(profile)
-			if errors.Is(err, os.ErrNotExist) {
-				err = nil
-			}
-			if cfg.Scratch == "" {
-				err = errors.Join(err, removeTree(host.Files))
-			}
-			return err
-		},
-	}, nil
+	return v, nil
 }
 
 // host is what this Mac is to the profile, its paths as the kernel has them.
@@ -152,11 +136,7 @@ func (d *Driver) host(cfg hypervisor.Config) (Host, error) {
 	if err != nil {
 		return h, fmt.Errorf("find the guest's folder: %w", err)
 	}
-	h.Files = filepath.Join(dir, "files")
-	if cfg.Scratch != "" {
-		// The disk's image is for a machine; here its place is a folder.
-		h.Files = filepath.Join(dir, filepath.Base(cfg.Scratch)+".files")
-	}
+	h.Files = filesOf(dir, cfg)
 	return h, nil
 }
 
@@ -212,18 +192,14 @@ func (d *Driver) command(cfg hypervisor.Config, h Host, file string, way bool) (
 			c.files = nil
 		}
 	}()
-	c.argv = []string{d.opts.SandboxExec, "-f", file, h.Agent, "serve", "--boot-fd=3", "--call-fd=4"}
-	if way {
-		// The guest inherits the listener of its proxy: Seatbelt cannot allow
-		// one that takes whatever port is free.
-		l, port, err := proxyListener()
-		if err != nil {
-			return c, fmt.Errorf("listen for the guest's connections: %w", err)
-		}
-		h.Proxy = port
-		c.files = append(c.files, l)
-		c.argv = append(c.argv, "--proxy-fd=5")
+	me, err := user.Current()
+	if err != nil {
+		return c, fmt.Errorf("find out who runs this: %w", err)
 	}
+	if c, h.Proxy, err = agentCommand(h.Agent, h.Files, me.Username, way); err != nil {
+		return c, err
+	}
+	c.argv = append([]string{d.opts.SandboxExec, "-f", file}, c.argv...)
 	profile, err := checked(cfg, h)
 	if err != nil {
 		return c, err
@@ -231,20 +207,8 @@ func (d *Driver) command(cfg hypervisor.Config, h Host, file string, way bool) (
 	if err := d.pinned(cfg); err != nil {
 		return c, err
 	}
-	home, tmp := filepath.Join(h.Files, "home"), filepath.Join(h.Files, "tmp")
-	for _, dir := range []string{h.Files, home, tmp} {
-		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-			return c, err
-		}
-	}
 	if err := os.WriteFile(file, []byte(profile), 0o600); err != nil {
 		return c, err
-	}
-	c.env = []string{
-		"HOME=" + home, "TMPDIR=" + tmp + "/", "LANG=en_US.UTF-8",
-		// Apple's own programs before the stubs of /usr/bin, which would ask
-		// services that a guest has not.
-		"PATH=/Library/Developer/CommandLineTools/usr/bin:/opt/homebrew/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
 	}
 	d.mu.Lock()
 	d.argv = slices.Clone(c.argv)
@@ -279,7 +243,10 @@ func ofUser() ([]process, error) {
 	}
 	ps := make([]process, 0, len(all))
 	for _, p := range all {
-		ps = append(ps, process{pid: int(p.Proc.P_pid), parent: int(p.Eproc.Ppid), group: int(p.Eproc.Pgid)})
+		ps = append(ps, process{
+			pid: int(p.Proc.P_pid), parent: int(p.Eproc.Ppid), group: int(p.Eproc.Pgid),
+			began: p.Proc.P_starttime.Nano(),
+		})
 	}
 	return ps, nil
 }

@@ -54,6 +54,11 @@ func newShared(t *testing.T, boundary, image string) (*world, *client.Client, sh
 	if boundary != "" && g.Boundary != boundary {
 		t.Fatalf("the guest is behind the wall %q, not %q", g.Boundary, boundary)
 	}
+	if spec.Ephemeral { // its end is that of its first task
+		if _, err := c.StartTask(t.Context(), client.Task{Guest: "box", Args: []string{"sleep", "1000"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return w, c, f
 }
 
@@ -165,4 +170,14 @@ func testSharedServerKilled(t *testing.T, w *world, c *client.Client) {
 		t.Fatal(err)
 	}
 	eventually(t, "only the daemon runs", func() bool { return len(w.processes()) == 1 })
+}
+
+// TestSharedGVisor is TestSharedProcess behind gVisor, where the wall mounts
+// what the share's server serves.
+func TestSharedGVisor(t *testing.T) {
+	_, c, f := newShared(t, wallGVisor, "")
+	testSharedNames(t, c, f)
+	if _, err := c.StopGuest(t.Context(), "box", 0); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -59,6 +59,9 @@ var egressCases = []egressCase{
 	{"Works", testEgressWorks},
 	{"Tools", testEgressTools},
 	{"Registries", testEgressRegistries},
+	{"QUIC", testEgressQUIC},
+	{"Musl", testEgressMusl},
+	{"JVM", testEgressJVM},
 	{"Refusals", testEgressRefusals},
 	{"Names", testEgressNames},
 	{"AbsoluteForm", testEgressAbsoluteForm},
@@ -84,17 +87,18 @@ var egressCases = []egressCase{
 	{"Flood", testEgressFlood},
 	{"DaemonKilled", testEgressDaemonKilled},
 	{"StopStart", testEgressStopStart},
+	{"AgentDies", testEgressAgentDies},
 	{"EgressKilled", testEgressKilled},
 }
 
-// inMachine are the cases that run in a real machine without CARREL_SCALE=full:
-// all of them take more than ten minutes under software emulation. What they
-// leave out runs behind the process wall each time.
-var inMachine = []string{"Works", "Literals", "MagicAddresses", "OnlyTCP", "DNSTunnel", "FilesAPI", "GitToken", "LiveRules"}
+// notInMachine are the cases that run in a real machine with CARREL_SCALE=full
+// alone, for the time that they take under software emulation. Behind the process
+// wall they run each time.
+var notInMachine = []string{}
 
 func runEgressCases(t *testing.T, s *site) {
 	for _, c := range egressCases {
-		if s.boundary == "vm" && os.Getenv("CARREL_SCALE") != "full" && !slices.Contains(inMachine, c.name) {
+		if s.boundary == "vm" && os.Getenv("CARREL_SCALE") != "full" && slices.Contains(notInMachine, c.name) {
 			continue
 		}
 		ok := t.Run(c.name, func(t *testing.T) {
@@ -117,6 +121,7 @@ func TestEgressVM(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the third ring needs a built image and real machines: make test runs it")
 	}
+	buildHTTP3(t)
 	if !egresstest.Inside(t) {
 		return
 	}
@@ -130,6 +135,7 @@ func TestEgressProcess(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the process wall needs a built image: make test runs it")
 	}
+	buildHTTP3(t)
 	if !egresstest.Inside(t) {
 		return
 	}

@@ -93,7 +93,7 @@ var ErrBusy = errors.New("another apply, discard or undo of this share is runnin
 type applier struct {
 	*Target
 	opts    ApplyOptions
-	w       *writer
+	w       *putter
 	emit    func(Event) error
 	all     map[string]*Entry
 	entries []Entry
@@ -113,7 +113,7 @@ func (t *Target) applier(o ApplyOptions, tell func(Event) error) (*applier, func
 		return nil, nil, ErrBusy
 	}
 	a := &applier{Target: t, opts: o, emit: tell, made: map[string]bool{}, pending: map[string]appliedAs{}, sources: map[string]*set{}}
-	a.w = &writer{root: t.Root, undo: t.Undo, tell: a.settled}
+	a.w = &putter{root: t.Root, undo: t.Undo, tell: a.settled}
 	if err := a.load(); err != nil {
 		unlock()
 		return nil, nil, err

@@ -174,7 +174,8 @@ func (a *applier) back(id string, h *history, p *pre) *step {
 		case why != "" && !a.opts.Overwrite:
 			return verdict{refused: why}, nil
 		}
-		return verdict{mode: modeOnly}, nil
+		// What was moved away and back as a part of a folder is as it was.
+		return verdict{mode: modeOnly, same: p.Kind == File && same(is, p.Info)}, nil
 	}
 	return s
 }

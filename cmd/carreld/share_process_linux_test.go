@@ -99,6 +99,8 @@ func look(t *testing.T, dir string) string {
 func TestSharedProcess(t *testing.T) {
 	w, c, f := newShared(t, wallProcess, hostImage)
 	t.Run("Names", func(t *testing.T) { testSharedNames(t, c, f) })
+	t.Run("Imported", func(t *testing.T) { testImported(t, w, c) })
+	t.Run("Live", func(t *testing.T) { testLive(t, w, c) })
 	t.Run("ServerKilled", func(t *testing.T) { testSharedServerKilled(t, w, c) })
 }
 
@@ -156,15 +158,15 @@ func testSharedServerKilled(t *testing.T, w *world, c *client.Client) {
 		}
 		eventually(t, "it is reaped", func() bool { return syscall.Kill(pid, 0) != nil })
 	}
-	if r := sh(t, c, "box", "", "cat /s/ro/file; echo alive; cat /s/plain/file"); strings.Count(r.out, "contents\n") != 1 || !strings.Contains(r.out, "alive\n") {
+	if r := sh(t, c, "box", "", "cat /s/rw/file; echo alive; cat /s/plain/file"); strings.Count(r.out, "contents\n") != 1 || !strings.Contains(r.out, "alive\n") {
 		t.Errorf("%q", r.out)
 	}
 	eventually(t, "the guest's shares say that they serve nothing", func() bool {
 		g, err := c.Guest(t.Context(), "box")
-		if err != nil || len(g.Shares) != 4 {
+		if err != nil || len(g.Shares) != 4 { // one was taken away, and one came
 			t.Fatalf("%v, %v", g, err)
 		}
-		return g.Shares[0].Cause != "" && g.Shares[0].Carrier == "fuse" && g.Shares[3].Cause == ""
+		return g.Shares[0].Cause != "" && g.Shares[0].Carrier == "fuse" && g.Shares[2].Carrier == "bind" && g.Shares[2].Cause == ""
 	})
 	if _, err := c.StopGuest(t.Context(), "box", 0); err != nil {
 		t.Fatal(err)

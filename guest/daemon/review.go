@@ -85,11 +85,9 @@ func (s *reviewService) Apply(ctx context.Context, r *connect.Request[api.ApplyR
 	defer done()
 	c := counted{}
 	m := new(api.ApplyEvent)
-	var sent error
 	err = s.d.runReview(ctx, e, review.Request{Apply: r.Msg}, m, func() error {
 		c.add(m, !r.Msg.DryRun)
-		sent = st.Send(m)
-		return sent
+		return st.Send(m)
 	})
 	if !r.Msg.DryRun {
 		s.changed(ctx, e, "review.applied", map[string]any{
@@ -106,8 +104,11 @@ func (s *reviewService) Discard(ctx context.Context, r *connect.Request[api.Disc
 		return nil, err
 	}
 	defer done()
-	out := new(api.DiscardResponse)
-	err = s.d.runReview(ctx, e, review.Request{Discard: r.Msg}, out, func() error { return nil })
+	m, out := new(api.DiscardResponse), new(api.DiscardResponse)
+	err = s.d.runReview(ctx, e, review.Request{Discard: r.Msg}, m, func() error {
+		proto.Merge(out, m)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -224,11 +225,13 @@ func (s *reviewService) changed(ctx context.Context, e *entry, kind string, fiel
 	s.d.record(e, kind, fields)
 	s.d.log.Info(kind, "guest", e.name, "counts", fmt.Sprint(fields))
 	s.d.dropReview(ctx, e, paths)
-	if _, err := s.d.summarize(ctx, e); err != nil {
-		s.d.log.Error("count what waits", "guest", e.name, "error", err)
+	if _, k, _ := e.get(); k == nil {
+		s.d.leave(s.d.ctx, e, true) // it may have been kept for this alone
 		return
 	}
-	s.d.owned.Go(func() { s.d.leave(s.d.ctx, e, true) })
+	if _, err := s.d.summarize(ctx, e); err != nil {
+		s.d.log.Error("count what waits", "guest", e.name, "error", err)
+	}
 }
 
 // dropReview has a guest that runs forget changes. What it does not forget is
@@ -378,7 +381,7 @@ func (d *Daemon) reviewShares(e *entry) (refs []review.ShareRef, err error) {
 		}
 		pin, s := x.grant.Pins()[0], x.grant.Spec().Shares[0]
 		refs = append(refs, review.ShareRef{
-			Path: s.Path, Dev: pin.Dev, Ino: pin.Ino, Store: storeDir(d.dir(e), x.grant.Layer(0)), GuestPath: s.GuestPath, Rules: x.grant.ShareRules(0),
+			Path: s.Path, Dev: pin.Dev, Ino: pin.Ino, Store: guest.ReviewDir(d.dir(e), x.grant.Layer(0)), GuestPath: s.GuestPath, Rules: x.grant.ShareRules(0),
 		})
 	}
 	if len(refs) == 0 {
@@ -387,13 +390,10 @@ func (d *Daemon) reviewShares(e *entry) (refs []review.ShareRef, err error) {
 	return refs, nil
 }
 
-// storeDir is where the store of a share lies in a guest's folder.
-func storeDir(dir, layer string) string { return filepath.Join(dir, guest.DirReview, layer) }
-
 // makeStores makes the folders of the stores of all shares.
 func makeStores(dir string, g *policy.Grant) error {
 	for i := range g.Pins() {
-		if err := place.MakePrivate(storeDir(dir, g.Layer(i))); err != nil {
+		if err := place.MakePrivate(guest.ReviewDir(dir, g.Layer(i))); err != nil {
 			return err
 		}
 	}

@@ -237,7 +237,7 @@ func (a *applier) never(e *Entry) string {
 	}
 	// A folder that only stands there needs no yes; what is in it does.
 	if why := warning(e, v); why != "" && e.Kind != Folder && !a.opts.Accept {
-		return "it needs its own yes: " + why + " (carrel apply --accept-warnings)"
+		return "it needs its own yes: " + why + " (carrel apply --yes)"
 	}
 	return ""
 }

@@ -277,6 +277,34 @@ func TestImportApplyRandom(t *testing.T) {
 	}
 }
 
+// TestApplyPartOfFolder: what of a removed folder is not applied stays, and the
+// folder with it.
+func TestApplyPartOfFolder(t *testing.T) {
+	s := newScene(t, map[string]string{"d/Makefile": "all:", "d/x": "1", "e/keep": "1", "e/go": "1", "f/y": "1", "g/a": "1", "g/b.o": "1", ".gitignore": "*.o\n", ".git/index": ""})
+	os.Remove(filepath.Join(s.dir, ".git/index"))
+	for _, n := range []string{"d", "e", "f", "g"} {
+		s.entry(n, isRemoved)
+	}
+	s.imported()
+	undo, err := OpenUndo(s.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer undo.Close()
+	if err := s.s.Drop(map[string]string{"e/keep": ""}); err != nil {
+		t.Fatal(err)
+	}
+	target := &Target{Root: s.root, Rules: s.rules, Store: s.s, Base: s.base, Undo: undo}
+	if err := target.Apply(context.Background(), ApplyOptions{}, func(Event) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for name, stays := range map[string]bool{"d/Makefile": true, "d/x": false, "e/keep": true, "e/go": false, "f": false, "g/a": false, "g/b.o": true} {
+		if _, err := os.Lstat(filepath.Join(s.dir, name)); (err == nil) != stays {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
 // nodes reads a folder.
 func nodes(t *testing.T, dir string) map[string]node {
 	t.Helper()

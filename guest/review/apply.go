@@ -104,6 +104,7 @@ type applier struct {
 	quiet   bool            // while recovering
 	pending map[string]appliedAs
 	sources map[string]*set // of which steps are undone
+	given   map[string][]given
 }
 
 func (t *Target) applier(o ApplyOptions, tell func(Event) error) (*applier, func(), error) {

@@ -104,6 +104,14 @@ func (s *reviewService) Discard(ctx context.Context, r *connect.Request[api.Disc
 		return nil, err
 	}
 	defer done()
+	var paths []string // for a guest, each entry by its own name
+	if len(r.Msg.Paths) > 0 {
+		ch := new(api.Change)
+		all := &api.DiffRequest{Guest: e.name, Paths: r.Msg.Paths, NoText: true, Ignored: true}
+		if err := s.d.runReview(ctx, e, review.Request{Diff: all}, ch, func() error { paths = append(paths, ch.Path); return nil }); err != nil {
+			return nil, err
+		}
+	}
 	m, out := new(api.DiscardResponse), new(api.DiscardResponse)
 	err = s.d.runReview(ctx, e, review.Request{Discard: r.Msg}, m, func() error {
 		proto.Merge(out, m)
@@ -112,7 +120,7 @@ func (s *reviewService) Discard(ctx context.Context, r *connect.Request[api.Disc
 	if err != nil {
 		return nil, err
 	}
-	paths := r.Msg.Paths
+	paths = append(paths, r.Msg.Paths...)
 	if len(paths) == 0 {
 		info, _, _ := e.get()
 		for _, sh := range info.GetSpec().GetShares() {
@@ -231,23 +239,6 @@ func (s *reviewService) changed(ctx context.Context, e *entry, kind string, fiel
 	}
 	if _, err := s.d.summarize(ctx, e); err != nil {
 		s.d.log.Error("count what waits", "guest", e.name, "error", err)
-	}
-}
-
-// dropReview has a guest that runs forget changes. What it does not forget is
-// not lost: it is then as the host has it, and no change any more.
-func (d *Daemon) dropReview(ctx context.Context, e *entry, paths []string) {
-	info, k, _ := e.get()
-	if k == nil || len(paths) == 0 {
-		return
-	}
-	dctx, cancel := context.WithTimeout(ctx, importTime)
-	defer cancel()
-	for _, drop := range dropped(info.Spec.GetShares(), paths) {
-		if _, err := k.own.DropReview(dctx, connect.NewRequest(drop)); err != nil {
-			d.log.Warn("a guest keeps changes that are done with", "guest", e.name, "share", drop.Share, "error", err)
-			return
-		}
 	}
 }
 

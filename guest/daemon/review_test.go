@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/encoding/protodelim"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/carrel-vm/carrel/guest"
@@ -378,6 +380,29 @@ func TestReviewIsRecorded(t *testing.T) {
 	}
 	if strings.Count(all, "review.applied") != 1 || !strings.Contains(all, `"applied":1`) || strings.Contains(all, "secret-name") {
 		t.Errorf("%s", all)
+	}
+}
+
+// What is applied or discarded while the guest does not run is noted for its
+// next start, by share and with names below it.
+func TestDropsAreNoted(t *testing.T) {
+	b := newReviewBench(t, fakeStore{}, false, inReviewMode)
+	b.dropReview(context.Background(), b.e, []string{filepath.Join(b.project, "a", "b"), "/elsewhere/x", filepath.Join(b.project, "c")})
+	b.dropReview(context.Background(), b.e, []string{b.project})
+	f, err := os.OpenFile(filepath.Join(b.dir(b.e), fileDrops), os.O_APPEND|os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	in := bufio.NewReader(f)
+	for _, want := range []string{"a/b c", ""} {
+		m := new(api.DropReviewRequest)
+		if err := protodelim.UnmarshalFrom(in, m); err != nil || m.Share != b.project || strings.Join(m.Names, " ") != want {
+			t.Errorf("%v %v, want %q", m, err, want)
+		}
+	}
+	if err := protodelim.UnmarshalFrom(in, new(api.DropReviewRequest)); err != io.EOF {
+		t.Error(err)
 	}
 }
 

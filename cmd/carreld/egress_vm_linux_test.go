@@ -81,6 +81,7 @@ var egressCases = []egressCase{
 	{"SecretAbsent", testEgressSecretAbsent},
 	{"HostileNames", testEgressHostileNames},
 	{"LiveRules", testEgressLiveRules},
+	{"Ask", testEgressAsk},
 	{"Port", testEgressPort},
 	{"SecondPath", testEgressSecondPath},
 	{"CrossGuest", testEgressCrossGuest},

@@ -111,7 +111,7 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 		if err := o.Shares.take(ctx, mounts); err != nil {
 			return nil, err
 		}
-		streams, err := g.vm.Listen(wire.PortShares)
+		streams, err := g.vm.Listen(wire.PortShare)
 		if err != nil {
 			return nil, err
 		}

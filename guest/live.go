@@ -237,13 +237,14 @@ func (s *shares) add(ctx context.Context, g *Guest, tag string, want *api.Share,
 // included: its agent's limit.
 const maxShares = 64
 
-// remove takes a share away. When it returns without an error nothing of the
+// remove takes a share away, which is named by its tag or by where the guest has
+// it. When it returns without an error nothing of the
 // guest's reaches the folder any more, whatever the guest has done.
 func (s *shares) remove(ctx context.Context, g *Guest, tag string) error {
 	s.mu.Lock()
 	var sh *sharing
 	for _, x := range s.list {
-		if x.mount.GetTag() == tag && !x.lost {
+		if (x.mount.GetTag() == tag || x.share.GuestPath == tag) && !x.lost {
 			sh = x
 		}
 	}

@@ -29,11 +29,16 @@ type ShareStart struct {
 }
 
 // StartShare starts the process of one share and returns its control socket
-// when it is ready. The process ends when nobody holds the other end of that any
+// when it is ready. It makes the folder of its store. The process ends when nobody holds the other end of that any
 // more.
 func StartShare(ctx context.Context, spec ShareSpec, o ShareStart) (_ *os.File, err error) {
 	if len(o.Command) == 0 {
 		return nil, errors.New("there is no command that serves shares")
+	}
+	if spec.Store != "" {
+		if err := os.MkdirAll(spec.Store, 0o700); err != nil {
+			return nil, err
+		}
 	}
 	ours, theirs, err := control.Pair()
 	if err != nil {

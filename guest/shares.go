@@ -93,11 +93,6 @@ func (s *shares) begin(ctx context.Context, i int) (*control.Client, error) {
 	if s.start == nil {
 		return nil, fmt.Errorf("share %s: this boundary has nothing that serves it", sh.share.Path)
 	}
-	if sh.spec.Store != "" {
-		if err := os.MkdirAll(sh.spec.Store, 0o700); err != nil {
-			return nil, fmt.Errorf("share %s: %w", sh.share.Path, err)
-		}
-	}
 	f, err := s.start(ctx, sh.spec)
 	if err != nil {
 		return nil, fmt.Errorf("share %s: %w", sh.share.Path, err)
@@ -151,6 +146,9 @@ func (s *shares) take(ctx context.Context, mounts []hypervisor.Mount) error {
 		}
 		s.list[i].mount = wireMount(m)
 		s.list[i].carrier = carriers[m.Type]
+		if m.Type == "bind" && s.list[i].server != nil { // what is bound is a mount of FUSE
+			s.list[i].carrier = carriedByStream
+		}
 		s.mu.Unlock()
 		if m.Type == "fuse" {
 			servers.Go(func() { _, errs[i] = s.begin(ctx, i) })
@@ -203,7 +201,7 @@ func (s *shares) give(c net.Conn, tag string) error {
 	s.mu.Lock()
 	var server *control.Client
 	for _, sh := range s.list {
-		if sh.mount != nil && sh.mount.Tag == tag && sh.carrier == carriedByStream && !sh.lost && sh.server != nil && (!sh.attached || !sh.server.Carrying()) {
+		if sh.mount != nil && sh.mount.Tag == tag && sh.mount.Type == "fuse" && !sh.lost && sh.server != nil && (!sh.attached || !sh.server.Carrying()) {
 			sh.attached, server = true, sh.server
 		}
 	}

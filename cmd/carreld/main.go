@@ -5,6 +5,7 @@
 //	carreld keep      keeps one guest (started by the daemon)
 //	carreld egress    lets one guest reach what it was allowed (started by the daemon)
 //	carreld share     serves one shared folder (started by a keeper, or the daemon)
+//	carreld review    shows, applies, discards or undoes changes, once (started by the daemon)
 //	carreld confine   confines itself and becomes the hypervisor (started by a keeper)
 //	carreld wall      builds and keeps the process sandbox of a guest (started by a keeper)
 package main
@@ -35,6 +36,10 @@ func main() {
 	case "share":
 		if err = closeInherited(4); err == nil { // 3 is its control socket
 			err = runShare()
+		}
+	case "review":
+		if err = closeInherited(5); err == nil { // 3 is its request, 4 its answers
+			err = runReview()
 		}
 	case "confine":
 		err = runConfined(args)

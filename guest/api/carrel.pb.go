@@ -8311,6 +8311,7 @@ func (*AttachShareResponse) Descriptor() ([]byte, []int) {
 	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
 }
 
+// DetachShareRequest names a share by its tag, or by where the guest sees it.
 type DetachShareRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tag           string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`

@@ -93,7 +93,7 @@ var ErrBusy = errors.New("another apply, discard or undo of this share is runnin
 type applier struct {
 	*Target
 	opts    ApplyOptions
-	w       *writer
+	w       *putter
 	emit    func(Event) error
 	all     map[string]*Entry
 	entries []Entry
@@ -102,6 +102,7 @@ type applier struct {
 	quiet   bool            // while recovering
 	pending map[string]appliedAs
 	sources map[string]*set // of which steps are undone
+	given   map[string][]given
 }
 
 func (t *Target) applier(o ApplyOptions, tell func(Event) error) (*applier, func(), error) {
@@ -113,7 +114,7 @@ func (t *Target) applier(o ApplyOptions, tell func(Event) error) (*applier, func
 		return nil, nil, ErrBusy
 	}
 	a := &applier{Target: t, opts: o, emit: tell, made: map[string]bool{}, pending: map[string]appliedAs{}, sources: map[string]*set{}}
-	a.w = &writer{root: t.Root, undo: t.Undo, tell: a.settled}
+	a.w = &putter{root: t.Root, undo: t.Undo, tell: a.settled}
 	if err := a.load(); err != nil {
 		unlock()
 		return nil, nil, err
@@ -237,7 +238,7 @@ func (a *applier) never(e *Entry) string {
 	}
 	// A folder that only stands there needs no yes; what is in it does.
 	if why := warning(e, v); why != "" && e.Kind != Folder && !a.opts.Accept {
-		return "it needs its own yes: " + why + " (carrel apply --accept-warnings)"
+		return "it needs its own yes: " + why + " (carrel apply --yes)"
 	}
 	return ""
 }

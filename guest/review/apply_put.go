@@ -68,8 +68,8 @@ type verdict struct {
 	same, mode bool
 }
 
-// writer carries out steps, in batches.
-type writer struct {
+// putter carries out steps, in batches.
+type putter struct {
 	root  *share.Root
 	undo  *Undo
 	set   *set
@@ -93,7 +93,7 @@ func (u *Undo) start(kind, group string) (*set, error) {
 }
 
 // plan numbers steps and notes their names before anything is written for them.
-func (w *writer) plan(steps ...*step) error {
+func (w *putter) plan(steps ...*step) error {
 	records := make([]record, len(steps))
 	for n, s := range steps {
 		s.i = w.set.n
@@ -135,13 +135,13 @@ type prepared struct {
 	is, mine  *share.Info
 	pre       pre
 	verdict   verdict
-	dirty     bool  // the writer closes the folder
+	dirty     bool  // the putter closes the folder
 	err       error // ends everything
 }
 
 // add takes the next step. A folder that is made or removed is done before the
 // steps that need it.
-func (w *writer) add(ctx context.Context, s *step) error {
+func (w *putter) add(ctx context.Context, s *step) error {
 	for _, p := range w.batch {
 		if within(s.path, p.path) || within(p.path, s.path) {
 			if err := w.run(ctx); err != nil {
@@ -162,7 +162,7 @@ func (w *writer) add(ctx context.Context, s *step) error {
 const workers = 16
 
 // run carries out the batch.
-func (w *writer) run(ctx context.Context) error {
+func (w *putter) run(ctx context.Context) error {
 	batch := w.batch
 	w.batch = nil
 	if len(batch) == 0 {
@@ -181,14 +181,23 @@ func (w *writer) run(ctx context.Context) error {
 		})
 	}
 	all.Wait()
-	failed := w.journal(batch)
-	for _, p := range batch {
-		if failed != nil {
-			break // what is ready is finished by flush; the rest is not touched
+	// What comes before a failure is done, the rest is not touched.
+	good, failed := batch, error(nil)
+	for n, p := range batch {
+		if p.err != nil {
+			good, failed = batch[:n], p.err
+			break
 		}
+	}
+	if err := w.journal(good); err != nil {
+		good, failed = nil, err
+	}
+	for _, p := range good {
 		o := outcome{step: p.step, refused: p.verdict.refused, before: p.is, after: p.is}
 		if p.going() {
-			if o.refused, failed = w.commit(p); failed != nil {
+			var err error
+			if o.refused, err = w.commit(p); err != nil {
+				failed = err
 				break
 			}
 			if o.refused == "" {
@@ -204,12 +213,9 @@ func (w *writer) run(ctx context.Context) error {
 }
 
 // journal says what will take whose place.
-func (w *writer) journal(batch []*prepared) error {
+func (w *putter) journal(batch []*prepared) error {
 	var pres []record
 	for _, p := range batch {
-		if p.err != nil {
-			return p.err
-		}
 		if p.going() {
 			pres = append(pres, record{Pre: &p.pre})
 		}
@@ -284,7 +290,7 @@ func (p *prepared) refuse(err error) error {
 // clip bounds a text for people.
 func clip(s string) string { return s[:min(len(s), 1024)] }
 
-func (w *writer) prepare(p *prepared) (err error) {
+func (w *putter) prepare(p *prepared) (err error) {
 	dir := parent(p.path)
 	p.name = base(p.path)
 	if err := share.GoodPath(p.path); err != nil {
@@ -292,6 +298,9 @@ func (w *writer) prepare(p *prepared) (err error) {
 	}
 	p.f, err = w.root.Folder(dir)
 	switch {
+	case share.IsAstray(err) && p.want.kind == 0:
+		p.verdict.same = true // what was to go has gone with its folder
+		return nil
 	case share.IsAstray(err):
 		p.verdict.refused = fmt.Sprintf("its folder %q is none on the host, or is reached through a link", dir)
 		return nil
@@ -391,7 +400,7 @@ func (p *prepared) make() error {
 var errMoved = errors.New("it is another one now")
 
 // keep takes the pre-image.
-func (w *writer) keep(p *prepared) error {
+func (w *putter) keep(p *prepared) error {
 	open := func() (share.Reader, error) {
 		if p.is.Mode.Type() == fs.ModeSymlink {
 			target, err := p.f.Readlink(p.name)
@@ -454,7 +463,7 @@ const (
 
 // commit carries out what is prepared. refused says that somebody else was
 // quicker, and that what they made is there as it was.
-func (w *writer) commit(p *prepared) (refused string, err error) {
+func (w *putter) commit(p *prepared) (refused string, err error) {
 	switch p.op {
 	case opChmod:
 		err = p.f.Chmod(p.name, p.want.perm)
@@ -478,7 +487,7 @@ func (w *writer) commit(p *prepared) (refused string, err error) {
 }
 
 // dirt notes that the folder is to be synced.
-func (w *writer) dirt(p *prepared) {
+func (w *putter) dirt(p *prepared) {
 	info, err := p.f.Lstat("")
 	key := [2]uint64{info.Dev, info.Ino}
 	if err != nil || info.Ino == 0 { // no numbers here: each for itself
@@ -564,7 +573,7 @@ func (p *prepared) after() *share.Info {
 }
 
 // flush makes what is ready last, and tells.
-func (w *writer) flush() error {
+func (w *putter) flush() error {
 	var err error
 	for key, f := range w.dirty {
 		err = errors.Join(err, f.Sync(), f.Close())
@@ -599,7 +608,7 @@ func (w *writer) flush() error {
 }
 
 // end closes the set.
-func (w *writer) end() error {
+func (w *putter) end() error {
 	now := time.Now()
 	err := w.set.log.append(record{End: &now})
 	return errors.Join(err, w.set.log.sync(), w.set.close())

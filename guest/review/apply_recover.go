@@ -10,7 +10,7 @@ import (
 // recoverSets looks after sets that a process began and did not end: what was
 // put in place counts as done, what was not is taken back, and no temporary
 // name is left. It may be interrupted itself, and begins anew then.
-func (w *writer) recoverSets() error {
+func (w *putter) recoverSets() error {
 	ids, err := w.undo.sets()
 	if err != nil {
 		return err
@@ -30,7 +30,7 @@ func (w *writer) recoverSets() error {
 	return errors.Join(all...)
 }
 
-func (w *writer) recoverSet(id string, h *history) error {
+func (w *putter) recoverSet(id string, h *history) error {
 	f, err := w.undo.folder(id)
 	if err != nil {
 		return err
@@ -73,7 +73,7 @@ func (w *writer) recoverSet(id string, h *history) error {
 }
 
 // recoverStep finds out how far a step came, and leaves it done or not begun.
-func (w *writer) recoverStep(s *step, was *pre) (outcome, error) {
+func (w *putter) recoverStep(s *step, was *pre) (outcome, error) {
 	o := outcome{step: s}
 	f, err := w.root.Folder(parent(s.path))
 	if errors.Is(err, fs.ErrNotExist) || share.IsAstray(err) {

@@ -24,6 +24,14 @@ type found struct {
 // clear removes what the host has below the entry's name, if it has a folder
 // there. ok is false if that may not be; it was said then.
 func (a *applier) clear(ctx context.Context, e *Entry) (ok bool, err error) {
+	for _, p := range a.w.batch {
+		if within(p.path, e.Name) { // entries of their own below it
+			if err := a.w.run(ctx); err != nil {
+				return false, err
+			}
+			break
+		}
+	}
 	is, err := a.Root.Lstat(e.Name)
 	if err != nil || !is.Mode.IsDir() {
 		return true, nil // the step itself finds out
@@ -133,7 +141,7 @@ func (a *applier) mayRemove(path string, is *share.Info) string {
 	case kind != 0 && kind != fs.ModeDir && kind != fs.ModeSymlink:
 		return fmt.Sprintf("on the host it holds %q, which is a device, a pipe or a socket", path)
 	case (v.Protected || !a.Rules.Plain() && inGit(path)) && !a.opts.Accept:
-		return fmt.Sprintf("on the host it holds %q, of which the removal needs its own yes (carrel apply --accept-warnings)", path)
+		return fmt.Sprintf("on the host it holds %q, of which the removal needs its own yes (carrel apply --yes)", path)
 	case a.opts.Overwrite:
 	case !served:
 		return fmt.Sprintf("on the host it holds %q, which the guest has not seen", path)
@@ -231,11 +239,11 @@ func (a *applier) wouldBe(e *Entry) (*Event, error) {
 	} else {
 		f, err := a.Root.Folder(dir)
 		switch {
-		case share.IsAstray(err), errors.Is(err, fs.ErrNotExist) && e.Kind != Removed:
-			ev.Kind, ev.Refused = kindOf(e), fmt.Sprintf("its folder %q is not there on the host, or is none", dir)
-			return ev, nil
-		case errors.Is(err, fs.ErrNotExist):
+		case e.Kind == Removed && (share.IsAstray(err) || errors.Is(err, fs.ErrNotExist)):
 			ev.Kind = Gone
+			return ev, nil
+		case share.IsAstray(err), errors.Is(err, fs.ErrNotExist):
+			ev.Kind, ev.Refused = kindOf(e), fmt.Sprintf("its folder %q is not there on the host, or is none", dir)
 			return ev, nil
 		case err != nil:
 			return nil, err

@@ -9,7 +9,7 @@ import (
 )
 
 func TestApply(t *testing.T) {
-	w := newWorld(t, map[string]string{
+	w := newDesk(t, map[string]string{
 		"keep": "as it is", "edit": "old", "gone": "x", "dir/a": "1", "dir/b": "2", "dir/sub/c": "3", "was/file": "4", "link": "-> edit", "mode": "same",
 		"swap": "a file", "redo/old": "5", "redo/sub/old": "6", "redo/both": "7",
 	})
@@ -43,7 +43,7 @@ func TestApply(t *testing.T) {
 			t.Errorf("a dry run says %q (%v) of %s", d, ok, name)
 		}
 	}
-	want := newWorld(t, map[string]string{
+	want := newDesk(t, map[string]string{
 		"keep": "as it is", "edit": "new", "was": "a folder once", "link": "-> ../elsewhere", "mode": "same", "swap/in": "in", "new/deep/file": "deep", "redo/both": "8",
 	})
 	for name, mode := range map[string]os.FileMode{"edit": 0o755, "mode": 0o755, "new": 0o700} {
@@ -82,25 +82,25 @@ func TestApplyConflicts(t *testing.T) {
 		"links":   {Kind: Link, Target: "x"},
 		"folds":   {Kind: NewFolder},
 	}
-	host := map[string]func(w *world, name string){
+	host := map[string]func(w *desk, name string){
 		"nothing": nil,
-		"edits":   func(w *world, name string) { w.write(name, "host") },
-		"saves": func(w *world, name string) {
+		"edits":   func(w *desk, name string) { w.write(name, "host") },
+		"saves": func(w *desk, name string) {
 			w.write(name+".new", "old")
 			os.Rename(filepath.Join(w.host, name+".new"), filepath.Join(w.host, name))
 		},
-		"the same": func(w *world, name string) { w.write(name, "guest") },
-		"removes":  func(w *world, name string) { os.Remove(filepath.Join(w.host, name)) },
-		"folds":    func(w *world, name string) { os.Remove(filepath.Join(w.host, name)); w.write(name+"/in", "host") },
-		"links":    func(w *world, name string) { w.write(name, "-> /etc/passwd") },
-		"chmods":   func(w *world, name string) { os.Chmod(filepath.Join(w.host, name), 0o600) },
+		"the same": func(w *desk, name string) { w.write(name, "guest") },
+		"removes":  func(w *desk, name string) { os.Remove(filepath.Join(w.host, name)) },
+		"folds":    func(w *desk, name string) { os.Remove(filepath.Join(w.host, name)); w.write(name+"/in", "host") },
+		"links":    func(w *desk, name string) { w.write(name, "-> /etc/passwd") },
+		"chmods":   func(w *desk, name string) { os.Chmod(filepath.Join(w.host, name), 0o600) },
 	}
 	// What is not listed is a conflict.
 	fine := []string{"edits/nothing", "removes/nothing", "links/nothing", "folds/nothing", "edits/the same", "removes/removes", "folds/folds"}
 	for g, e := range guest {
 		for h, do := range host {
 			for _, overwrite := range []bool{false, true} {
-				w := newWorld(t, map[string]string{"d/f": "old"})
+				w := newDesk(t, map[string]string{"d/f": "old"})
 				e.Name = "d/f"
 				w.guest(e)
 				if do != nil {
@@ -140,7 +140,7 @@ func TestApplyConflicts(t *testing.T) {
 // applied.
 func TestApplyRefuses(t *testing.T) {
 	outside := t.TempDir()
-	w := newWorld(t, map[string]string{".env": "secret", "dir/.env": "secret", "dir/a": "1", "real/x": "1", "out": "-> " + outside, "f": "file", ".vscode/old": "1"})
+	w := newDesk(t, map[string]string{".env": "secret", "dir/.env": "secret", "dir/a": "1", "real/x": "1", "out": "-> " + outside, "f": "file", ".vscode/old": "1"})
 	w.guest(
 		Entry{Name: "good", Kind: File, Target: "good"},
 		Entry{Name: ".env", Kind: File, Target: "x"},
@@ -190,7 +190,7 @@ func TestApplyRefuses(t *testing.T) {
 
 // TestApplySetID: bits that give a program its owner's rights never come along.
 func TestApplySetID(t *testing.T) {
-	w := newWorld(t, map[string]string{"old": "1"})
+	w := newDesk(t, map[string]string{"old": "1"})
 	os.Chmod(filepath.Join(w.host, "old"), 0o755|os.ModeSetuid)
 	w.Base.Rebase("old", statOf(w, "old"))
 	w.guest(Entry{Name: "old", Kind: File, Target: "2", Mode: 0o777})
@@ -208,7 +208,7 @@ func TestApplySetID(t *testing.T) {
 
 // TestRemoveUnserved: what the guest has not seen keeps its folder.
 func TestRemoveUnserved(t *testing.T) {
-	w := newWorld(t, map[string]string{"dir/sub/seen": "1", "dir/other": "2"})
+	w := newDesk(t, map[string]string{"dir/sub/seen": "1", "dir/other": "2"})
 	w.guest(Entry{Name: "dir", Kind: Removed})
 	w.write("dir/sub/mine", "the host's")
 	before := w.tree()
@@ -231,7 +231,7 @@ func TestRemoveUnserved(t *testing.T) {
 }
 
 func TestApplyNewerEntryStays(t *testing.T) {
-	w := newWorld(t, map[string]string{"f": "old"})
+	w := newDesk(t, map[string]string{"f": "old"})
 	w.guest(Entry{Name: "f", Kind: File, Target: "one"})
 	entries := w.Store.Entries()
 	w.guest(Entry{Name: "f", Kind: File, Target: "two"}) // the guest goes on meanwhile
@@ -248,7 +248,7 @@ func TestApplyNewerEntryStays(t *testing.T) {
 }
 
 func TestDiscard(t *testing.T) {
-	w := newWorld(t, map[string]string{"f": "old"})
+	w := newDesk(t, map[string]string{"f": "old"})
 	w.guest(Entry{Name: "f", Kind: File, Target: "one"}, Entry{Name: "g", Kind: File, Target: "two"})
 	if n, err := w.Discard(t.Context(), []string{"f"}); n != 1 || err != nil || !slices.Equal(w.names(), []string{"g"}) {
 		t.Errorf("%d, %v, %q", n, err, w.names())

@@ -40,7 +40,7 @@ func TestCrashChild(t *testing.T) {
 	if dir == "" {
 		t.Skip("it is started by TestApplyKilled")
 	}
-	w := &world{t: t, host: filepath.Join(dir, "host"), dir: filepath.Join(dir, "store")}
+	w := &desk{t: t, host: filepath.Join(dir, "host"), dir: filepath.Join(dir, "store")}
 	w.open()
 	if os.Getenv("CARREL_REVIEW_OP") == "undo" {
 		w.undo(UndoOptions{})
@@ -72,7 +72,7 @@ var crashHost = map[string]string{
 	"keep": "as it is", "edit": big("o"), "gone": "x", "dir/a": "1", "dir/sub/c": "3", "was/file": "4", "link": "-> edit", "swap": "a file", "redo/old": "5", "redo/both": "7", "mode": "m",
 }
 
-func crashGuest(w *world) {
+func crashGuest(w *desk) {
 	w.guest(
 		Entry{Name: "edit", Kind: File, Target: big("n")},
 		Entry{Name: "gone", Kind: Removed},
@@ -97,8 +97,8 @@ func TestApplyKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	make := func(name string) *world {
-		w := worldIn(t, filepath.Join(top, name, "host"), filepath.Join(top, name, "store"), crashHost)
+	make := func(name string) *desk {
+		w := deskIn(t, filepath.Join(top, name, "host"), filepath.Join(top, name, "store"), crashHost)
 		crashGuest(w)
 		return w
 	}
@@ -114,7 +114,7 @@ func TestApplyKilled(t *testing.T) {
 	for _, l := range strings.Split(before+"\n"+after, "\n") {
 		lines[l] = true
 	}
-	most := 4
+	most := 2
 	if os.Getenv("CARREL_SCALE") == "full" {
 		most = 40
 	}

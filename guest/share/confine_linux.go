@@ -22,9 +22,21 @@ import (
 //
 // own are folders of the share's own, beside the one that is served, which stay writable: what is kept of changes.
 func Confine(root *Root, readOnly bool, own ...string) error {
-	b, is := root.back.(*linuxBackend)
-	if !is {
-		return errors.New("confine the share: the folder was not opened by OpenRoot")
+	if err := ConfineAll([]*Root{root}, readOnly, own...); err != nil {
+		return fmt.Errorf("confine the share %q: %w", root.path, err)
+	}
+	return nil
+}
+
+// ConfineAll is Confine for a process that has several folders, or none.
+func ConfineAll(roots []*Root, readOnly bool, own ...string) error {
+	var fds []int
+	for _, r := range roots {
+		b, is := r.back.(*linuxBackend)
+		if !is {
+			return fmt.Errorf("the folder %q was not opened by OpenRoot", r.path)
+		}
+		fds = append(fds, b.root)
 	}
 	// Loaded now or never: log lines carry the local time.
 	_ = time.Now().String()
@@ -34,12 +46,12 @@ func Confine(root *Root, readOnly bool, own ...string) error {
 		do   func() error
 	}{
 		{"set limits", limitProcess},
-		{"restrict files (Landlock)", func() error { return restrictFiles(b.root, readOnly, own) }},
+		{"restrict files (Landlock)", func() error { return restrictFiles(fds, readOnly, own) }},
 		{"restrict system calls (seccomp)", func() error { return restrictCalls(len(own) > 0) }},
-		{"verify the confinement", func() error { return probeConfined(b.root, own) }},
+		{"verify the confinement", func() error { return probeConfined(fds, own) }},
 	} {
 		if err := step.do(); err != nil {
-			return fmt.Errorf("confine the share %q: %s: %w", root.path, step.what, err)
+			return fmt.Errorf("%s: %w", step.what, err)
 		}
 	}
 	return nil
@@ -63,7 +75,7 @@ func limitProcess() error {
 
 // restrictFiles leaves the folder, for reading or for everything short of making devices, sockets and FIFOs, and of executing;
 // and its own folders, for the latter.
-func restrictFiles(root int, readOnly bool, own []string) error {
+func restrictFiles(roots []int, readOnly bool, own []string) error {
 	abi, err := ll.LandlockGetABIVersion()
 	if err != nil {
 		return fmt.Errorf("%w (the kernel needs Landlock: Linux 5.19 or newer, with landlock among its lsm= modules)", err)
@@ -78,8 +90,10 @@ func restrictFiles(root int, readOnly bool, own []string) error {
 	if !readOnly {
 		rights = writing
 	}
-	// The magic link leads to the very folder that is pinned, whatever its name has come to mean.
-	paths := []landlock.Rule{landlock.PathAccess(rights, fmt.Sprintf("/proc/self/fd/%d", root))}
+	var paths []landlock.Rule
+	for _, root := range roots { // the magic link leads to the very folder that is pinned, whatever its name has come to mean
+		paths = append(paths, landlock.PathAccess(rights, fmt.Sprintf("/proc/self/fd/%d", root)))
+	}
 	if len(own) > 0 {
 		paths = append(paths, landlock.PathAccess(writing, own...))
 	}
@@ -166,7 +180,7 @@ func restrictCalls(own bool) error {
 }
 
 // probeConfined tries what must not work any more, and what must.
-func probeConfined(root int, own []string) error {
+func probeConfined(roots []int, own []string) error {
 	fd, err := unix.Openat2(unix.AT_FDCWD, "/", &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC})
 	if err == nil {
 		unix.Close(fd)
@@ -176,11 +190,13 @@ func probeConfined(root int, own []string) error {
 		unix.Close(fd)
 		return errors.New("a socket can still be made")
 	}
-	fd, err = unix.Openat2(root, ".", &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: beneath})
-	if err != nil {
-		return fmt.Errorf("the folder itself cannot be read: %w", err)
+	for _, root := range roots {
+		fd, err := unix.Openat2(root, ".", &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: beneath})
+		if err != nil {
+			return fmt.Errorf("the folder itself cannot be read: %w", err)
+		}
+		unix.Close(fd)
 	}
-	unix.Close(fd)
 	for _, dir := range own {
 		probe := filepath.Join(dir, ".probe")
 		if err := os.WriteFile(probe, nil, 0o600); err != nil {

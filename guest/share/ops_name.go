@@ -392,11 +392,11 @@ func (s *Server) checkMove(m *renaming) errno {
 			return e
 		}
 	}
-	if e := s.keepMoved(m.from, &m.was); e != ok {
+	if e := s.keepMoved(m.from, m.to, &m.was); e != ok {
 		return e
 	}
 	if m.flags == renameExchange && m.there {
-		return s.keepMoved(m.to, &m.is)
+		return s.keepMoved(m.to, m.from, &m.is)
 	}
-	return s.keepPath(m.to)
+	return ok
 }

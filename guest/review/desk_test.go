@@ -17,26 +17,26 @@ import (
 	"github.com/carrel-vm/carrel/guest/share/rules"
 )
 
-// world is a host's folder, a store, and a guest that tells what it likes.
-type world struct {
+// desk is a host's folder, a store, and a guest that tells what it likes.
+type desk struct {
 	Target
 	t          testing.TB
 	host, dir  string
 	generation int
 }
 
-func newWorld(t testing.TB, files map[string]string) *world {
+func newDesk(t testing.TB, files map[string]string) *desk {
 	t.Helper()
 	top, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return worldIn(t, filepath.Join(top, "host"), filepath.Join(top, "store"), files)
+	return deskIn(t, filepath.Join(top, "host"), filepath.Join(top, "store"), files)
 }
 
-func worldIn(t testing.TB, host, dir string, files map[string]string) *world {
+func deskIn(t testing.TB, host, dir string, files map[string]string) *desk {
 	t.Helper()
-	w := &world{t: t, host: host, dir: dir}
+	w := &desk{t: t, host: host, dir: dir}
 	if err := errors.Join(os.MkdirAll(host, 0o755), os.MkdirAll(dir, 0o700)); err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func worldIn(t testing.TB, host, dir string, files map[string]string) *world {
 	return w
 }
 
-func (w *world) open() {
+func (w *desk) open() {
 	w.t.Helper()
 	set, err := rules.Compile(rules.Options{})
 	if err != nil {
@@ -70,7 +70,7 @@ func (w *world) open() {
 
 // write makes what a name in a test's table says: a folder if it ends in '/', a
 // link if the content begins with "-> ".
-func (w *world) write(name, content string) {
+func (w *desk) write(name, content string) {
 	w.t.Helper()
 	path := filepath.Join(w.host, name)
 	err := os.MkdirAll(filepath.Dir(path), 0o755)
@@ -88,7 +88,7 @@ func (w *world) write(name, content string) {
 }
 
 // serve tells the guest all that the rules do not hide.
-func (w *world) serve() {
+func (w *desk) serve() {
 	w.t.Helper()
 	err := fs.WalkDir(os.DirFS(w.host), ".", func(p string, d fs.DirEntry, err error) error {
 		if err != nil || p == "." || w.Rules.Judge(p).Hidden {
@@ -105,7 +105,7 @@ func (w *world) serve() {
 	}
 }
 
-func (w *world) blob(content string) string {
+func (w *desk) blob(content string) string {
 	w.t.Helper()
 	b, err := w.Store.newBlob()
 	if err != nil {
@@ -121,7 +121,7 @@ func (w *world) blob(content string) string {
 
 // guest puts entries into the review, as an import would. A File's Target is
 // its content.
-func (w *world) guest(entries ...Entry) {
+func (w *desk) guest(entries ...Entry) {
 	w.t.Helper()
 	w.generation++
 	for n := range entries {
@@ -157,7 +157,7 @@ func (w *world) guest(entries ...Entry) {
 }
 
 // apply applies, and returns what was done ("" for done) by name.
-func (w *world) apply(o ApplyOptions) map[string]string {
+func (w *desk) apply(o ApplyOptions) map[string]string {
 	w.t.Helper()
 	got, err := w.tryApply(o)
 	if err != nil {
@@ -166,7 +166,7 @@ func (w *world) apply(o ApplyOptions) map[string]string {
 	return got
 }
 
-func (w *world) tryApply(o ApplyOptions) (map[string]string, error) {
+func (w *desk) tryApply(o ApplyOptions) (map[string]string, error) {
 	got := map[string]string{}
 	err := w.Apply(context.Background(), o, func(e Event) error {
 		if _, twice := got[e.Path]; twice {
@@ -178,7 +178,7 @@ func (w *world) tryApply(o ApplyOptions) (map[string]string, error) {
 	return got, err
 }
 
-func (w *world) undo(o UndoOptions) map[string]string {
+func (w *desk) undo(o UndoOptions) map[string]string {
 	w.t.Helper()
 	if o.Sets == nil {
 		all, err := w.Undo.Undoable("")
@@ -234,9 +234,9 @@ func tree(t testing.TB, dir string) string {
 	return strings.Join(lines, "\n")
 }
 
-func (w *world) tree() string { w.t.Helper(); return tree(w.t, w.host) }
+func (w *desk) tree() string { w.t.Helper(); return tree(w.t, w.host) }
 
-func (w *world) names() (names []string) {
+func (w *desk) names() (names []string) {
 	for _, e := range w.Store.Entries() {
 		names = append(names, e.Name)
 	}
@@ -244,7 +244,7 @@ func (w *world) names() (names []string) {
 }
 
 // file says what a file of the host holds, "(none)" if it is not there.
-func (w *world) file(name string) string {
+func (w *desk) file(name string) string {
 	b, err := os.ReadFile(filepath.Join(w.host, name))
 	if err != nil {
 		return "(none)"
@@ -252,7 +252,7 @@ func (w *world) file(name string) string {
 	return string(b)
 }
 
-func statOf(w *world, name string) *share.Info {
+func statOf(w *desk, name string) *share.Info {
 	w.t.Helper()
 	i, err := w.Root.Lstat(name)
 	if err != nil {

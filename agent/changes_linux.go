@@ -17,7 +17,7 @@ import (
 
 // Bounds of a list of changes. The host has its own.
 const (
-	maxChanges = 1 << 20
+	maxChanges = 1_000_000
 	// maxChangeNames is what the list's names may have in all, in bytes.
 	maxChangeNames = 64 << 20
 	// maxChangeDepth is how many parts a name may have.
@@ -33,6 +33,8 @@ const (
 type changes struct {
 	// notes is what the names of the kernel's notes begin with.
 	notes string
+	// forgotten says when the removal of a name was last forgotten, or 0.
+	forgotten func(name string) int64
 	// send takes each entry as it is found.
 	send func(*wire.Changed) error
 
@@ -42,10 +44,30 @@ type changes struct {
 
 // changed is where an entry's name ends in names, and the folder that it is in.
 type changed struct {
-	end     uint32
-	parent  int32 // -1: the share's own
-	regular bool
+	end    uint32
+	parent int32 // -1: the share's own
+	kind   wire.ChangedType
+	is     identity
 }
+
+// identity tells an entry from what has taken its place, or its content's.
+type identity struct {
+	ino   uint64
+	size  int64
+	mtime int64
+	mode  uint32
+}
+
+func identify(st *unix.Stat_t) identity {
+	if whiteout(st) {
+		return identity{mode: st.Mode} // the kernel links one for all
+	}
+	return identity{st.Ino, st.Size, st.Mtim.Nano(), st.Mode}
+}
+
+// whiteout says whether an entry stands for one of the host's that the guest
+// has removed.
+func whiteout(st *unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 }
 
 // list sends what the upper folder holds, parents first. lower is what is under
 // the layer.
@@ -133,14 +155,16 @@ func (l *changes) entry(dir, lower int, base, name string, parent int32, depth i
 		}
 	default:
 		c.Type = wire.ChangedType_CHANGED_TYPE_OTHER
-		if st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 {
-			c.Type, c.Mode = wire.ChangedType_CHANGED_TYPE_REMOVED, 0
+		if whiteout(&st) {
+			// It has no time of its own.
+			c.Type, c.Mode, c.MtimeNanos = wire.ChangedType_CHANGED_TYPE_REMOVED, 0, 0
+			c.Stamp = binary.LittleEndian.AppendUint64(nil, uint64(l.forgotten(name)))
 		}
 	}
-	if !utf8.ValidString(base) {
-		c.Name, c.Type, c.Size = visible(name), wire.ChangedType_CHANGED_TYPE_OTHER, 0
+	if c.Name = visible(name); c.Name != name {
+		c.Type, c.Size = wire.ChangedType_CHANGED_TYPE_OTHER, 0
 	}
-	at, err := l.add(base, parent, c.Type)
+	at, err := l.add(base, parent, c.Type, identify(&st))
 	if err == nil {
 		err = l.send(c)
 	}
@@ -154,22 +178,19 @@ func (l *changes) entry(dir, lower int, base, name string, parent int32, depth i
 	return l.folder(os.NewFile(uintptr(sub), base), below, name, at, depth+1)
 }
 
-func (l *changes) add(base string, parent int32, kind wire.ChangedType) (int32, error) {
+func (l *changes) add(base string, parent int32, kind wire.ChangedType, is identity) (int32, error) {
 	if len(l.entries) >= maxChanges || len(l.names)+len(base) > maxChangeNames {
 		return 0, fmt.Errorf("the guest has changed more than %d entries, which is the limit of a review (copy out what is needed: carrel cp)", len(l.entries))
 	}
 	l.names = append(l.names, base...)
-	l.entries = append(l.entries, changed{uint32(len(l.names)), parent, kind == wire.ChangedType_CHANGED_TYPE_REGULAR})
+	l.entries = append(l.entries, changed{uint32(len(l.names)), parent, kind, is})
 	return int32(len(l.entries) - 1), nil
 }
 
-// regular returns the name of a regular file by its place in the list.
-func (l *changes) regular(index uint32) (string, bool) {
-	if uint64(index) >= uint64(len(l.entries)) || !l.entries[index].regular {
-		return "", false
-	}
+// name is the name of an entry by its place in the list.
+func (l *changes) name(index int32) string {
 	var parts []string
-	for i := int32(index); i >= 0; i = l.entries[i].parent {
+	for i := index; i >= 0; i = l.entries[i].parent {
 		begin := uint32(0)
 		if i > 0 {
 			begin = l.entries[i-1].end
@@ -183,7 +204,7 @@ func (l *changes) regular(index uint32) (string, bool) {
 			b.WriteByte('/')
 		}
 	}
-	return b.String(), true
+	return b.String()
 }
 
 // opaque says whether a folder of a layer hides what the host has there.
@@ -217,6 +238,9 @@ func readlink(dir int, base string) (string, error) {
 
 // visible writes the bytes of a name that are not UTF-8 as \xNN.
 func visible(name string) string {
+	if utf8.ValidString(name) {
+		return name
+	}
 	var b strings.Builder
 	for i := 0; i < len(name); {
 		r, n := utf8.DecodeRuneInString(name[i:])

@@ -98,11 +98,12 @@ func (m mounter) layer(i int, s *wire.Mount) (dir string, inMemory bool, err err
 	case m.disk == "":
 	case s.Layer != "":
 		dir = filepath.Join(m.disk, layersDir, s.Layer)
-		old := false
-		if _, err := os.Lstat(dir + "/upper"); err == nil {
-			old = true
+		is, err := os.Lstat(dir + "/upper")
+		old := err == nil
+		if old && !is.IsDir() {
+			return "", false, fmt.Errorf("layer of share %s on the scratch disk: %s/upper is no folder", s.Tag, dir)
 		}
-		err := m.keptLayer(dir)
+		err = m.keptLayer(dir)
 		if err == nil {
 			return dir, false, nil
 		}

@@ -1,8 +1,6 @@
 package agent
 
 import (
-	"bytes"
-	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -13,178 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/carrel-vm/carrel/guest/share/rules"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
-
-// reviewed is one review from the host's side.
-type reviewed struct {
-	*session
-	list []*wire.Changed
-}
-
-// review lists the changes at a path; refused is why there is no list.
-func (h *host) review(at string) (r *reviewed, refused string) {
-	h.t.Helper()
-	r = &reviewed{session: h.call(&wire.Call{Kind: &wire.Call_Review{Review: &wire.Review{Path: at}}})}
-	for {
-		var m wire.Reviewed
-		if err := r.r.Read(&m); err != nil {
-			h.t.Fatal(err)
-		}
-		switch k := m.Kind.(type) {
-		case *wire.Reviewed_Change:
-			r.list = append(r.list, k.Change)
-		case *wire.Reviewed_Done:
-			return r, k.Done.Error
-		default:
-			h.t.Fatalf("%v in a list", &m)
-		}
-	}
-}
-
-// ask sends one frame and returns what comes until Done, and Done's error.
-func (r *reviewed) ask(m *wire.Reviewing) ([]byte, string) {
-	r.t.Helper()
-	r.send(m)
-	var all []byte
-	for {
-		var m wire.Reviewed
-		if err := r.r.Read(&m); err != nil {
-			r.t.Fatal(err)
-		}
-		switch k := m.Kind.(type) {
-		case *wire.Reviewed_Data:
-			if len(k.Data) > reviewChunk {
-				r.t.Errorf("a piece of %d bytes", len(k.Data))
-			}
-			all = append(all, k.Data...)
-		case *wire.Reviewed_Done:
-			return all, k.Done.Error
-		}
-	}
-}
-
-func (r *reviewed) content(i int) ([]byte, string) {
-	r.t.Helper()
-	return r.ask(&wire.Reviewing{Kind: &wire.Reviewing_Want{Want: &wire.Want{Index: uint32(i)}}})
-}
-
-func (r *reviewed) drop(names ...string) string {
-	r.t.Helper()
-	_, e := r.ask(&wire.Reviewing{Kind: &wire.Reviewing_Drop{Drop: &wire.Drop{Names: names}}})
-	return e
-}
-
-func (r *reviewed) names() (names []string) {
-	for _, c := range r.list {
-		names = append(names, c.Name)
-	}
-	return names
-}
-
-// kinds tells of each entry what it is, for a message and to compare.
-func (r *reviewed) kinds() map[string]string {
-	m := make(map[string]string)
-	for _, c := range r.list {
-		m[c.Name] = strings.TrimPrefix(c.Type.String(), "CHANGED_TYPE_")
-	}
-	return m
-}
-
-// apply does to a folder what the list says, as if all of it were agreed to.
-func (r *reviewed) apply(root string) {
-	r.t.Helper()
-	for i, c := range r.list {
-		at := filepath.Join(root, c.Name)
-		var err error
-		if c.Type != wire.ChangedType_CHANGED_TYPE_DIRECTORY {
-			if _, e := os.Lstat(at); c.Type == wire.ChangedType_CHANGED_TYPE_REMOVED && e != nil {
-				r.t.Errorf("removed, but never there: %s", c.Name)
-			}
-			err = os.RemoveAll(at)
-		}
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		switch c.Type {
-		case wire.ChangedType_CHANGED_TYPE_REGULAR:
-			b, e := r.content(i)
-			if e != "" || int64(len(b)) != c.Size {
-				r.t.Errorf("content of %s: %d bytes, %q; %d were announced", c.Name, len(b), e, c.Size)
-			}
-			err = os.WriteFile(at, b, 0o600)
-		case wire.ChangedType_CHANGED_TYPE_NEW_DIRECTORY:
-			err = os.Mkdir(at, 0o700)
-		case wire.ChangedType_CHANGED_TYPE_SYMLINK:
-			err = os.Symlink(c.Target, at)
-		case wire.ChangedType_CHANGED_TYPE_OTHER:
-			err = unix.Mkfifo(at, 0o600)
-		}
-		if err == nil && c.Type != wire.ChangedType_CHANGED_TYPE_REMOVED && c.Type != wire.ChangedType_CHANGED_TYPE_SYMLINK {
-			err = os.Chmod(at, os.FileMode(c.Mode))
-		}
-		if err != nil {
-			r.t.Fatal(err)
-		}
-	}
-}
-
-// look describes all of a folder.
-func look(t *testing.T, root string) string {
-	t.Helper()
-	var b strings.Builder
-	err := filepath.Walk(root, func(p string, fi os.FileInfo, err error) error {
-		if err != nil || p == root {
-			return err
-		}
-		fmt.Fprintf(&b, "%s %v", strings.TrimPrefix(p, root+"/"), fi.Mode())
-		switch {
-		case fi.Mode().IsRegular():
-			c, err := readPlain(p)
-			if err != nil {
-				return err
-			}
-			if len(c) > 64 {
-				c = fmt.Appendf(nil, "%d bytes: %x", len(c), sha256.Sum256(c))
-			}
-			fmt.Fprintf(&b, " %q", c)
-		case fi.Mode()&os.ModeSymlink != 0:
-			target, err := os.Readlink(p)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(&b, " -> %s", target)
-		}
-		b.WriteByte('\n')
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b.String()
-}
-
-// readPlain reads a file without Go's poller, which may not wait for a share
-// whose server is in the same process.
-func readPlain(p string) ([]byte, error) {
-	fd, err := unix.Open(p, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	var all bytes.Buffer
-	b := make([]byte, 64<<10)
-	for {
-		n, err := unix.Read(fd, b)
-		if n <= 0 {
-			return all.Bytes(), err
-		}
-		all.Write(b[:n])
-	}
-}
 
 // sources fills a folder as a project has it.
 func sources(t *testing.T, dir string) {
@@ -305,12 +134,9 @@ func TestReviewDrop(t *testing.T) {
 	if e != "" {
 		t.Fatal(e)
 	}
-	for _, bad := range []string{"", ".", "..", "../canary", "/etc", "a/../../b", "a//b", "a/", "x\x00", strings.Repeat("x/", 2100) + "x"} {
-		if e := r.drop("edit", bad); e == "" {
-			t.Errorf("%.20q is dropped", bad)
-		}
-	}
-	for _, nothing := range []string{"out/canary", "none", "none/none", "edit/x", "dir2link/x"} {
+	for _, nothing := range []string{
+		"", ".", "..", "../canary", "/etc", "a/../../b", "a//b", "a/", "x\x00", strings.Repeat("x/", 2100) + "x", "out/canary", "none", "none/none", "edit/x", "dir2link/x",
+	} {
 		if e := r.drop(nothing); e != "" {
 			t.Errorf("%s: %s", nothing, e)
 		}
@@ -336,6 +162,12 @@ func TestReviewDrop(t *testing.T) {
 	if got := h.good("cd /run/w; cat src/two; test ! -e very; cat large | wc -c"); got != "src/two of the host\n700000\n" {
 		t.Errorf("%q", got)
 	}
+	if e := r.drop(); e != "" { // all of it
+		t.Error(e)
+	}
+	if got, want := look(t, "/run/w"), look(t, dir); got != want {
+		t.Errorf("all is forgotten, and the guest sees\n%s\nnot\n%s", got, want)
+	}
 	for at, want := range map[string]string{"/run/ro": "no layer", "/run/none": "no share", "": "no share"} {
 		if _, e := h.review(at); !strings.Contains(e, want) {
 			t.Errorf("a review of %q: %q", at, e)
@@ -344,6 +176,59 @@ func TestReviewDrop(t *testing.T) {
 	// The test driver's guests have no layers.
 	if _, e := ready(t).review("/run/w"); !strings.Contains(e, "no layer") {
 		t.Errorf("%q", e)
+	}
+}
+
+// TestReviewDropLate: what the guest goes on to change is not lost with what the
+// host knows of it.
+func TestReviewDropLate(t *testing.T) {
+	m := mounting(t)
+	if m == nil {
+		return
+	}
+	s := newSharing(t)
+	dir := s.folder("share0", rules.Review)
+	sources(t, dir)
+	h := shared(t, m, s, &wire.Mount{Tag: "share0", Type: "fuse", Path: "/run/w", ReadOnly: true, Overlay: true, Layer: "x"})
+	task := h.exec(&wire.Exec{Argv: []string{"/bin/sh", "-c", "cd /run/w; echo 1 >edit; echo 1 >mode; echo 1 >file2dir; echo 1 >src/one; rm gone; exec 3>>log; echo up; read x; echo 2 >&3; cat log"}, Stdin: true})
+	task.until("up\n")
+	r, e := h.review("/run/w")
+	if e != "" {
+		t.Fatal(e)
+	}
+	h.good("cd /run/w; echo longer >edit; rm mode; rm file2dir; mkdir file2dir")
+	if e := r.drop(r.names()...); !strings.Contains(e, "4 changes stay") {
+		t.Errorf("%q", e)
+	}
+	if got := h.good("cd /run/w; cat edit src/one gone; ls -d file2dir/; test ! -e mode; cat log"); got != "longer\nsrc/one of the host\ngone of the host\nfile2dir/\n" {
+		t.Errorf("%q", got)
+	}
+	task.stdin("\n")
+	task.closeStdin()
+	task.wait()
+	task.wantOut("up\n2\n")
+	// A removal that was forgotten, and is done again, is another.
+	stamp := func() string {
+		r, e := h.review("/run/w")
+		if e != "" {
+			t.Fatal(e)
+		}
+		for _, c := range r.list {
+			if c.Name == "gone" {
+				if e := r.drop("gone"); e != "" {
+					t.Error(e)
+				}
+				return string(c.Stamp)
+			}
+		}
+		t.Error("the removal is not listed")
+		return ""
+	}
+	h.good("cd /run/w; rm gone")
+	one := stamp()
+	h.good("cd /run/w; rm gone")
+	if two := stamp(); one == two {
+		t.Error("two removals have one stamp")
 	}
 }
 
@@ -357,7 +242,7 @@ func TestReviewStamp(t *testing.T) {
 	dir := s.folder("share0", rules.Review)
 	sources(t, dir)
 	h := shared(t, m, s, &wire.Mount{Tag: "share0", Type: "fuse", Path: "/run/w", ReadOnly: true, Overlay: true, Layer: "x"})
-	h.good("cd /run/w; echo a >edit; echo a >same; touch -d 2020-01-01 edit same")
+	h.good("cd /run/w; rm gone; echo a >edit; echo a >same; touch -d 2020-01-01 edit same")
 	stamps := func() map[string]string {
 		r, e := h.review("/run/w")
 		if e != "" {
@@ -378,9 +263,9 @@ func TestReviewStamp(t *testing.T) {
 	if two := stamps(); two["edit"] != one["edit"] || two["same"] != one["same"] {
 		t.Error("stamps change on their own")
 	}
-	h.good("cd /run/w; echo b >edit; touch -d 2020-01-01 edit") // same size, same time
+	h.good("cd /run/w; rm -r away; echo b >edit; touch -d 2020-01-01 edit") // same size, same time
 	time.Sleep(2 * racy)
-	if three := stamps(); three["edit"] == one["edit"] || three["same"] != one["same"] {
+	if three := stamps(); three["edit"] == one["edit"] || three["same"] != one["same"] || three["gone"] != one["gone"] || three["away"] == "" {
 		t.Error("the stamps do not tell what has changed")
 	}
 }

@@ -44,6 +44,8 @@ type sharedFolder struct {
 	// layer is the folder of its layer, or empty.
 	layer string
 	relay *relay // or nil
+	// forgotten says when the removal of a name was forgotten; see forget.
+	forgotten map[string]int64
 }
 
 func newShares(m mounter, dial func(context.Context, uint32) (net.Conn, error)) *shares {

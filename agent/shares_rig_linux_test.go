@@ -106,9 +106,9 @@ func newSharing(t *testing.T) *sharing {
 }
 
 // folder makes a folder that is served under a tag.
-func (s *sharing) folder(tag string, mode rules.Mode) string {
+func (s *sharing) folder(tag string, mode rules.Mode, protect ...rules.List) string {
 	s.t.Helper()
-	r, err := rules.Compile(rules.Options{Mode: mode})
+	r, err := rules.Compile(rules.Options{Mode: mode, Protect: protect})
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -32,6 +32,7 @@ import (
 //	ports.json     which ports lead into it while it runs; likewise
 //	review/        what waits to be reviewed, and what undo needs, by layer
 //	kept.json      why an ephemeral guest is still there; only the daemon writes it
+//	drops          what it is to forget when it runs again; likewise
 //	audit/         the audit log, which daemon, keeper and egress process write
 const (
 	fileSpec    = "guest.json"

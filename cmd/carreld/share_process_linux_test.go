@@ -54,6 +54,11 @@ func newShared(t *testing.T, boundary, image string) (*world, *client.Client, sh
 	if boundary != "" && g.Boundary != boundary {
 		t.Fatalf("the guest is behind the wall %q, not %q", g.Boundary, boundary)
 	}
+	if spec.Ephemeral { // its end is that of its first task
+		if _, err := c.StartTask(t.Context(), client.Task{Guest: "box", Args: []string{"sleep", "1000"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return w, c, f
 }
 
@@ -94,6 +99,8 @@ func look(t *testing.T, dir string) string {
 func TestSharedProcess(t *testing.T) {
 	w, c, f := newShared(t, wallProcess, hostImage)
 	t.Run("Names", func(t *testing.T) { testSharedNames(t, c, f) })
+	t.Run("Imported", func(t *testing.T) { testImported(t, w, c) })
+	t.Run("Live", func(t *testing.T) { testLive(t, w, c) })
 	t.Run("ServerKilled", func(t *testing.T) { testSharedServerKilled(t, w, c) })
 }
 
@@ -151,18 +158,28 @@ func testSharedServerKilled(t *testing.T, w *world, c *client.Client) {
 		}
 		eventually(t, "it is reaped", func() bool { return syscall.Kill(pid, 0) != nil })
 	}
-	if r := sh(t, c, "box", "", "cat /s/ro/file; echo alive; cat /s/plain/file"); strings.Count(r.out, "contents\n") != 1 || !strings.Contains(r.out, "alive\n") {
+	if r := sh(t, c, "box", "", "cat /s/rw/file; echo alive; cat /s/plain/file"); strings.Count(r.out, "contents\n") != 1 || !strings.Contains(r.out, "alive\n") {
 		t.Errorf("%q", r.out)
 	}
 	eventually(t, "the guest's shares say that they serve nothing", func() bool {
 		g, err := c.Guest(t.Context(), "box")
-		if err != nil || len(g.Shares) != 4 {
+		if err != nil || len(g.Shares) != 4 { // one was taken away, and one came
 			t.Fatalf("%v, %v", g, err)
 		}
-		return g.Shares[0].Cause != "" && g.Shares[0].Carrier == "fuse" && g.Shares[3].Cause == ""
+		return g.Shares[0].Cause != "" && g.Shares[0].Carrier == "fuse" && g.Shares[2].Carrier == "bind" && g.Shares[2].Cause == ""
 	})
 	if _, err := c.StopGuest(t.Context(), "box", 0); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "only the daemon runs", func() bool { return len(w.processes()) == 1 })
+}
+
+// TestSharedGVisor is TestSharedProcess behind gVisor, where the wall mounts
+// what the share's server serves.
+func TestSharedGVisor(t *testing.T) {
+	_, c, f := newShared(t, wallGVisor, "")
+	testSharedNames(t, c, f)
+	if _, err := c.StopGuest(t.Context(), "box", 0); err != nil {
+		t.Fatal(err)
+	}
 }

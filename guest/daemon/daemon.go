@@ -45,6 +45,11 @@ type Options struct {
 	// Review is the command that runs a review process; its request comes on
 	// descriptor 3, its answers go to 4. Empty: nothing can be reviewed.
 	Review []string
+	// Share is the command that runs a share process for a guest that runs
+	// already; empty: its shares cannot be changed then. ShareOwner is who owns
+	// what is in a share, as a guest sees it.
+	Share      []string
+	ShareOwner uint32
 	// Link makes what the two have between them.
 	Link func() (keeper, edge *os.File, err error)
 	// Agent is the path of the static carrel-agent that image build uses.

@@ -289,6 +289,10 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	if info.State != api.GuestState_GUEST_STATE_READY {
 		return nil, startFailed(e.name, info.Cause)
 	}
+	if err := d.replayDrops(ctx, e); err != nil {
+		d.log.Error("a guest does not forget", "guest", e.name, "error", err)
+		notice("what was applied or discarded while guest " + e.name + " did not run is still as it left it in the guest: " + err.Error())
+	}
 	if info.Accelerator == "tcg" { // said once: it does not change while this daemon lives
 		d.slow.Do(func() {
 			notice("guests run under software emulation here, several times slower (carrel doctor says why)")

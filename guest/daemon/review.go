@@ -85,11 +85,9 @@ func (s *reviewService) Apply(ctx context.Context, r *connect.Request[api.ApplyR
 	defer done()
 	c := counted{}
 	m := new(api.ApplyEvent)
-	var sent error
 	err = s.d.runReview(ctx, e, review.Request{Apply: r.Msg}, m, func() error {
 		c.add(m, !r.Msg.DryRun)
-		sent = st.Send(m)
-		return sent
+		return st.Send(m)
 	})
 	if !r.Msg.DryRun {
 		s.changed(ctx, e, "review.applied", map[string]any{
@@ -106,12 +104,23 @@ func (s *reviewService) Discard(ctx context.Context, r *connect.Request[api.Disc
 		return nil, err
 	}
 	defer done()
-	out := new(api.DiscardResponse)
-	err = s.d.runReview(ctx, e, review.Request{Discard: r.Msg}, out, func() error { return nil })
+	var paths []string // for a guest, each entry by its own name
+	if len(r.Msg.Paths) > 0 {
+		ch := new(api.Change)
+		all := &api.DiffRequest{Guest: e.name, Paths: r.Msg.Paths, NoText: true, Ignored: true}
+		if err := s.d.runReview(ctx, e, review.Request{Diff: all}, ch, func() error { paths = append(paths, ch.Path); return nil }); err != nil {
+			return nil, err
+		}
+	}
+	m, out := new(api.DiscardResponse), new(api.DiscardResponse)
+	err = s.d.runReview(ctx, e, review.Request{Discard: r.Msg}, m, func() error {
+		proto.Merge(out, m)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	paths := r.Msg.Paths
+	paths = append(paths, r.Msg.Paths...)
 	if len(paths) == 0 {
 		info, _, _ := e.get()
 		for _, sh := range info.GetSpec().GetShares() {
@@ -224,27 +233,12 @@ func (s *reviewService) changed(ctx context.Context, e *entry, kind string, fiel
 	s.d.record(e, kind, fields)
 	s.d.log.Info(kind, "guest", e.name, "counts", fmt.Sprint(fields))
 	s.d.dropReview(ctx, e, paths)
+	if _, k, _ := e.get(); k == nil {
+		s.d.leave(s.d.ctx, e, true) // it may have been kept for this alone
+		return
+	}
 	if _, err := s.d.summarize(ctx, e); err != nil {
 		s.d.log.Error("count what waits", "guest", e.name, "error", err)
-		return
-	}
-	s.d.owned.Go(func() { s.d.leave(s.d.ctx, e, true) })
-}
-
-// dropReview has a guest that runs forget changes. What it does not forget is
-// not lost: it is then as the host has it, and no change any more.
-func (d *Daemon) dropReview(ctx context.Context, e *entry, paths []string) {
-	info, k, _ := e.get()
-	if k == nil || len(paths) == 0 {
-		return
-	}
-	dctx, cancel := context.WithTimeout(ctx, importTime)
-	defer cancel()
-	for _, drop := range dropped(info.Spec.GetShares(), paths) {
-		if _, err := k.own.DropReview(dctx, connect.NewRequest(drop)); err != nil {
-			d.log.Warn("a guest keeps changes that are done with", "guest", e.name, "share", drop.Share, "error", err)
-			return
-		}
 	}
 }
 
@@ -378,7 +372,7 @@ func (d *Daemon) reviewShares(e *entry) (refs []review.ShareRef, err error) {
 		}
 		pin, s := x.grant.Pins()[0], x.grant.Spec().Shares[0]
 		refs = append(refs, review.ShareRef{
-			Path: s.Path, Dev: pin.Dev, Ino: pin.Ino, Store: storeDir(d.dir(e), x.grant.Layer(0)), GuestPath: s.GuestPath, Rules: x.grant.ShareRules(0),
+			Path: s.Path, Dev: pin.Dev, Ino: pin.Ino, Store: guest.ReviewDir(d.dir(e), x.grant.Layer(0)), GuestPath: s.GuestPath, Rules: x.grant.ShareRules(0),
 		})
 	}
 	if len(refs) == 0 {
@@ -387,13 +381,10 @@ func (d *Daemon) reviewShares(e *entry) (refs []review.ShareRef, err error) {
 	return refs, nil
 }
 
-// storeDir is where the store of a share lies in a guest's folder.
-func storeDir(dir, layer string) string { return filepath.Join(dir, guest.DirReview, layer) }
-
 // makeStores makes the folders of the stores of all shares.
 func makeStores(dir string, g *policy.Grant) error {
 	for i := range g.Pins() {
-		if err := place.MakePrivate(storeDir(dir, g.Layer(i))); err != nil {
+		if err := place.MakePrivate(guest.ReviewDir(dir, g.Layer(i))); err != nil {
 			return err
 		}
 	}

@@ -102,6 +102,7 @@ type applier struct {
 	quiet   bool            // while recovering
 	pending map[string]appliedAs
 	sources map[string]*set // of which steps are undone
+	given   map[string][]given
 }
 
 func (t *Target) applier(o ApplyOptions, tell func(Event) error) (*applier, func(), error) {
@@ -237,7 +238,7 @@ func (a *applier) never(e *Entry) string {
 	}
 	// A folder that only stands there needs no yes; what is in it does.
 	if why := warning(e, v); why != "" && e.Kind != Folder && !a.opts.Accept {
-		return "it needs its own yes: " + why + " (carrel apply --accept-warnings)"
+		return "it needs its own yes: " + why + " (carrel apply --yes)"
 	}
 	return ""
 }

@@ -181,14 +181,23 @@ func (w *putter) run(ctx context.Context) error {
 		})
 	}
 	all.Wait()
-	failed := w.journal(batch)
-	for _, p := range batch {
-		if failed != nil {
-			break // what is ready is finished by flush; the rest is not touched
+	// What comes before a failure is done, the rest is not touched.
+	good, failed := batch, error(nil)
+	for n, p := range batch {
+		if p.err != nil {
+			good, failed = batch[:n], p.err
+			break
 		}
+	}
+	if err := w.journal(good); err != nil {
+		good, failed = nil, err
+	}
+	for _, p := range good {
 		o := outcome{step: p.step, refused: p.verdict.refused, before: p.is, after: p.is}
 		if p.going() {
-			if o.refused, failed = w.commit(p); failed != nil {
+			var err error
+			if o.refused, err = w.commit(p); err != nil {
+				failed = err
 				break
 			}
 			if o.refused == "" {
@@ -207,9 +216,6 @@ func (w *putter) run(ctx context.Context) error {
 func (w *putter) journal(batch []*prepared) error {
 	var pres []record
 	for _, p := range batch {
-		if p.err != nil {
-			return p.err
-		}
 		if p.going() {
 			pres = append(pres, record{Pre: &p.pre})
 		}

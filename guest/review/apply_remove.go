@@ -141,7 +141,7 @@ func (a *applier) mayRemove(path string, is *share.Info) string {
 	case kind != 0 && kind != fs.ModeDir && kind != fs.ModeSymlink:
 		return fmt.Sprintf("on the host it holds %q, which is a device, a pipe or a socket", path)
 	case (v.Protected || !a.Rules.Plain() && inGit(path)) && !a.opts.Accept:
-		return fmt.Sprintf("on the host it holds %q, of which the removal needs its own yes (carrel apply --accept-warnings)", path)
+		return fmt.Sprintf("on the host it holds %q, of which the removal needs its own yes (carrel apply --yes)", path)
 	case a.opts.Overwrite:
 	case !served:
 		return fmt.Sprintf("on the host it holds %q, which the guest has not seen", path)

@@ -14,7 +14,7 @@ func infoFor(n int64) *share.Info {
 	return &share.Info{Dev: 1, Ino: uint64(n), Size: n, Mode: 0o644, Nlink: 1, Mtime: time.Unix(n, 5), Ctime: time.Unix(n, 7)}
 }
 
-func openTestBase(t *testing.T, dir string) *Base {
+func openTestBase(t testing.TB, dir string) *Base {
 	t.Helper()
 	b, err := OpenBase(dir)
 	if err != nil {

@@ -43,11 +43,15 @@ type blob struct {
 }
 
 func (s *Store) newBlob() (*blob, error) {
-	if err := s.mkdir(tmpDir); err != nil {
-		return nil, err
-	}
 	name := path.Join(tmpDir, rand.Text())
-	f, err := s.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	f, err := s.root.OpenFile(name, flags, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := s.mkdir(tmpDir); err != nil {
+			return nil, err
+		}
+		f, err = s.root.OpenFile(name, flags, 0o600)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -74,13 +78,12 @@ func (b *blob) keep() (string, error) {
 	to := blobPath(sum)
 	err := b.file.Close()
 	if err == nil {
-		err = b.s.mkdir(blobsDir)
-	}
-	if err == nil {
-		err = b.s.mkdir(path.Dir(to))
-	}
-	if err == nil {
 		err = b.s.root.Rename(b.name, to) // also over a damaged one
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = errors.Join(b.s.mkdir(blobsDir), b.s.mkdir(path.Dir(to))); err == nil {
+			err = b.s.root.Rename(b.name, to)
+		}
 	}
 	if err != nil {
 		b.s.root.Remove(b.name)

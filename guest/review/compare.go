@@ -153,6 +153,9 @@ func (f *Finding) does() api.ChangeKind {
 func warning(e *Entry, v rules.Verdict) string {
 	switch {
 	case v.Protected:
+		if w := rules.Warn(e.Name); w != "" {
+			return w
+		}
 		return v.Reason
 	case v.Ancestor && e.Kind != Folder && e.Kind != NewFolder:
 		return v.Reason

@@ -114,7 +114,7 @@ func TestApplyKilled(t *testing.T) {
 	for _, l := range strings.Split(before+"\n"+after, "\n") {
 		lines[l] = true
 	}
-	most := 4
+	most := 2
 	if os.Getenv("CARREL_SCALE") == "full" {
 		most = 40
 	}

@@ -65,12 +65,7 @@ func (im *importer) reuse(e *kept) bool {
 	if old == nil || old.Kind != File || old.Stamp != e.Stamp || old.Size != e.Size || old.Blob == "" {
 		return false
 	}
-	f, err := im.s.Blob(old.Blob)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	if is, err := f.Stat(); err != nil || is.Size() != e.Size {
+	if is, err := im.s.root.Lstat(blobPath(old.Blob)); err != nil || !is.Mode().IsRegular() || is.Size() != e.Size {
 		return false
 	}
 	e.Blob = old.Blob

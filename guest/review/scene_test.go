@@ -21,7 +21,7 @@ import (
 
 // scene is a host folder, a store and a guest that says what a test wants.
 type scene struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string // the host's folder
 	store string
 	root  *share.Root
@@ -33,13 +33,15 @@ type scene struct {
 	contents map[string]string
 	// answer replaces how a content is sent, if it is not nil.
 	answer func(to io.Writer, name string, try int) error
+	// deaf: the guest forgets nothing.
+	deaf bool
 	// end replaces the end of the list.
 	end *wire.Done
 
 	wanted, dropped []string
 }
 
-func newScene(t *testing.T, hosts map[string]string) *scene {
+func newScene(t testing.TB, hosts map[string]string) *scene {
 	t.Helper()
 	w := &scene{t: t, dir: t.TempDir(), store: t.TempDir(), contents: map[string]string{}}
 	for name, content := range hosts {
@@ -153,7 +155,12 @@ func (w *scene) guest(conn net.Conn) error {
 		if err := in.Read(m); err != nil {
 			return err
 		}
-		if d := m.GetDrop(); d != nil {
+		if d := m.GetDrop(); d != nil && w.deaf {
+			if err := wire.Write(conn, doneFrame("no")); err != nil {
+				return err
+			}
+			continue
+		} else if d != nil {
 			w.dropped = append(w.dropped, d.Names...)
 			w.list = slices.DeleteFunc(w.list, func(c *wire.Changed) bool { return slices.Contains(d.Names, c.Name) })
 			if err := wire.Write(conn, doneFrame("")); err != nil {

@@ -81,6 +81,9 @@ func (t *Target) TakeBack(ctx context.Context, o UndoOptions, tell func(Event) e
 	if a.w.set, err = t.Undo.start(setUndo, o.Group); err != nil {
 		return err
 	}
+	if err := a.loadGiven(); err != nil {
+		return a.finish(err, nil)
+	}
 	hit := make([]bool, len(o.Paths))
 	for _, id := range o.Sets {
 		if err = a.takeBack(ctx, id, hit); err != nil {
@@ -180,9 +183,62 @@ func (a *applier) back(id string, h *history, p *pre) *step {
 	return s
 }
 
+// given is an entry that an undo has put there, and what it was made after.
+type given struct{ now, was *share.Info }
+
+// loadGiven learns what earlier undos have given back: such an entry counts for
+// the one that it was made after, so that one set after the other can be taken
+// back.
+func (a *applier) loadGiven() error {
+	ids, err := a.Undo.sets()
+	if err != nil {
+		return err
+	}
+	sets, pres := map[string]*history{}, map[string]map[int]*pre{}
+	for _, id := range ids {
+		h, err := a.Undo.read(id)
+		if err != nil {
+			continue
+		}
+		sets[id], pres[id] = h, map[int]*pre{}
+		for n := range h.pres {
+			pres[id][h.pres[n].I] = &h.pres[n]
+		}
+	}
+	a.given = map[string][]given{}
+	for _, h := range sets {
+		if h.begin.Kind != setUndo {
+			continue
+		}
+		for n := range h.plans {
+			p := &h.plans[n]
+			was, d := pres[p.Of][p.At], h.done[p.I]
+			if was != nil && was.Path == p.Path && d != nil && d.After != nil {
+				a.given[string(p.Path)] = append(a.given[string(p.Path)], given{d.After, was.Info})
+			}
+		}
+	}
+	return nil
+}
+
+// origin is what an entry was made after by undos.
+func (a *applier) origin(path string, is *share.Info) *share.Info {
+	for again := true; again && is != nil; {
+		again = false
+		for _, g := range a.given[path] {
+			if same(is, g.now) && !same(g.now, g.was) {
+				is, again = g.was, true
+				break
+			}
+		}
+	}
+	return is
+}
+
 // since says what has become of an entry since the change that is taken back.
 func (a *applier) since(h *history, p *pre, is *share.Info) string {
 	const cure = " (carrel undo --overwrite takes it back all the same, and can be undone)"
+	is = a.origin(string(p.Path), is)
 	if h.begin.Kind != setTask {
 		if after := h.done[p.I].After; !same(is, after) && !(is == nil && p.Kind == 0) {
 			return "it was changed since" + cure

@@ -306,11 +306,18 @@ func (h *Handle) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt implements io.WriterAt.
 func (h *Handle) WriteAt(p []byte, off int64) (int, error) {
-	n, err := h.f.writeAt([][]byte{p}, off)
-	if err == nil && n < len(p) {
-		err = io.ErrShortWrite
+	n := 0
+	for n < len(p) { // a write that is cut short has its error when it goes on
+		some, err := h.f.writeAt([][]byte{p[n:]}, off+int64(n))
+		if err == nil && some <= 0 {
+			err = io.ErrShortWrite
+		}
+		if err != nil {
+			return n, err
+		}
+		n += some
 	}
-	return n, err
+	return n, nil
 }
 
 // Lstat looks at the file, whatever has become of its name.

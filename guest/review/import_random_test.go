@@ -1,0 +1,273 @@
+package review
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/carrel-vm/carrel/guest/wire"
+)
+
+// node is an entry of a tree that a test makes up.
+type node struct {
+	kind    Kind // File, Folder or Link
+	mode    uint32
+	content string // or a link's target
+}
+
+// overlay is a tree under changes, with the upper folder that overlayfs would
+// make of them (filesystems/overlayfs.rst; redirect_dir and metacopy off).
+type overlay struct {
+	lower, merged map[string]node
+	upper         map[string]bool // also of what is removed
+	opaque        map[string]bool
+}
+
+func namesBelow(tree map[string]node, dir string) (names []string) {
+	for n := range tree {
+		if n != dir && within(n, dir) {
+			names = append(names, n)
+		}
+	}
+	return names
+}
+
+// hides says whether the lower's entry of that name cannot be seen through the
+// folders that it is in.
+func (o *overlay) hides(name string) bool {
+	for at := parent(name); at != ""; at = parent(at) {
+		if o.opaque[at] {
+			return true
+		}
+		if l, ok := o.lower[at]; !ok || l.kind != Folder {
+			return true
+		}
+	}
+	return false
+}
+
+func (o *overlay) copyUp(name string) {
+	for at := name; at != ""; at = parent(at) {
+		o.upper[at] = true
+	}
+}
+
+func (o *overlay) remove(name string) {
+	for _, n := range append(namesBelow(o.merged, name), name) {
+		delete(o.merged, n)
+	}
+	for n := range o.upper {
+		if within(n, name) {
+			delete(o.upper, n)
+			delete(o.opaque, n)
+		}
+	}
+	o.copyUp(parent(name))
+	if _, ok := o.lower[name]; ok && !o.hides(name) {
+		o.upper[name] = true // a whiteout
+	}
+}
+
+func (o *overlay) put(name string, n node) {
+	if old, ok := o.merged[name]; ok && (old.kind != n.kind || n.kind == Link) {
+		o.remove(name)
+	}
+	if n.kind == Folder {
+		_, there := o.merged[name]
+		_, low := o.lower[name]
+		if !there && low && !o.hides(name) {
+			o.opaque[name] = true
+		}
+	}
+	o.copyUp(name)
+	o.merged[name] = n
+}
+
+// list is what the agent makes of the upper folder.
+func (o *overlay) list(s *scene) {
+	names := slices.SortedFunc(maps.Keys(o.upper), less)
+	for _, name := range names {
+		n, there := o.merged[name]
+		switch {
+		case !there:
+			s.entry(name, isRemoved)
+		case n.kind == File:
+			s.file(name, n.content).Mode = n.mode
+		case n.kind == Link:
+			s.link(name, n.content)
+		default:
+			kind := wire.ChangedType(isFolder)
+			for at := name; at != ""; at = parent(at) {
+				if o.opaque[at] {
+					kind = isNew
+				}
+			}
+			s.entry(name, kind).Mode = n.mode
+		}
+	}
+}
+
+// truth is what differs, whatever the way.
+func (o *overlay) truth() map[string]string {
+	want := map[string]string{}
+	for name, n := range o.merged {
+		if l, ok := o.lower[name]; ok && l == n {
+			continue
+		}
+		kind := n.kind
+		if l := o.lower[name]; kind == Folder && l.kind != Folder {
+			kind = NewFolder
+		}
+		want[name] = fmt.Sprintf("%d %o %q", kind, n.mode, n.content)
+	}
+	for name := range o.lower {
+		if _, ok := o.merged[name]; !ok {
+			want[name] = fmt.Sprintf("%d 0 %q", Removed, "")
+		}
+	}
+	return want
+}
+
+func randomNode(rnd *rand.Rand) node {
+	switch rnd.IntN(6) {
+	case 0:
+		return node{Link, 0o777, []string{"x", "../y", "/z"}[rnd.IntN(3)]}
+	case 1, 2:
+		return node{Folder, []uint32{0o755, 0o700}[rnd.IntN(2)], ""}
+	}
+	return node{File, []uint32{0o644, 0o755}[rnd.IntN(2)], []string{"", "a", "b", "aa", "ab\n"}[rnd.IntN(5)]}
+}
+
+// TestImportRandom makes random trees and random changes of them: the entries
+// are what differs, no more and no less, and a second import, in which some
+// were dropped, has exactly the others.
+func TestImportRandom(t *testing.T) {
+	rounds := 300
+	if testing.Short() {
+		rounds = 40
+	}
+	for seed := range rounds {
+		rnd := rand.New(rand.NewPCG(uint64(seed), 5))
+		o := &overlay{lower: map[string]node{}, upper: map[string]bool{}, opaque: map[string]bool{}}
+		name := func(tree map[string]node) string {
+			at := ""
+			for range 1 + rnd.IntN(4) {
+				if at != "" && tree[at].kind != Folder {
+					break
+				}
+				at = join(at, []string{"a", "b", "c", "d-", "e"}[rnd.IntN(5)])
+			}
+			return at
+		}
+		for range rnd.IntN(40) {
+			if n := name(o.lower); o.lower[n].kind == 0 {
+				o.lower[n] = randomNode(rnd)
+			}
+		}
+		o.merged = maps.Clone(o.lower)
+		s := newScene(t, nil)
+		for _, n := range slices.SortedFunc(maps.Keys(o.lower), less) {
+			p := filepath.Join(s.dir, n)
+			switch is := o.lower[n]; is.kind {
+			case Folder:
+				os.Mkdir(p, os.FileMode(is.mode))
+			case Link:
+				os.Symlink(is.content, p)
+			default:
+				os.WriteFile(p, []byte(is.content), os.FileMode(is.mode))
+			}
+		}
+		s.serve()
+		for range rnd.IntN(30) {
+			n := name(o.merged)
+			if _, there := o.merged[n]; there && rnd.IntN(2) == 0 {
+				o.remove(n)
+				continue
+			}
+			o.put(n, randomNode(rnd))
+		}
+		o.list(s)
+		s.imported()
+		want := o.truth()
+		s.same(seed, want)
+		if t.Failed() {
+			return
+		}
+
+		drop := map[string]string{}
+		for _, e := range s.s.Entries() {
+			if rnd.IntN(3) == 0 {
+				drop[e.Name] = e.Stamp
+				delete(want, e.Name)
+			}
+		}
+		if err := s.s.Drop(drop); err != nil {
+			t.Fatal(err)
+		}
+		s.same(seed, want)
+		s.deaf = true // the guest does not let go of it
+		s.imported()
+		s.same(seed, want)
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+func (s *scene) same(seed int, want map[string]string) {
+	s.t.Helper()
+	got := map[string]string{}
+	for _, e := range s.s.Entries() {
+		content := e.Target
+		if e.Kind == File {
+			var b taken
+			if _, err := s.s.CopyBlob(&b, e.Blob); err != nil {
+				s.t.Error(err)
+			}
+			content = string(b)
+		}
+		got[e.Name] = fmt.Sprintf("%d %o %q", e.Kind, e.Mode, content)
+	}
+	if !maps.Equal(got, want) {
+		for n := range want {
+			if got[n] != want[n] {
+				s.t.Errorf("seed %d: %q is %q, want %q", seed, n, got[n], want[n])
+			}
+		}
+		for n := range got {
+			if _, ok := want[n]; !ok {
+				s.t.Errorf("seed %d: %q is %q, and has not changed", seed, n, got[n])
+			}
+		}
+	}
+}
+
+// BenchmarkImport is 20,000 new files in 200 folders, and again when the host
+// has all of it in its store.
+func BenchmarkImport(b *testing.B) {
+	for _, again := range []bool{false, true} {
+		b.Run(fmt.Sprintf("again=%v", again), func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				s := newScene(b, map[string]string{".gitignore": "node_modules\n*.o\n/build/\n", ".git/HEAD": "x"})
+				for i := range 200 {
+					s.entry(fmt.Sprintf("d%d", i), isNew)
+					for j := range 100 {
+						s.file(fmt.Sprintf("d%d/f%d", i, j), fmt.Sprintf("%0500d", i*100+j))
+					}
+				}
+				if again {
+					s.imported()
+				}
+				b.StartTimer()
+				if counts := s.imported(); counts.Changes != 20_200 {
+					b.Fatalf("%+v", counts)
+				}
+			}
+		})
+	}
+}

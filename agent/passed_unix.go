@@ -221,8 +221,8 @@ func packet(from *net.UnixConn) (m passedMessage, err error) {
 }
 
 // streamed reads one message of a stream, and the stream that came with its
-// first byte, if any. The kernel ends a read before the next one that brings a
-// file along (unix(7); the BSDs keep such bytes apart in the same way).
+// first byte, if any. It never reads beyond the message: what comes with the next
+// one's bytes would come with this one's.
 func streamed(from *net.UnixConn) (m passedMessage, err error) {
 	var b [passedLen]byte
 	for have := 0; have < len(b); {

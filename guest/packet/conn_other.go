@@ -1,4 +1,4 @@
-//go:build !linux
+//go:build !unix
 
 package packet
 
@@ -12,37 +12,37 @@ import (
 
 var errNotHere = errors.New("this host has no sockets of packets that bring files")
 
-// Pair is for Linux so far.
+// Pair is for Unix so far.
 func Pair() (a, b *os.File, err error) { return nil, nil, errNotHere }
 
 // Conn is one end.
 type Conn struct{}
 
-// New is for Linux so far.
+// New is for Unix so far.
 func New(f *os.File) (*Conn, error) {
 	f.Close()
 	return nil, errNotHere
 }
 
-// From is for Linux so far.
+// From is for Unix so far.
 func From(*net.UnixConn) (*Conn, error) { return nil, errNotHere }
 
 // Close ends it.
 func (c *Conn) Close() error { return nil }
 
-// CloseWrite is for Linux so far.
+// CloseWrite is for Unix so far.
 func (c *Conn) CloseWrite() error { return errNotHere }
 
-// SetReadDeadline is for Linux so far.
+// SetReadDeadline is for Unix so far.
 func (c *Conn) SetReadDeadline(time.Time) error { return errNotHere }
 
-// Send is for Linux so far.
+// Send is for Unix so far.
 func (c *Conn) Send([]byte, syscall.Conn) error { return errNotHere }
 
-// Receive is for Linux so far.
+// Receive is for Unix so far.
 func (c *Conn) Receive() ([]byte, *os.File, error) { return nil, nil, errNotHere }
 
-// Stream is for Linux so far.
+// Stream is for Unix so far.
 func Stream(f *os.File) (net.Conn, error) {
 	f.Close()
 	return nil, errNotHere

@@ -26,8 +26,10 @@ type Options struct {
 	Agent string
 	// Home is the user's home directory.
 	Home string
-	// Pins say which folder each share of the Config must be.
-	Pins []Pin
+	// Pins say which folder each share of the Config must be, Names what holds
+	// within it; see Host.
+	Pins  []Pin
+	Names []Names
 	// Ports are those on which the guest's programs may listen; see Host.
 	Ports []uint16
 }
@@ -59,10 +61,12 @@ func (d *Driver) Name() string { return "seatbelt" }
 
 // Check says why no guest can be made, or nil.
 func (d *Driver) Check() error {
-	for _, p := range []string{d.opts.SandboxExec, d.opts.Agent} {
-		if fi, err := os.Stat(p); err != nil || !fi.Mode().IsRegular() {
-			return &hypervisor.Error{Op: "create guest", Err: fmt.Errorf("the program %q is not there: %v", p, err), Cure: "make build"}
-		}
+	op := func(err error, cure string) error { return &hypervisor.Error{Op: "create guest", Err: err, Cure: cure} }
+	if fi, err := os.Stat(d.opts.SandboxExec); err != nil || !fi.Mode().IsRegular() {
+		return op(fmt.Errorf("the program %q, which macOS brings, is not there: %v", d.opts.SandboxExec, err), "use a macOS that has it")
+	}
+	if err := runsHere(d.opts.Agent, runtime.GOARCH); err != nil {
+		return op(fmt.Errorf("the agent: %w", err), "make build, on this Mac, puts it beside carreld")
 	}
 	return nil
 }
@@ -71,6 +75,7 @@ func (d *Driver) Check() error {
 func (d *Driver) Notes() []string {
 	return []string{
 		"Seatbelt is the host's own kernel, and there is no Linux behind it: no image, no layers over shares, no review",
+		"a hidden name in a share can be seen in its folder's list, and not read; folders such as .git can neither be made nor moved in a writable share",
 		"not limited: memory, processes, processor time (macOS has no control groups)",
 		"a program that does not use the proxy of its environment reaches nothing",
 		"a process that has left its parents and their groups may outlive the guest, in its sandbox and without a way out",
@@ -124,7 +129,7 @@ func (d *Driver) Create(_ context.Context, cfg hypervisor.Config, h hypervisor.H
 
 // host is what this Mac is to the profile, its paths as the kernel has them.
 func (d *Driver) host(cfg hypervisor.Config) (Host, error) {
-	h := Host{Ports: slices.Clone(d.opts.Ports)}
+	h := Host{Ports: slices.Clone(d.opts.Ports), Names: d.opts.Names}
 	var err error
 	if h.Agent, err = kernelPath(d.opts.Agent); err != nil {
 		return h, fmt.Errorf("find the agent: %w", err)

@@ -18,7 +18,7 @@ import (
 // sources fills a folder as a project has it.
 func sources(t *testing.T, dir string) {
 	t.Helper()
-	for _, f := range []string{"edit", "gone", "mode", "again/x", "again/deep/y", "moved/a", "moved/b/c", "file2dir", "dir2file/z", "dir2link/z", "src/one", "src/two", "src/deep/three", "away/q"} {
+	for _, f := range []string{"edit", "gone", "mode", "again/x", "again/deep/y", "moved/a", "moved/b/c", "file2dir", "dir2file/z", "dir2link/z", "src/one", "src/two", "src/deep/three", "away/q", "cow/short", "cow/punched", "cow/dd"} {
 		write(t, dir+"/"+f, f+" of the host\n")
 	}
 	if err := os.Symlink("edit", dir+"/link"); err != nil {
@@ -33,7 +33,8 @@ mv moved moved2; mv src/one src/uno; rm file2dir; mkdir file2dir; echo i >file2d
 rm -r dir2link; ln -s ../../etc/passwd dir2link; ln -sf other link; ln edit hard; mkfifo pipe; chmod 700 src/deep
 mkdir -p very/new/tree; echo t >very/new/tree/t; : >empty; head -c 700000 /dev/zero >large; rm -r away
 touch "sp ace" 'new
-line' ünïcode; mkdir same; rmdir same; echo x >src/two; cp -p src/two src/2`
+line' ünïcode; mkdir same; rmdir same; echo x >src/two; cp -p src/two src/2
+truncate -s 3 cow/short; fallocate -p -o 0 -l 4 cow/punched; printf zz | dd of=cow/dd conv=notrunc 2>/dev/null`
 
 // TestReview: what a layer lists, and holds, is the difference between what the
 // guest sees and what the host has.
@@ -53,6 +54,9 @@ func TestReview(t *testing.T) {
 	}
 	h.good(script)
 	sees := look(t, "/run/w")
+	if look(t, dir) != was {
+		t.Error("the host's folder has changed")
+	}
 	if r, e = h.review("/run/w/"); e != "" {
 		t.Fatal(e)
 	}
@@ -176,6 +180,42 @@ func TestReviewDrop(t *testing.T) {
 	// The test driver's guests have no layers.
 	if _, e := ready(t).review("/run/w"); !strings.Contains(e, "no layer") {
 		t.Errorf("%q", e)
+	}
+}
+
+// TestReviewNames: what cannot be said as it is, is shown and not entered.
+func TestReviewNames(t *testing.T) {
+	m := mounting(t)
+	if m == nil {
+		return
+	}
+	s := newSharing(t)
+	dir := s.folder("share0", rules.Review)
+	write(t, dir+"/f", "x")
+	h := shared(t, m, s, &wire.Mount{Tag: "share0", Type: "fuse", Path: "/run/w", ReadOnly: true, Overlay: true, Layer: "x"})
+	h.good(`cd /run/w; rm f; long=$(printf %0250d 0); printf x >"$(printf 'caf\351')"; mkdir "$(printf 'd\377')"; echo y >"$(printf 'd\377/in')"; ln -s "$(printf 'caf\351')" link
+		mkdir deep long; (cd deep; for i in $(seq 200); do mkdir x; cd x; done; echo z >end); (cd long; for i in $(seq 16); do mkdir $long; cd $long; done; echo z >end); echo last >plain`)
+	r, e := h.review("/run/w")
+	if e != "" {
+		t.Fatal(e)
+	}
+	kinds, deepest := r.kinds(), 0
+	for name, want := range map[string]string{`caf\xe9`: "OTHER", `d\xff`: "OTHER", `d\xff/in`: "", "link": "OTHER", "deep": "NEW_DIRECTORY", "plain": "REGULAR", "f": "REMOVED"} {
+		if kinds[name] != want {
+			t.Errorf("%s is %q, want %q", name, kinds[name], want)
+		}
+	}
+	for i, c := range r.list {
+		parts := strings.Count(c.Name, "/") + 1
+		if deepest = max(deepest, parts); parts > maxChangeDepth || len(c.Name) >= maxName {
+			t.Errorf("a name of %d parts, %d bytes", parts, len(c.Name))
+		}
+		if _, e := r.content(i); (e == "") != (c.Type == wire.ChangedType_CHANGED_TYPE_REGULAR) {
+			t.Errorf("content of %s: %q", c.Name, e)
+		}
+	}
+	if deepest != maxChangeDepth {
+		t.Errorf("the deepest name has %d parts", deepest)
 	}
 }
 

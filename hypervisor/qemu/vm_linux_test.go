@@ -130,7 +130,6 @@ func TestRealConfinement(t *testing.T) {
 // idleShare is a share's server whose device never answers a request: enough
 // for QEMU and for a guest that mounts nothing.
 type idleShare struct {
-	conn net.Conn
 	done chan error
 }
 

@@ -47,7 +47,7 @@ func (k *Client) listen() {
 	k.mu.Lock()
 	if k.cause == "" {
 		k.cause = "its server ended"
-		if err != nil && !errors.Is(err, io.EOF) {
+		if !errors.Is(err, io.EOF) {
 			k.cause += ": " + Text(err)
 		}
 	}

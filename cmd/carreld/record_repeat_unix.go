@@ -13,7 +13,8 @@ import (
 
 // Bounds of what refusals write into the audit log. The guest says how many
 // there are: at 500 a second it would have pushed all else out of the log within
-// ten minutes. With these it takes more than a day.
+// ten minutes. With these it takes more than half a day,
+// with the longest paths.
 const (
 	// repeatTime is how long a refusal stands for others like it.
 	repeatTime = 10 * time.Second

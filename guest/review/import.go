@@ -315,6 +315,9 @@ func (im *importer) tell() error {
 		if err := im.s.Forget(some); err != nil {
 			return err
 		}
+		if im.Base != nil {
+			im.Base.letGo(some)
+		}
 		names = names[:len(names)-n]
 	}
 	return nil

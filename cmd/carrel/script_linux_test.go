@@ -44,14 +44,14 @@ func TestScripts(t *testing.T) {
 }
 
 // besides are the scripts that run with an agent as macOS would have it, beside
-// its tasks. Of the others those about shares need an agent that mounts, and the
+// its tasks, beside those of its own. Of the others those about shares need an agent that mounts, and the
 // rest does not depend on the agent.
 var besides = []string{"cp", "guests", "logs", "run", "signals", "task", "terminal"}
 
 // TestScriptsBeside runs them over what of macOS's driver runs here, without a
 // wall.
 func TestScriptsBeside(t *testing.T) {
-	var files []string
+	files := []string{"testdata/beside/proxy.txt"}
 	for _, name := range besides {
 		files = append(files, filepath.Join(scripts, name+".txt"))
 	}

@@ -85,7 +85,40 @@ func (m mounter) lay(s *wire.Mount, lower, layer string) error {
 	if m.options != "" {
 		options = "," + m.options
 	}
-	return mnt{s.Tag, s.Path, "overlay", fromHost, "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + layer + "/work" + options}.do()
+	merged := mnt{s.Tag, s.Path, "overlay", fromHost, "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + layer + "/work" + options}
+	if s.Layer == "" || m.disk == "" {
+		return merged.do()
+	}
+	return withSpare(filepath.Join(m.disk, layersDir, spareName), merged.do)
+}
+
+// spareName is a folder of empty files that the disk can do without; no layer
+// has such a name.
+const spareName = ".spare"
+
+// spareFiles is how many files the kernel makes to see whether it can, before
+// it mounts a layer (ovl_make_workdir, fs/overlayfs/super.c), and some more.
+const spareFiles = 6
+
+// withSpare does what needs a few files, also where the disk has no room for
+// any: then it makes some.
+func withSpare(dir string, do func() error) error {
+	err := do()
+	if full(err) && os.RemoveAll(dir) == nil {
+		err = do()
+	}
+	if _, e := os.Lstat(filepath.Join(dir, strconv.Itoa(spareFiles))); err != nil || e == nil {
+		return err
+	}
+	_ = os.Mkdir(dir, 0o700)
+	for i := range spareFiles {
+		f, err := os.OpenFile(filepath.Join(dir, strconv.Itoa(i+1)), os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			break // next time
+		}
+		_ = f.Close()
+	}
+	return nil
 }
 
 // layer makes the folder of share i's layer, or finds it as an earlier start

@@ -231,6 +231,25 @@ func TestLayerKept(t *testing.T) {
 			h.stop()
 		}
 	}
+	// A disk that is full keeps no guest from starting, and hides no change.
+	if err := (mnt{"small", "/run/small", "tmpfs", fromHost, "size=1m,nr_inodes=16"}).do(); err != nil {
+		t.Fatal(err)
+	}
+	small := *m
+	small.disk = "/run/small"
+	h = shared(t, &small, s, mount)
+	h.good("echo kept >/run/w/n3; for i in $(seq 100); do touch /run/w/full$i || break; done 2>/dev/null; true")
+	h.stop()
+	for range 3 {
+		h = shared(t, &small, s, mount)
+		if got := h.good("cat /run/w/n3; for i in $(seq 100); do touch /run/w/more$i || break; done 2>/dev/null; true"); got != "kept\n" {
+			t.Errorf("on a full disk: %q", got)
+		}
+		h.stop()
+	}
+	h = shared(t, &small, s, &wire.Mount{Tag: "share0", Type: "fuse", Path: "/run/w2", ReadOnly: true, Overlay: true, Layer: "another"})
+	h.good("echo x >/run/w2/n4")
+	h.stop()
 	if b, err := os.ReadFile(dir + "/f"); string(b) != "one" {
 		t.Errorf("the host's file is %q, %v", b, err)
 	}

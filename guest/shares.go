@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -71,6 +72,11 @@ type shares struct {
 	mu   sync.Mutex
 	list []*sharing
 	past []*control.Client // of devices whose share was taken away
+
+	// sessions is held while a set of pre-images is begun; tasks are those that
+	// run, the newest last: its set is the one that is written.
+	sessions sync.Mutex
+	tasks    []string
 }
 
 // newShares returns those that a guest starts with. start starts the process of
@@ -210,6 +216,34 @@ func (s *shares) give(c net.Conn, tag string) error {
 		return errors.New("no share of this name waits for a stream")
 	}
 	return s.streams.hand(c, func(theirs syscall.Conn) error { return server.Carry(control.Stream, theirs) })
+}
+
+// taskBegins has what is changed from now on kept for a task.
+func (s *shares) taskBegins(task string) {
+	s.sessions.Lock()
+	defer s.sessions.Unlock()
+	s.tasks = append(s.tasks, task)
+	s.session(task)
+}
+
+// taskEnds ends a task's set of pre-images: what is changed afterwards counts for
+// the task that runs still, or for none.
+func (s *shares) taskEnds(task string) {
+	s.sessions.Lock()
+	defer s.sessions.Unlock()
+	i := slices.Index(s.tasks, task)
+	if i < 0 {
+		return
+	}
+	newest := i == len(s.tasks)-1
+	if s.tasks = slices.Delete(s.tasks, i, i+1); !newest {
+		return
+	}
+	next := ""
+	if n := len(s.tasks); n > 0 {
+		next = s.tasks[n-1]
+	}
+	s.session(next)
 }
 
 // session begins, in every share that is written to, the set of pre-images of a

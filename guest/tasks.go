@@ -190,7 +190,8 @@ func (k *Keeper) run(g *Guest, t *task) {
 				e = &api.Ending{Status: StatusOurs, Cause: g.Cause()}
 			}
 		}()
-		k.shares.session(t.now.Id)
+		k.shares.taskBegins(t.now.Id)
+		defer k.shares.taskEnds(t.now.Id)
 		return g.Exec(context.Background(), t.now.Id, t.now.Spec, t.spool, t.in)
 	}()
 	k.importAfter(g, t)

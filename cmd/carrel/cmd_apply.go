@@ -94,7 +94,7 @@ func (a *app) askWarned(ctx context.Context, c *client.Client, name string, o *c
 			return nil
 		}
 		if d.n == 0 {
-			a.warn("programs on this machine would run or obey these:")
+			a.warn("a person should look at these first:")
 		}
 		return d.show(ch)
 	})

@@ -67,6 +67,9 @@ func (a *app) doDiff(ctx context.Context, f *diffFlags, args []string) error {
 			if err == nil {
 				err = d.end(name)
 			}
+			if err == nil && len(paths) == 0 {
+				err = d.beside(ctx, c, name, f.ignored)
+			}
 			return err
 		})
 	}
@@ -159,6 +162,24 @@ func (d *differ) text(diff string) {
 		}
 		fmt.Fprintln(d.w, line)
 	}
+}
+
+// beside says what there is beside what was shown.
+func (d *differ) beside(ctx context.Context, c *client.Client, name string, ignored bool) error {
+	s, err := c.ReviewSummary(ctx, name)
+	if err != nil {
+		return err
+	}
+	if s.Ignored > 0 && !ignored {
+		fmt.Fprintf(d.w, "%s that the ignore rules here leave out: --ignored\n", counted(int(s.Ignored), "change"))
+	}
+	if s.Git > 0 {
+		fmt.Fprintf(d.w, "%s within .git, which stays out: carrel apply --git %s brings the commits\n", counted(int(s.Git), "change"), name)
+	}
+	if s.Incomplete != "" {
+		fmt.Fprintln(d.w, d.paint.in(red, "this is not all: "+safe(s.Incomplete)))
+	}
+	return d.w.Flush()
 }
 
 // end says how many changes there were.

@@ -49,7 +49,7 @@ func openShareStore(spec control.Spec, root *share.Root, set *rules.Set) (*share
 // options adds to the server's what is to be kept.
 func (s *shareStore) options(o share.Options) share.Options {
 	if s.base != nil {
-		o.Served = s.base.Served
+		o.Served, o.Opened = s.base.Served, s.base.Opened
 	}
 	if s.undo != nil {
 		o.Before = s.undo

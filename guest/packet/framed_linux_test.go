@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -37,7 +38,8 @@ func framedEnds(t *testing.T) (a *framed, b *framed) {
 func TestFramed(t *testing.T) {
 	a, b := framedEnds(t)
 	sizes := []int{1, 2, 4096, Max - 1, Max}
-	go func() {
+	var sender sync.WaitGroup
+	sender.Go(func() {
 		for _, n := range sizes {
 			r, w, err := os.Pipe()
 			if err == nil {
@@ -56,7 +58,7 @@ func TestFramed(t *testing.T) {
 			w.Close()
 		}
 		a.CloseWrite()
-	}()
+	})
 	for _, n := range sizes {
 		got, f, err := b.Receive()
 		if err != nil || len(got) != n || got[n-1] != byte(n) || f == nil {
@@ -73,6 +75,7 @@ func TestFramed(t *testing.T) {
 	if _, _, err := b.Receive(); err != io.EOF {
 		t.Errorf("at the end: %v", err)
 	}
+	sender.Wait()
 	if len(a.sent) != len(sizes) {
 		t.Errorf("%d files are kept before anybody said that they arrived", len(a.sent))
 	}

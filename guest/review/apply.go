@@ -99,6 +99,8 @@ type applier struct {
 	entries []Entry
 	refused []Event         // said at the end
 	made    map[string]bool // folders that a dry run would have made
+	take    map[string]bool // names that were chosen
+	let     map[string]bool // names that are the guest's to let go of
 	quiet   bool            // while recovering
 	pending map[string]appliedAs
 	sources map[string]*set // of which steps are undone
@@ -131,6 +133,10 @@ func (a *applier) load() error {
 	for n := range a.entries {
 		a.all[a.entries[n].Name] = &a.entries[n]
 	}
+	a.let = map[string]bool{}
+	for _, name := range a.Store.Dropped() {
+		a.let[name] = true
+	}
 	return nil
 }
 
@@ -161,6 +167,7 @@ func (a *applier) sayAll() error {
 func (a *applier) choose() (chosen []*Entry) {
 	hit := make([]bool, len(a.opts.Paths))
 	take := map[string]bool{}
+	a.take = take
 	for n := range a.entries {
 		e := &a.entries[n]
 		git := inGit(e.Name)

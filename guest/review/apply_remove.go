@@ -140,6 +140,10 @@ func (a *applier) mayRemove(path string, is *share.Info) string {
 		return fmt.Sprintf("on the host it holds %q, which is hidden from the guest", path)
 	case kind != 0 && kind != fs.ModeDir && kind != fs.ModeSymlink:
 		return fmt.Sprintf("on the host it holds %q, which is a device, a pipe or a socket", path)
+	case a.all[path] != nil && a.all[path].Kind == Removed && !a.take[path] && !inGit(path):
+		return fmt.Sprintf("on the host it holds %q, of which the removal is not applied", path)
+	case a.all[path] == nil && a.let[path]:
+		return fmt.Sprintf("on the host it holds %q, of which the removal was discarded", path)
 	case (v.Protected || !a.Rules.Plain() && inGit(path)) && !a.opts.Accept:
 		return fmt.Sprintf("on the host it holds %q, of which the removal needs its own yes (carrel apply --yes)", path)
 	case a.opts.Overwrite:

@@ -83,6 +83,28 @@ func TestBaseSettle(t *testing.T) {
 	}
 }
 
+// TestBaseOpened: what the guest opened last is what it changes, until it has.
+func TestBaseOpened(t *testing.T) {
+	dir := t.TempDir()
+	b := openTestBase(t, dir)
+	b.Served("f", *infoFor(1))
+	b.Served("f", *infoFor(2)) // it was only listed
+	wantBase(t, b, "f", infoFor(1))
+	b.Opened("f", *infoFor(3))
+	b.Opened("new", *infoFor(4))
+	wantBase(t, b, "f", infoFor(3))
+	wantBase(t, openTestBase(t, dir), "f", infoFor(3))
+	wantBase(t, b, "new", infoFor(4))
+	if err := b.Settle(func(p string) bool { return p == "f" }); err != nil {
+		t.Fatal(err)
+	}
+	b.Opened("f", *infoFor(5))
+	wantBase(t, b, "f", infoFor(3))
+	b.letGo([]string{"f"})
+	b.Opened("f", *infoFor(6))
+	wantBase(t, b, "f", infoFor(6))
+}
+
 func TestBaseBelow(t *testing.T) {
 	b := openTestBase(t, t.TempDir())
 	for i, p := range []string{"d", "d/a", "d/e/f", "de", "x"} {

@@ -42,9 +42,14 @@ func TestCrashChild(t *testing.T) {
 	}
 	w := &desk{t: t, host: filepath.Join(dir, "host"), dir: filepath.Join(dir, "store")}
 	w.open()
-	if os.Getenv("CARREL_REVIEW_OP") == "undo" {
+	switch os.Getenv("CARREL_REVIEW_OP") {
+	case "undo":
 		w.undo(UndoOptions{})
-	} else {
+	case "git":
+		if err := w.ImportGit(t.Context(), "desk", false, func(Event) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+	default:
 		w.apply(ApplyOptions{Accept: true})
 	}
 }
@@ -180,4 +185,34 @@ func TestApplyKilled(t *testing.T) {
 		}
 	}
 	t.Logf("killed: %v", kills)
+}
+
+// TestGitImportKilled: a ref is there with all that it reaches, or not at all.
+func TestGitImportKilled(t *testing.T) {
+	w, guest := gitWorld(t)
+	os.WriteFile(filepath.Join(guest, "f"), []byte("changed\n"), 0o644)
+	head := commit(t, guest, "third")
+	w.serve()
+	w.guest(changesOf(t, w.host, guest, ".git", false)...)
+	for _, at := range []struct {
+		point string
+		nth   int
+	}{{"object", 1}, {"object", 2}, {"ref", 1}} {
+		if !child(t, filepath.Dir(w.host), "git", at.point, at.nth) {
+			t.Fatalf("no process was killed at %q", at.point)
+		}
+		if out := strings.TrimSpace(git(t, w.host, "", "for-each-ref", "refs/carrel")); out != "" {
+			t.Errorf("%v: there is %s", at, out)
+		}
+		git(t, w.host, "", "fsck", "--full", "--strict")
+	}
+	if child(t, filepath.Dir(w.host), "git", "none", 1) {
+		t.Fatal("it was killed at no point")
+	}
+	if is := strings.TrimSpace(git(t, w.host, "", "rev-parse", "refs/carrel/desk/heads/main")); is != head {
+		t.Errorf("the ref is %s, want %s", is, head)
+	}
+	if left := tree(t, filepath.Join(w.host, ".git")); strings.Contains(left, "tmp_obj") || strings.Contains(left, "/.carrel") {
+		t.Errorf("a temporary name is left:\n%s", left)
+	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -99,8 +101,9 @@ type importer struct {
 	replaced map[string]bool
 	// implied are names that went with their folder and were dropped.
 	implied map[string]bool
-	// let are entries that the guest may let go of, and held the same as a set.
-	let        []string
+	// anew are folders that hide what the host has below them from the guest.
+	anew map[string]bool
+	// held are listed entries that were dropped.
 	held       map[string]bool
 	left       [2]int // how many more are kept: of entries, and of those ignored
 	uncounted  int
@@ -164,7 +167,7 @@ func (s *Store) importer(conn io.ReadWriter, o ImportOptions) *importer {
 	im := &importer{
 		ImportOptions: o.withDefaults(), s: s, in: wire.NewReader(conn), out: conn, ignore: newIgnorer(o.Root),
 		old: map[string]*Entry{}, dropped: map[string]string{}, seed: maphash.MakeSeed(), seen: map[uint64]Kind{},
-		replaced: map[string]bool{}, implied: map[string]bool{}, held: map[string]bool{},
+		replaced: map[string]bool{}, implied: map[string]bool{}, held: map[string]bool{}, anew: map[string]bool{},
 	}
 	im.left = [2]int{im.MaxEntries, min(maxIgnored, im.MaxEntries)}
 	for _, e := range s.Entries() {
@@ -263,24 +266,59 @@ func (im *importer) hash(name string) uint64 { return maphash.String(im.seed, na
 // maxTell is how many bytes of names one Drop has.
 const maxTell = 256 << 10
 
+// letGo are the names of which the guest may forget its changes, since it has
+// the host's then: not in a folder that goes on hiding the host's. Such a folder
+// may go itself when nothing below it is left in the review.
+func (im *importer) letGo() (names []string) {
+	left := map[string]bool{}
+	for i := range im.kept {
+		for at := im.kept[i].Name; at != "" && !left[at]; at = parent(at) {
+			left[at] = true
+		}
+	}
+	may := maps.Clone(im.held)
+	for name := range im.anew {
+		if im.whole && im.replaced[name] && !left[name] {
+			may[name] = true
+		}
+	}
+	for name := range may {
+		hidden := false
+		for at := parent(name); at != "" && !hidden; at = parent(at) {
+			hidden = im.anew[at] && !may[at]
+		}
+		if !hidden {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, less)
+	return names
+}
+
 // tell lets the guest forget what was dropped. It is not needed for anything
 // that the host does: a guest that does not answer stays as it is.
 func (im *importer) tell() error {
-	for len(im.let) > 0 {
+	names := im.letGo()
+	for len(names) > 0 {
 		n, size := 0, 0
-		for n < len(im.let) && size < maxTell {
-			size += len(im.let[n]) + 8
+		for n < len(names) && size < maxTell {
+			size += len(names[len(names)-1-n]) + 8
 			n++
 		}
-		drop := &wire.Reviewing{Kind: &wire.Reviewing_Drop{Drop: &wire.Drop{Names: im.let[:n]}}}
+		// What is in a folder comes before it.
+		some := names[len(names)-n:]
+		drop := &wire.Reviewing{Kind: &wire.Reviewing_Drop{Drop: &wire.Drop{Names: some}}}
 		var m wire.Reviewed
 		if wire.Write(im.out, drop) != nil || im.in.Read(&m) != nil || m.GetDone() == nil || m.GetDone().Error != "" {
 			return nil
 		}
-		if err := im.s.Forget(im.let[:n]); err != nil {
+		if err := im.s.Forget(some); err != nil {
 			return err
 		}
-		im.let = im.let[n:]
+		if im.Base != nil {
+			im.Base.letGo(some)
+		}
+		names = names[:len(names)-n]
 	}
 	return nil
 }

@@ -85,8 +85,10 @@ func (im *importer) change(c *wire.Changed) error {
 	if host != nil && host.Mode.IsDir() && e.Kind != Folder {
 		im.replaced[e.Name] = true
 	}
+	if e.Kind == NewFolder {
+		im.anew[e.Name] = true
+	}
 	if stamp, ok := im.dropped[e.Name]; ok && sameStamp(stamp, e.Stamp) {
-		im.let = append(im.let, e.Name)
 		im.held[e.Name] = true
 		return nil
 	}

@@ -1,6 +1,7 @@
 package review
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -142,55 +143,64 @@ func randomNode(rnd *rand.Rand) node {
 	return node{File, []uint32{0o644, 0o755}[rnd.IntN(2)], []string{"", "a", "b", "aa", "ab\n"}[rnd.IntN(5)]}
 }
 
+// randomScene makes a random tree on the host and random changes of it.
+func randomScene(t *testing.T, rnd *rand.Rand) (*scene, *overlay) {
+	o := &overlay{lower: map[string]node{}, upper: map[string]bool{}, opaque: map[string]bool{}}
+	name := func(tree map[string]node) string {
+		at := ""
+		for range 1 + rnd.IntN(4) {
+			if at != "" && tree[at].kind != Folder {
+				break
+			}
+			at = join(at, []string{"a", "b", "c", "d-", "e"}[rnd.IntN(5)])
+		}
+		return at
+	}
+	for range rnd.IntN(40) {
+		if n := name(o.lower); o.lower[n].kind == 0 {
+			o.lower[n] = randomNode(rnd)
+		}
+	}
+	o.merged = maps.Clone(o.lower)
+	s := newScene(t, nil)
+	for _, n := range slices.SortedFunc(maps.Keys(o.lower), less) {
+		p := filepath.Join(s.dir, n)
+		switch is := o.lower[n]; is.kind {
+		case Folder:
+			os.Mkdir(p, os.FileMode(is.mode))
+		case Link:
+			os.Symlink(is.content, p)
+		default:
+			os.WriteFile(p, []byte(is.content), os.FileMode(is.mode))
+		}
+	}
+	s.serve()
+	for range rnd.IntN(30) {
+		n := name(o.merged)
+		if _, there := o.merged[n]; there && rnd.IntN(2) == 0 {
+			o.remove(n)
+			continue
+		}
+		o.put(n, randomNode(rnd))
+	}
+	o.list(s)
+	return s, o
+}
+
+func rounds() int {
+	if testing.Short() {
+		return 15
+	}
+	return 60
+}
+
 // TestImportRandom makes random trees and random changes of them: the entries
 // are what differs, no more and no less, and a second import, in which some
 // were dropped, has exactly the others.
 func TestImportRandom(t *testing.T) {
-	rounds := 300
-	if testing.Short() {
-		rounds = 40
-	}
-	for seed := range rounds {
+	for seed := range rounds() {
 		rnd := rand.New(rand.NewPCG(uint64(seed), 5))
-		o := &overlay{lower: map[string]node{}, upper: map[string]bool{}, opaque: map[string]bool{}}
-		name := func(tree map[string]node) string {
-			at := ""
-			for range 1 + rnd.IntN(4) {
-				if at != "" && tree[at].kind != Folder {
-					break
-				}
-				at = join(at, []string{"a", "b", "c", "d-", "e"}[rnd.IntN(5)])
-			}
-			return at
-		}
-		for range rnd.IntN(40) {
-			if n := name(o.lower); o.lower[n].kind == 0 {
-				o.lower[n] = randomNode(rnd)
-			}
-		}
-		o.merged = maps.Clone(o.lower)
-		s := newScene(t, nil)
-		for _, n := range slices.SortedFunc(maps.Keys(o.lower), less) {
-			p := filepath.Join(s.dir, n)
-			switch is := o.lower[n]; is.kind {
-			case Folder:
-				os.Mkdir(p, os.FileMode(is.mode))
-			case Link:
-				os.Symlink(is.content, p)
-			default:
-				os.WriteFile(p, []byte(is.content), os.FileMode(is.mode))
-			}
-		}
-		s.serve()
-		for range rnd.IntN(30) {
-			n := name(o.merged)
-			if _, there := o.merged[n]; there && rnd.IntN(2) == 0 {
-				o.remove(n)
-				continue
-			}
-			o.put(n, randomNode(rnd))
-		}
-		o.list(s)
+		s, o := randomScene(t, rnd)
 		s.imported()
 		want := o.truth()
 		s.same(seed, want)
@@ -216,6 +226,117 @@ func TestImportRandom(t *testing.T) {
 			return
 		}
 	}
+}
+
+// TestImportApplyRandom: what is imported and applied makes of the host's folder
+// what the guest has, and leaves nothing to import; what was not chosen stays.
+func TestImportApplyRandom(t *testing.T) {
+	for seed := range rounds() {
+		rnd := rand.New(rand.NewPCG(uint64(seed), 6))
+		s, o := randomScene(t, rnd)
+		s.imported()
+		undo, err := OpenUndo(s.store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		target := &Target{Root: s.root, Rules: s.rules, Store: s.s, Base: s.base, Undo: undo}
+		apply := func(paths ...string) {
+			err := target.Apply(context.Background(), ApplyOptions{Paths: paths, Accept: true}, func(e Event) error {
+				if e.Refused != "" && len(paths) == 0 {
+					t.Errorf("seed %d: %q is refused: %s", seed, e.Path, e.Refused)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.deaf = rnd.IntN(2) == 0
+		if entries := s.s.Entries(); len(entries) > 0 {
+			before, chosen := nodes(t, s.dir), entries[rnd.IntN(len(entries))].Name
+			apply(chosen)
+			for n, now := range nodes(t, s.dir) {
+				if is, ok := o.merged[n]; now != before[n] && !(ok && now == is) {
+					t.Errorf("seed %d: after %q was applied, %q is %v, was %v, and %v in the guest", seed, chosen, n, now, before[n], is)
+				}
+			}
+			s.imported()
+		}
+		apply()
+		if got := nodes(t, s.dir); !maps.Equal(got, o.merged) {
+			t.Errorf("seed %d: the host has %v, the guest %v", seed, got, o.merged)
+		}
+		s.imported()
+		if left := s.names(); len(left) > 0 {
+			t.Errorf("seed %d: left is %q", seed, left)
+		}
+		undo.Close()
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+// TestApplyPartOfFolder: what of a removed folder is not applied stays, and the
+// folder with it.
+func TestApplyPartOfFolder(t *testing.T) {
+	s := newScene(t, map[string]string{"d/Makefile": "all:", "d/x": "1", "e/keep": "1", "e/go": "1", "f/y": "1", "g/a": "1", "g/b.o": "1", ".gitignore": "*.o\n", ".git/index": ""})
+	os.Remove(filepath.Join(s.dir, ".git/index"))
+	for _, n := range []string{"d", "e", "f", "g"} {
+		s.entry(n, isRemoved)
+	}
+	s.imported()
+	undo, err := OpenUndo(s.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer undo.Close()
+	if err := s.s.Drop(map[string]string{"e/keep": ""}); err != nil {
+		t.Fatal(err)
+	}
+	target := &Target{Root: s.root, Rules: s.rules, Store: s.s, Base: s.base, Undo: undo}
+	if err := target.Apply(context.Background(), ApplyOptions{}, func(Event) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for name, stays := range map[string]bool{"d/Makefile": true, "d/x": false, "e/keep": true, "e/go": false, "f": false, "g/a": false, "g/b.o": true} {
+		if _, err := os.Lstat(filepath.Join(s.dir, name)); (err == nil) != stays {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// nodes reads a folder.
+func nodes(t *testing.T, dir string) map[string]node {
+	t.Helper()
+	got := map[string]node{}
+	err := filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
+		if err != nil || p == dir {
+			return err
+		}
+		name, _ := filepath.Rel(dir, p)
+		is, err := d.Info()
+		if err != nil {
+			return err
+		}
+		n := node{kind: File, mode: uint32(is.Mode().Perm())}
+		switch {
+		case is.IsDir():
+			n.kind = Folder
+		case is.Mode().Type() == os.ModeSymlink:
+			n.kind, n.mode = Link, 0o777
+			n.content, err = os.Readlink(p)
+		default:
+			var b []byte
+			b, err = os.ReadFile(p)
+			n.content = string(b)
+		}
+		got[filepath.ToSlash(name)] = n
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
 }
 
 func (s *scene) same(seed int, want map[string]string) {

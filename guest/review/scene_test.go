@@ -162,7 +162,7 @@ func (w *scene) guest(conn net.Conn) error {
 			continue
 		} else if d != nil {
 			w.dropped = append(w.dropped, d.Names...)
-			w.list = slices.DeleteFunc(w.list, func(c *wire.Changed) bool { return slices.Contains(d.Names, c.Name) })
+			w.forget(d.Names)
 			if err := wire.Write(conn, doneFrame("")); err != nil {
 				return err
 			}
@@ -178,6 +178,27 @@ func (w *scene) guest(conn net.Conn) error {
 		if err := send(conn, name, tries[name]); err != nil {
 			return err
 		}
+	}
+}
+
+// forget is what the agent makes of a Drop: a folder that the host has too goes
+// on as one that changes nothing.
+func (w *scene) forget(names []string) {
+	slices.SortFunc(names, func(a, b string) int { return less(b, a) })
+	for _, name := range names {
+		is, err := os.Lstat(filepath.Join(w.dir, name))
+		w.list = slices.DeleteFunc(w.list, func(c *wire.Changed) bool {
+			if c.Name != name {
+				return false
+			}
+			if folder := c.Type == isFolder || c.Type == isNew; folder && err == nil && is.IsDir() {
+				c.Type, c.Mode = isFolder, uint32(is.Mode().Perm())
+				return false
+			} else if folder {
+				return !slices.ContainsFunc(w.list, func(o *wire.Changed) bool { return parent(o.Name) == name })
+			}
+			return true
+		})
 	}
 }
 

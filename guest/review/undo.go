@@ -235,6 +235,10 @@ func (a *applier) origin(path string, is *share.Info) *share.Info {
 	return is
 }
 
+// unsure is how long after its last pre-image a change counts for a task of which
+// the end is not known: its guest was killed, or it runs still.
+const unsure = 2 * time.Second
+
 // since says what has become of an entry since the change that is taken back.
 func (a *applier) since(h *history, p *pre, is *share.Info) string {
 	const cure = " (carrel undo --overwrite takes it back all the same, and can be undone)"
@@ -246,8 +250,8 @@ func (a *applier) since(h *history, p *pre, is *share.Info) string {
 		return ""
 	}
 	end, when := h.ended, "since the task has ended"
-	if end.IsZero() {
-		end, when = h.last, "after the last time that the guest is known to have written"
+	if end.IsZero() { // the guest went on after its last image was kept, for as long as a write takes
+		end, when = h.last.Add(unsure), "after the last time that the guest is known to have written"
 	}
 	if is != nil && !is.Mode.IsDir() && is.Ctime.After(end) {
 		return "it was changed " + when + cure

@@ -166,7 +166,7 @@ func fits(cfg hypervisor.Config, h Host) error {
 		case s.Overlay:
 			err = errors.New("there is no review behind Seatbelt, as macOS has no layer over a folder (share it with :ro or :rw)")
 		case n.NoDelete && !s.ReadOnly:
-			err = errors.New("Seatbelt does not tell writing to a file from cutting it short, so nothing can be kept from being deleted (share it with :ro or :rw)")
+			err = errors.New("nothing in it can be kept from being deleted, since Seatbelt does not tell writing to a file from cutting it short (share it with :ro or :rw)")
 		case !s.Plain && len(h.Names) != len(cfg.Shares):
 			err = errors.New("the rules of names in it are not known (share it with :plain)")
 		case patterns > maxNames:

@@ -141,6 +141,7 @@ var protectedInProjects = []because{
 	{".trae", runByAgent},
 	{".junie", runByAgent},
 	{".mcp.json", runByAgent},
+	{".carrel.yaml", "carrel on the host hides and protects what it says"},
 
 	{".bashrc", runByShell},
 	{".bash_profile", runByShell},

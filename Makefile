@@ -31,7 +31,9 @@ check: tools ## the fast inner loop
 	@test -z "$$(gofmt -l $(GO_FILES))" || { echo "not formatted:"; gofmt -l $(GO_FILES); exit 1; }
 	go vet ./...
 	.tools/bin/staticcheck ./...
-	GOOS=darwin CGO_ENABLED=0 go build -o /dev/null ./... 2>&1 | sed 's/^/darwin: /'; exit $${PIPESTATUS[0]}
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./... 2>&1 | sed 's/^/darwin, arm64: /'; exit $${PIPESTATUS[0]}
+	GOOS=darwin GOARCH=amd64 CGO_ENABLED=0 go build -o /dev/null ./cmd/carreld ./cmd/carrel-agent 2>&1 | sed 's/^/darwin, amd64: /'; exit $${PIPESTATUS[0]}
+	GOOS=darwin CGO_ENABLED=0 go vet ./agent/... ./cmd/carrel-agent ./cmd/carreld ./guest/packet ./hypervisor/seatbelt 2>&1 | sed 's/^/darwin: /'; exit $${PIPESTATUS[0]}
 	GOOS=windows CGO_ENABLED=0 go build -o /dev/null ./... 2>&1 | sed 's/^/windows: /'; exit $${PIPESTATUS[0]}
 	go test -short ./...
 

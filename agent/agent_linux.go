@@ -19,6 +19,9 @@ type systemOptions struct {
 	// Network steers names and connections to this process, so that it can
 	// carry them to the host; the agent closes it. nil: there is no way out.
 	Network func() (*steer.Steering, error)
+	// shares mount what Setup and the host's Controls say; nil: Mount does,
+	// and there is no other share than Setup's.
+	shares *shares
 }
 
 // system is what an Agent has in such a guest.
@@ -29,6 +32,7 @@ type system struct {
 
 func (a *Agent) closeSystem() {
 	a.egress.close()
+	a.o.shares.close()
 	if a.o.beside != nil {
 		a.o.beside.close()
 	}
@@ -43,8 +47,10 @@ func (a *Agent) obey(ctx context.Context, fail func(error)) error {
 }
 
 // serveSystem serves the calls that only such a guest knows.
-func (a *Agent) serveSystem(_ context.Context, _ net.Conn, c *wire.Call) {
-	switch c.Kind.(type) {
+func (a *Agent) serveSystem(ctx context.Context, conn net.Conn, c *wire.Call) {
+	switch k := c.Kind.(type) {
+	case *wire.Call_Review:
+		a.review(ctx, conn, k.Review)
 	}
 }
 

@@ -141,7 +141,7 @@ func (b *beside) account(who string) (*account, error) {
 		acct.home = "/"
 	}
 	if who != "" && who != acct.name && who != strconv.Itoa(os.Geteuid()) {
-		return nil, fmt.Errorf("behind this wall everything runs as %.64s, and nothing as %.64q (leave the user out, or use Linux's --boundary vm)", acct.name, who)
+		return nil, fmt.Errorf("there is no user %.64q behind this wall: everything runs as %.64s (leave the user out)", who, acct.name)
 	}
 	return acct, nil
 }

@@ -92,7 +92,8 @@ func guest(scratch bool) error {
 	o.Boot, o.Listener = boot, hostOnly{listener}
 	o.DialHost = func(_ context.Context, port uint32) (net.Conn, error) { return vsock.Dial(vsock.Host, port, nil) }
 	o.Cgroup, o.User = tasksGroup, defaultUser
-	o.Prepare, o.Mount, o.Name, o.SetTime = slow.Wait, m.mount, setName, setClock
+	o.shares = newShares(m, o.DialHost)
+	o.Prepare, o.Name, o.SetTime = slow.Wait, setName, setClock
 	o.PowerOff = func() { flush(disk) }
 	return New(o).Run(context.Background())
 }

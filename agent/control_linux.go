@@ -79,6 +79,10 @@ func (a *Agent) host(ctx context.Context, fail func(error)) error {
 			if err := a.refused(k.Refused.Lines); err != nil {
 				answer.Error = text(err.Error(), wire.MaxText)
 			}
+		case *wire.Control_Attach, *wire.Control_Detach, *wire.Control_Refresh:
+			if err := a.changeShares(ctx, c); err != nil {
+				answer.Error = text(err.Error(), wire.MaxText)
+			}
 		case *wire.Control_PowerOff:
 			last = true
 			a.endTasks(ctx, time.Duration(k.PowerOff.GraceNanos))
@@ -132,7 +136,7 @@ func (a *Agent) setUp(ctx context.Context, s *wire.Setup, fail func(error)) (ste
 		// The host's own come later, and so win.
 		a.env = append(a.env, s.Env...)
 	})
-	err = a.setUpInside(s)
+	err = a.setUpInside(ctx, s)
 	if e := outside.Wait(); err == nil {
 		err = e
 	}
@@ -145,7 +149,7 @@ func (a *Agent) setUp(ctx context.Context, s *wire.Setup, fail func(error)) (ste
 }
 
 // setUpInside does what of Setup is about the guest alone.
-func (a *Agent) setUpInside(s *wire.Setup) error {
+func (a *Agent) setUpInside(ctx context.Context, s *wire.Setup) error {
 	if a.o.Prepare != nil {
 		if err := a.o.Prepare(); err != nil {
 			return err
@@ -163,12 +167,35 @@ func (a *Agent) setUpInside(s *wire.Setup) error {
 		if err := checkMount(m); err != nil {
 			return err
 		}
-		if a.o.Mount == nil {
-			continue
+		var err error
+		switch {
+		case a.o.shares != nil:
+			err = a.o.shares.attach(ctx, m)
+		case a.o.Mount != nil:
+			err = a.o.Mount(i, m)
 		}
-		if err := a.o.Mount(i, m); err != nil {
+		if err != nil {
 			return fmt.Errorf("mount share %s at %s in the guest: %w", m.Tag, m.Path, err)
 		}
+	}
+	return nil
+}
+
+// changeShares does what a Control says about shares.
+func (a *Agent) changeShares(ctx context.Context, c *wire.Control) error {
+	if a.o.shares == nil {
+		return errors.New("the shares of this guest cannot change while it runs")
+	}
+	switch k := c.Kind.(type) {
+	case *wire.Control_Attach:
+		if err := checkMount(k.Attach); err != nil {
+			return err
+		}
+		return a.o.shares.attach(ctx, k.Attach)
+	case *wire.Control_Detach:
+		return a.o.shares.detach(k.Detach.Path)
+	case *wire.Control_Refresh:
+		return a.o.shares.refresh(k.Refresh.Path)
 	}
 	return nil
 }

@@ -42,6 +42,8 @@ type host struct {
 	// ended gets Serve's result.
 	ended chan error
 	task  int
+	// beside says that the agent is one beside its tasks: TestBeside.
+	beside bool
 }
 
 func pair(t *testing.T) (*net.UnixConn, *os.File) {
@@ -60,6 +62,9 @@ func pair(t *testing.T) (*net.UnixConn, *os.File) {
 // newHost starts an agent in this process and reads its Hello.
 func newHost(t *testing.T) *host {
 	t.Helper()
+	if os.Getenv(besideName) != "" {
+		return newBeside(t, nil)
+	}
 	return hostOf(t, func(boot, calls *os.File) <-chan error {
 		ended := make(chan error, 1)
 		go func() { ended <- Serve(context.Background(), boot, calls) }()
@@ -137,7 +142,11 @@ func (h *host) dialPort(port uint32) *net.UnixConn {
 	h.t.Helper()
 	ours, theirs := pair(h.t)
 	defer theirs.Close()
-	_, _, err := h.calls.WriteMsgUnix(binary.BigEndian.AppendUint32(nil, port), unix.UnixRights(int(theirs.Fd())), nil)
+	m := binary.BigEndian.AppendUint32(nil, port)
+	if h.beside {
+		m = append(m, 0, 0, 0, 0)
+	}
+	_, _, err := h.calls.WriteMsgUnix(m, unix.UnixRights(int(theirs.Fd())), nil)
 	if err != nil {
 		h.t.Fatal(err)
 	}

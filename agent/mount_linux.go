@@ -6,12 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/carrel-vm/carrel/guest/wire"
 )
 
 // Places of the agent in the guest. What is beneath them is the guest root's
@@ -267,81 +264,4 @@ func emptyTrash(disk string) {
 			_ = os.RemoveAll(filepath.Join(trash, e.Name()))
 		}
 	}()
-}
-
-// mounter mounts shares.
-type mounter struct {
-	// disk is the scratch disk's place or empty.
-	disk string
-	// lower mounts share i at a place, without any layer.
-	lower func(i int, s *wire.Mount, at string) error
-	// options are those of a layer, or empty where the kernel knows none.
-	options string
-	// memoryMiB is the guest's size, where it must be told.
-	memoryMiB int
-}
-
-// room is how large a layer in memory may become, as tmpfs takes it.
-func (m mounter) room() string {
-	if m.memoryMiB > 0 {
-		return part(m.memoryMiB, 75)
-	}
-	return "75%"
-}
-
-// virtioFS mounts a share that is a device.
-func virtioFS(_ int, s *wire.Mount, at string) error {
-	if s.Type != "virtiofs" {
-		return fmt.Errorf("a share of type %.20q is unknown to this agent", s.Type)
-	}
-	flags := uintptr(fromHost)
-	if s.ReadOnly || s.Overlay {
-		flags |= unix.MS_RDONLY
-	}
-	return mnt{s.Tag, at, s.Type, flags, ""}.do()
-}
-
-// mount mounts share i, and over it, if asked, a layer that is thrown away at
-// the guest's end.
-func (m mounter) mount(i int, s *wire.Mount) error {
-	if !s.Overlay {
-		return m.lower(i, s, s.Path)
-	}
-	lower := filepath.Join(lowerDir, strconv.Itoa(i))
-	if err := m.lower(i, s, lower); err != nil {
-		return err
-	}
-	layer := filepath.Join(upperDir, strconv.Itoa(i))
-	onDisk := false
-	if m.disk != "" {
-		if fresh, err := freshDir(m.disk, "share"+strconv.Itoa(i), 0o700); err == nil {
-			layer, onDisk = fresh, true
-		}
-	}
-	if !onDisk {
-		if err := (mnt{"layer", layer, "tmpfs", fromHost, "mode=0700,size=" + m.room()}).do(); err != nil {
-			return err
-		}
-	}
-	upper, work := layer+"/upper", layer+"/work"
-	if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o755)); err != nil {
-		return err
-	}
-	// The merged folder's own owner and mode are the upper's. A folder of
-	// somebody whom a process sandbox does not know becomes the agent's.
-	var st syscall.Stat_t
-	if err := syscall.Stat(lower, &st); err != nil {
-		return err
-	}
-	if err := os.Chown(upper, int(st.Uid), int(st.Gid)); err != nil && !errors.Is(err, unix.EINVAL) {
-		return err
-	}
-	if err := unix.Chmod(upper, st.Mode&0o1777); err != nil {
-		return err
-	}
-	options := ""
-	if m.options != "" {
-		options = "," + m.options
-	}
-	return mnt{s.Tag, s.Path, "overlay", fromHost, "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work + options}.do()
 }

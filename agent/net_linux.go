@@ -56,7 +56,13 @@ func (o *Options) network(start func() (*steer.Steering, error)) {
 		<-begun
 		return s, err
 	}
-	o.Settle = func(s *wire.Setup) ([]string, error) { return settleNames("", s.Trust, s.GitHosts) }
+	o.Settle = func(s *wire.Setup) ([]string, error) {
+		env, err := settleNames("", s.Trust, s.GitHosts)
+		if err != nil {
+			return nil, err
+		}
+		return append(env, gitTemplate()...), nil
+	}
 	o.Refusals = refusalsFile
 }
 

@@ -26,13 +26,18 @@ import (
 //	from the host    port, id      the answer: a stream, or none: refused
 //
 // That is for a socket of packets. macOS has none that tell of the other end's
-// end; on its stream every message is two numbers, and a call's id is 0.
+// end; on its stream every message is two numbers, and a call's id is 0. There
+// the host is also told, by two zeros, of each stream that has arrived: until
+// then it keeps the socket open itself, since the kernel of macOS may take one
+// for garbage that is open nowhere but on its way (Chromium's issue 298276).
 //
 // It is the listener of the host's calls.
 type passed struct {
 	conn *net.UnixConn
 	// next reads one message.
-	next  func(*net.UnixConn) (passedMessage, error)
+	next func(*net.UnixConn) (passedMessage, error)
+	// tells says that the host is told of each stream.
+	tells bool
 	calls chan net.Conn
 	ended chan struct{} // closed when receive has returned
 
@@ -49,16 +54,16 @@ const waitingCalls = 128
 const maxDials = 256
 
 // newPassed serves a socket of packets, newStreamed a stream of messages.
-func newPassed(f *os.File) (*passed, error) { return carried(f, packet) }
+func newPassed(f *os.File) (*passed, error) { return carried(f, packet, false) }
 
-func newStreamed(f *os.File) (*passed, error) { return carried(f, streamed) }
+func newStreamed(f *os.File) (*passed, error) { return carried(f, streamed, true) }
 
-func carried(f *os.File, next func(*net.UnixConn) (passedMessage, error)) (*passed, error) {
+func carried(f *os.File, next func(*net.UnixConn) (passedMessage, error), tells bool) (*passed, error) {
 	conn, err := fileConn(f)
 	if err != nil {
 		return nil, err
 	}
-	p := &passed{conn: conn, next: next, calls: make(chan net.Conn, waitingCalls), ended: make(chan struct{}), dials: make(map[uint32]chan net.Conn)}
+	p := &passed{conn: conn, next: next, tells: tells, calls: make(chan net.Conn, waitingCalls), ended: make(chan struct{}), dials: make(map[uint32]chan net.Conn)}
 	go p.receive()
 	return p, nil
 }
@@ -151,6 +156,12 @@ func (p *passed) receive() {
 		if err != nil {
 			return
 		}
+		if m.stream != nil && p.tells {
+			if _, err := p.conn.Write(make([]byte, passedLen)); err != nil {
+				_ = m.stream.Close()
+				return
+			}
+		}
 		if m.id == 0 { // a call
 			if m.stream == nil {
 				continue
@@ -210,8 +221,8 @@ func packet(from *net.UnixConn) (m passedMessage, err error) {
 }
 
 // streamed reads one message of a stream, and the stream that came with its
-// first byte, if any. The kernel ends a read before the next one that brings a
-// file along (unix(7); the BSDs keep such bytes apart in the same way).
+// first byte, if any. It never reads beyond the message: what comes with the next
+// one's bytes would come with this one's.
 func streamed(from *net.UnixConn) (m passedMessage, err error) {
 	var b [passedLen]byte
 	for have := 0; have < len(b); {

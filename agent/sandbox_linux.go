@@ -65,8 +65,9 @@ func Sandbox(ctx context.Context, o SandboxOptions) error {
 	m := mounter{lower: boundOnce, memoryMiB: o.MemoryMiB} // gVisor knows no percents
 	opts := Options{
 		Boot: stream, Listener: host, DialHost: host.dial,
-		Limitless: true, User: defaultUser, Mount: m.mount, Name: setName,
+		Limitless: true, User: defaultUser, Name: setName,
 	}
+	opts.shares = newShares(m, opts.DialHost)
 	if o.OneUser {
 		opts.User = "0"
 	}
@@ -123,7 +124,7 @@ func settleSandbox() error {
 // boundOnce is bound for gVisor, which knows no recursive bind: a share is one
 // mount, whatever lies beneath on the host.
 func boundOnce(i int, s *wire.Mount, at string) error {
-	if s.Type != "bind" {
+	if s.Type != bindType {
 		return fmt.Errorf("a share of type %.20q is unknown to this agent", s.Type)
 	}
 	from := filepath.Join(lowerDir, strconv.Itoa(i))

@@ -24,6 +24,9 @@ func (a *Agent) start(ctx context.Context, e *wire.Exec) (_ *streams, _ *task, s
 		return nil, nil, nil, err
 	}
 	if l := e.Limits; a.o.Limitless && (l.GetMemoryBytes() > 0 || l.GetPids() > 0 || l.GetCpuMillis() > 0) {
+		if a.o.beside != nil {
+			return nil, nil, nil, errors.New("behind this wall nothing limits a task's memory, processes or processor time (leave the limit out)")
+		}
 		return nil, nil, nil, errors.New("no control group is this guest's to divide, so one task cannot be limited apart from others (limit the guest, or use --boundary vm)")
 	}
 	spec, uid, err := a.spec(e)

@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/carrel-vm/carrel/guest/wire"
@@ -49,7 +49,7 @@ func open(e *wire.Exec, uid int) (_ *streams, err error) {
 		}
 	}()
 	if e.Tty {
-		master, slave, err := pty.Open()
+		master, slave, err := terminal()
 		if err != nil {
 			return nil, fmt.Errorf("open a terminal in the guest: %w", err)
 		}
@@ -105,7 +105,13 @@ func (s *streams) resize(rows, cols uint32) error {
 	if !s.tty {
 		return nil
 	}
-	return pty.Setsize(s.out, &pty.Winsize{Rows: uint16(min(rows, maxRows)), Cols: uint16(min(cols, maxRows))})
+	raw, err := s.out.SyscallConn()
+	if err != nil {
+		return err
+	}
+	size := &unix.Winsize{Row: uint16(min(rows, maxRows)), Col: uint16(min(cols, maxRows))}
+	cerr := raw.Control(func(fd uintptr) { err = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, size) })
+	return errors.Join(cerr, err)
 }
 
 func (s *streams) closeChild() {

@@ -18,6 +18,17 @@ const (
 // gitInclude has git read gitFile, if it is there.
 const gitInclude = "[include]\n\tpath = " + gitFile + "\n"
 
+// gitTemplate has git copy nothing into a new repository. What it would copy
+// are examples of hooks, and in a share hooks are protected: git init and git
+// clone would fail.
+func gitTemplate() []string {
+	if err := os.Mkdir(emptyDir, 0o555); err != nil && !errors.Is(err, fs.ErrExist) {
+		complain(err)
+		return nil
+	}
+	return []string{"GIT_TEMPLATE_DIR=" + emptyDir}
+}
+
 // rewriteGit has git reach hosts over https where a remote says ssh, so that
 // rules and secrets apply. What the image says in its settings stays.
 func rewriteGit(root string, hosts []string) error {

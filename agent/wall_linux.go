@@ -93,11 +93,12 @@ func Wall(ctx context.Context, o WallOptions) error {
 		return fmt.Errorf("socket for streams: %w", err)
 	}
 	defer host.wait()
-	m := mounter{disk: disk, lower: bound, options: plainUser, memoryMiB: o.MemoryMiB}
+	m := mounter{disk: disk, lower: bound, options: plainUser, memoryMiB: o.MemoryMiB, cover: true}
 	opts := Options{
 		Boot: stream, Listener: host, DialHost: host.dial,
-		Cgroup: cgroup, Limitless: cgroup == "", User: defaultUser, Mount: m.mountOnce, Name: setName,
+		Cgroup: cgroup, Limitless: cgroup == "", User: defaultUser, Name: setName,
 	}
+	opts.shares = newShares(m, opts.DialHost)
 	opts.ownNetwork()
 	return New(opts).Run(ctx)
 }
@@ -174,7 +175,7 @@ var masked = []string{
 	"cmdline", "bootconfig", "buddyinfo", "consoles", "driver", "dynamic_debug", "iomem", "ioports", "locks", "mtrr", "pagetypeinfo",
 }
 
-// emptyDir covers folders.
+// emptyDir covers folders, and is git's template.
 const emptyDir = carrelDir + "/empty"
 
 // maskProc covers them. The kernel's settings need no cover: root of the guest

@@ -248,26 +248,14 @@ func ownCertificates() error {
 	return mountAll(mnt{to, certs, "", unix.MS_BIND, ""})
 }
 
-// mountOnce mounts share i and covers the place where the driver did. The
-// guest's user or root could enter that, and where the share has a layer, it
-// leads to the folder itself: to its sockets, for one, on which programs of
-// the host listen.
-func (m mounter) mountOnce(i int, s *wire.Mount) error {
-	if err := m.mount(i, s); err != nil {
-		return err
-	}
-	from := filepath.Join(lowerDir, strconv.Itoa(i))
-	if err := unix.Mount(emptyDir, from, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("cover %s: %w", from, err)
-	}
-	return nil
-}
+// bindType is the type of a share that the driver has mounted.
+const bindType = "bind"
 
 // bound mounts share i, which the driver has mounted beneath lowerDir, at its
 // place. It is mounted a second time: in a namespace beneath, the first place
 // cannot be given up.
 func bound(i int, s *wire.Mount, at string) error {
-	if s.Type != "bind" {
+	if s.Type != bindType {
 		return fmt.Errorf("a share of type %.20q is unknown to this agent", s.Type)
 	}
 	from := filepath.Join(lowerDir, strconv.Itoa(i))

@@ -40,10 +40,11 @@ var (
 
 // Options are what a guest is started from.
 type Options struct {
-	Grant   *policy.Grant
-	Parts   policy.Parts
-	Driver  hypervisor.Driver
-	Share   func(ctx context.Context, i int, s hypervisor.Share) (hypervisor.ShareServer, error)
+	Grant  *policy.Grant
+	Parts  policy.Parts
+	Driver hypervisor.Driver
+	// Shares are the guest's; nil: it has none, and gets none.
+	Shares  *shares
 	Console *console
 	Log     *slog.Logger
 	// Outside is the guest's way out; nil: there is none.
@@ -86,7 +87,11 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	defer cancel()
 	g := &Guest{beat: heartbeat{wake: make(chan struct{}, 1)}, refusals: refusals{wake: make(chan struct{}, 1)}, log: o.Log, console: o.Console, gone: make(chan struct{}), Created: time.Now()}
 	spec := o.Grant.Spec()
-	g.vm, err = o.Driver.Create(ctx, o.Grant.Config(o.Parts), hypervisor.Handlers{Console: o.Console.write, Share: o.Share})
+	h := hypervisor.Handlers{Console: o.Console.write}
+	if o.Shares != nil {
+		h.Share = o.Shares.serveFor
+	}
+	g.vm, err = o.Driver.Create(ctx, o.Grant.Config(o.Parts), h)
 	if err != nil {
 		return nil, err
 	}
@@ -101,6 +106,17 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 		return nil, err
 	}
 	defer ln.Close() // one stream only: a second Hello finds nobody
+	mounts := g.vm.Mounts()
+	if o.Shares != nil {
+		if err := o.Shares.take(ctx, mounts); err != nil {
+			return nil, err
+		}
+		streams, err := g.vm.Listen(wire.PortShare)
+		if err != nil {
+			return nil, err
+		}
+		g.tasks.Go(func() { o.Shares.serve(streams) }) // ends with the machine
+	}
 	setup := &wire.Setup{Hostname: spec.Name, MaxTasks: MaxTasks, Env: o.Env, GitHosts: o.GitHosts}
 	if o.Outside != nil {
 		way, err := g.vm.Listen(wire.PortEgress)
@@ -128,8 +144,8 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 		}
 	}
 	setup.UnixNanos = time.Now().UnixNano()
-	for _, m := range g.vm.Mounts() {
-		setup.Mounts = append(setup.Mounts, &wire.Mount{Tag: m.Tag, Type: m.Type, Path: m.GuestPath, ReadOnly: m.ReadOnly, Overlay: m.Overlay, Layer: m.Layer})
+	for _, m := range mounts {
+		setup.Mounts = append(setup.Mounts, wireMount(m))
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	g.Hello, g.Steering, err = g.boot.greet(setup, func() { g.Greeted = time.Now() })

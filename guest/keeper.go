@@ -43,8 +43,12 @@ type KeepRequest struct {
 // KeepOptions are what the process around a keeper gives it.
 type KeepOptions struct {
 	Driver hypervisor.Driver
-	Share  func(ctx context.Context, i int, s hypervisor.Share) (hypervisor.ShareServer, error)
-	Log    *slog.Logger
+	// Share starts the process of one share; nil: this boundary has none.
+	Share func(ctx context.Context, s ShareSpec) (*os.File, error)
+	// ShareOwner is the user who owns every entry of a share, as the guest's
+	// kernel sees it.
+	ShareOwner uint32
+	Log        *slog.Logger
 	// Link leads to the guest's egress process; nil: the guest reaches nothing.
 	Link *link.Conn
 	// Confine gives up what a keeper with a running guest does not need. A
@@ -70,9 +74,11 @@ type Keeper struct {
 
 	journal *journal
 	audit   *audit.Log
+	shelf   *shelf
 
 	mu       sync.Mutex
 	g        *Guest // nil until the guest is ready
+	shares   *shares
 	info     *api.Guest
 	changed  chan struct{} // closed and replaced at every change of info
 	tasks    map[string]*task
@@ -144,6 +150,11 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	if k.shelf, err = openShelf(shareSocketPath(req.Socket)); err != nil {
+		ln.Close()
+		return err
+	}
+	defer k.shelf.close()
 	mux := http.NewServeMux()
 	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(2<<20), connect.WithCompressMinBytes(1<<30))
 	mux.Handle(apiconnect.NewTaskServiceHandler(k, limit))
@@ -205,8 +216,13 @@ func (k *Keeper) keep(ctx context.Context) string {
 		out = newOutside(k.opts.Link, k.log, k.tell)
 		defer out.close()
 	}
+	shared := newShares(k.sharings(grant), k.opts.Share, k.log, k.shareChanged)
+	defer shared.close()
+	k.mu.Lock()
+	k.shares = shared
+	k.mu.Unlock()
 	g, err := Start(ctx, Options{
-		Grant: grant, Parts: k.req.Parts, Driver: k.opts.Driver, Share: k.opts.Share, Console: con, Log: k.log,
+		Grant: grant, Parts: k.req.Parts, Driver: k.opts.Driver, Shares: shared, Console: con, Log: k.log,
 		Outside: out, Env: k.req.Env, GitHosts: gitHosts(grant.EgressRules()),
 	})
 	if err != nil {
@@ -236,6 +252,7 @@ func (k *Keeper) keep(ctx context.Context) string {
 			GuestUpNanos: g.Hello.UpNanos, GuestInitNanos: g.Hello.InitNanos,
 		}
 		i.Steering = g.Steering
+		i.Shares = shared.shown()
 		k.opts.Describe(i)
 	})
 
@@ -252,6 +269,38 @@ func (k *Keeper) keep(ctx context.Context) string {
 	}
 	k.mu.Unlock()
 	return g.Cause()
+}
+
+// sharings are the shares of a grant, not served yet.
+func (k *Keeper) sharings(grant *policy.Grant) []*sharing {
+	var list []*sharing
+	pins := grant.Pins()
+	for i, s := range grant.Spec().Shares {
+		list = append(list, &sharing{share: s, spec: ShareSpec{
+			Tag: fmt.Sprintf("share%d", i), Path: s.Path, Dev: pins[i].Dev, Ino: pins[i].Ino, Owner: k.opts.ShareOwner,
+			Store: ReviewDir(k.dir, grant.Layer(i)), Rules: grant.ShareRules(i),
+		}})
+	}
+	return list
+}
+
+// ReviewDir is where a guest's folder keeps what belongs to one share.
+func ReviewDir(dir, layer string) string { return filepath.Join(dir, DirReview, layer) }
+
+// shareChanged shows watchers the shares as they are.
+func (k *Keeper) shareChanged() {
+	k.mu.Lock()
+	s := k.shares
+	k.mu.Unlock()
+	if s == nil {
+		return
+	}
+	list := s.shown()
+	k.update(func(i *api.Guest) {
+		if i.State == api.GuestState_GUEST_STATE_READY {
+			i.Shares = list
+		}
+	})
 }
 
 // stay waits until the guest is gone or is to end. A guest whose egress process

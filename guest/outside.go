@@ -34,13 +34,11 @@ type outside struct {
 	gone  chan struct{} // closed when the egress process is gone
 
 	lines   chan refusal
-	slots   chan struct{} // one for each stream that is carried here
-	carried sync.WaitGroup
+	streams *bearer
 
-	mu    sync.Mutex
-	g     *Guest       // takes forwarded connections once it is set
-	ln    net.Listener // closed when the egress process is gone
-	conns map[net.Conn]struct{}
+	mu sync.Mutex
+	g  *Guest       // takes forwarded connections once it is set
+	ln net.Listener // closed when the egress process is gone
 }
 
 type refusal struct{ task, line string }
@@ -60,14 +58,14 @@ const (
 func newOutside(l *link.Conn, log *slog.Logger, tell func(task, line string)) *outside {
 	o := &outside{
 		link: l, log: log, tell: tell, heard: make(chan struct{}), gone: make(chan struct{}),
-		lines: make(chan refusal, maxLines), slots: make(chan struct{}, maxStreams), conns: map[net.Conn]struct{}{},
+		lines: make(chan refusal, maxLines), streams: newBearer(maxStreams),
 	}
-	o.carried.Go(func() {
+	o.streams.carried.Go(func() {
 		for r := range o.lines {
 			o.tell(r.task, r.line)
 		}
 	})
-	o.carried.Go(o.listen)
+	o.streams.carried.Go(o.listen)
 	return o
 }
 
@@ -89,12 +87,7 @@ func (o *outside) lead(g *Guest) {
 func (o *outside) close() {
 	o.link.Close()
 	<-o.gone
-	o.mu.Lock()
-	for c := range o.conns {
-		c.Close()
-	}
-	o.mu.Unlock()
-	o.carried.Wait()
+	o.streams.close()
 }
 
 // listen reads what the egress process says until it is gone.
@@ -145,7 +138,7 @@ func (o *outside) read() error {
 			}
 		case link.Forward:
 			port := m.Port
-			if !o.carry(c, func() { o.forward(c, port) }) {
+			if !o.streams.carry(c, func() { o.forward(c, port) }) {
 				c.Close()
 			}
 		default:
@@ -193,55 +186,9 @@ func (o *outside) serve(ln net.Listener) {
 	}
 }
 
-// errBusy says that too much is carried already.
-var errBusy = fmt.Errorf("more than %d connections at once", maxStreams)
-
-// hand gives one stream to the egress process: itself, where it is a socket,
-// else one end of a pair whose other end is fed from it.
+// hand gives one stream to the egress process.
 func (o *outside) hand(c net.Conn) error {
-	if uc, ok := c.(*net.UnixConn); ok {
-		err := o.link.Send(&link.Message{Kind: link.Stream}, uc)
-		if err == nil {
-			c.Close() // the egress process has it
-		}
-		return err
-	}
-	ours, theirs, err := socketPair()
-	if err != nil {
-		return err
-	}
-	defer theirs.Close()
-	if !o.carry(c, func() { join(c, ours) }) {
-		ours.Close()
-		return errBusy
-	}
-	if err := o.link.Send(&link.Message{Kind: link.Stream}, theirs.(syscall.Conn)); err != nil {
-		ours.Close()
-		return err
-	}
-	return nil
-}
-
-// carry runs f, which ends when c is closed, if there is room for it.
-func (o *outside) carry(c net.Conn, f func()) bool {
-	select {
-	case o.slots <- struct{}{}:
-	default:
-		return false
-	}
-	o.mu.Lock()
-	o.conns[c] = struct{}{}
-	o.mu.Unlock()
-	o.carried.Go(func() {
-		defer func() {
-			o.mu.Lock()
-			delete(o.conns, c)
-			o.mu.Unlock()
-			<-o.slots
-		}()
-		f()
-	})
-	return true
+	return o.streams.hand(c, func(theirs syscall.Conn) error { return o.link.Send(&link.Message{Kind: link.Stream}, theirs) })
 }
 
 // forward connects c to a port of the guest's loopback and copies.

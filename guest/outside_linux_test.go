@@ -119,7 +119,7 @@ func TestSocketIsHandedOver(t *testing.T) {
 	if b, err := io.ReadAll(outer); err != nil || string(b) != "hi" {
 		t.Fatalf("%q %v", b, err)
 	}
-	if len(o.slots) != 0 {
+	if len(o.streams.slots) != 0 {
 		t.Error("the keeper carries what it has handed over")
 	}
 }
@@ -205,7 +205,7 @@ func TestStreamsAreBounded(t *testing.T) {
 	h := &hostile{}
 	_, o, edge := startOutside(t, h, nil)
 	for range maxStreams {
-		o.slots <- struct{}{}
+		o.streams.slots <- struct{}{}
 	}
 	host, guest := net.Pipe()
 	defer guest.Close()
@@ -215,7 +215,7 @@ func TestStreamsAreBounded(t *testing.T) {
 		t.Fatalf("one stream too many: %v", err)
 	}
 	for range maxStreams {
-		<-o.slots
+		<-o.streams.slots
 	}
 	dialOut(t, h, edge) // the control
 }
@@ -272,7 +272,7 @@ func TestRefusalsDoNotBlock(t *testing.T) {
 	edge.Close()
 	<-o.gone // it has read them all
 	close(hold)
-	o.carried.Wait()
+	o.streams.carried.Wait()
 	if len(got) == 0 || len(got) > maxLines+1 || got[0] != "T1 no? way" {
 		t.Errorf("%d lines, the first %q", len(got), got[0])
 	}

@@ -17,7 +17,10 @@ import (
 // folder of mode 0700, of mode 0600 itself, and every peer's user is checked.
 // The caller holds the lock that says nobody else listens there, so that a
 // socket left by a killed process is replaced.
-func ListenPrivate(path string) (net.Listener, error) {
+func ListenPrivate(path string) (net.Listener, error) { return listenPrivate("unix", path) }
+
+// listenPrivate is ListenPrivate for a socket of another kind.
+func listenPrivate(network, path string) (net.Listener, error) {
 	if err := place.CheckPrivate(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
@@ -27,7 +30,7 @@ func ListenPrivate(path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	ln, err := net.ListenUnix(network, &net.UnixAddr{Name: path, Net: network})
 	if err != nil {
 		return nil, err
 	}

@@ -16,11 +16,12 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/policy"
 )
 
 // A guest's folder, <state>/guests/<name>, mode 0700:
 //
-//	guest.json     what was asked for; written once, with the folder
+//	guest.json     what was asked for; replaced whole when a share comes or goes
 //	journal        what happened; only the holder of lock writes it
 //	lock           held by the keeper as long as it lives
 //	keeper.json    which process that is
@@ -29,6 +30,9 @@ import (
 //	console.log    what the kernel printed
 //	egress.json    what was changed about its egress; only the daemon writes it
 //	ports.json     which ports lead into it while it runs; likewise
+//	review/        what waits to be reviewed, and what undo needs, by layer
+//	kept.json      why an ephemeral guest is still there; only the daemon writes it
+//	drops          what it is to forget when it runs again; likewise
 //	audit/         the audit log, which daemon, keeper and egress process write
 const (
 	fileSpec    = "guest.json"
@@ -38,6 +42,9 @@ const (
 	fileScratch = "scratch.img"
 	dirTasks    = "tasks"
 	dirAudit    = "audit"
+	// DirReview holds the stores of a guest's shares, each in a folder that is
+	// named for its layer.
+	DirReview = "review"
 )
 
 // maxRecord bounds a small state file, in bytes.
@@ -60,11 +67,7 @@ func SocketPath(run, name string) string {
 
 // Create makes a guest's folder; it is there whole or not at all.
 func Create(guests, name string, spec *api.GuestSpec) error {
-	raw, err := protojson.Marshal(spec)
-	if err != nil {
-		return err
-	}
-	b, err := json.MarshalIndent(&saved{Version: 1, Created: time.Now().UTC(), Spec: raw}, "", " ")
+	b, err := saveSpec(time.Now().UTC(), spec)
 	if err != nil {
 		return err
 	}
@@ -85,6 +88,47 @@ func Create(guests, name string, spec *api.GuestSpec) error {
 		return err
 	}
 	return syncDir(guests)
+}
+
+func saveSpec(created time.Time, spec *api.GuestSpec) ([]byte, error) {
+	raw, err := protojson.Marshal(spec)
+	if err != nil {
+		return nil, err
+	}
+	return json.MarshalIndent(&saved{Version: 1, Created: created, Spec: raw}, "", " ")
+}
+
+// Respec replaces what a guest was asked for, from its next start on. Only the
+// daemon calls it.
+func Respec(dir string, spec *api.GuestSpec) error {
+	path := filepath.Join(dir, fileSpec)
+	b, err := readSmall(path)
+	if err != nil {
+		return err
+	}
+	var s saved
+	if err := json.Unmarshal(b, &s); err != nil {
+		return fmt.Errorf("%w: %s: %v", ErrDamaged, dir, err)
+	}
+	if b, err = saveSpec(s.Created, spec); err != nil {
+		return err
+	}
+	if len(b) > maxRecord {
+		return fmt.Errorf("what the guest is made of takes %d bytes; %d are possible", len(b), maxRecord)
+	}
+	return policy.WriteFile(path, b)
+}
+
+// RemoveDisk removes the disk of a guest that is not started again.
+func RemoveDisk(dir string) error {
+	return errors.Join(removeThere(filepath.Join(dir, fileScratch)), os.RemoveAll(filepath.Join(dir, fileScratch+".files")))
+}
+
+func removeThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 func writeSynced(path string, b []byte) error {

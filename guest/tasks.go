@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/wire"
 )
 
 // task is one task of a keeper: live, or of an earlier run of the guest.
@@ -189,8 +190,11 @@ func (k *Keeper) run(g *Guest, t *task) {
 				e = &api.Ending{Status: StatusOurs, Cause: g.Cause()}
 			}
 		}()
+		k.shares.taskBegins(t.now.Id)
+		defer k.shares.taskEnds(t.now.Id)
 		return g.Exec(context.Background(), t.now.Id, t.now.Spec, t.spool, t.in)
 	}()
+	k.importAfter(g, t)
 	select {
 	case <-g.Gone(): // whoever is told of this ending must not find the guest ready
 		k.update(func(i *api.Guest) { i.State = api.GuestState_GUEST_STATE_STOPPING })
@@ -215,6 +219,25 @@ func (k *Keeper) run(g *Guest, t *task) {
 	k.forgetLocked()
 	k.changedLocked()
 	k.mu.Unlock()
+}
+
+// importAfter brings over what a task may have changed in the guest's reviews,
+// before anybody is told that it has ended.
+func (k *Keeper) importAfter(g *Guest, t *task) {
+	if !k.shares.hasReviews() {
+		return
+	}
+	select {
+	case <-g.Gone(): // there is nobody to ask
+		return
+	default:
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), importTimeout+sessionTimeout, errors.New("it took too long"))
+	defer cancel()
+	if err := k.shares.imports.all(ctx, g, t.now.Id); err != nil {
+		k.log.Warn("import", "task", t.now.Id, "error", err)
+		t.spool.note([]byte("what was changed could not be read whole: " + wire.Text(err.Error(), wire.MaxText)))
+	}
 }
 
 // record changes a task's state, in memory and in the journal. If the journal

@@ -5,6 +5,7 @@ package hypervisor
 import (
 	"context"
 	"net"
+	"os"
 )
 
 // Driver makes guests of one kind: qemu, vz, hcs, and the test driver.
@@ -54,17 +55,28 @@ type Handlers struct {
 	// calls it from the goroutine that drains the guest. The bytes are the
 	// guest's and must never reach a terminal unescaped.
 	Console func(p []byte)
-	// Share starts serving share i of the Config on conn and returns a
-	// function that ends it and waits. What is spoken on conn is the
-	// driver's: vhost-user for qemu. nil where the driver needs none.
+	// Share starts the server of share i of the Config. A driver calls it for
+	// those that it carries itself; for a share whose Mount has the type "fuse"
+	// it does not, since the agent dials for that. nil: nobody serves shares.
 	Share func(ctx context.Context, i int, s Share) (ShareServer, error)
 }
 
+// Carrier says what a share's requests come by.
+type Carrier string
+
+// The carriers that drivers have.
+const (
+	// VirtioFS is one end of a socket on which vhost-user is spoken, for QEMU's
+	// virtio-fs device.
+	VirtioFS Carrier = "virtio-fs"
+	// Device is an open /dev/fuse, which does not block.
+	Device Carrier = "device"
+)
+
 // ShareServer is a running server of one share.
 type ShareServer interface {
-	// Conn is the driver's end of the socket to the server; the driver owns
-	// it and closes it. It must be a *net.UnixConn for qemu.
-	Conn() net.Conn
+	// Serve hands over what carries the requests; f stays the caller's.
+	Serve(c Carrier, f *os.File) error
 	// Close ends the server and waits for it.
 	Close() error
 }

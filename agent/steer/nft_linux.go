@@ -40,15 +40,19 @@ func newRuleset() (*ruleset, error) {
 	return r, nil
 }
 
-// rulesForEcho only refuses what sk_lookup does not see: with every address
-// local, the kernel itself would answer a ping to any of them.
-func rulesForEcho() (ownSet, error) {
+// rulesForRest only refuses what sk_lookup does not see, or too late. With every
+// address local, the kernel itself would answer a ping to any of them. And a
+// datagram that sk_lookup drops is answered with ICMP, which reaches connected
+// sockets alone: QUIC clients have others, and would wait for seconds before they
+// fall back to TCP. The sender of what is dropped here gets EPERM.
+func rulesForRest() (ownSet, error) {
 	r, err := newRuleset()
 	if err != nil {
 		return nil, err
 	}
 	out := r.chain("out", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter)
-	r.rule(out, outward(r.own), protocol(expr.CmpOpEq, unix.IPPROTO_ICMP), verdict(expr.VerdictDrop))
+	r.rule(out, outward(r.own), protocol(expr.CmpOpEq, unix.IPPROTO_UDP), port(portDNS), verdict(expr.VerdictAccept))
+	r.rule(out, outward(r.own), protocol(expr.CmpOpNeq, unix.IPPROTO_TCP), verdict(expr.VerdictDrop))
 	return r, r.flush()
 }
 

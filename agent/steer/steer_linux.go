@@ -106,8 +106,8 @@ func (s *Steering) choose(o Options) (ownSet, error) {
 		if err == nil {
 			s.undo = append(s.undo, l.close)
 			s.How = SkLookup
-			// The program does not see ICMP.
-			set, nftErr := rulesForEcho()
+			// The program does not see ICMP, and refuses datagrams late.
+			set, nftErr := rulesForRest()
 			if nftErr == nil {
 				s.undo = append(s.undo, removeRules)
 				return both{l, set}, nil

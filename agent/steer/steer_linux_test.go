@@ -3,6 +3,7 @@ package steer
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,6 +102,18 @@ func TestDatagrams(t *testing.T) {
 	}
 	for _, to := range []string{"198.18.1.1:443", "8.8.8.8:123", "8.8.8.8:5353", "169.254.169.254:80"} {
 		fail(to)
+	}
+	// A socket that is connected to nobody hears of it from the write alone, and
+	// that is how QUIC is spoken.
+	free, err := net.ListenPacket("udp4", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer free.Close()
+	for _, to := range []string{"198.18.1.1:443", "8.8.8.8:443"} {
+		if _, err := free.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to))); !errors.Is(err, unix.EPERM) {
+			t.Errorf("a datagram to %s from a socket of no peer: %v", to, err)
+		}
 	}
 	_ = trap.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 	if _, from, err := trap.ReadFrom(make([]byte, 9)); err == nil {

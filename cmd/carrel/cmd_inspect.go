@@ -60,22 +60,22 @@ func guestReport(w io.Writer, width int, g *api.Guest, now time.Time) error {
 	row("image", "%s", s.GetImage())
 	row("size", "%d cpus, %s memory, %s", s.GetCpus(), humanize.IBytes(uint64(s.GetMemoryMib())<<20), diskWord(s))
 	for _, sh := range s.GetShares() {
-		what := "read only"
-		switch {
-		case sh.Mode == api.ShareMode_SHARE_MODE_RW:
-			what = "read and write"
-		case sh.Mode == api.ShareMode_SHARE_MODE_REVIEW:
-			what = "read only; changes are thrown away"
-		}
-		row("share", "%s (%s)", shareWord(sh), what)
+		row("share", "%s (%s)", shareWord(sh), modeMeans(sh))
+		row("", "%s", namesWord(sh))
 	}
+	row("review", "%s", reviewWord(g))
 	row("reaches", "%s", reachWord(s.GetEgress()))
 	row("steering", "%s", g.Steering)
 	for _, p := range g.Ports {
 		row("port", "%s -> %d", hostAddress(p), p.GuestPort)
 	}
-	if s.GetEphemeral() {
-		row("kept", "no: it is removed when its task has ended")
+	switch {
+	case g.Kept == api.GuestKept_GUEST_KEPT_REVIEW:
+		row("kept", "until its changes are applied or discarded")
+	case g.Kept == api.GuestKept_GUEST_KEPT_UNDO:
+		row("kept", "for a day, so that what it did can be undone: its disk is gone")
+	case s.GetEphemeral():
+		row("kept", "no: it is removed when its task has ended, unless it leaves changes to review")
 	}
 	row("created", "%s", when(g.Created))
 	row("started", "%s", when(g.Started))

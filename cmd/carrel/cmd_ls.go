@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -15,19 +16,21 @@ import (
 )
 
 func (a *app) lsCommand() *cobra.Command {
+	var all bool
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
-		Short:   "List guests",
+		Short:   "List guests, and what of them waits for review",
 		Example: "  carrel ls\n  carrel ls --json",
 		Args:    needs(cobra.NoArgs),
-		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doLs(cmd.Context()) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doLs(cmd.Context(), all) },
 	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those of which only what undo needs is left")
 	cmd.Flags().Bool("json", false, "print a JSON array")
 	return cmd
 }
 
-func (a *app) doLs(ctx context.Context) error {
+func (a *app) doLs(ctx context.Context, all bool) error {
 	c, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -37,6 +40,9 @@ func (a *app) doLs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if !all {
+		gs = slices.DeleteFunc(gs, func(g *api.Guest) bool { return g.Kept == api.GuestKept_GUEST_KEPT_UNDO })
+	}
 	if a.json {
 		return printArray(a, gs)
 	}
@@ -45,11 +51,11 @@ func (a *app) doLs(ctx context.Context) error {
 
 func guestTable(w io.Writer, gs []*api.Guest, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tSTATE\tWALL\tIMAGE\tCPUS\tMEMORY\tSHARES\tAGE\tTASK")
+	fmt.Fprintln(t, "NAME\tSTATE\tWALL\tIMAGE\tCPUS\tMEMORY\tSHARES\tREVIEW\tAGE\tTASK")
 	for _, g := range gs {
 		s := g.GetSpec()
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", safe(g.Name), stateWord(g.State), wallWord(g), safe(s.GetImage()), s.GetCpus(),
-			humanize.IBytes(uint64(s.GetMemoryMib())<<20), sharesWord(s.GetShares()), age(g, now), taskWord(g.Tasks))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", safe(g.Name), stateWord(g.State), wallWord(g), safe(s.GetImage()), s.GetCpus(),
+			humanize.IBytes(uint64(s.GetMemoryMib())<<20), sharesWord(s.GetShares()), waitsWord(g), age(g, now), taskWord(g.Tasks))
 	}
 	return t.Flush()
 }

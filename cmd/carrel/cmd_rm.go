@@ -13,7 +13,7 @@ func (a *app) rmCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "rm NAME...",
 		Short:             "Remove guests and all that is their own",
-		Long:              "Remove guests: their disks, their tasks' output, their state.\nShared folders stay.",
+		Long:              "Remove guests: their disks, their tasks' output, their state, and with --force\nalso changes that nobody has reviewed. Shared folders stay.",
 		Example:           "  carrel rm dev\n  carrel rm -f dev app",
 		Args:              names(cobra.MinimumNArgs(1)),
 		ValidArgsFunction: guestNames(100),
@@ -23,6 +23,6 @@ func (a *app) rmCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "stop it first if it runs")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "stop it first if it runs, and throw away changes that wait for review")
 	return cmd
 }

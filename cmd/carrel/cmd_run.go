@@ -27,9 +27,12 @@ func (a *app) runCommand() *cobra.Command {
 --timeout, 125 if Carrel fails, 126 or 127 if the command cannot be run or
 found, 128+n if signal n ended it.
 
-Without -v the current folder is shared read only, under an overlay in the
-guest: the command may change everything, and the changes are thrown away.
-Without --name or --keep the guest is removed when the command has ended.
+Without -v the current folder is shared for review: the command may change
+everything, and nothing on this machine changes until you say so. carrel diff
+shows what it did, carrel apply brings it into the folder, carrel undo takes that
+back. Files that hold credentials, such as .env, are not there for the guest.
+Without --name or --keep the guest is removed when the command has ended, or,
+if it leaves changes, when these are applied or discarded.
 
 The guest reaches nothing but what --allow, --preset, --secret and policy.yaml
 name. What it is not let out to is said, with the command that would allow it.`,
@@ -86,6 +89,9 @@ func (a *app) doRun(ctx context.Context, f *runFlags, args []string) error {
 	if exit := (*client.ExitError)(nil); err != nil && !errors.As(err, &exit) && spec.Ephemeral && !errors.Is(err, client.ErrTruncated) && !errors.Is(err, client.ErrInputLost) {
 		a.discard(c, g.Name)
 	}
+	if err == nil || errors.As(err, new(*client.ExitError)) {
+		a.sayChanges(ctx, c, g)
+	}
 	if !spec.Ephemeral {
 		a.note(fmt.Sprintf("guest %s goes on running: `carrel shell %s` enters it, `carrel rm -f %s` removes it", g.Name, g.Name, g.Name))
 	}
@@ -114,7 +120,7 @@ func (a *app) startGuest(ctx context.Context, c *client.Client, spec *api.GuestS
 	// be wrong to say that something is shared.
 	granted := func() {
 		if usual {
-			p.note("sharing " + spec.Shares[0].Path + " read only; what the guest changes there is thrown away (-v .:rw keeps it, --no-share shares nothing)")
+			p.note("sharing " + spec.Shares[0].Path + " for review; what the guest changes there waits for your yes (-v .:rw lets it change the folder, --no-share shares nothing)")
 		}
 		usual = false
 	}

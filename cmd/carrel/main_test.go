@@ -172,7 +172,7 @@ func TestNeedsNoDaemon(t *testing.T) {
 	}{
 		{nil, 0, "Available Commands"},
 		{[]string{"--help"}, 0, "carrel run -- make test"},
-		{[]string{"run", "--help"}, 0, "thrown away"},
+		{[]string{"run", "--help"}, 0, "carrel apply brings it into the folder"},
 		{[]string{"version"}, 0, "API carrel.v1"},
 		{[]string{"version", "--json"}, 0, `"api":"carrel.v1"`},
 		{[]string{"completion", "bash"}, 0, "complete"},

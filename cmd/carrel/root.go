@@ -57,9 +57,10 @@ func (a *app) rootCommand() *cobra.Command {
 		Long: `Carrel gives an untrusted repository, or an AI agent, a desk of its own on your
 machine: a microVM that sees only the folders you chose, and reaches only the
 hosts you allowed.`,
-		Example: `  carrel run -- make test             in a fresh guest that may read this folder
-  carrel run -v .:rw --preset packages -- npm install
-                                      in one that may change it and fetch packages
+		Example: `  carrel run -- make test             in a fresh guest that sees this folder
+  carrel diff; carrel apply           what it changed, and into the folder with it
+  carrel run --preset packages -- npm install
+                                      in one that may fetch packages, too
   carrel start dev && carrel shell dev
   carrel doctor                       is everything there that a guest needs?`,
 		SilenceErrors: true,
@@ -74,6 +75,7 @@ hosts you allowed.`,
 	root.AddCommand(
 		a.runCommand(), a.startCommand(), a.stopCommand(), a.rmCommand(), a.lsCommand(), a.inspectCommand(),
 		a.execCommand(), a.shellCommand(), a.logsCommand(), a.cpCommand(),
+		a.shareCommand(), a.diffCommand(), a.applyCommand(), a.discardCommand(), a.undoCommand(),
 		a.allowCommand(), a.denyCommand(), a.egressCommand(), a.portCommand(),
 		a.secretCommand(), a.policyCommand(), a.auditCommand(), a.doctorCommand(),
 		a.imageCommand(), a.daemonCommand(), a.versionCommand(),

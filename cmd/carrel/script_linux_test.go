@@ -33,7 +33,7 @@ const scripts = "testdata/script"
 
 // behindWalls are the scripts that run behind real walls, too. The others look
 // at what comes before a guest, or need a daemon that nobody else uses.
-var behindWalls = []string{"cp", "guests", "logs", "run", "share", "signals", "task", "terminal"}
+var behindWalls = []string{"cp", "guests", "logs", "review", "run", "share", "signals", "task", "terminal"}
 
 // suiteTime bounds one ring's scripts, so that one that hangs is named.
 const suiteTime = 5 * time.Minute
@@ -41,6 +41,22 @@ const suiteTime = 5 * time.Minute
 func TestScripts(t *testing.T) {
 	bin := buildPrograms(t, []string{"-tags", "carreltest", "./cmd/carreld"}, []string{"./cmd/carrel", "./cmd/carrel-agent"})
 	runScripts(t, testscript.Params{Dir: scripts}, false, false, func() (*home, error) { return newHome(bin, "") })
+}
+
+// besides are the scripts that run with an agent as macOS would have it, beside
+// its tasks, beside those of its own. Of the others those about shares need an agent that mounts, and the
+// rest does not depend on the agent.
+var besides = []string{"cp", "guests", "logs", "run", "signals", "task", "terminal"}
+
+// TestScriptsBeside runs them over what of macOS's driver runs here, without a
+// wall.
+func TestScriptsBeside(t *testing.T) {
+	files := []string{"testdata/beside/proxy.txt"}
+	for _, name := range besides {
+		files = append(files, filepath.Join(scripts, name+".txt"))
+	}
+	bin := buildPrograms(t, []string{"-tags", "carreltest,carrelbeside", "./cmd/carreld"}, []string{"./cmd/carrel", "./cmd/carrel-agent"})
+	runScripts(t, testscript.Params{Files: files}, false, false, func() (*home, error) { return newHome(bin, "") })
 }
 
 // TestScriptsWall runs them behind the process wall.

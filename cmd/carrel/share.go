@@ -23,6 +23,7 @@ import (
 type specFlags struct {
 	shares       []string
 	noShare      bool
+	names        nameFlags
 	name, image  string
 	cpus         uint32
 	memory, disk string
@@ -31,8 +32,9 @@ type specFlags struct {
 }
 
 func (f *specFlags) add(fs *pflag.FlagSet) {
-	fs.StringArrayVarP(&f.shares, "share", "v", nil, "`share` a folder, PATH[:GUESTPATH][:MODE]; MODE is ro or rw, and without one the guest's changes are thrown away")
+	fs.StringArrayVarP(&f.shares, "share", "v", nil, "`share` a folder, PATH[:GUESTPATH][:MODE]; MODE is review (the default: what the guest changes waits for your yes), ro, rw-nodelete or rw; \",plain\" after it drops the lists of hidden and protected names")
 	fs.BoolVar(&f.noShare, "no-share", false, "share no folder, not even the current one")
+	f.names.add(fs)
 	fs.StringVar(&f.image, "image", "", "the guest's `image` (default \"default\"); with --boundary process also \"host\": this machine's own system, read only")
 	fs.Uint32Var(&f.cpus, "cpus", 0, "processors: `N` (default 2)")
 	fs.StringVar(&f.memory, "memory", "", "memory: a `size` such as 512M or 4G (default 2G)")
@@ -43,7 +45,7 @@ func (f *specFlags) add(fs *pflag.FlagSet) {
 
 // changed says whether any of them was given.
 func (f *specFlags) changed(cmd *cobra.Command) bool {
-	for _, n := range append([]string{"share", "no-share", "image", "cpus", "memory", "disk", "boundary"}, reachNames...) {
+	for _, n := range append([]string{"share", "no-share", "hide", "protect", "image", "cpus", "memory", "disk", "boundary"}, reachNames...) {
 		if cmd.Flags().Changed(n) {
 			return true
 		}
@@ -51,8 +53,30 @@ func (f *specFlags) changed(cmd *cobra.Command) bool {
 	return false
 }
 
+// nameFlags are the flags that name what is hidden and protected in shares.
+type nameFlags struct{ hide, protect []string }
+
+func (f *nameFlags) add(fs *pflag.FlagSet) {
+	fs.StringArrayVar(&f.hide, "hide", nil, "a `name` that the guest does not see in its shares, as in .gitignore; \"!name\" shows it what is hidden otherwise")
+	fs.StringArrayVar(&f.protect, "protect", nil, "a `name` that the guest cannot change on this machine; \"!name\" takes that back")
+}
+
+// put adds the names to a share. A plain one has none.
+func (f *nameFlags) put(shares ...*api.Share) error {
+	some := len(f.hide)+len(f.protect) == 0
+	for _, s := range shares {
+		if !s.Plain {
+			s.Hide, s.Protect, some = f.hide, f.protect, true
+		}
+	}
+	if !some {
+		return usageError{errors.New("--hide and --protect have no share: what is plain has no such names, and nothing else is shared")}
+	}
+	return nil
+}
+
 // spec checks the flags and turns them into a request. The current folder is
-// shared under a throw-away overlay if nothing else is said; usual says so.
+// shared for review if nothing else is said; usual says so.
 func (f *specFlags) spec() (spec *api.GuestSpec, usual bool, err error) {
 	spec = &api.GuestSpec{Name: f.name, Image: f.image, Cpus: f.cpus, Boundary: f.boundary}
 	for what, n := range map[string]string{"guest": f.name, "image": f.image} {
@@ -78,7 +102,7 @@ func (f *specFlags) spec() (spec *api.GuestSpec, usual bool, err error) {
 		if len(f.shares) > 0 {
 			return nil, false, usageError{errors.New("--no-share and --share exclude each other")}
 		}
-		return spec, false, nil
+		return spec, false, f.names.put()
 	}
 	cwd, err := currentFolder()
 	if err != nil {
@@ -86,7 +110,7 @@ func (f *specFlags) spec() (spec *api.GuestSpec, usual bool, err error) {
 	}
 	if len(f.shares) == 0 {
 		spec.Shares = []*api.Share{{Path: cwd, Mode: api.ShareMode_SHARE_MODE_REVIEW}}
-		return spec, true, nil
+		return spec, true, f.names.put(spec.Shares...)
 	}
 	for _, s := range f.shares {
 		sh, err := parseShare(s, cwd)
@@ -95,7 +119,7 @@ func (f *specFlags) spec() (spec *api.GuestSpec, usual bool, err error) {
 		}
 		spec.Shares = append(spec.Shares, sh)
 	}
-	return spec, false, nil
+	return spec, false, f.names.put(spec.Shares...)
 }
 
 // currentFolder is the folder itself, without the links that led to it.
@@ -110,7 +134,13 @@ func currentFolder() (string, error) {
 	return d, nil
 }
 
-// parseShare reads PATH[:GUESTPATH][:MODE]. A relative PATH is taken from cwd.
+// modes are what a share may be, by its name.
+var modes = map[string]api.ShareMode{
+	"review": api.ShareMode_SHARE_MODE_REVIEW, "ro": api.ShareMode_SHARE_MODE_RO,
+	"rw": api.ShareMode_SHARE_MODE_RW, "rw-nodelete": api.ShareMode_SHARE_MODE_RW_NODELETE,
+}
+
+// parseShare reads PATH[:GUESTPATH][:MODE[,plain]]. A relative PATH is taken from cwd.
 func parseShare(arg, cwd string) (*api.Share, error) {
 	bad := func(format string, v ...any) (*api.Share, error) {
 		return nil, fmt.Errorf("share %q: %s", arg, fmt.Sprintf(format, v...))
@@ -130,15 +160,15 @@ func parseShare(arg, cwd string) (*api.Share, error) {
 	}
 	s := &api.Share{Mode: api.ShareMode_SHARE_MODE_REVIEW}
 	if n := len(parts); n > 0 {
-		switch mode := parts[n-1]; {
-		case mode == "ro":
-			s.Mode = api.ShareMode_SHARE_MODE_RO
-		case mode == "rw":
-			s.Mode = api.ShareMode_SHARE_MODE_RW
-		case strings.HasPrefix(mode, "/"):
+		word, plain := strings.CutSuffix(parts[n-1], ",plain")
+		mode, is := modes[word]
+		switch {
+		case is:
+			s.Mode, s.Plain = mode, plain
+		case strings.HasPrefix(parts[n-1], "/"):
 			n++ // a guest path, and no mode
 		default:
-			return bad("%q is neither a mode (ro, rw) nor an absolute path in the guest", mode)
+			return bad("%q is neither a mode (review, ro, rw-nodelete, rw) nor an absolute path in the guest", parts[n-1])
 		}
 		parts = parts[:n-1]
 	}
@@ -212,11 +242,37 @@ func shareWord(s *api.Share) string {
 	if s.GuestPath != "" && s.GuestPath != s.Path {
 		w += ":" + s.GuestPath
 	}
-	switch {
-	case s.Mode == api.ShareMode_SHARE_MODE_RW:
-		return w + ":rw"
-	case s.Mode == api.ShareMode_SHARE_MODE_REVIEW:
-		return w // its changes are thrown away
+	switch mode := modeWord(s.Mode); {
+	case s.Plain:
+		return w + ":" + mode + ",plain"
+	case mode != "review":
+		return w + ":" + mode
 	}
-	return w + ":ro"
+	return w
+}
+
+func modeWord(m api.ShareMode) string {
+	for word, is := range modes {
+		if is == m {
+			return word
+		}
+	}
+	return "review" // what an unspecified mode means
+}
+
+// modeMeans says what a mode is for the folder on this machine.
+func modeMeans(s *api.Share) string {
+	means := "changes wait for review"
+	switch s.Mode {
+	case api.ShareMode_SHARE_MODE_RO:
+		means = "read only"
+	case api.ShareMode_SHARE_MODE_RW:
+		means = "read and write"
+	case api.ShareMode_SHARE_MODE_RW_NODELETE:
+		means = "read and write, nothing is deleted or replaced"
+	}
+	if s.Plain {
+		means += "; no name is hidden or protected"
+	}
+	return means
 }

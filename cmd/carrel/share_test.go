@@ -24,12 +24,21 @@ func TestParseShare(t *testing.T) {
 		{"/a:/b", "/a", "/b", review, ""},
 		{"/a:/b/../c:rw", "/a", "/c", rw, ""},
 		{".:/work:ro", "/cwd", "/work", ro, ""},
-		{"ro", "/cwd/ro", "", review, ""}, // a folder may have that name
+		{"/a:review", "/a", "", review, ""},
+		{"/a:rw-nodelete", "/a", "", api.ShareMode_SHARE_MODE_RW_NODELETE, ""},
+		{"/a:ro,plain", "/a", "", ro, ""},
+		{"/a:/b:rw,plain", "/a", "/b", rw, ""},
+		{"/a:/b,plain", "/a", "/b,plain", review, ""}, // a place in the guest
+		{"ro", "/cwd/ro", "", review, ""},             // a folder may have that name
 		{"/ä b", "/ä b", "", review, ""},
 
 		{"", "", "", 0, "missing"},
 		{":rw", "", "", 0, "missing"},
 		{"/a:", "", "", 0, "neither a mode"},
+		{"/a:plain", "", "", 0, "neither a mode"},
+		{"/a:,plain", "", "", 0, "neither a mode"},
+		{"/a:ro,Plain", "", "", 0, "neither a mode"},
+		{"/a:ro,plain,plain", "", "", 0, "neither a mode"},
 		{"/a:RW", "", "", 0, "neither a mode"},
 		{"/a:rx", "", "", 0, "neither a mode"},
 		{"/a:b", "", "", 0, "neither a mode"},
@@ -52,14 +61,14 @@ func TestParseShare(t *testing.T) {
 			t.Errorf("%q: %v", tc.arg, err)
 			continue
 		}
-		if s.Path != filepath.FromSlash(tc.path) || s.GuestPath != tc.guest || s.Mode != tc.mode {
+		if s.Path != filepath.FromSlash(tc.path) || s.GuestPath != tc.guest || s.Mode != tc.mode || s.Plain != (strings.HasSuffix(tc.arg, ",plain") && s.GuestPath != "/b,plain") {
 			t.Errorf("%q: %v", tc.arg, s)
 		}
 	}
 }
 
 func FuzzParseShare(f *testing.F) {
-	for _, s := range []string{".", "/a:/b:rw", "/a:ro", ":", "a:b:c:d", "\x00"} {
+	for _, s := range []string{".", "/a:/b:rw", "/a:ro", "/a:rw,plain", "/a:rw-nodelete", ":", "a:b:c:d", "\x00"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, arg string) {
@@ -75,7 +84,10 @@ func FuzzParseShare(f *testing.F) {
 			t.Errorf("path %q", s.Path)
 		case s.GuestPath != "" && !strings.HasPrefix(s.GuestPath, "/"):
 			t.Errorf("guest path %q", s.GuestPath)
-		case s.Mode == api.ShareMode_SHARE_MODE_RW && !strings.HasSuffix(arg, ":rw"):
+		case s.Plain && !strings.HasSuffix(arg, ",plain"):
+			t.Errorf("%q has no rules, which nobody asked for", arg)
+		case s.Mode == api.ShareMode_SHARE_MODE_RW && !strings.HasSuffix(strings.TrimSuffix(arg, ",plain"), ":rw"),
+			s.Mode == api.ShareMode_SHARE_MODE_RW_NODELETE && !strings.HasSuffix(strings.TrimSuffix(arg, ",plain"), ":rw-nodelete"):
 			t.Errorf("%q may be written, which nobody asked for", arg)
 		case strings.ContainsAny(s.Path+s.GuestPath, "\x00\n\x1b"):
 			t.Errorf("control characters in %v", s)

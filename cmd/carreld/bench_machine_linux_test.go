@@ -20,6 +20,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/share/control"
+	"github.com/carrel-vm/carrel/guest/share/rules"
 	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/hypervisortest"
 	"github.com/carrel-vm/carrel/hypervisor/qemu"
@@ -150,12 +153,30 @@ func (m *benchMachine) serveOurs() net.Conn {
 	if err := unix.Stat(m.ours, &st); err != nil {
 		m.b.Fatal(err)
 	}
-	p, err := startShare(m.b.Context(), shareSpec{Tag: "share0", Path: m.ours, Dev: st.Dev, Ino: st.Ino})
+	f, err := startShare(m.b.Context(), guest.ShareSpec{Tag: "share0", Path: m.ours, Dev: st.Dev, Ino: st.Ino, Owner: taskUser, Rules: rules.Options{Mode: rules.ReadWrite, Plain: true}})
 	if err != nil {
 		m.b.Fatal(err)
 	}
-	m.b.Cleanup(func() { p.Close() })
-	return p.Conn()
+	c, err := control.NewClient(f, nil)
+	if err != nil {
+		m.b.Fatal(err)
+	}
+	m.b.Cleanup(func() { c.Close(context.Background()) })
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		m.b.Fatal(err)
+	}
+	theirs, ours := os.NewFile(uintptr(fds[0]), "share"), os.NewFile(uintptr(fds[1]), "share")
+	defer theirs.Close()
+	defer ours.Close()
+	if err := c.Carry(control.VirtioFS, theirs); err != nil {
+		m.b.Fatal(err)
+	}
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		m.b.Fatal(err)
+	}
+	return conn
 }
 
 // serveTheirs starts virtiofsd and connects to it. It stays with its defaults,

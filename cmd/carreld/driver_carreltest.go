@@ -14,7 +14,6 @@ import (
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
-	"github.com/carrel-vm/carrel/hypervisor/hypervisortest"
 	"github.com/carrel-vm/carrel/images"
 )
 
@@ -32,7 +31,7 @@ func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.
 	if err != nil {
 		return guest.KeepOptions{}, err
 	}
-	d := hypervisortest.New(hypervisortest.Options{Agent: []string{filepath.Join(filepath.Dir(self), "carrel-agent"), "serve"}})
+	d := testDriver(filepath.Join(filepath.Dir(self), "carrel-agent"))
 	return guest.KeepOptions{
 		Driver: d, Confine: func() error { return nil },
 		Describe: func(g *api.Guest) { g.Accelerator, g.AcceleratorReason = "none", "a test driver without any boundary" },

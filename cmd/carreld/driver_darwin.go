@@ -7,11 +7,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/guest/share/rules"
 	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/seatbelt"
 	"github.com/carrel-vm/carrel/images"
@@ -19,10 +21,16 @@ import (
 
 const driverName = "seatbelt"
 
+// wallProcess is the one wall there is here, as a request names it.
+const wallProcess = "process"
+
 var errNoMachine = &hypervisor.Error{
 	Op: "start the guest", Err: errors.New("there is no virtual machine for macOS yet"),
-	Cure: "use Linux; what is there of the weaker --boundary process is in docs/seatbelt.md",
+	Cure: "use Linux, or the weaker wall that is there: --boundary process --image host; docs/seatbelt.md says what it holds",
 }
+
+// hostImage is the image that is the host's own system.
+const hostImage = "host"
 
 // keeperOptions picks the driver for the wall that was granted. Without a wish
 // it is a machine, which there is none of here: what is weaker must be asked for.
@@ -30,21 +38,23 @@ func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.
 	switch wall := req.Spec.GetBoundary(); wall {
 	case "", "vm":
 		return guest.KeepOptions{}, errNoMachine
-	case "process":
+	case wallProcess:
 	default:
 		return guest.KeepOptions{}, &hypervisor.Error{Op: "start the guest", Err: fmt.Errorf("there is no wall %q on macOS", wall), Cure: "use process"}
 	}
-	self, err := os.Executable()
+	grant, err := policy.Decide(req.Spec, req.Rules)
 	if err != nil {
 		return guest.KeepOptions{}, err
 	}
-	home, err := os.UserHomeDir()
+	o, err := seatbeltOptions()
 	if err != nil {
-		return guest.KeepOptions{}, fmt.Errorf("find the home directory, which is never shared: %w (set HOME)", err)
+		return guest.KeepOptions{}, err
 	}
-	o := seatbelt.Options{Agent: filepath.Join(filepath.Dir(self), "carrel-agent"), Home: home}
-	for _, pin := range req.Pins {
+	for i, pin := range req.Pins {
 		o.Pins = append(o.Pins, seatbelt.Pin{Path: pin.Path, Dev: pin.Dev, Ino: pin.Ino})
+		r := grant.ShareRules(i)
+		hide, protect := r.Patterns()
+		o.Names = append(o.Names, seatbelt.Names{Hide: hide, Protect: protect, NoDelete: r.Mode == rules.NoDelete})
 	}
 	d := seatbelt.New(o)
 	if err := d.Check(); err != nil {
@@ -57,35 +67,63 @@ func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.
 		Describe: func(g *api.Guest) {
 			g.Accelerator, g.AcceleratorReason = "none", "the host's kernel runs the guest's programs itself"
 			g.HypervisorArgs = d.CommandLine()
-			g.Boundary, g.BoundaryNotes = "process", d.Notes()
+			g.Boundary, g.BoundaryNotes = wallProcess, d.Notes()
 		},
 	}, nil
+}
+
+// seatbeltOptions are those that every guest has.
+func seatbeltOptions() (seatbelt.Options, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return seatbelt.Options{}, err
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return seatbelt.Options{}, fmt.Errorf("find the home directory, which is never shared: %w (set HOME)", err)
+	}
+	return seatbelt.Options{Agent: filepath.Join(filepath.Dir(self), "carrel-agent"), Home: home}, nil
 }
 
 // imageParts knows one image: the Mac's own system.
 func imageParts(*images.Store) func(context.Context, string) (policy.Parts, error) {
 	return func(_ context.Context, name string) (policy.Parts, error) {
-		if name != "host" {
-			return policy.Parts{}, errNoMachine
+		if name != hostImage {
+			return policy.Parts{}, &hypervisor.Error{
+				Op: "start the guest", Err: fmt.Errorf("image %q is for a machine, and there is none for macOS yet", name), Cure: "use --boundary process --image host",
+			}
 		}
 		return policy.Parts{Kernel: seatbelt.HostRoot, Initrd: seatbelt.HostRoot, Root: seatbelt.HostRoot}, nil
 	}
 }
 
+// tools is where Apple's command line tools are, the only compilers and git that
+// a guest here can run: Xcode's lie outside of what it sees.
+const tools = "/Library/Developer/CommandLineTools/usr/bin"
+
+// doctor looks at what a guest needs of this Mac.
 func doctor(place.Place, *images.Store) func(context.Context, func(*api.Finding)) {
 	return func(_ context.Context, found func(*api.Finding)) {
-		for check, err := range map[string]error{"vm": errNoMachine, "seatbelt": seatbelt.New(seatbelt.Options{}).Check()} {
-			f := &api.Finding{Check: check, Level: api.FindingLevel_FINDING_LEVEL_BAD, Text: "it can be used"}
-			var he *hypervisor.Error
-			switch {
-			case err == nil:
-				f.Level = api.FindingLevel_FINDING_LEVEL_GOOD
-			case errors.As(err, &he):
-				f.Text, f.Cure = he.Err.Error(), he.Cure
-			default:
-				f.Text = err.Error()
-			}
-			found(f)
+		const good, note, bad = api.FindingLevel_FINDING_LEVEL_GOOD, api.FindingLevel_FINDING_LEVEL_NOTE, api.FindingLevel_FINDING_LEVEL_BAD
+		found(&api.Finding{Check: "vm", Level: note, Text: errNoMachine.Err.Error(), Cure: errNoMachine.Cure})
+		o, err := seatbeltOptions()
+		d := seatbelt.New(o)
+		if err == nil {
+			err = d.Check()
+		}
+		var he *hypervisor.Error
+		switch {
+		case err == nil:
+			found(&api.Finding{Check: "process wall", Level: good, Text: "Seatbelt, with this Mac's own system; " + strings.Join(d.Notes(), "; ")})
+		case errors.As(err, &he):
+			found(&api.Finding{Check: "process wall", Level: bad, Text: "--boundary process does not work: " + he.Err.Error(), Cure: he.Cure})
+		default:
+			found(&api.Finding{Check: "process wall", Level: bad, Text: "--boundary process does not work: " + err.Error()})
+		}
+		found(&api.Finding{Check: "never run", Level: note, Text: "this wall was made without a Mac: its rules are taken from others' and have not been tried", Cure: "docs/seatbelt.md says what was tried, and how"})
+		found(&api.Finding{Check: "confinement", Level: note, Text: "a guest's keeper and its egress process have no sandbox of their own on macOS, as they have on Linux"})
+		if fi, err := os.Stat(tools); err != nil || !fi.IsDir() {
+			found(&api.Finding{Check: "command line tools", Level: note, Text: "git, make and compilers are missing in guests: Apple's command line tools are not installed", Cure: "xcode-select --install"})
 		}
 	}
 }

@@ -74,7 +74,7 @@ func machine(p place.Place, req guest.KeepRequest) (guest.KeepOptions, error) {
 		return guest.KeepOptions{}, err
 	}
 	return guest.KeepOptions{
-		Driver: d, Share: startShares(req.Pins),
+		Driver: d, Share: startShare, ShareOwner: taskUser,
 		Confine: func() error { return confineKeeper(req.Parts.Dir) },
 		Describe: func(g *api.Guest) {
 			a := d.Accel()
@@ -95,8 +95,14 @@ func sandbox(p place.Place, req guest.KeepRequest) (guest.KeepOptions, error) {
 		g.Pins = append(g.Pins, wall.Pin{Path: pin.Path, Dev: pin.Dev, Ino: pin.Ino})
 	}
 	d := gvisor.New(g)
+	// The host's kernel shows the mount to the gofer: the user of tasks is one of
+	// the guest's range there, or this one, whom its namespace calls root.
+	owner := uint32(0)
+	if wall.AsRoot() {
+		owner = wall.BaseID(req.Parts.Dir) + wall.TaskID
+	}
 	return guest.KeepOptions{
-		Driver:  d,
+		Driver: d, Share: startShare, ShareOwner: owner,
 		Confine: func() error { return confineKeeper(req.Parts.Dir) },
 		Describe: func(g *api.Guest) {
 			pl := d.Platform()
@@ -123,7 +129,7 @@ func process(p place.Place, req guest.KeepRequest) (guest.KeepOptions, error) {
 	}
 	d := bubblewrap.New(bo)
 	return guest.KeepOptions{
-		Driver:  d,
+		Driver: d, Share: startShare, ShareOwner: taskUser,
 		Confine: func() error { return confineKeeper(req.Parts.Dir) },
 		Describe: func(g *api.Guest) {
 			g.Accelerator, g.AcceleratorReason = "none", "the host's kernel runs the guest's programs itself"

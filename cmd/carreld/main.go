@@ -4,7 +4,8 @@
 //	carreld daemon    serves the API of one user's guests
 //	carreld keep      keeps one guest (started by the daemon)
 //	carreld egress    lets one guest reach what it was allowed (started by the daemon)
-//	carreld share     serves one shared folder (started by a keeper)
+//	carreld share     serves one shared folder (started by a keeper, or the daemon)
+//	carreld review    shows, applies, discards or undoes changes, once (started by the daemon)
 //	carreld confine   confines itself and becomes the hypervisor (started by a keeper)
 //	carreld wall      builds and keeps the process sandbox of a guest (started by a keeper)
 package main
@@ -33,8 +34,12 @@ func main() {
 			err = runEgress()
 		}
 	case "share":
-		if err = closeInherited(5); err == nil { // 3 is its socket, 4 its word
+		if err = closeInherited(4); err == nil { // 3 is its control socket
 			err = runShare()
+		}
+	case "review":
+		if err = closeInherited(5); err == nil { // 3 is its request, 4 its answers
+			err = runReview()
 		}
 	case "confine":
 		err = runConfined(args)

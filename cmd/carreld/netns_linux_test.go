@@ -44,7 +44,14 @@ type site struct {
 // world's own key and token.
 func newSite(t *testing.T, boundary, policy string) *site {
 	t.Helper()
-	s := &site{world: newRing2(t), net: egresstest.New(t), guest: "box", boundary: boundary}
+	return newSiteIn(t, egresstest.New(t), boundary, policy)
+}
+
+// newSiteIn is newSite in a world that is there, with more variables for the
+// daemon.
+func newSiteIn(t *testing.T, net *egresstest.World, boundary, policy string, env ...string) *site {
+	t.Helper()
+	s := &site{world: newRing2(t), net: net, guest: "box", boundary: boundary}
 	s.bin = vmBinaries(t)
 	p, err := place.Home()
 	if err != nil {
@@ -52,6 +59,7 @@ func newSite(t *testing.T, boundary, policy string) *site {
 	}
 	// No desktop session: secrets are kept in the file.
 	s.env = []string{"CARREL_CACHE=" + p.Cache, "DBUS_SESSION_BUS_ADDRESS=", "XDG_RUNTIME_DIR="}
+	s.env = append(s.env, env...)
 	s.tools = filepath.Join(s.work, "tools")
 	for d, mode := range map[string]os.FileMode{s.tools: 0o755, filepath.Join(s.home, "config"): 0o700} {
 		if err := os.Mkdir(d, mode); err != nil {

@@ -1,208 +1,240 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"os/exec"
-	"runtime"
-	"strings"
-	"syscall"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/guest/packet"
 	"github.com/carrel-vm/carrel/guest/share"
+	"github.com/carrel-vm/carrel/guest/share/control"
 	"github.com/carrel-vm/carrel/guest/share/rules"
-	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/qemu/vhostuser"
 )
 
-// shareSpec is what a share process is told, as its first line of input.
-type shareSpec struct {
-	Tag, Path string
-	Dev, Ino  uint64
-	ReadOnly  bool
-}
+// shareEnd is how long a share process that is to end waits for requests that
+// the host's file system has not answered.
+const shareEnd = 2 * time.Second
 
-// startShares returns the function with which a driver starts the process of a
-// share. The process ends when its hypervisor or its keeper does.
-func startShares(pins []policy.Pin) func(context.Context, int, hypervisor.Share) (hypervisor.ShareServer, error) {
-	return func(ctx context.Context, i int, s hypervisor.Share) (hypervisor.ShareServer, error) {
-		if i >= len(pins) || pins[i].Path != s.Path {
-			return nil, fmt.Errorf("share %s was not granted", s.Path)
-		}
-		p, err := startShare(ctx, shareSpec{Tag: s.Tag, Path: s.Path, Dev: pins[i].Dev, Ino: pins[i].Ino, ReadOnly: s.ReadOnly})
-		if err != nil {
-			return nil, fmt.Errorf("share %s: %w", s.Path, err)
-		}
-		return p, nil
-	}
-}
+// reviewTime is how long a guest may take to say what it has changed: a little
+// less than its keeper waits, so that the reason is the one that is said here.
+const reviewTime = 59 * time.Second
 
-// shareProcess is one running share process. It dies with its keeper by the
-// kernel's doing (prctl(2), PR_SET_PDEATHSIG), and in order when life is closed.
-type shareProcess struct {
-	cmd  *exec.Cmd
-	conn *net.UnixConn
-	life io.Closer
-	done chan struct{} // closed when it has been reaped
-}
-
-// start starts the process from a thread that stays until the process has
-// ended, since the signal at a parent's death is sent when that thread dies.
-func (p *shareProcess) start() error {
-	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer close(p.done)
-		p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		err := p.cmd.Start()
-		started <- err
-		if err == nil {
-			p.cmd.Wait()
-		}
-	}()
-	return <-started
-}
-
-func startShare(ctx context.Context, spec shareSpec) (*shareProcess, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	theirs, ours := os.NewFile(uintptr(fds[0]), "share"), os.NewFile(uintptr(fds[1]), "share")
-	defer theirs.Close()
-	c, err := net.FileConn(ours)
-	ours.Close()
-	if err != nil {
-		return nil, err
-	}
-	out, outW, err := os.Pipe()
-	if err != nil {
-		c.Close()
-		return nil, err
-	}
-	defer out.Close()
-	self, err := os.Executable()
-	if err != nil {
-		return nil, errors.Join(err, c.Close(), outW.Close())
-	}
-	cmd := exec.Command(self, "share")
-	cmd.Env, cmd.Dir, cmd.Stderr = []string{}, "/", os.Stderr
-	cmd.ExtraFiles = []*os.File{theirs, outW}
-	life, err := cmd.StdinPipe()
-	p := &shareProcess{cmd: cmd, conn: c.(*net.UnixConn), life: life, done: make(chan struct{})}
-	if err == nil {
-		err = p.start()
-	}
-	outW.Close()
-	if err != nil {
-		c.Close()
-		return nil, err
-	}
-	if err = json.NewEncoder(life).Encode(spec); err == nil {
-		deadline, ok := ctx.Deadline()
-		if !ok {
-			deadline = time.Now().Add(15 * time.Second)
-		}
-		out.SetReadDeadline(deadline)
-		var word string
-		if word, err = bufio.NewReaderSize(out, 4096).ReadString('\n'); word != "ok\n" {
-			if word = strings.TrimSpace(word); word != "" {
-				err = errors.New(word)
-			}
-			err = fmt.Errorf("its server did not start: %w", err)
-		}
-	}
-	if err != nil {
-		p.conn.Close()
-		p.Close()
-		return nil, err
-	}
-	return p, nil
-}
-
-// Conn implements hypervisor.ShareServer.
-func (p *shareProcess) Conn() net.Conn { return p.conn }
-
-// Close implements hypervisor.ShareServer.
-func (p *shareProcess) Close() error {
-	p.life.Close()
-	t := time.AfterFunc(2*time.Second, func() { p.cmd.Process.Kill() })
-	defer t.Stop()
-	<-p.done
-	return nil
-}
-
-// runShare is the share process: it pins the folder, gives up everything else,
-// says ok, and serves until its hypervisor or its keeper is gone.
+// runShare is the share process: it is told what to serve on descriptor 3, pins
+// the folder, gives up everything else, says that it is ready, and serves what it
+// is handed there until the other end is gone.
 func runShare() error {
-	conn, out := os.NewFile(3, "vhost-user"), os.NewFile(4, "word")
-	in := bufio.NewReaderSize(os.Stdin, 64<<10)
-	err := func() error {
-		line, err := in.ReadSlice('\n')
-		if err != nil {
-			return fmt.Errorf("read what to share: %w", err)
-		}
-		var spec shareSpec
-		if err := json.Unmarshal(line, &spec); err != nil {
-			return fmt.Errorf("read what to share: %w", err)
-		}
-		return serveShare(spec, conn, in, func() {
-			fmt.Fprintln(out, "ok")
-			out.Close()
-		})
-	}()
+	c, err := control.New(os.NewFile(3, "control"))
 	if err != nil {
-		fmt.Fprintln(out, err)
+		return err
 	}
-	return err
+	defer c.Close()
+	spec, err := c.Told()
+	if err != nil {
+		return err
+	}
+	p, err := openShare(spec, c)
+	if serr := c.Send(&control.Message{Kind: control.Ready, Error: control.Text(err)}, nil); err == nil {
+		err = serr
+	}
+	if err != nil {
+		return err
+	}
+	return p.serve()
 }
 
-func serveShare(spec shareSpec, conn *os.File, life io.Reader, ready func()) error {
+// shareServer is what a share process is made of.
+type shareServer struct {
+	spec  control.Spec
+	c     *control.Conn
+	srv   *share.Server
+	store *shareStore
+
+	ctx      context.Context // the carriers'
+	stop     context.CancelFunc
+	gate     sync.RWMutex // held shared while a device's request is under way
+	carrying sync.Mutex   // held by the carrier
+	streams  sync.WaitGroup
+	reviews  sync.WaitGroup
+	once     sync.Once
+}
+
+// openShare opens the folder and confines the process to it.
+func openShare(spec control.Spec, c *control.Conn) (*shareServer, error) {
+	set, err := rules.Compile(spec.Rules)
+	if err != nil {
+		return nil, err
+	}
 	root, err := share.OpenRoot(spec.Path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if dev, ino := root.ID(); dev != spec.Dev || ino != spec.Ino {
-		return errors.New("the folder was replaced by another while the guest started (choose it again)")
+		return nil, errors.New("the folder was replaced by another while the guest started (choose it again)")
 	}
-	c, err := net.FileConn(conn)
-	conn.Close()
+	store, err := openShareStore(spec, root, set)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// What remains lets root's share hold files of any owner; nothing else.
 	if err := dropCapabilities(unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER); err != nil {
-		return err
+		return nil, err
 	}
-	if err := share.Confine(root, spec.ReadOnly); err != nil {
-		return err
+	var own []string
+	if spec.Store != "" {
+		own = []string{spec.Store}
 	}
-	mode := rules.ReadWrite
-	if spec.ReadOnly {
-		mode = rules.ReadOnly
+	if err := share.Confine(root, !set.Mode().Writes(), own...); err != nil {
+		return nil, err
 	}
-	names, err := rules.Compile(rules.Options{Mode: mode, Plain: true})
+	p := &shareServer{spec: spec, c: c, store: store}
+	p.srv = share.New(root, store.options(share.Options{Rules: set, UID: spec.Owner, GID: spec.Owner}))
+	p.ctx, p.stop = context.WithCancel(context.Background())
+	return p, nil
+}
+
+// serve does what the keeper says until that is gone.
+func (p *shareServer) serve() error {
+	defer p.end()
+	for {
+		m, f, err := p.c.Receive()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		switch m.Kind {
+		case control.VirtioFS, control.Stream, control.Device:
+			p.carry(m.Kind, f)
+		case control.Session:
+			err := p.store.session(m.Task)
+			p.srv.NewSession()
+			p.done(m.ID, err)
+		case control.Review:
+			p.reviews.Go(func() { p.done(m.ID, p.review(f, m.Task)) })
+		case control.Close:
+			p.shut()
+			p.done(m.ID, nil)
+		default:
+			return fmt.Errorf("%w: %s is not for a share process", control.ErrMessage, m.Kind)
+		}
+	}
+}
+
+func (p *shareServer) done(id uint64, err error) {
+	p.c.Send(&control.Message{Kind: control.Done, ID: id, Error: control.Text(err)}, nil)
+}
+
+// carry serves one carrier at a time: each begins the session anew.
+func (p *shareServer) carry(kind control.Kind, f *os.File) {
+	if !p.carrying.TryLock() {
+		f.Close()
+		return
+	}
+	serve, err := p.carrier(kind, f)
+	if err != nil {
+		p.carrying.Unlock()
+		p.c.Send(&control.Message{Kind: control.Ended, Error: control.Text(err)}, nil)
+		return
+	}
+	run := p.streams.Go
+	if kind == control.VirtioFS {
+		run = func(f func()) { go f() } // it outlives the folder: see carrier
+	}
+	run(func() {
+		err := serve()
+		if err == nil {
+			err = errors.New("the guest let go of it")
+		}
+		p.carrying.Unlock()
+		p.c.Send(&control.Message{Kind: control.Ended, Error: control.Text(err)}, nil)
+	})
+}
+
+func (p *shareServer) carrier(kind control.Kind, f *os.File) (func() error, error) {
+	switch kind {
+	case control.Device:
+		return func() error { return p.srv.ServeDevice(p.ctx, f) }, nil
+	case control.Stream:
+		c, err := packet.Stream(f)
+		return func() error { return p.srv.ServeStream(p.ctx, c) }, err
+	}
+	c, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		return nil, err
+	}
+	uc, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, fmt.Errorf("a device's socket is a %T", c)
+	}
+	// A device that lost its server hangs its guest: it outlives the folder, and
+	// gets EIO.
+	return func() error {
+		return vhostuser.Serve(context.Background(), uc, vhostuser.NewFS(p.spec.Tag, gated{p}))
+	}, nil
+}
+
+// review keeps what the guest says on a stream that it has changed.
+func (p *shareServer) review(f *os.File, task string) error {
+	c, err := packet.Stream(f)
 	if err != nil {
 		return err
 	}
-	srv := share.New(root, share.Options{Rules: names, UID: 1000, GID: 1000})
-	defer srv.Close()
-	ready()
-	ctx, cancel := context.WithCancel(context.Background())
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(p.ctx, reviewTime)
 	defer cancel()
-	go func() { // the keeper's end of this pipe is its life
-		io.Copy(io.Discard, life)
-		cancel()
-	}()
-	return vhostuser.Serve(ctx, c.(*net.UnixConn), vhostuser.NewFS(spec.Tag, srv))
+	return p.store.review(ctx, c, task)
+}
+
+// shut lets go of the folder: what is under way is waited for, and nothing
+// reaches it afterwards.
+func (p *shareServer) shut() {
+	p.once.Do(func() {
+		p.stop()
+		p.streams.Wait()
+		p.reviews.Wait()
+		p.gate.Lock()
+		defer p.gate.Unlock()
+		p.srv.Close()
+		p.store.close()
+	})
+}
+
+// end is shut within bounds: what the host's file system does not answer ends
+// with the process.
+func (p *shareServer) end() {
+	shut := make(chan struct{})
+	go func() { p.shut(); close(shut) }()
+	select {
+	case <-shut:
+	case <-time.After(shareEnd):
+	}
+}
+
+// gated is the server as a device sees it: no request is under way when the
+// folder is let go of.
+type gated struct{ p *shareServer }
+
+func (g gated) ServeSegments(in, out [][]byte) int {
+	g.p.gate.RLock()
+	defer g.p.gate.RUnlock()
+	return g.p.srv.ServeSegments(in, out)
+}
+
+func (g gated) ServeUrgent(in [][]byte) { g.p.srv.ServeUrgent(in) }
+
+func (g gated) Reset() {
+	g.p.gate.RLock()
+	defer g.p.gate.RUnlock()
+	g.p.srv.Reset()
 }

@@ -141,6 +141,57 @@ func (ShareMode) EnumDescriptor() ([]byte, []int) {
 	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{1}
 }
 
+type GuestKept int32
+
+const (
+	GuestKept_GUEST_KEPT_UNSPECIFIED GuestKept = 0
+	// Its changes wait: it is removed when all are applied or discarded.
+	GuestKept_GUEST_KEPT_REVIEW GuestKept = 1
+	// Nothing of it is left but what undo needs, for a day.
+	GuestKept_GUEST_KEPT_UNDO GuestKept = 2
+)
+
+// Enum value maps for GuestKept.
+var (
+	GuestKept_name = map[int32]string{
+		0: "GUEST_KEPT_UNSPECIFIED",
+		1: "GUEST_KEPT_REVIEW",
+		2: "GUEST_KEPT_UNDO",
+	}
+	GuestKept_value = map[string]int32{
+		"GUEST_KEPT_UNSPECIFIED": 0,
+		"GUEST_KEPT_REVIEW":      1,
+		"GUEST_KEPT_UNDO":        2,
+	}
+)
+
+func (x GuestKept) Enum() *GuestKept {
+	p := new(GuestKept)
+	*p = x
+	return p
+}
+
+func (x GuestKept) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (GuestKept) Descriptor() protoreflect.EnumDescriptor {
+	return file_carrel_v1_carrel_proto_enumTypes[2].Descriptor()
+}
+
+func (GuestKept) Type() protoreflect.EnumType {
+	return &file_carrel_v1_carrel_proto_enumTypes[2]
+}
+
+func (x GuestKept) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use GuestKept.Descriptor instead.
+func (GuestKept) EnumDescriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{2}
+}
+
 type GuestState int32
 
 const (
@@ -184,11 +235,11 @@ func (x GuestState) String() string {
 }
 
 func (GuestState) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[2].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[3].Descriptor()
 }
 
 func (GuestState) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[2]
+	return &file_carrel_v1_carrel_proto_enumTypes[3]
 }
 
 func (x GuestState) Number() protoreflect.EnumNumber {
@@ -197,7 +248,7 @@ func (x GuestState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GuestState.Descriptor instead.
 func (GuestState) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{2}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{3}
 }
 
 type TaskState int32
@@ -239,11 +290,11 @@ func (x TaskState) String() string {
 }
 
 func (TaskState) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[3].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[4].Descriptor()
 }
 
 func (TaskState) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[3]
+	return &file_carrel_v1_carrel_proto_enumTypes[4]
 }
 
 func (x TaskState) Number() protoreflect.EnumNumber {
@@ -252,7 +303,7 @@ func (x TaskState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TaskState.Descriptor instead.
 func (TaskState) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{3}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{4}
 }
 
 type FileType int32
@@ -291,11 +342,11 @@ func (x FileType) String() string {
 }
 
 func (FileType) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[4].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[5].Descriptor()
 }
 
 func (FileType) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[4]
+	return &file_carrel_v1_carrel_proto_enumTypes[5]
 }
 
 func (x FileType) Number() protoreflect.EnumNumber {
@@ -304,7 +355,7 @@ func (x FileType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FileType.Descriptor instead.
 func (FileType) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{4}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{5}
 }
 
 type ChangeKind int32
@@ -343,11 +394,11 @@ func (x ChangeKind) String() string {
 }
 
 func (ChangeKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[5].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[6].Descriptor()
 }
 
 func (ChangeKind) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[5]
+	return &file_carrel_v1_carrel_proto_enumTypes[6]
 }
 
 func (x ChangeKind) Number() protoreflect.EnumNumber {
@@ -356,7 +407,7 @@ func (x ChangeKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ChangeKind.Descriptor instead.
 func (ChangeKind) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{5}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{6}
 }
 
 type EntryType int32
@@ -398,11 +449,11 @@ func (x EntryType) String() string {
 }
 
 func (EntryType) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[6].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[7].Descriptor()
 }
 
 func (EntryType) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[6]
+	return &file_carrel_v1_carrel_proto_enumTypes[7]
 }
 
 func (x EntryType) Number() protoreflect.EnumNumber {
@@ -411,7 +462,7 @@ func (x EntryType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EntryType.Descriptor instead.
 func (EntryType) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{6}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{7}
 }
 
 type EgressEventKind int32
@@ -457,11 +508,11 @@ func (x EgressEventKind) String() string {
 }
 
 func (EgressEventKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[7].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[8].Descriptor()
 }
 
 func (EgressEventKind) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[7]
+	return &file_carrel_v1_carrel_proto_enumTypes[8]
 }
 
 func (x EgressEventKind) Number() protoreflect.EnumNumber {
@@ -470,7 +521,7 @@ func (x EgressEventKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressEventKind.Descriptor instead.
 func (EgressEventKind) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{7}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
 }
 
 type EgressAnswer int32
@@ -516,11 +567,11 @@ func (x EgressAnswer) String() string {
 }
 
 func (EgressAnswer) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[8].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[9].Descriptor()
 }
 
 func (EgressAnswer) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[8]
+	return &file_carrel_v1_carrel_proto_enumTypes[9]
 }
 
 func (x EgressAnswer) Number() protoreflect.EnumNumber {
@@ -529,7 +580,7 @@ func (x EgressAnswer) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressAnswer.Descriptor instead.
 func (EgressAnswer) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
 }
 
 type SecretKind int32
@@ -569,11 +620,11 @@ func (x SecretKind) String() string {
 }
 
 func (SecretKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[9].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[10].Descriptor()
 }
 
 func (SecretKind) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[9]
+	return &file_carrel_v1_carrel_proto_enumTypes[10]
 }
 
 func (x SecretKind) Number() protoreflect.EnumNumber {
@@ -582,7 +633,7 @@ func (x SecretKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SecretKind.Descriptor instead.
 func (SecretKind) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
 }
 
 type FindingLevel int32
@@ -621,11 +672,11 @@ func (x FindingLevel) String() string {
 }
 
 func (FindingLevel) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[10].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[11].Descriptor()
 }
 
 func (FindingLevel) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[10]
+	return &file_carrel_v1_carrel_proto_enumTypes[11]
 }
 
 func (x FindingLevel) Number() protoreflect.EnumNumber {
@@ -634,7 +685,7 @@ func (x FindingLevel) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FindingLevel.Descriptor instead.
 func (FindingLevel) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
 }
 
 // ErrorDetail is attached to every error that Carrel itself makes.
@@ -1161,7 +1212,16 @@ type Guest struct {
 	// the reason. The guest's word: escaped, at most 256 bytes.
 	Steering string `protobuf:"bytes,17,opt,name=steering,proto3" json:"steering,omitempty"`
 	// Ports of the host's loopback that lead into the guest.
-	Ports         []*Port `protobuf:"bytes,18,rep,name=ports,proto3" json:"ports,omitempty"`
+	Ports []*Port `protobuf:"bytes,18,rep,name=ports,proto3" json:"ports,omitempty"`
+	// What waits to be reviewed, as of the end of its last task; unset: nothing
+	// that the guest sees is in review, or it is not known yet.
+	Review *ReviewSummary `protobuf:"bytes,19,opt,name=review,proto3" json:"review,omitempty"`
+	// Why a guest that was to be removed with its task is still there; empty: it
+	// was not to be.
+	Kept GuestKept `protobuf:"varint,20,opt,name=kept,proto3,enum=carrel.v1.GuestKept" json:"kept,omitempty"`
+	// Its shares, each with how it is carried; those that were added while it
+	// runs come last.
+	Shares        []*SharedFolder `protobuf:"bytes,21,rep,name=shares,proto3" json:"shares,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1318,6 +1378,27 @@ func (x *Guest) GetSteering() string {
 func (x *Guest) GetPorts() []*Port {
 	if x != nil {
 		return x.Ports
+	}
+	return nil
+}
+
+func (x *Guest) GetReview() *ReviewSummary {
+	if x != nil {
+		return x.Review
+	}
+	return nil
+}
+
+func (x *Guest) GetKept() GuestKept {
+	if x != nil {
+		return x.Kept
+	}
+	return GuestKept_GUEST_KEPT_UNSPECIFIED
+}
+
+func (x *Guest) GetShares() []*SharedFolder {
+	if x != nil {
+		return x.Shares
 	}
 	return nil
 }
@@ -8230,6 +8311,7 @@ func (*AttachShareResponse) Descriptor() ([]byte, []int) {
 	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
 }
 
+// DetachShareRequest names a share by its tag, or by where the guest sees it.
 type DetachShareRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tag           string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
@@ -8584,7 +8666,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\x0e2\x14.carrel.v1.ShareModeR\x04mode\x12\x14\n" +
 	"\x05plain\x18\x05 \x01(\bR\x05plain\x12\x12\n" +
 	"\x04hide\x18\x06 \x03(\tR\x04hide\x12\x18\n" +
-	"\aprotect\x18\a \x03(\tR\aprotectJ\x04\b\x04\x10\x05\"\x9d\x05\n" +
+	"\aprotect\x18\a \x03(\tR\aprotectJ\x04\b\x04\x10\x05\"\xaa\x06\n" +
 	"\x05Guest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.carrel.v1.GuestStateR\x05state\x12(\n" +
@@ -8605,7 +8687,10 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\bboundary\x18\x0f \x01(\tR\bboundary\x12%\n" +
 	"\x0eboundary_notes\x18\x10 \x03(\tR\rboundaryNotes\x12\x1a\n" +
 	"\bsteering\x18\x11 \x01(\tR\bsteering\x12%\n" +
-	"\x05ports\x18\x12 \x03(\v2\x0f.carrel.v1.PortR\x05ports\"e\n" +
+	"\x05ports\x18\x12 \x03(\v2\x0f.carrel.v1.PortR\x05ports\x120\n" +
+	"\x06review\x18\x13 \x01(\v2\x18.carrel.v1.ReviewSummaryR\x06review\x12(\n" +
+	"\x04kept\x18\x14 \x01(\x0e2\x14.carrel.v1.GuestKeptR\x04kept\x12/\n" +
+	"\x06shares\x18\x15 \x03(\v2\x17.carrel.v1.SharedFolderR\x06shares\"e\n" +
 	"\x04Port\x12!\n" +
 	"\fhost_address\x18\x01 \x01(\tR\vhostAddress\x12\x1b\n" +
 	"\thost_port\x18\x02 \x01(\rR\bhostPort\x12\x1d\n" +
@@ -9087,7 +9172,11 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\rSHARE_MODE_RO\x10\x01\x12\x11\n" +
 	"\rSHARE_MODE_RW\x10\x02\x12\x15\n" +
 	"\x11SHARE_MODE_REVIEW\x10\x03\x12\x1a\n" +
-	"\x16SHARE_MODE_RW_NODELETE\x10\x04*\xa6\x01\n" +
+	"\x16SHARE_MODE_RW_NODELETE\x10\x04*S\n" +
+	"\tGuestKept\x12\x1a\n" +
+	"\x16GUEST_KEPT_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11GUEST_KEPT_REVIEW\x10\x01\x12\x13\n" +
+	"\x0fGUEST_KEPT_UNDO\x10\x02*\xa6\x01\n" +
 	"\n" +
 	"GuestState\x12\x1b\n" +
 	"\x17GUEST_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
@@ -9225,350 +9314,354 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 	return file_carrel_v1_carrel_proto_rawDescData
 }
 
-var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
+var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
 var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 126)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(EgressAction)(0),             // 0: carrel.v1.EgressAction
 	(ShareMode)(0),                // 1: carrel.v1.ShareMode
-	(GuestState)(0),               // 2: carrel.v1.GuestState
-	(TaskState)(0),                // 3: carrel.v1.TaskState
-	(FileType)(0),                 // 4: carrel.v1.FileType
-	(ChangeKind)(0),               // 5: carrel.v1.ChangeKind
-	(EntryType)(0),                // 6: carrel.v1.EntryType
-	(EgressEventKind)(0),          // 7: carrel.v1.EgressEventKind
-	(EgressAnswer)(0),             // 8: carrel.v1.EgressAnswer
-	(SecretKind)(0),               // 9: carrel.v1.SecretKind
-	(FindingLevel)(0),             // 10: carrel.v1.FindingLevel
-	(*ErrorDetail)(nil),           // 11: carrel.v1.ErrorDetail
-	(*GuestSpec)(nil),             // 12: carrel.v1.GuestSpec
-	(*EgressSpec)(nil),            // 13: carrel.v1.EgressSpec
-	(*EgressRule)(nil),            // 14: carrel.v1.EgressRule
-	(*Share)(nil),                 // 15: carrel.v1.Share
-	(*Guest)(nil),                 // 16: carrel.v1.Guest
-	(*Port)(nil),                  // 17: carrel.v1.Port
-	(*Timings)(nil),               // 18: carrel.v1.Timings
-	(*StartGuestRequest)(nil),     // 19: carrel.v1.StartGuestRequest
-	(*StartGuestEvent)(nil),       // 20: carrel.v1.StartGuestEvent
-	(*Progress)(nil),              // 21: carrel.v1.Progress
-	(*StopGuestRequest)(nil),      // 22: carrel.v1.StopGuestRequest
-	(*StopGuestResponse)(nil),     // 23: carrel.v1.StopGuestResponse
-	(*RemoveGuestRequest)(nil),    // 24: carrel.v1.RemoveGuestRequest
-	(*RemoveGuestResponse)(nil),   // 25: carrel.v1.RemoveGuestResponse
-	(*ListGuestsRequest)(nil),     // 26: carrel.v1.ListGuestsRequest
-	(*ListGuestsResponse)(nil),    // 27: carrel.v1.ListGuestsResponse
-	(*InspectGuestRequest)(nil),   // 28: carrel.v1.InspectGuestRequest
-	(*InspectGuestResponse)(nil),  // 29: carrel.v1.InspectGuestResponse
-	(*TaskSpec)(nil),              // 30: carrel.v1.TaskSpec
-	(*TaskLimits)(nil),            // 31: carrel.v1.TaskLimits
-	(*Task)(nil),                  // 32: carrel.v1.Task
-	(*Ending)(nil),                // 33: carrel.v1.Ending
-	(*StartTaskRequest)(nil),      // 34: carrel.v1.StartTaskRequest
-	(*StartTaskResponse)(nil),     // 35: carrel.v1.StartTaskResponse
-	(*AttachRequest)(nil),         // 36: carrel.v1.AttachRequest
-	(*AttachOpen)(nil),            // 37: carrel.v1.AttachOpen
-	(*StdinClose)(nil),            // 38: carrel.v1.StdinClose
-	(*Resize)(nil),                // 39: carrel.v1.Resize
-	(*AttachResponse)(nil),        // 40: carrel.v1.AttachResponse
-	(*ListTasksRequest)(nil),      // 41: carrel.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),     // 42: carrel.v1.ListTasksResponse
-	(*PutRequest)(nil),            // 43: carrel.v1.PutRequest
-	(*PutOpen)(nil),               // 44: carrel.v1.PutOpen
-	(*PutResponse)(nil),           // 45: carrel.v1.PutResponse
-	(*GetRequest)(nil),            // 46: carrel.v1.GetRequest
-	(*GetResponse)(nil),           // 47: carrel.v1.GetResponse
-	(*File)(nil),                  // 48: carrel.v1.File
-	(*ListSharesRequest)(nil),     // 49: carrel.v1.ListSharesRequest
-	(*ListSharesResponse)(nil),    // 50: carrel.v1.ListSharesResponse
-	(*SharedFolder)(nil),          // 51: carrel.v1.SharedFolder
-	(*AddShareRequest)(nil),       // 52: carrel.v1.AddShareRequest
-	(*AddShareResponse)(nil),      // 53: carrel.v1.AddShareResponse
-	(*RemoveShareRequest)(nil),    // 54: carrel.v1.RemoveShareRequest
-	(*RemoveShareResponse)(nil),   // 55: carrel.v1.RemoveShareResponse
-	(*RefreshShareRequest)(nil),   // 56: carrel.v1.RefreshShareRequest
-	(*RefreshShareResponse)(nil),  // 57: carrel.v1.RefreshShareResponse
-	(*ExplainShareRequest)(nil),   // 58: carrel.v1.ExplainShareRequest
-	(*ExplainShareResponse)(nil),  // 59: carrel.v1.ExplainShareResponse
-	(*DiffRequest)(nil),           // 60: carrel.v1.DiffRequest
-	(*Change)(nil),                // 61: carrel.v1.Change
-	(*ReviewSummaryRequest)(nil),  // 62: carrel.v1.ReviewSummaryRequest
-	(*ReviewSummary)(nil),         // 63: carrel.v1.ReviewSummary
-	(*ApplyRequest)(nil),          // 64: carrel.v1.ApplyRequest
-	(*ApplyEvent)(nil),            // 65: carrel.v1.ApplyEvent
-	(*DiscardRequest)(nil),        // 66: carrel.v1.DiscardRequest
-	(*DiscardResponse)(nil),       // 67: carrel.v1.DiscardResponse
-	(*UndoRequest)(nil),           // 68: carrel.v1.UndoRequest
-	(*ExplainEgressRequest)(nil),  // 69: carrel.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil), // 70: carrel.v1.ExplainEgressResponse
-	(*ChangeEgressRequest)(nil),   // 71: carrel.v1.ChangeEgressRequest
-	(*ChangeEgressResponse)(nil),  // 72: carrel.v1.ChangeEgressResponse
-	(*TestEgressRequest)(nil),     // 73: carrel.v1.TestEgressRequest
-	(*TestEgressResponse)(nil),    // 74: carrel.v1.TestEgressResponse
-	(*EgressVerdict)(nil),         // 75: carrel.v1.EgressVerdict
-	(*WatchEgressRequest)(nil),    // 76: carrel.v1.WatchEgressRequest
-	(*EgressEvent)(nil),           // 77: carrel.v1.EgressEvent
-	(*AnswerEgressRequest)(nil),   // 78: carrel.v1.AnswerEgressRequest
-	(*AnswerEgressResponse)(nil),  // 79: carrel.v1.AnswerEgressResponse
-	(*PublishRequest)(nil),        // 80: carrel.v1.PublishRequest
-	(*PublishResponse)(nil),       // 81: carrel.v1.PublishResponse
-	(*UnpublishRequest)(nil),      // 82: carrel.v1.UnpublishRequest
-	(*UnpublishResponse)(nil),     // 83: carrel.v1.UnpublishResponse
-	(*Secret)(nil),                // 84: carrel.v1.Secret
-	(*SecretDefinition)(nil),      // 85: carrel.v1.SecretDefinition
-	(*SetSecretRequest)(nil),      // 86: carrel.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),     // 87: carrel.v1.SetSecretResponse
-	(*ListSecretsRequest)(nil),    // 88: carrel.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 89: carrel.v1.ListSecretsResponse
-	(*RemoveSecretRequest)(nil),   // 90: carrel.v1.RemoveSecretRequest
-	(*RemoveSecretResponse)(nil),  // 91: carrel.v1.RemoveSecretResponse
-	(*ImportPolicyRequest)(nil),   // 92: carrel.v1.ImportPolicyRequest
-	(*ImportPolicyResponse)(nil),  // 93: carrel.v1.ImportPolicyResponse
-	(*ImportedKey)(nil),           // 94: carrel.v1.ImportedKey
-	(*CheckPolicyRequest)(nil),    // 95: carrel.v1.CheckPolicyRequest
-	(*CheckPolicyResponse)(nil),   // 96: carrel.v1.CheckPolicyResponse
-	(*PolicyProblem)(nil),         // 97: carrel.v1.PolicyProblem
-	(*RequestPolicyRequest)(nil),  // 98: carrel.v1.RequestPolicyRequest
-	(*RequestPolicyResponse)(nil), // 99: carrel.v1.RequestPolicyResponse
-	(*AgreePolicyRequest)(nil),    // 100: carrel.v1.AgreePolicyRequest
-	(*AgreePolicyResponse)(nil),   // 101: carrel.v1.AgreePolicyResponse
-	(*VerifyAuditRequest)(nil),    // 102: carrel.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),   // 103: carrel.v1.VerifyAuditResponse
-	(*ShowAuditRequest)(nil),      // 104: carrel.v1.ShowAuditRequest
-	(*ShowAuditResponse)(nil),     // 105: carrel.v1.ShowAuditResponse
-	(*Image)(nil),                 // 106: carrel.v1.Image
-	(*ImagePart)(nil),             // 107: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 108: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 109: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 110: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 111: carrel.v1.BuildImageEvent
-	(*VerifyImageRequest)(nil),    // 112: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 113: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 114: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 115: carrel.v1.RemoveImageResponse
-	(*VersionRequest)(nil),        // 116: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 117: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 118: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 119: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 120: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 121: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 122: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 123: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 124: carrel.v1.WatchRequest
-	(*ImportReviewRequest)(nil),   // 125: carrel.v1.ImportReviewRequest
-	(*ImportReviewResponse)(nil),  // 126: carrel.v1.ImportReviewResponse
-	(*DropReviewRequest)(nil),     // 127: carrel.v1.DropReviewRequest
-	(*DropReviewResponse)(nil),    // 128: carrel.v1.DropReviewResponse
-	(*AttachShareRequest)(nil),    // 129: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),   // 130: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),    // 131: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),   // 132: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),  // 133: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),            // 134: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),          // 135: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil), // 136: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil), // 137: google.protobuf.Timestamp
+	(GuestKept)(0),                // 2: carrel.v1.GuestKept
+	(GuestState)(0),               // 3: carrel.v1.GuestState
+	(TaskState)(0),                // 4: carrel.v1.TaskState
+	(FileType)(0),                 // 5: carrel.v1.FileType
+	(ChangeKind)(0),               // 6: carrel.v1.ChangeKind
+	(EntryType)(0),                // 7: carrel.v1.EntryType
+	(EgressEventKind)(0),          // 8: carrel.v1.EgressEventKind
+	(EgressAnswer)(0),             // 9: carrel.v1.EgressAnswer
+	(SecretKind)(0),               // 10: carrel.v1.SecretKind
+	(FindingLevel)(0),             // 11: carrel.v1.FindingLevel
+	(*ErrorDetail)(nil),           // 12: carrel.v1.ErrorDetail
+	(*GuestSpec)(nil),             // 13: carrel.v1.GuestSpec
+	(*EgressSpec)(nil),            // 14: carrel.v1.EgressSpec
+	(*EgressRule)(nil),            // 15: carrel.v1.EgressRule
+	(*Share)(nil),                 // 16: carrel.v1.Share
+	(*Guest)(nil),                 // 17: carrel.v1.Guest
+	(*Port)(nil),                  // 18: carrel.v1.Port
+	(*Timings)(nil),               // 19: carrel.v1.Timings
+	(*StartGuestRequest)(nil),     // 20: carrel.v1.StartGuestRequest
+	(*StartGuestEvent)(nil),       // 21: carrel.v1.StartGuestEvent
+	(*Progress)(nil),              // 22: carrel.v1.Progress
+	(*StopGuestRequest)(nil),      // 23: carrel.v1.StopGuestRequest
+	(*StopGuestResponse)(nil),     // 24: carrel.v1.StopGuestResponse
+	(*RemoveGuestRequest)(nil),    // 25: carrel.v1.RemoveGuestRequest
+	(*RemoveGuestResponse)(nil),   // 26: carrel.v1.RemoveGuestResponse
+	(*ListGuestsRequest)(nil),     // 27: carrel.v1.ListGuestsRequest
+	(*ListGuestsResponse)(nil),    // 28: carrel.v1.ListGuestsResponse
+	(*InspectGuestRequest)(nil),   // 29: carrel.v1.InspectGuestRequest
+	(*InspectGuestResponse)(nil),  // 30: carrel.v1.InspectGuestResponse
+	(*TaskSpec)(nil),              // 31: carrel.v1.TaskSpec
+	(*TaskLimits)(nil),            // 32: carrel.v1.TaskLimits
+	(*Task)(nil),                  // 33: carrel.v1.Task
+	(*Ending)(nil),                // 34: carrel.v1.Ending
+	(*StartTaskRequest)(nil),      // 35: carrel.v1.StartTaskRequest
+	(*StartTaskResponse)(nil),     // 36: carrel.v1.StartTaskResponse
+	(*AttachRequest)(nil),         // 37: carrel.v1.AttachRequest
+	(*AttachOpen)(nil),            // 38: carrel.v1.AttachOpen
+	(*StdinClose)(nil),            // 39: carrel.v1.StdinClose
+	(*Resize)(nil),                // 40: carrel.v1.Resize
+	(*AttachResponse)(nil),        // 41: carrel.v1.AttachResponse
+	(*ListTasksRequest)(nil),      // 42: carrel.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),     // 43: carrel.v1.ListTasksResponse
+	(*PutRequest)(nil),            // 44: carrel.v1.PutRequest
+	(*PutOpen)(nil),               // 45: carrel.v1.PutOpen
+	(*PutResponse)(nil),           // 46: carrel.v1.PutResponse
+	(*GetRequest)(nil),            // 47: carrel.v1.GetRequest
+	(*GetResponse)(nil),           // 48: carrel.v1.GetResponse
+	(*File)(nil),                  // 49: carrel.v1.File
+	(*ListSharesRequest)(nil),     // 50: carrel.v1.ListSharesRequest
+	(*ListSharesResponse)(nil),    // 51: carrel.v1.ListSharesResponse
+	(*SharedFolder)(nil),          // 52: carrel.v1.SharedFolder
+	(*AddShareRequest)(nil),       // 53: carrel.v1.AddShareRequest
+	(*AddShareResponse)(nil),      // 54: carrel.v1.AddShareResponse
+	(*RemoveShareRequest)(nil),    // 55: carrel.v1.RemoveShareRequest
+	(*RemoveShareResponse)(nil),   // 56: carrel.v1.RemoveShareResponse
+	(*RefreshShareRequest)(nil),   // 57: carrel.v1.RefreshShareRequest
+	(*RefreshShareResponse)(nil),  // 58: carrel.v1.RefreshShareResponse
+	(*ExplainShareRequest)(nil),   // 59: carrel.v1.ExplainShareRequest
+	(*ExplainShareResponse)(nil),  // 60: carrel.v1.ExplainShareResponse
+	(*DiffRequest)(nil),           // 61: carrel.v1.DiffRequest
+	(*Change)(nil),                // 62: carrel.v1.Change
+	(*ReviewSummaryRequest)(nil),  // 63: carrel.v1.ReviewSummaryRequest
+	(*ReviewSummary)(nil),         // 64: carrel.v1.ReviewSummary
+	(*ApplyRequest)(nil),          // 65: carrel.v1.ApplyRequest
+	(*ApplyEvent)(nil),            // 66: carrel.v1.ApplyEvent
+	(*DiscardRequest)(nil),        // 67: carrel.v1.DiscardRequest
+	(*DiscardResponse)(nil),       // 68: carrel.v1.DiscardResponse
+	(*UndoRequest)(nil),           // 69: carrel.v1.UndoRequest
+	(*ExplainEgressRequest)(nil),  // 70: carrel.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil), // 71: carrel.v1.ExplainEgressResponse
+	(*ChangeEgressRequest)(nil),   // 72: carrel.v1.ChangeEgressRequest
+	(*ChangeEgressResponse)(nil),  // 73: carrel.v1.ChangeEgressResponse
+	(*TestEgressRequest)(nil),     // 74: carrel.v1.TestEgressRequest
+	(*TestEgressResponse)(nil),    // 75: carrel.v1.TestEgressResponse
+	(*EgressVerdict)(nil),         // 76: carrel.v1.EgressVerdict
+	(*WatchEgressRequest)(nil),    // 77: carrel.v1.WatchEgressRequest
+	(*EgressEvent)(nil),           // 78: carrel.v1.EgressEvent
+	(*AnswerEgressRequest)(nil),   // 79: carrel.v1.AnswerEgressRequest
+	(*AnswerEgressResponse)(nil),  // 80: carrel.v1.AnswerEgressResponse
+	(*PublishRequest)(nil),        // 81: carrel.v1.PublishRequest
+	(*PublishResponse)(nil),       // 82: carrel.v1.PublishResponse
+	(*UnpublishRequest)(nil),      // 83: carrel.v1.UnpublishRequest
+	(*UnpublishResponse)(nil),     // 84: carrel.v1.UnpublishResponse
+	(*Secret)(nil),                // 85: carrel.v1.Secret
+	(*SecretDefinition)(nil),      // 86: carrel.v1.SecretDefinition
+	(*SetSecretRequest)(nil),      // 87: carrel.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),     // 88: carrel.v1.SetSecretResponse
+	(*ListSecretsRequest)(nil),    // 89: carrel.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 90: carrel.v1.ListSecretsResponse
+	(*RemoveSecretRequest)(nil),   // 91: carrel.v1.RemoveSecretRequest
+	(*RemoveSecretResponse)(nil),  // 92: carrel.v1.RemoveSecretResponse
+	(*ImportPolicyRequest)(nil),   // 93: carrel.v1.ImportPolicyRequest
+	(*ImportPolicyResponse)(nil),  // 94: carrel.v1.ImportPolicyResponse
+	(*ImportedKey)(nil),           // 95: carrel.v1.ImportedKey
+	(*CheckPolicyRequest)(nil),    // 96: carrel.v1.CheckPolicyRequest
+	(*CheckPolicyResponse)(nil),   // 97: carrel.v1.CheckPolicyResponse
+	(*PolicyProblem)(nil),         // 98: carrel.v1.PolicyProblem
+	(*RequestPolicyRequest)(nil),  // 99: carrel.v1.RequestPolicyRequest
+	(*RequestPolicyResponse)(nil), // 100: carrel.v1.RequestPolicyResponse
+	(*AgreePolicyRequest)(nil),    // 101: carrel.v1.AgreePolicyRequest
+	(*AgreePolicyResponse)(nil),   // 102: carrel.v1.AgreePolicyResponse
+	(*VerifyAuditRequest)(nil),    // 103: carrel.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),   // 104: carrel.v1.VerifyAuditResponse
+	(*ShowAuditRequest)(nil),      // 105: carrel.v1.ShowAuditRequest
+	(*ShowAuditResponse)(nil),     // 106: carrel.v1.ShowAuditResponse
+	(*Image)(nil),                 // 107: carrel.v1.Image
+	(*ImagePart)(nil),             // 108: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),     // 109: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 110: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),     // 111: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),       // 112: carrel.v1.BuildImageEvent
+	(*VerifyImageRequest)(nil),    // 113: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),   // 114: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),    // 115: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 116: carrel.v1.RemoveImageResponse
+	(*VersionRequest)(nil),        // 117: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),       // 118: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),         // 119: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),        // 120: carrel.v1.StatusResponse
+	(*DoctorRequest)(nil),         // 121: carrel.v1.DoctorRequest
+	(*Finding)(nil),               // 122: carrel.v1.Finding
+	(*ShutdownRequest)(nil),       // 123: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 124: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),          // 125: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),   // 126: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),  // 127: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),     // 128: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),    // 129: carrel.v1.DropReviewResponse
+	(*AttachShareRequest)(nil),    // 130: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),   // 131: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),    // 132: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),   // 133: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),  // 134: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),            // 135: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),          // 136: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil), // 137: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil), // 138: google.protobuf.Timestamp
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
-	15,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
-	13,  // 1: carrel.v1.GuestSpec.egress:type_name -> carrel.v1.EgressSpec
-	14,  // 2: carrel.v1.EgressSpec.rules:type_name -> carrel.v1.EgressRule
+	16,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
+	14,  // 1: carrel.v1.GuestSpec.egress:type_name -> carrel.v1.EgressSpec
+	15,  // 2: carrel.v1.EgressSpec.rules:type_name -> carrel.v1.EgressRule
 	0,   // 3: carrel.v1.EgressRule.action:type_name -> carrel.v1.EgressAction
 	1,   // 4: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
-	2,   // 5: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
-	12,  // 6: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	137, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	137, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
-	32,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
-	18,  // 10: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
-	17,  // 11: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
-	12,  // 12: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	21,  // 13: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
-	16,  // 14: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
-	16,  // 15: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
-	16,  // 16: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
-	16,  // 17: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
-	31,  // 18: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
-	30,  // 19: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
-	3,   // 20: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	137, // 21: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	137, // 22: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	137, // 23: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	33,  // 24: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
-	30,  // 25: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
-	32,  // 26: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
-	37,  // 27: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
-	38,  // 28: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
-	39,  // 29: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
-	32,  // 30: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
-	32,  // 31: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
-	32,  // 32: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
-	44,  // 33: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
-	48,  // 34: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
-	48,  // 35: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
-	4,   // 36: carrel.v1.File.type:type_name -> carrel.v1.FileType
-	51,  // 37: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
-	15,  // 38: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
-	15,  // 39: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
-	51,  // 40: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
-	15,  // 41: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
-	5,   // 42: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
-	6,   // 43: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
-	6,   // 44: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
-	5,   // 45: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
-	14,  // 46: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	14,  // 47: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	14,  // 48: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	14,  // 49: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	75,  // 50: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	0,   // 51: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	14,  // 52: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	137, // 53: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	7,   // 54: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	75,  // 55: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	8,   // 56: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	17,  // 57: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	17,  // 58: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	85,  // 59: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	137, // 60: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	9,   // 61: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	85,  // 62: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	84,  // 63: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	84,  // 64: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	94,  // 65: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	97,  // 66: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	14,  // 67: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	13,  // 68: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	97,  // 69: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	137, // 70: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	107, // 71: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	106, // 72: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	21,  // 73: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	106, // 74: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	106, // 75: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	137, // 76: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	117, // 77: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	10,  // 78: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	15,  // 79: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	14,  // 80: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	134, // 81: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	135, // 82: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	85,  // 83: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	19,  // 84: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	22,  // 85: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	24,  // 86: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	26,  // 87: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	28,  // 88: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	34,  // 89: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	36,  // 90: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	41,  // 91: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	43,  // 92: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	46,  // 93: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	49,  // 94: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	52,  // 95: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	54,  // 96: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	56,  // 97: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	58,  // 98: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	60,  // 99: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	64,  // 100: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	66,  // 101: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	68,  // 102: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	62,  // 103: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	69,  // 104: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	71,  // 105: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	73,  // 106: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	76,  // 107: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	78,  // 108: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	80,  // 109: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	82,  // 110: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	86,  // 111: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	88,  // 112: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	90,  // 113: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	95,  // 114: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	98,  // 115: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	100, // 116: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	92,  // 117: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	102, // 118: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	104, // 119: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	108, // 120: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	110, // 121: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	112, // 122: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	114, // 123: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	116, // 124: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	118, // 125: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	120, // 126: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	122, // 127: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	124, // 128: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	22,  // 129: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	125, // 130: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	127, // 131: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	129, // 132: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	131, // 133: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	56,  // 134: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	133, // 135: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	76,  // 136: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	78,  // 137: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	80,  // 138: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	82,  // 139: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	20,  // 140: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	23,  // 141: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	25,  // 142: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	27,  // 143: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	29,  // 144: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	35,  // 145: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	40,  // 146: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	42,  // 147: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	45,  // 148: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	47,  // 149: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	50,  // 150: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	53,  // 151: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	55,  // 152: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	57,  // 153: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	59,  // 154: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	61,  // 155: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	65,  // 156: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	67,  // 157: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	65,  // 158: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	63,  // 159: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	70,  // 160: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	72,  // 161: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	74,  // 162: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	77,  // 163: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	79,  // 164: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	81,  // 165: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	83,  // 166: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	87,  // 167: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	89,  // 168: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	91,  // 169: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	96,  // 170: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	99,  // 171: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	101, // 172: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	93,  // 173: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	103, // 174: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	105, // 175: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	109, // 176: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	111, // 177: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	113, // 178: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	115, // 179: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	117, // 180: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	119, // 181: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	121, // 182: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	123, // 183: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	16,  // 184: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	23,  // 185: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	126, // 186: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	128, // 187: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	130, // 188: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	132, // 189: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	57,  // 190: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	136, // 191: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	77,  // 192: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	79,  // 193: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	81,  // 194: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	83,  // 195: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	140, // [140:196] is the sub-list for method output_type
-	84,  // [84:140] is the sub-list for method input_type
-	84,  // [84:84] is the sub-list for extension type_name
-	84,  // [84:84] is the sub-list for extension extendee
-	0,   // [0:84] is the sub-list for field type_name
+	3,   // 5: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
+	13,  // 6: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
+	138, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	138, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	33,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
+	19,  // 10: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
+	18,  // 11: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
+	64,  // 12: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
+	2,   // 13: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
+	52,  // 14: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
+	13,  // 15: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	22,  // 16: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
+	17,  // 17: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
+	17,  // 18: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
+	17,  // 19: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
+	17,  // 20: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
+	32,  // 21: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
+	31,  // 22: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
+	4,   // 23: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
+	138, // 24: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	138, // 25: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	138, // 26: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	34,  // 27: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
+	31,  // 28: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
+	33,  // 29: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
+	38,  // 30: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
+	39,  // 31: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
+	40,  // 32: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
+	33,  // 33: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
+	33,  // 34: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
+	33,  // 35: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
+	45,  // 36: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
+	49,  // 37: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
+	49,  // 38: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
+	5,   // 39: carrel.v1.File.type:type_name -> carrel.v1.FileType
+	52,  // 40: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
+	16,  // 41: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
+	16,  // 42: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
+	52,  // 43: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
+	16,  // 44: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
+	6,   // 45: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
+	7,   // 46: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
+	7,   // 47: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
+	6,   // 48: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	15,  // 49: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	15,  // 50: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	15,  // 51: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	15,  // 52: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	76,  // 53: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	0,   // 54: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	15,  // 55: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	138, // 56: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	8,   // 57: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	76,  // 58: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	9,   // 59: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	18,  // 60: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	18,  // 61: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	86,  // 62: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	138, // 63: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	10,  // 64: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	86,  // 65: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	85,  // 66: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	85,  // 67: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	95,  // 68: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	98,  // 69: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	15,  // 70: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	14,  // 71: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	98,  // 72: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	138, // 73: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	108, // 74: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	107, // 75: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	22,  // 76: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	107, // 77: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	107, // 78: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	138, // 79: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	118, // 80: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	11,  // 81: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	16,  // 82: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	15,  // 83: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	135, // 84: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	136, // 85: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	86,  // 86: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	20,  // 87: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	23,  // 88: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	25,  // 89: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	27,  // 90: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	29,  // 91: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	35,  // 92: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	37,  // 93: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	42,  // 94: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	44,  // 95: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	47,  // 96: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	50,  // 97: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	53,  // 98: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	55,  // 99: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	57,  // 100: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	59,  // 101: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	61,  // 102: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	65,  // 103: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	67,  // 104: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	69,  // 105: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	63,  // 106: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	70,  // 107: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	72,  // 108: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	74,  // 109: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	77,  // 110: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	79,  // 111: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	81,  // 112: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	83,  // 113: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	87,  // 114: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	89,  // 115: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	91,  // 116: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	96,  // 117: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	99,  // 118: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	101, // 119: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	93,  // 120: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	103, // 121: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	105, // 122: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	109, // 123: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	111, // 124: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	113, // 125: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	115, // 126: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	117, // 127: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	119, // 128: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	121, // 129: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	123, // 130: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	125, // 131: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	23,  // 132: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	126, // 133: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	128, // 134: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	130, // 135: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	132, // 136: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	57,  // 137: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	134, // 138: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	77,  // 139: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	79,  // 140: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	81,  // 141: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	83,  // 142: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	21,  // 143: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	24,  // 144: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	26,  // 145: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	28,  // 146: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	30,  // 147: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	36,  // 148: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	41,  // 149: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	43,  // 150: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	46,  // 151: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	48,  // 152: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	51,  // 153: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	54,  // 154: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	56,  // 155: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	58,  // 156: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	60,  // 157: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	62,  // 158: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	66,  // 159: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	68,  // 160: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	66,  // 161: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	64,  // 162: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	71,  // 163: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	73,  // 164: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	75,  // 165: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	78,  // 166: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	80,  // 167: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	82,  // 168: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	84,  // 169: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	88,  // 170: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	90,  // 171: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	92,  // 172: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	97,  // 173: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	100, // 174: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	102, // 175: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	94,  // 176: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	104, // 177: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	106, // 178: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	110, // 179: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	112, // 180: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	114, // 181: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	116, // 182: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	118, // 183: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	120, // 184: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	122, // 185: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	124, // 186: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	17,  // 187: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	24,  // 188: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	127, // 189: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	129, // 190: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	131, // 191: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	133, // 192: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	58,  // 193: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	137, // 194: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	78,  // 195: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	80,  // 196: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	82,  // 197: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	84,  // 198: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	143, // [143:199] is the sub-list for method output_type
+	87,  // [87:143] is the sub-list for method input_type
+	87,  // [87:87] is the sub-list for extension type_name
+	87,  // [87:87] is the sub-list for extension extendee
+	0,   // [0:87] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -9614,7 +9707,7 @@ func file_carrel_v1_carrel_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
-			NumEnums:      11,
+			NumEnums:      12,
 			NumMessages:   126,
 			NumExtensions: 0,
 			NumServices:   13,

@@ -67,6 +67,8 @@ type Client struct {
 	guests  apiconnect.GuestServiceClient
 	tasks   apiconnect.TaskServiceClient
 	files   apiconnect.FileServiceClient
+	shares  apiconnect.ShareServiceClient
+	reviews apiconnect.ReviewServiceClient
 	egress  apiconnect.EgressServiceClient
 	policy  apiconnect.PolicyServiceClient
 	secrets apiconnect.SecretServiceClient
@@ -96,6 +98,8 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	c.guests = apiconnect.NewGuestServiceClient(hc, base, opts...)
 	c.tasks = apiconnect.NewTaskServiceClient(hc, base, opts...)
 	c.files = apiconnect.NewFileServiceClient(hc, base, opts...)
+	c.shares = apiconnect.NewShareServiceClient(hc, base, opts...)
+	c.reviews = apiconnect.NewReviewServiceClient(hc, base, opts...)
 	c.egress = apiconnect.NewEgressServiceClient(hc, base, opts...)
 	c.policy = apiconnect.NewPolicyServiceClient(hc, base, opts...)
 	c.secrets = apiconnect.NewSecretServiceClient(hc, base, opts...)

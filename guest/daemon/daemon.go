@@ -42,6 +42,14 @@ type Options struct {
 	// Edge is the command that runs an egress process; its request comes on
 	// descriptor 3, 4 leads to its keeper, its first word on 5.
 	Edge []string
+	// Review is the command that runs a review process; its request comes on
+	// descriptor 3, its answers go to 4. Empty: nothing can be reviewed.
+	Review []string
+	// Share is the command that runs a share process for a guest that runs
+	// already; empty: its shares cannot be changed then. ShareOwner is who owns
+	// what is in a share, as a guest sees it.
+	Share      []string
+	ShareOwner uint32
 	// Link makes what the two have between them.
 	Link func() (keeper, edge *os.File, err error)
 	// Agent is the path of the static carrel-agent that image build uses.
@@ -118,6 +126,8 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	mux.Handle(apiconnect.NewGuestServiceHandler(&guestService{d}, limit))
 	mux.Handle(apiconnect.NewTaskServiceHandler(&taskService{d}, limit))
 	mux.Handle(apiconnect.NewFileServiceHandler(&fileService{d}, limit))
+	mux.Handle(apiconnect.NewShareServiceHandler(&shareService{d}, limit))
+	mux.Handle(apiconnect.NewReviewServiceHandler(&reviewService{d}, limit))
 	mux.Handle(apiconnect.NewEgressServiceHandler(&egressService{d}, limit))
 	mux.Handle(apiconnect.NewPolicyServiceHandler(&policyService{d}, limit))
 	mux.Handle(apiconnect.NewSecretServiceHandler(&secretService{d}, limit))
@@ -184,6 +194,9 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 		return err
 	}
 	e := newEntry(name, info)
+	if e.kept, err = loadKept(dir); err != nil {
+		return err
+	}
 	unlock, free, err := guest.Lock(dir)
 	if err != nil {
 		return err
@@ -202,7 +215,7 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 		}
 		e.set(info)
 		d.table[name] = e
-		d.leave(ctx, e, hist.Delivered())
+		d.owned.Go(func() { d.leave(ctx, e, hist.Delivered()) })
 		return nil
 	}
 	// A keeper has it. The policy is applied again before it is ours.
@@ -213,6 +226,7 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 	_, refused := d.decideAgain(info.Spec)
 	d.owned.Go(func() { d.follow(ctx, e) })
 	d.owned.Go(func() { d.reapply(ctx, e) })
+	d.lookSoon(e)
 	if refused != nil && !policyBroken(refused) {
 		d.log.Warn("adopted guest is no longer allowed", "guest", name, "error", refused)
 		e.setCause("no longer allowed: " + refused.Error())

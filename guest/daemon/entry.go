@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/carrel-vm/carrel/guest"
@@ -19,7 +20,8 @@ import (
 type entry struct {
 	name string
 
-	rules sync.Mutex // held while the guest's egress rules change; taken before mu
+	rules  sync.Mutex          // held while the guest's egress rules change; taken before mu
+	review *semaphore.Weighted // of readers: who looks at its changes, or applies them
 
 	mu      sync.Mutex
 	info    *api.Guest
@@ -31,10 +33,14 @@ type entry struct {
 	busy    string        // what is being done to it that excludes the rest
 	cause   string        // why the daemon ended it
 	expire  *time.Timer   // an ended ephemeral guest's removal
+	kept    kept          // why such a guest is still there
+	waits   *api.ReviewSummary
+	looking bool // what waits is being counted
+	again   bool // and is to be once more
 }
 
 func newEntry(name string, info *api.Guest) *entry {
-	return &entry{name: name, info: info, changed: make(chan struct{})}
+	return &entry{name: name, info: info, changed: make(chan struct{}), review: semaphore.NewWeighted(readers)}
 }
 
 func (e *entry) set(info *api.Guest) {
@@ -42,6 +48,18 @@ func (e *entry) set(info *api.Guest) {
 	defer e.mu.Unlock()
 	e.info = info
 	e.changedLocked()
+}
+
+// heard takes what a keeper says of its guest. What the guest is made of is the
+// daemon's own word: shares come and go while the keeper runs.
+func (e *entry) heard(info *api.Guest) (tasksEnded bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	tasksEnded = len(info.Tasks) < len(e.info.Tasks)
+	info.Spec, info.Review, info.Kept = e.info.Spec, nil, 0
+	e.info = info
+	e.changedLocked()
+	return tasksEnded
 }
 
 func (e *entry) changedLocked() {
@@ -64,6 +82,10 @@ func (e *entry) get() (*api.Guest, *keeper, <-chan struct{}) {
 	if e.keeper != nil && info.Steering != guest.NoWayOut { // they went with the egress process
 		info.Ports = append(info.Ports, e.ports...)
 	}
+	if e.waits != nil {
+		info.Review = proto.Clone(e.waits).(*api.ReviewSummary)
+	}
+	info.Kept = e.kept.Why
 	return info, e.keeper, e.changed
 }
 

@@ -212,6 +212,13 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 			return nil, err
 		}
 	}
+	for _, sh := range x.grant.Spec().Shares {
+		if sh.Plain {
+			if err := notice("sharing " + sh.Path + " plain: no name in it is hidden from the guest, .env files and keys included, and none is protected"); err != nil {
+				return nil, err
+			}
+		}
+	}
 	granted := x.grant.Spec()
 	spec := proto.Clone(granted).(*api.GuestSpec) // without what repositories ask for, which may change
 	spec.Egress = info.Spec.Egress
@@ -224,6 +231,12 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 		if err := guest.Create(d.guests, e.name, spec); err != nil {
 			return nil, &hypervisor.Error{Op: "make the guest's folder", Err: err, Cure: "make room on the disk that holds " + d.guests}
 		}
+	}
+	if err := d.unkeep(e); err != nil {
+		return nil, err
+	}
+	if err := makeStores(parts.Dir, x.grant); err != nil {
+		return nil, &hypervisor.Error{Op: "make the folder of the review", Err: err, Cure: "make room on the disk that holds " + d.guests}
 	}
 	if spec.DiskMib > 0 {
 		parts.Scratch = filepath.Join(parts.Dir, "scratch.img")
@@ -275,6 +288,10 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	}
 	if info.State != api.GuestState_GUEST_STATE_READY {
 		return nil, startFailed(e.name, info.Cause)
+	}
+	if err := d.replayDrops(ctx, e); err != nil {
+		d.log.Error("a guest does not forget", "guest", e.name, "error", err)
+		notice("what was applied or discarded while guest " + e.name + " did not run is still as it left it in the guest: " + err.Error())
 	}
 	if info.Accelerator == "tcg" { // said once: it does not change while this daemon lives
 		d.slow.Do(func() {
@@ -341,6 +358,11 @@ func (s *guestService) Remove(ctx context.Context, r *connect.Request[api.Remove
 		}
 		s.d.end(ctx, e, 0)
 		if _, err := e.wait(ctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err != nil {
+			return nil, err
+		}
+	}
+	if !r.Msg.Force {
+		if err := s.d.nothingWaits(ctx, e); err != nil {
 			return nil, err
 		}
 	}

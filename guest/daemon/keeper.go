@@ -6,13 +6,11 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
 )
-
-// expiry is how long an ephemeral guest that ended without its caller is kept.
-const expiry = 60 * time.Second
 
 // follow copies what a keeper says of its guest into the table until the keeper
 // is gone, and settles then what it left. It runs once for each keeper.
@@ -24,7 +22,9 @@ func (d *Daemon) follow(ctx context.Context, e *entry) {
 		st, err := k.own.Watch(ctx, connect.NewRequest(&api.WatchRequest{}))
 		if err == nil {
 			for st.Receive() {
-				e.set(st.Msg())
+				if e.heard(proto.Clone(st.Msg()).(*api.Guest)) {
+					d.lookSoon(e)
+				}
 				tries = 0
 			}
 			err = st.Err()
@@ -89,31 +89,6 @@ func (e *entry) why(otherwise string) string {
 		return e.cause
 	}
 	return otherwise
-}
-
-// leave removes an ephemeral guest that has ended: at once when its caller has
-// the result, else after a while in which the caller may come back for it.
-func (d *Daemon) leave(ctx context.Context, e *entry, delivered bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if !e.info.GetSpec().GetEphemeral() || e.info.State != api.GuestState_GUEST_STATE_STOPPED || e.busy != "" {
-		return
-	}
-	after := expiry
-	if delivered {
-		after = 0
-	}
-	if e.expire != nil {
-		e.expire.Stop()
-	}
-	e.expire = time.AfterFunc(after, func() {
-		if e.take("removed") == nil {
-			defer e.release()
-			if ctx.Err() == nil {
-				d.discard(e)
-			}
-		}
-	})
 }
 
 // discard removes a guest without a keeper from the disk and the table.

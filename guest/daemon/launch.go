@@ -24,6 +24,7 @@ type child struct {
 	cmd  *exec.Cmd
 	word *os.File
 	log  string
+	done chan struct{} // closed when it has been reaped
 }
 
 // launch starts one of a guest's processes, in a session of its own: it
@@ -44,7 +45,7 @@ func (d *Daemon) launch(what string, command []string, env []string, dir string,
 		return nil, err
 	}
 	defer outW.Close()
-	c := &child{what: what, word: out, log: filepath.Join(dir, what+".log")}
+	c := &child{what: what, word: out, log: filepath.Join(dir, what+".log"), done: make(chan struct{})}
 	log, err := os.OpenFile(c.log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		inW.Close()
@@ -69,8 +70,11 @@ func (d *Daemon) launch(what string, command []string, env []string, dir string,
 		out.Close()
 		return nil, fmt.Errorf("start the %s: %w", what, err)
 	}
-	go c.cmd.Wait() // reaps it; it may well outlive this daemon
-	go func() {     // ends with the pipe, at the latest with the process
+	go func() { // reaps it; it may well outlive this daemon
+		c.cmd.Wait()
+		close(c.done)
+	}()
+	go func() { // ends with the pipe, at the latest with the process
 		request(inW)
 		inW.Close()
 	}()

@@ -152,7 +152,7 @@ func (c *conn) ask(ctx context.Context, f *config, v policy.Verdict, r *policy.R
 		kind := api.EgressEventKind_EGRESS_EVENT_KIND_QUESTION
 		ev := c.event(kind)
 		if r != nil {
-			ev.Method, ev.Path = text(r.Method, 32), text(r.Path, maxPath)
+			ev.Method, ev.Path = text(c.s.hide(r.Method), 32), text(c.s.hide(r.Path), maxPath)
 		}
 		ev.Question = q.id
 		ev.Verdict = c.verdict(v.Action, v.Rule, v.Inspect, v.Reason, "carrel egress "+c.s.opts.Guest+" --answer "+q.id+" --once")

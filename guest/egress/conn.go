@@ -54,7 +54,7 @@ type conn struct {
 // serve takes a connection through its steps.
 func (c *conn) serve(ctx context.Context) {
 	if err := c.open(); err != nil {
-		c.s.log.Warn("a stream of the guest is not an egress stream", "connection", c.id, "error", text(err.Error(), 256))
+		c.s.log.Warn("a stream of the guest is not an egress stream", "connection", c.id, "error", text(c.s.hide(err.Error()), 256))
 		return
 	}
 	v, no := c.decide(ctx)

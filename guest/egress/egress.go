@@ -97,13 +97,19 @@ func New(o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	nothing, err := compile(&api.ConfigureEdgeRequest{})
+	if err != nil {
+		return nil, err
+	}
 	s := &Server{
-		opts: o, log: o.Log.With("guest", o.Guest),
+		conf:   nothing,
+		opts:   o,
 		arrive: rate.NewLimiter(arrivals, arrivalBurst), flood: rate.Sometimes{Interval: time.Second},
 		lookups: make(chan struct{}, maxLookups), longs: make(chan struct{}, maxLongHellos),
 		dials: make(chan struct{}, maxDials), splices: make(chan struct{}, maxSplices),
 		conns: map[*conn]struct{}{}, ports: map[uint32]*port{}, inward: make(chan struct{}, maxPortConns),
 	}
+	s.log = slog.New(hiding{o.Log.Handler(), s.hide}).With("guest", o.Guest)
 	s.events.init(o.Record)
 	s.told.init(o.Refused)
 	s.asks.init()
@@ -114,12 +120,8 @@ func New(o Options) (*Server, error) {
 			return nil, errors.New("there is no certificate among the roots that servers are to be verified by (give certificates in PEM)")
 		}
 	}
-	var err error
 	if s.ca, err = newAuthority(o.Guest); err != nil {
 		return nil, fmt.Errorf("make the certificate authority of guest %s: %w", o.Guest, err)
-	}
-	if s.conf, err = compile(&api.ConfigureEdgeRequest{}); err != nil {
-		return nil, err
 	}
 	return s, nil
 }
@@ -206,7 +208,7 @@ func (c *conn) rescue() {
 		return
 	}
 	// What panicked may hold what it worked on; a stack holds only numbers.
-	what := c.s.current().edge.Redact(fmt.Sprint(p))
+	what := c.s.hide(fmt.Sprint(p))
 	c.s.log.Error("a connection panicked and was closed", "connection", c.id, "panic", text(what, 256), "stack", string(debug.Stack()))
 	why := "An error of Carrel's own; its log says more."
 	c.close(why)

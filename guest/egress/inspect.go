@@ -78,7 +78,7 @@ func (s *Server) inspect(ctx context.Context, client net.Conn, _ clientHello, l 
 		if errors.As(err, &op) && op.Op == "remote error" {
 			l.note(policy.Request{}, "The client does not accept the certificate that the guest's own authority made for "+l.dest.Host.String()+": "+text(op.Err.Error(), 100)+".")
 		}
-		s.log.Info("a TLS handshake with the guest failed", "to", l.dest.String(), "error", text(err.Error(), 256))
+		s.log.Info("a TLS handshake with the guest failed", "to", l.dest.String(), "error", text(l.secrets().Redact(err.Error()), 256))
 		closeWrite(client)
 		drain(client)
 		return

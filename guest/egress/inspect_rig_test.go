@@ -60,7 +60,11 @@ func newRig(t testing.TB) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, s: &Server{ca: ca, log: slog.New(slog.DiscardHandler)}, world: world}
+	nothing, err := compile(&api.ConfigureEdgeRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, s: &Server{ca: ca, conf: nothing, log: slog.New(slog.DiscardHandler)}, world: world}
 	r.dest = policy.Destination{Host: mustHost(t, origin), Port: 443}
 	r.allow(&api.EgressRule{Host: origin, Inspect: true})
 	return r

@@ -66,6 +66,10 @@ func (c *conn) judge(ctx context.Context, r policy.Request) judged {
 	for {
 		f := c.s.current()
 		j.Verdict = f.request(c.dest, r, answered)
+		if c.s.hide(r.Path) != r.Path || c.s.hide(r.Method) != r.Method {
+			// The rules' own words may have the beginning of it alone.
+			j.Verdict.Reason = "What is asked for holds the value of a secret, and is not repeated."
+		}
 		if j.Verdict.Action == api.EgressAction_EGRESS_ACTION_ASK {
 			yes, no := c.ask(ctx, f, j.Verdict, &r)
 			if no != nil {
@@ -128,7 +132,7 @@ func (c *conn) slowedBy(more []*rates) {
 
 func (c *conn) request(kind api.EgressEventKind, r policy.Request) *api.EgressEvent {
 	ev := c.event(kind)
-	ev.Method, ev.Path = text(r.Method, 32), text(r.Path, maxPath)
+	ev.Method, ev.Path = text(c.s.hide(r.Method), 32), text(c.s.hide(r.Path), maxPath)
 	return ev
 }
 

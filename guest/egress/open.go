@@ -26,7 +26,7 @@ func (c *conn) open() error {
 	host, err := policy.ParseHost(o.Host)
 	switch {
 	case err != nil:
-		c.host = text(strconv.QuoteToASCII(o.Host), 256)
+		c.host = text(strconv.QuoteToASCII(c.s.hide(o.Host)), 256)
 	case o.Port == 0 || o.Port > 65535:
 		c.host = host.String()
 	default:

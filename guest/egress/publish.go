@@ -141,7 +141,7 @@ func (p *port) serve(in net.Conn) {
 	defer p.drop(in)
 	to, err := p.open(p.spec.GuestPort)
 	if err != nil {
-		p.s.log.Warn("a connection from the host did not reach the guest", "port", p.spec.HostPort, "error", text(err.Error(), 256))
+		p.s.log.Warn("a connection from the host did not reach the guest", "port", p.spec.HostPort, "error", text(p.s.hide(err.Error()), 256))
 		return
 	}
 	defer to.Close()

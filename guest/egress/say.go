@@ -12,7 +12,7 @@ import (
 
 // event begins an event about a connection.
 func (c *conn) event(kind api.EgressEventKind) *api.EgressEvent {
-	return &api.EgressEvent{Kind: kind, Connection: c.id, Task: c.task, Host: c.host, Port: c.port}
+	return &api.EgressEvent{Kind: kind, Connection: c.id, Task: c.task, Host: c.s.hide(c.host), Port: c.port}
 }
 
 // end fills in what is known when something that began at a time has ended.
@@ -23,7 +23,7 @@ func ended(ev *api.EgressEvent, since time.Time, up, down int64) *api.EgressEven
 
 // verdict is the form in which a decision is told.
 func (c *conn) verdict(v api.EgressAction, rule *api.EgressRule, inspected bool, reason, cure string) *api.EgressVerdict {
-	out := &api.EgressVerdict{Action: v, Reason: text(reason, maxReason), Cure: cure, Inspected: inspected}
+	out := &api.EgressVerdict{Action: v, Reason: text(c.s.hide(reason), maxReason), Cure: c.s.hide(cure), Inspected: inspected}
 	if rule != nil {
 		out.Rule = proto.Clone(rule).(*api.EgressRule)
 	}
@@ -61,6 +61,6 @@ func (c *conn) sayRefused(no *refusal) {
 // the task, whose tool often cannot say why.
 func (c *conn) sayFailed(no *refusal) {
 	c.sayAllowed(c.s.current().connect(c.dest, c.answered), netip.Addr{})
-	c.s.log.Info("egress failed", "task", c.task, "to", c.dest.String(), "reason", no.reason)
+	c.s.log.Info("egress failed", "task", c.task, "to", c.dest.String(), "reason", text(c.s.hide(no.reason), maxReason))
 	c.s.told.tell(c.task, c.line(no))
 }

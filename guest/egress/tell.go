@@ -47,7 +47,7 @@ func (c *conn) deny(v policy.Verdict, r *policy.Request) *refusal {
 	case r == nil:
 		no.cure = c.allow("")
 	default:
-		no.cure = c.allow(" --method " + shell(r.Method) + " --path " + shell(r.Path))
+		no.cure = c.allow(" --method " + shell(c.s.hide(r.Method)) + " --path " + shell(c.s.hide(r.Path)))
 	}
 	return no
 }
@@ -83,7 +83,7 @@ func (c *conn) line(no *refusal) string {
 		where = c.dest.String()
 	}
 	if no.failed {
-		return text("carrel: "+where+" was not reached: "+no.reason, wire.MaxText)
+		return text(c.s.hide("carrel: "+where+" was not reached: "+no.reason), wire.MaxText)
 	}
 	l := "carrel: egress to " + where + " is not allowed"
 	if no.cure != "" {
@@ -92,7 +92,7 @@ func (c *conn) line(no *refusal) string {
 	if no.reason != "" {
 		l += ": " + no.reason
 	}
-	return text(l, wire.MaxText)
+	return text(c.s.hide(l), wire.MaxText)
 }
 
 // teller tells tasks of refusals: the first of a kind at once, those like it

@@ -145,7 +145,10 @@ func inReview(s *api.Share) bool {
 	return m == api.ShareMode_SHARE_MODE_REVIEW || m == api.ShareMode_SHARE_MODE_UNSPECIFIED
 }
 
-// layer names what is kept of a share, the same at every start.
+// Layer names what is kept of a share, the same at every start.
+func Layer(s *api.Share) string { return layer(s) }
+
+// layer is Layer.
 func layer(s *api.Share) string {
 	sum := sha256.Sum256([]byte(s.Path + "\x00" + s.GuestPath))
 	return hex.EncodeToString(sum[:8])

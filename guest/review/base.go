@@ -31,8 +31,10 @@ type Base struct {
 	// known are the words that count. later are newer ones, which count once
 	// it is known that the guest had not changed the entry before (Settle).
 	known, later map[string]fact
-	read         int64 // how far the file was read
-	full         bool
+	// changed are names that the guest had changed when it was last asked.
+	changed map[string]bool
+	read    int64 // how far the file was read
+	full    bool
 }
 
 // OpenBase opens the base in a store's folder, and makes it if there is none.
@@ -46,7 +48,7 @@ func OpenBase(dir string) (*Base, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the base of a review in %s: %w", dir, err)
 	}
-	b := &Base{file: f, known: map[string]fact{}, later: map[string]fact{}}
+	b := &Base{file: f, known: map[string]fact{}, later: map[string]fact{}, changed: map[string]bool{}}
 	if err := b.catchUp(true); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("read the base of a review in %s: %w", dir, err)
@@ -90,6 +92,26 @@ func (b *Base) Served(path string, is share.Info) {
 	}
 }
 
+// Opened notes that the guest opens a regular file: it is this one that its
+// layer copies before the guest writes, so that it counts at once. Once a file
+// is known to be changed, the guest's copy is made, and an open is somebody
+// else's.
+func (b *Base) Opened(path string, is share.Info) {
+	if path == "" || len(path) > MaxName {
+		return
+	}
+	now := factOf(&is)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	was, ok := b.known[path]
+	switch {
+	case !ok:
+		b.noteLocked(wordFirst, path, now)
+	case !b.changed[path] && !was.same(now):
+		b.noteLocked(wordSet, path, now)
+	}
+}
+
 // Look returns the host's entry as the guest knew it before it changed it.
 func (b *Base) Look(path string) (share.Info, bool) {
 	b.mu.Lock()
@@ -108,6 +130,7 @@ func (b *Base) Rebase(path string, is *share.Info) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.catchUp(false)
+	delete(b.changed, path)
 	return b.noteLocked(wordSet, path, factOf(is))
 }
 
@@ -145,8 +168,14 @@ func (b *Base) Settle(changed func(path string) bool) error {
 	if err := b.catchUp(false); err != nil {
 		return err
 	}
-	for path, f := range b.later {
+	clear(b.changed)
+	for path := range b.known {
 		if changed(path) {
+			b.changed[path] = true
+		}
+	}
+	for path, f := range b.later {
+		if b.changed[path] {
 			continue
 		}
 		if err := b.noteLocked(wordSet, path, f); err != nil {
@@ -154,6 +183,15 @@ func (b *Base) Settle(changed func(path string) bool) error {
 		}
 	}
 	return nil
+}
+
+// letGo says that the guest has the host's entries of these names again.
+func (b *Base) letGo(names []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, n := range names {
+		delete(b.changed, n)
+	}
 }
 
 // Sync waits until what was noted is on the disk.

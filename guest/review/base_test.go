@@ -14,7 +14,7 @@ func infoFor(n int64) *share.Info {
 	return &share.Info{Dev: 1, Ino: uint64(n), Size: n, Mode: 0o644, Nlink: 1, Mtime: time.Unix(n, 5), Ctime: time.Unix(n, 7)}
 }
 
-func openTestBase(t *testing.T, dir string) *Base {
+func openTestBase(t testing.TB, dir string) *Base {
 	t.Helper()
 	b, err := OpenBase(dir)
 	if err != nil {
@@ -81,6 +81,28 @@ func TestBaseSettle(t *testing.T) {
 		wantBase(t, b, "touched", infoFor(1))
 		wantBase(t, b, "read", infoFor(2))
 	}
+}
+
+// TestBaseOpened: what the guest opened last is what it changes, until it has.
+func TestBaseOpened(t *testing.T) {
+	dir := t.TempDir()
+	b := openTestBase(t, dir)
+	b.Served("f", *infoFor(1))
+	b.Served("f", *infoFor(2)) // it was only listed
+	wantBase(t, b, "f", infoFor(1))
+	b.Opened("f", *infoFor(3))
+	b.Opened("new", *infoFor(4))
+	wantBase(t, b, "f", infoFor(3))
+	wantBase(t, openTestBase(t, dir), "f", infoFor(3))
+	wantBase(t, b, "new", infoFor(4))
+	if err := b.Settle(func(p string) bool { return p == "f" }); err != nil {
+		t.Fatal(err)
+	}
+	b.Opened("f", *infoFor(5))
+	wantBase(t, b, "f", infoFor(3))
+	b.letGo([]string{"f"})
+	b.Opened("f", *infoFor(6))
+	wantBase(t, b, "f", infoFor(6))
 }
 
 func TestBaseBelow(t *testing.T) {

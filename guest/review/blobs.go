@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -42,11 +43,15 @@ type blob struct {
 }
 
 func (s *Store) newBlob() (*blob, error) {
-	if err := s.mkdir(tmpDir); err != nil {
-		return nil, err
-	}
 	name := path.Join(tmpDir, rand.Text())
-	f, err := s.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	f, err := s.root.OpenFile(name, flags, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := s.mkdir(tmpDir); err != nil {
+			return nil, err
+		}
+		f, err = s.root.OpenFile(name, flags, 0o600)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -66,32 +71,43 @@ func (b *blob) abandon() {
 	b.s.root.Remove(b.name)
 }
 
-// keep puts it in its place, on the disk for good, and returns its sum.
+// keep puts it in its place and returns its sum. It is not waited for: who
+// reads it compares the sum (CopyBlob), and an import brings it again.
 func (b *blob) keep() (string, error) {
 	sum := hex.EncodeToString(b.sum.Sum(nil))
 	to := blobPath(sum)
-	if is, err := b.s.root.Lstat(to); err == nil && is.Mode().IsRegular() && is.Size() == b.size {
-		b.abandon()
-		return sum, nil
-	}
-	err := b.file.Sync()
-	if err2 := b.file.Close(); err == nil {
-		err = err2
-	}
+	err := b.file.Close()
 	if err == nil {
-		err = b.s.mkdir(blobsDir)
+		err = b.s.root.Rename(b.name, to) // also over a damaged one
 	}
-	if err == nil {
-		err = b.s.mkdir(path.Dir(to))
-	}
-	if err == nil {
-		err = b.s.root.Rename(b.name, to)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = errors.Join(b.s.mkdir(blobsDir), b.s.mkdir(path.Dir(to))); err == nil {
+			err = b.s.root.Rename(b.name, to)
+		}
 	}
 	if err != nil {
 		b.s.root.Remove(b.name)
 		return "", err
 	}
 	return sum, nil
+}
+
+// CopyBlob writes a content to w. What was written counts only if there is no
+// error: a content that is not what its name says is ErrDamaged, and is removed
+// so that the next import brings it again.
+func (s *Store) CopyBlob(w io.Writer, name string) (int64, error) {
+	f, err := s.Blob(name)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	n, err := io.Copy(io.MultiWriter(sum, w), f)
+	if err == nil && hex.EncodeToString(sum.Sum(nil)) != name {
+		s.root.Remove(blobPath(name))
+		err = fmt.Errorf("%w: the content %.12s is another", ErrDamaged, name)
+	}
+	return n, err
 }
 
 func (s *Store) mkdir(name string) error {

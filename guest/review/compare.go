@@ -53,20 +53,12 @@ func Compare(root *share.Root, rs *rules.Set, entries []Entry) *Comparison {
 }
 
 // Look looks at one entry.
-func (c *Comparison) Look(e *Entry) (Finding, error) {
+func (c *Comparison) Look(e *Entry) Finding {
 	f := Finding{Entry: *e}
-	var err error
-	if f.Host, err = lstat(c.root, e.Name); err != nil {
-		return f, err
-	}
-	if f.Host != nil && f.Host.Mode.Type() == linkType {
-		if f.HostTarget, err = readlink(c.root, e.Name); err != nil {
-			return f, err
-		}
-	}
+	err := c.host(&f)
 	f.Does = f.does()
-	if f.Does == api.ChangeKind_CHANGE_KIND_UNSPECIFIED {
-		return f, nil
+	if err == nil && f.Does == api.ChangeKind_CHANGE_KIND_UNSPECIFIED {
+		return f
 	}
 	verdict := c.rules.Judge(e.Name)
 	f.Warning = warning(e, verdict)
@@ -76,7 +68,7 @@ func (c *Comparison) Look(e *Entry) (Finding, error) {
 		if verdict.Hidden {
 			f.Conflict += ": " + verdict.Reason
 		}
-	case e.Kind == Other:
+	case e.Kind == Other || !possible(e.Name):
 		f.Conflict = "it is a device, a pipe or a socket, or has a name that the host does not take"
 	case e.Kind == File && e.Blob == "":
 		f.Conflict = "its content was not brought over"
@@ -85,18 +77,57 @@ func (c *Comparison) Look(e *Entry) (Finding, error) {
 		} else if e.Ignored {
 			f.Conflict += ", since the host's ignore rules leave it out"
 		}
+	case err != nil:
+		f.Conflict = "what the host has cannot be looked at: " + err.Error()
 	case f.Host != nil && !ordinary(f.Host):
 		f.Conflict = "the host has a device, a pipe or a socket there"
 	default:
-		if f.Conflict, err = c.wayTo(e); err != nil {
-			return f, err
-		}
-		if f.Conflict == "" {
+		if f.Conflict = c.wayTo(e); f.Conflict == "" {
 			f.Conflict = stale(e.Base, f.Host)
 			f.Stale = f.Conflict != ""
 		}
+		if f.Host != nil && f.Host.Mode.IsDir() && e.Kind != Folder && e.Kind != NewFolder && (f.Conflict == "" || f.Stale) {
+			if other := c.unknown(e.Name); other != "" {
+				f.Conflict, f.Stale = other, false
+			}
+		}
 	}
-	return f, nil
+	return f
+}
+
+// host looks at what the host has.
+func (c *Comparison) host(f *Finding) (err error) {
+	if !possible(f.Name) {
+		return nil
+	}
+	if f.Host, err = lstat(c.root, f.Name); err != nil || f.Host == nil {
+		return err
+	}
+	if f.Host.Mode.Type() == linkType {
+		f.HostTarget, err = readlink(c.root, f.Name)
+	}
+	return err
+}
+
+// unknown names what keeps a folder of the host from going away: something in
+// it that the guest has not removed, because it did not see it.
+func (c *Comparison) unknown(name string) string {
+	f, err := c.root.Folder(name)
+	if err != nil {
+		return "what the host has in it cannot be looked at: " + err.Error()
+	}
+	defer f.Close()
+	other := ""
+	err = f.Names(func(base string) bool {
+		if c.kinds[name+"/"+base] != Removed {
+			other = fmt.Sprintf("the host has %.200q in it, which the guest did not know", base)
+		}
+		return other == ""
+	})
+	if err != nil {
+		other = "what the host has in it cannot be looked at: " + err.Error()
+	}
+	return other
 }
 
 // does says what applying the entry changes, as far as kinds, modes and
@@ -122,6 +153,9 @@ func (f *Finding) does() api.ChangeKind {
 func warning(e *Entry, v rules.Verdict) string {
 	switch {
 	case v.Protected:
+		if w := rules.Warn(e.Name); w != "" {
+			return w
+		}
 		return v.Reason
 	case v.Ancestor && e.Kind != Folder && e.Kind != NewFolder:
 		return v.Reason
@@ -147,30 +181,28 @@ func leavesFolder(name, target string) bool {
 }
 
 // wayTo says what keeps an entry from its place: what it is in is no folder.
-func (c *Comparison) wayTo(e *Entry) (string, error) {
+func (c *Comparison) wayTo(e *Entry) string {
 	in := parent(e.Name)
 	if in == c.folder {
-		return c.folderSays, nil
+		return c.folderSays
 	}
 	says := ""
-	for at := in; at != ""; at = parent(at) {
+	for at := in; at != "" && says == ""; at = parent(at) {
 		is, err := lstat(c.root, at)
-		if err != nil {
-			return "", err
-		}
 		ours := c.kinds[at]
-		if is != nil && is.Mode.IsDir() || ours == NewFolder || ours == Folder {
-			continue // a folder that is still to be made has its own conflicts
+		switch {
+		case err != nil:
+			says = "what the host has there cannot be looked at: " + err.Error()
+		case is != nil && is.Mode.IsDir() || ours == NewFolder || ours == Folder:
+			// A folder that is still to be made has conflicts of its own.
+		case is == nil && e.Kind != Removed:
+			says = fmt.Sprintf("the folder %.200q is not there on the host", at)
+		default:
+			says = fmt.Sprintf("%.200q is no folder on the host", at)
 		}
-		what := "is no folder on the host"
-		if is == nil {
-			what = "is not there on the host"
-		}
-		says = fmt.Sprintf("the folder %.200q %s", at, what)
-		break
 	}
 	c.folder, c.folderSays = in, says
-	return says, nil
+	return says
 }
 
 // stale says how the host's entry differs from the one that the guest knew.

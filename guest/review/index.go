@@ -34,6 +34,8 @@ type index struct {
 	entries    []Entry
 	dropped    map[string]string // stamps by name
 	incomplete string
+	// uncounted are ignored entries that are not among the entries.
+	uncounted int
 }
 
 func (i *index) drop(name, stamp string) {
@@ -46,7 +48,7 @@ func (i *index) drop(name, stamp string) {
 }
 
 func (i *index) counts() Counts {
-	c := Counts{Incomplete: i.incomplete}
+	c := Counts{Incomplete: i.incomplete, Ignored: i.uncounted}
 	seen := map[string]bool{}
 	for n := range i.entries {
 		e := &i.entries[n]
@@ -70,7 +72,7 @@ func (i *index) counts() Counts {
 
 // Fields of the index, of an entry and of an Info.
 const (
-	fieldEntry, fieldDropped, fieldIncomplete = 1, 2, 3
+	fieldEntry, fieldDropped, fieldIncomplete, fieldUncounted = 1, 2, 3, 4
 
 	fieldName, fieldKind, fieldMode, fieldSize, fieldTarget, fieldMtime = 1, 2, 3, 4, 5, 6
 	fieldStamp, fieldBlob, fieldBase, fieldTask, fieldFlags, fieldNote  = 7, 8, 9, 10, 11, 12
@@ -258,6 +260,7 @@ func (i *index) marshal() []byte {
 		b = protowire.AppendBytes(protowire.AppendTag(b, fieldDropped, protowire.BytesType), one)
 	}
 	b = appendText(b, fieldIncomplete, i.incomplete)
+	b = appendNumber(b, fieldUncounted, uint64(i.uncounted))
 	sum := sha256.Sum256(b)
 	return append(b, sum[:]...)
 }
@@ -276,7 +279,7 @@ func parseIndex(b []byte) (index, error) {
 
 func parseRecords(b []byte) (index, error) {
 	var i index
-	err := fields(b, func(f protowire.Number, _ uint64, text []byte) error {
+	err := fields(b, func(f protowire.Number, num uint64, text []byte) error {
 		switch f {
 		case fieldEntry:
 			e, err := parseEntry(text)
@@ -286,8 +289,8 @@ func parseRecords(b []byte) (index, error) {
 			if n := len(i.entries); n > 0 && less(i.entries[n-1].Name, e.Name) >= 0 {
 				return fmt.Errorf("%.100q is out of order", e.Name)
 			}
-			if len(i.entries) >= MaxEntries {
-				return fmt.Errorf("more than %d entries", MaxEntries)
+			if len(i.entries) >= MaxEntries+maxIgnored {
+				return fmt.Errorf("more than %d entries", MaxEntries+maxIgnored)
 			}
 			i.entries = append(i.entries, e)
 		case fieldDropped:
@@ -306,6 +309,8 @@ func parseRecords(b []byte) (index, error) {
 			i.drop(name, stamp)
 		case fieldIncomplete:
 			i.incomplete = string(text)
+		case fieldUncounted:
+			i.uncounted = int(min(num, maxListed))
 		}
 		return nil
 	})

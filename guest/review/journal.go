@@ -21,8 +21,10 @@ import (
 //	pre      what stands there now, and what will take its place (on the disk
 //	         before that happens)
 //	done     what stands there afterwards
-//	undone   the change was taken back by a later set
 //	end      all changes are in place, and the review knows
+//
+// A second file has the numbers of the changes that were taken back by a later
+// set (undone).
 
 // text is a string of any bytes, as JSON can hold it.
 type text string
@@ -57,16 +59,18 @@ type record struct {
 }
 
 type begin struct {
-	Kind string    `json:"kind"`
-	Task string    `json:"task,omitempty"`
-	At   time.Time `json:"at"`
+	Kind string `json:"kind"`
+	Task string `json:"task,omitempty"`
+	// Group joins the sets of one request.
+	Group string    `json:"group,omitempty"`
+	At    time.Time `json:"at"`
 }
 
 // plan is one step. Its number tells the name of its temporary entry.
 type plan struct {
 	I    int  `json:"i"`
 	Path text `json:"path"`
-	// Stamp is of the review's entry, if there is one.
+	// Entry: the review has it, with this stamp.
 	Entry bool `json:"entry,omitempty"`
 	Stamp text `json:"stamp,omitempty"`
 	// Of and At are the set and the number that an undo takes back.
@@ -143,8 +147,8 @@ type history struct {
 	undone map[int]bool
 	ended  time.Time
 	// last is when the last pre-image was kept.
-	last time.Time
-	size int64
+	last             time.Time
+	size, undoneSize int64
 }
 
 // maxSteps bounds what is read of one journal.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"path/filepath"
 	"strings"
+
+	"github.com/carrel-vm/carrel/guest/share"
 )
 
 // goodName checks a name of a change set. The guest's kernel would send no bad
@@ -29,12 +31,13 @@ func goodName(name string) error {
 			return errors.New("has a part that is too long")
 		}
 	}
-	// What the host itself would read as something else: a drive, a stream, a
-	// device, another separator.
-	if !filepath.IsLocal(filepath.FromSlash(name)) || filepath.Separator != '/' && strings.ContainsAny(name, `\:*?"<>|`) {
-		return errors.New("is not possible on this host")
-	}
 	return nil
+}
+
+// possible says whether the host can have a name: to some it would be a drive, a
+// stream or a device.
+func possible(name string) bool {
+	return share.GoodPath(name) == nil && filepath.IsLocal(filepath.FromSlash(name))
 }
 
 // parent is the name of the folder that name is in; "" is the root.

@@ -150,7 +150,11 @@ func (s *Store) Dropped() []string {
 }
 
 // change replaces the index by what do makes of the newest one.
-func (s *Store) change(do func(*index)) error {
+func (s *Store) change(do func(*index)) error { return s.replaceIndex(do, false) }
+
+// replaceIndex is change, anew if do makes a whole one, so that the old one may
+// be damaged.
+func (s *Store) replaceIndex(do func(*index), anew bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	unlock, _, err := s.lock("lock", true)
@@ -158,7 +162,7 @@ func (s *Store) change(do func(*index)) error {
 		return err
 	}
 	defer unlock()
-	if err := s.reloadLocked(); err != nil {
+	if err := s.reloadLocked(); err != nil && !(anew && errors.Is(err, ErrDamaged)) {
 		return err
 	}
 	do(&s.idx)

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -26,7 +25,10 @@ const MaxUndo = 4 << 30
 const (
 	undoName    = "undo"
 	journalName = "journal"
-	maxSets     = 256
+	// undoneName is a journal of its own, since the share process may still be
+	// writing the other one.
+	undoneName = "undone"
+	maxSets    = 256
 	// recordCost is what one line counts for.
 	recordCost = 256
 )
@@ -197,7 +199,23 @@ func (u *Undo) read(id string) (*history, error) {
 		return nil, err
 	}
 	defer h.Close()
-	return readJournal(io.NewSectionReader(h, 0, info.Size))
+	j, err := readJournal(io.NewSectionReader(h, 0, info.Size))
+	if err != nil {
+		return nil, err
+	}
+	back, info, err := f.Open(undoneName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return j, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer back.Close()
+	u2, err := readJournal(io.NewSectionReader(back, 0, info.Size))
+	if err == nil {
+		j.undone, j.undoneSize = u2.undone, u2.size
+	}
+	return j, err
 }
 
 // trimLocked removes the oldest ended sets while more than half of the room is
@@ -207,8 +225,14 @@ func (u *Undo) trimLocked() error {
 	if err != nil {
 		return err
 	}
+	live := ""
+	for _, id := range ids {
+		if h, err := u.read(id); err == nil && h.begin.Kind == setTask && h.ended.IsZero() {
+			live = id // the newest one: a share process may be writing it
+		}
+	}
 	for n := len(ids); len(ids) > 0 && (u.used > u.max()/2 || n > maxSets); ids = ids[1:] {
-		if u.cur != nil && ids[0] == u.cur.id {
+		if ids[0] == live || u.cur != nil && ids[0] == u.cur.id {
 			continue
 		}
 		h, err := u.read(ids[0])
@@ -258,7 +282,8 @@ func (u *Undo) max() int64 {
 }
 
 // begin makes the folder of a set.
-func (u *Undo) begin(kind, task string) (*set, error) {
+func (u *Undo) begin(b begin) (*set, error) {
+	b.At = time.Now()
 	id := newID()
 	if err := u.top.Mkdir(id, 0o700); err != nil {
 		return nil, err
@@ -273,7 +298,7 @@ func (u *Undo) begin(kind, task string) (*set, error) {
 		return nil, err
 	}
 	s := &set{id: id, folder: f, log: journal{file: h}, seen: map[string]bool{}}
-	if err = s.log.append(record{Begin: &begin{Kind: kind, Task: task, At: time.Now()}}); err == nil {
+	if err = s.log.append(record{Begin: &b}); err == nil {
 		err = errors.Join(s.log.sync(), f.Sync(), u.top.Sync())
 	}
 	if err != nil {
@@ -302,7 +327,7 @@ func (u *Undo) Keep(path string, is *share.Info, open func() (share.Reader, erro
 func (u *Undo) keepTask(path string, is *share.Info, open func() (share.Reader, error)) error {
 	u.mu.Lock()
 	if u.fresh {
-		s, err := u.begin(setTask, u.task)
+		s, err := u.begin(begin{Kind: setTask, Task: u.task})
 		if err != nil {
 			u.mu.Unlock()
 			return err
@@ -343,110 +368,4 @@ func (u *Undo) keepTask(path string, is *share.Info, open func() (share.Reader, 
 		return s.log.sync()
 	}
 	return nil
-}
-
-func blobName(i int) string { return strconv.Itoa(i) }
-
-// reserve takes room, before anything is written.
-func (u *Undo) reserve(n int64) error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if n < 0 || n > u.max() || u.used > u.max()-n {
-		return fmt.Errorf("%w: %d MiB are kept", ErrUndoFull, u.used>>20)
-	}
-	u.used += n
-	return nil
-}
-
-func (u *Undo) refund(n int64) {
-	u.mu.Lock()
-	u.used -= min(u.used, n)
-	u.mu.Unlock()
-}
-
-// image writes what stands at path into a set, and gives the line for it.
-func (u *Undo) image(s *set, i int, path string, is *share.Info, open func() (share.Reader, error)) (p pre, size int64, err error) {
-	p = pre{I: i, Path: text(path), Info: is, At: time.Now()}
-	size = recordCost
-	if is != nil && is.Mode.IsRegular() {
-		size += is.Size
-	}
-	if err := u.reserve(size); err != nil {
-		return pre{}, 0, err
-	}
-	defer func() {
-		if err != nil {
-			u.refund(size)
-		}
-	}()
-	switch {
-	case is == nil:
-		return p, size, nil
-	case is.Mode.IsDir():
-		p.Kind = Folder
-		return p, size, nil
-	case is.Mode.Type() == fs.ModeSymlink:
-		p.Kind = Link
-		target, err := readAll(open, maxTarget)
-		p.Target = text(target)
-		return p, size, err
-	case !is.Mode.IsRegular():
-		p.Kind = Other
-		return p, size, nil
-	}
-	p.Kind, p.Kept = File, true
-	return p, size, s.content(blobName(i), is.Size, open)
-}
-
-func readAll(open func() (share.Reader, error), most int) ([]byte, error) {
-	if open == nil {
-		return nil, errors.New("the link's target is not told")
-	}
-	r, err := open()
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	b := make([]byte, most+1)
-	n, err := r.ReadAt(b, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	if n > most {
-		return nil, fmt.Errorf("the link's target has more than %d bytes", most)
-	}
-	return b[:n], nil
-}
-
-// content copies a file into the set, or has its blocks shared.
-func (s *set) content(name string, size int64, open func() (share.Reader, error)) error {
-	if open == nil {
-		return errors.New("its content cannot be read")
-	}
-	r, err := open()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	h, err := s.folder.Create(name, 0o600)
-	if err != nil {
-		return err
-	}
-	if err = clone(h, r); err != nil {
-		err = copyAll(h, r, size)
-	}
-	if err == nil {
-		err = h.Sync()
-	}
-	if err = errors.Join(err, h.Close()); err != nil {
-		s.folder.Unlink(name)
-	}
-	return err
-}
-
-// copyAll copies size bytes, or what there are. A file that has grown since it
-// was looked at is being changed by the host's own user.
-func copyAll(to *share.Handle, from io.ReaderAt, size int64) error {
-	_, err := io.Copy(io.NewOffsetWriter(to, 0), io.NewSectionReader(from, 0, size))
-	return err
 }

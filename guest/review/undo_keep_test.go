@@ -13,12 +13,12 @@ import (
 	"github.com/carrel-vm/carrel/guest/share"
 )
 
-type opened struct{ *bytes.Reader }
+type readerOf struct{ *bytes.Reader }
 
-func (opened) Close() error { return nil }
+func (readerOf) Close() error { return nil }
 
 func of(b string) func() (share.Reader, error) {
-	return func() (share.Reader, error) { return opened{bytes.NewReader([]byte(b))}, nil }
+	return func() (share.Reader, error) { return readerOf{bytes.NewReader([]byte(b))}, nil }
 }
 
 func fileInfo(n int) *share.Info { return &share.Info{Ino: 7, Size: int64(n), Mode: 0o644} }

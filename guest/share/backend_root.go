@@ -20,6 +20,8 @@ type rootBackend struct {
 	root     *os.Root
 	readOnly bool       // set before the first request
 	mu       sync.Mutex // rename without replacing, and what it must not race with
+	// cloud, if not nil, says in place of the host which entries are placeholders.
+	cloud func(fs.FileInfo) bool
 }
 
 // pinPortable opens a folder for a rootBackend. Between the look at its components and the opening, the host's user could put a
@@ -90,6 +92,15 @@ func (b *rootBackend) changing(p string) (string, error) {
 	return b.straight(p)
 }
 
+// stat is infoStat with what cloud says.
+func (b *rootBackend) stat(info fs.FileInfo) stat {
+	st := infoStat(info)
+	if b.cloud != nil {
+		st.remote = b.cloud(info)
+	}
+	return st
+}
+
 func (b *rootBackend) lstat(p string) (stat, error) {
 	name, err := b.straight(p)
 	if err != nil {
@@ -99,7 +110,7 @@ func (b *rootBackend) lstat(p string) (stat, error) {
 	if err != nil {
 		return stat{}, err
 	}
-	return infoStat(info), nil
+	return b.stat(info), nil
 }
 
 func (b *rootBackend) readlink(p string) (string, error) {
@@ -126,6 +137,9 @@ func (b *rootBackend) open(p string, o openMode) (file, stat, error) {
 		return nil, stat{}, eLOOP
 	case !before.Mode().IsRegular():
 		return nil, stat{}, eACCES
+	}
+	if st := b.stat(before); st.remote {
+		return nil, stat{}, eNODATA
 	}
 	return b.openFile(name, before, o, 0, 0)
 }

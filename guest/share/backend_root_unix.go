@@ -22,6 +22,7 @@ func infoStat(info fs.FileInfo) stat {
 	st.dev, st.ino, st.nlink = uint64(sys.Dev), sys.Ino, uint32(sys.Nlink)
 	st.blocks, st.blksize = uint64(max(sys.Blocks, 0)), uint32(min(max(sys.Blksize, 512), 1<<20))
 	st.atime, st.ctime = statTimes(sys)
+	st.remote = placeholder(sys)
 	return st
 }
 

@@ -9,7 +9,13 @@ import (
 const openNonblock = 0
 
 // infoStat: without inode numbers, the guest sees node ids in their place and no link counts.
-func infoStat(info fs.FileInfo) stat { return portableStat(info) }
+func infoStat(info fs.FileInfo) stat {
+	st := portableStat(info)
+	if sys, is := info.Sys().(*syscall.Win32FileAttributeData); is {
+		st.remote = recalled(sys.FileAttributes)
+	}
+	return st
+}
 
 // rootStatfs tells plausible figures: 1 TiB, all of it free; the quota is what limits.
 func rootStatfs(*os.Root) (statfs, error) {

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/carrel-vm/carrel/guest/share/rules"
 )
 
 func benchServer(b *testing.B) (*Server, *guest, string) {
@@ -22,9 +24,16 @@ func benchServer(b *testing.B) (*Server, *guest, string) {
 	return s, newGuest(b, s), root
 }
 
-// BenchmarkLookup is one LOOKUP five folders down.
+// BenchmarkLookup is one LOOKUP five folders down, without rules of names and with the built-in ones.
 func BenchmarkLookup(b *testing.B) {
+	for _, plain := range []bool{true, false} {
+		b.Run(fmt.Sprintf("plain=%v", plain), func(b *testing.B) { benchLookup(b, plain) })
+	}
+}
+
+func benchLookup(b *testing.B, plain bool) {
 	s, g, _ := benchServer(b)
+	s.rules = compile(b, rules.Options{Mode: rules.ReadWrite, Plain: plain})
 	dir := uint64(rootID)
 	for i := range 5 {
 		dir = g.mkdir(dir, fmt.Sprint("folder", i))

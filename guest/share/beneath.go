@@ -91,6 +91,14 @@ func (r *Root) Lstat(path string) (Info, error) {
 	return st.info(), nil
 }
 
+// Move gives an entry another name, in another folder, that is not there yet.
+func (r *Root) Move(from, to string) error {
+	if err := errors.Join(GoodPath(from), GoodPath(to)); err != nil {
+		return err
+	}
+	return said("rename", from, r.back.rename(from, to, renameNoReplace))
+}
+
 // Path is where the folder was opened, relative to the root.
 func (f *Folder) Path() string { return f.path }
 
@@ -142,6 +150,18 @@ func (f *Folder) Open(name string) (*Handle, Info, error) {
 		return nil, Info{}, err
 	}
 	h, st, err := f.back.open(name, openMode{read: true})
+	if err != nil {
+		return nil, Info{}, said("open", name, err)
+	}
+	return &Handle{f: h}, st.info(), nil
+}
+
+// OpenWritable opens a regular file that is there for reading and writing.
+func (f *Folder) OpenWritable(name string) (*Handle, Info, error) {
+	if err := one(name); err != nil {
+		return nil, Info{}, err
+	}
+	h, st, err := f.back.open(name, openMode{read: true, write: true})
 	if err != nil {
 		return nil, Info{}, said("open", name, err)
 	}
@@ -286,11 +306,18 @@ func (h *Handle) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt implements io.WriterAt.
 func (h *Handle) WriteAt(p []byte, off int64) (int, error) {
-	n, err := h.f.writeAt([][]byte{p}, off)
-	if err == nil && n < len(p) {
-		err = io.ErrShortWrite
+	n := 0
+	for n < len(p) { // a write that is cut short has its error when it goes on
+		some, err := h.f.writeAt([][]byte{p[n:]}, off+int64(n))
+		if err == nil && some <= 0 {
+			err = io.ErrShortWrite
+		}
+		if err != nil {
+			return n, err
+		}
+		n += some
 	}
-	return n, err
+	return n, nil
 }
 
 // Lstat looks at the file, whatever has become of its name.

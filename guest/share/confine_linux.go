@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"time"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
@@ -17,10 +19,24 @@ import (
 // (Landlock, with a rule made from the pinned folder itself), every system call but those on the list below (seccomp), core
 // dumps and new privileges. It is called once, after every descriptor that is to be used is open, and before the first byte
 // of the guest is read. If any of it fails, or turns out not to hold, the share must not be served.
-func Confine(root *Root, readOnly bool) error {
-	b, is := root.back.(*linuxBackend)
-	if !is {
-		return errors.New("confine the share: the folder was not opened by OpenRoot")
+//
+// own are folders of the share's own, beside the one that is served, which stay writable: what is kept of changes.
+func Confine(root *Root, readOnly bool, own ...string) error {
+	if err := ConfineAll([]*Root{root}, readOnly, own...); err != nil {
+		return fmt.Errorf("confine the share %q: %w", root.path, err)
+	}
+	return nil
+}
+
+// ConfineAll is Confine for a process that has several folders, or none.
+func ConfineAll(roots []*Root, readOnly bool, own ...string) error {
+	var fds []int
+	for _, r := range roots {
+		b, is := r.back.(*linuxBackend)
+		if !is {
+			return fmt.Errorf("the folder %q was not opened by OpenRoot", r.path)
+		}
+		fds = append(fds, b.root)
 	}
 	// Loaded now or never: log lines carry the local time.
 	_ = time.Now().String()
@@ -30,12 +46,12 @@ func Confine(root *Root, readOnly bool) error {
 		do   func() error
 	}{
 		{"set limits", limitProcess},
-		{"restrict files (Landlock)", func() error { return restrictFiles(b.root, readOnly) }},
-		{"restrict system calls (seccomp)", restrictCalls},
-		{"verify the confinement", func() error { return probeConfined(b.root) }},
+		{"restrict files (Landlock)", func() error { return restrictFiles(fds, readOnly, own) }},
+		{"restrict system calls (seccomp)", func() error { return restrictCalls(len(own) > 0) }},
+		{"verify the confinement", func() error { return probeConfined(fds, own) }},
 	} {
 		if err := step.do(); err != nil {
-			return fmt.Errorf("confine the share %q: %s: %w", root.path, step.what, err)
+			return fmt.Errorf("%s: %w", step.what, err)
 		}
 	}
 	return nil
@@ -57,8 +73,9 @@ func limitProcess() error {
 	return unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 }
 
-// restrictFiles leaves the folder, for reading or for everything short of making devices, sockets and FIFOs, and of executing.
-func restrictFiles(root int, readOnly bool) error {
+// restrictFiles leaves the folder, for reading or for everything short of making devices, sockets and FIFOs, and of executing;
+// and its own folders, for the latter.
+func restrictFiles(roots []int, readOnly bool, own []string) error {
 	abi, err := ll.LandlockGetABIVersion()
 	if err != nil {
 		return fmt.Errorf("%w (the kernel needs Landlock: Linux 5.19 or newer, with landlock among its lsm= modules)", err)
@@ -66,13 +83,21 @@ func restrictFiles(root int, readOnly bool) error {
 	if abi < 2 {
 		return fmt.Errorf("the kernel's Landlock has version %d, and moving files between folders needs 2 (Linux 5.19)", abi)
 	}
-	rights := landlock.AccessFSSet(ll.AccessFSReadFile | ll.AccessFSReadDir)
+	const reading = landlock.AccessFSSet(ll.AccessFSReadFile | ll.AccessFSReadDir)
+	const writing = reading | ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSMakeReg | ll.AccessFSMakeDir | ll.AccessFSMakeSym |
+		ll.AccessFSRemoveFile | ll.AccessFSRemoveDir | ll.AccessFSRefer
+	rights := reading
 	if !readOnly {
-		rights |= ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSMakeReg | ll.AccessFSMakeDir | ll.AccessFSMakeSym |
-			ll.AccessFSRemoveFile | ll.AccessFSRemoveDir | ll.AccessFSRefer
+		rights = writing
 	}
-	// The magic link leads to the very folder that is pinned, whatever its name has come to mean.
-	return landlock.V8.BestEffort().Restrict(landlock.PathAccess(rights, fmt.Sprintf("/proc/self/fd/%d", root)))
+	var paths []landlock.Rule
+	for _, root := range roots { // the magic link leads to the very folder that is pinned, whatever its name has come to mean
+		paths = append(paths, landlock.PathAccess(rights, fmt.Sprintf("/proc/self/fd/%d", root)))
+	}
+	if len(own) > 0 {
+		paths = append(paths, landlock.PathAccess(writing, own...))
+	}
+	return landlock.V8.BestEffort().Restrict(paths...)
 }
 
 // allowedCalls is what serving takes. Every other call fails with EPERM: above all socket, connect, execve, ptrace, mount and io_uring.
@@ -84,7 +109,7 @@ var allowedCalls = []string{
 	// the folder of its review, which os.Root opens beneath its descriptor; Landlock keeps both calls to what they may have
 	"openat", "renameat", "flock",
 	// the carrier: descriptors that are open already or come with messages
-	"read", "write", "readv", "writev", "recvmsg", "sendmsg", "recvfrom", "sendto", "shutdown", "getsockopt", "setsockopt", "eventfd2",
+	"read", "write", "readv", "writev", "recvmsg", "sendmsg", "recvfrom", "sendto", "shutdown", "getsockopt", "setsockopt", "getsockname", "getpeername", "eventfd2",
 	"epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_create1", "pipe2", "poll", "ppoll",
 	// Go's runtime and the C library's threads
 	"futex", "mmap", "munmap", "mprotect", "mremap", "madvise", "mincore", "brk", "clone", "exit", "exit_group", "gettid", "getpid", "tgkill",
@@ -93,15 +118,22 @@ var allowedCalls = []string{
 	"timer_settime", "timer_delete", "membarrier", "getrlimit", "prlimit64", "arch_prctl",
 }
 
+// ownCalls is what keeping files in a folder of its own takes beside that.
+var ownCalls = []string{"copy_file_range"}
+
 // restrictCalls installs one filter for the list and one for each condition on an argument. They are apart because the library's
 // program goes on comparing the argument, not the call's number, after a condition that does not hold.
-func restrictCalls() error {
+func restrictCalls(own bool) error {
 	info, err := arch.GetInfo("")
 	if err != nil {
 		return err
 	}
 	var names []string
-	for _, n := range allowedCalls {
+	list := allowedCalls
+	if own {
+		list = slices.Concat(list, ownCalls)
+	}
+	for _, n := range list {
 		if _, exists := info.SyscallNames[n]; exists { // epoll_wait and poll, for two, are not everywhere
 			names = append(names, n)
 		}
@@ -119,6 +151,12 @@ func restrictCalls() error {
 			{Argument: 0, Operation: seccomp.NotEqual, Value: unix.PR_SET_NAME}, {Argument: 0, Operation: seccomp.NotEqual, Value: unix.PR_SET_VMA},
 		}},
 		// openat2's flags lie in memory as well; that a path can only lie below the folder is Landlock's part.
+	}
+	if own { // a copy that shares its blocks, of one file that is open to another
+		names = append(names, "ioctl")
+		conditions = append(conditions, seccomp.NameWithConditions{
+			Name: "ioctl", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.NotEqual, Value: unix.FICLONE}},
+		})
 	}
 	policies := []seccomp.Policy{{DefaultAction: seccomp.ActionAllow, Syscalls: []seccomp.SyscallGroup{
 		{Names: []string{"clone3"}, Action: seccomp.ActionErrno | seccomp.Action(unix.ENOSYS)},
@@ -142,7 +180,7 @@ func restrictCalls() error {
 }
 
 // probeConfined tries what must not work any more, and what must.
-func probeConfined(root int) error {
+func probeConfined(roots []int, own []string) error {
 	fd, err := unix.Openat2(unix.AT_FDCWD, "/", &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC})
 	if err == nil {
 		unix.Close(fd)
@@ -152,9 +190,21 @@ func probeConfined(root int) error {
 		unix.Close(fd)
 		return errors.New("a socket can still be made")
 	}
-	fd, err = unix.Openat2(root, ".", &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: beneath})
-	if err != nil {
-		return fmt.Errorf("the folder itself cannot be read: %w", err)
+	for _, root := range roots {
+		fd, err := unix.Openat2(root, ".", &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: beneath})
+		if err != nil {
+			return fmt.Errorf("the folder itself cannot be read: %w", err)
+		}
+		unix.Close(fd)
 	}
-	return unix.Close(fd)
+	for _, dir := range own {
+		probe := filepath.Join(dir, ".probe")
+		if err := os.WriteFile(probe, nil, 0o600); err != nil {
+			return fmt.Errorf("its own folder cannot be written: %w", err)
+		}
+		if err := os.Remove(probe); err != nil {
+			return fmt.Errorf("its own folder cannot be written: %w", err)
+		}
+	}
+	return nil
 }

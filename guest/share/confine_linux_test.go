@@ -3,6 +3,7 @@ package share
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,7 +59,7 @@ func TestConfine(t *testing.T) {
 	if mode := os.Getenv("CARREL_CONFINED"); mode != "" {
 		confinedChild(mode)
 	}
-	for _, mode := range []string{"rw", "ro", "control"} {
+	for _, mode := range []string{"rw", "ro", "own", "control"} {
 		t.Run(mode, func(t *testing.T) {
 			root := newFolder(t)
 			if mode == "control" {
@@ -71,12 +72,12 @@ func TestConfine(t *testing.T) {
 			}
 			want(t, "write", os.WriteFile(filepath.Join(root, "f"), []byte("contents"), 0o644), nil)
 			cmd := exec.Command("/proc/self/exe", "-test.run=^TestConfine$")
-			cmd.Env = append(os.Environ(), "CARREL_CONFINED="+mode, "CARREL_ROOT="+root)
+			cmd.Env = append(os.Environ(), "CARREL_CONFINED="+mode, "CARREL_ROOT="+root, "CARREL_OWN="+t.TempDir())
 			out, err := cmd.CombinedOutput()
 			if err != nil || !strings.Contains(string(out), "all done") {
 				t.Errorf("%v\n%s", err, out)
 			}
-			if _, err := os.Stat(filepath.Join(root, "made")); (err == nil) != (mode != "ro") {
+			if _, err := os.Stat(filepath.Join(root, "made")); (err == nil) != (mode == "rw" || mode == "control") {
 				t.Errorf("what the confined server was to make: %v", err)
 			}
 		})
@@ -97,9 +98,18 @@ func confinedChild(mode string) {
 	}
 	control := mode == "control"
 	if !control {
-		if err := Confine(root, mode == "ro"); err != nil {
+		var own []string
+		if mode == "own" {
+			own, mode = []string{os.Getenv("CARREL_OWN")}, "ro"
+		}
+		if err := Confine(root, mode == "ro", own...); err != nil {
 			say("%v", err)
 			os.Exit(1)
+		}
+		for _, dir := range own {
+			if err := keepOwn(dir); err != nil {
+				say("%v", err)
+			}
 		}
 	}
 	for what, try := range probes(filepath.Join(filepath.Dir(path), "outside")) {
@@ -143,6 +153,32 @@ func confinedChild(mode string) {
 		fmt.Println("all done")
 	}
 	os.Exit(min(bad, 1))
+}
+
+// keepOwn does what keeping changes takes.
+func keepOwn(dir string) error {
+	a, b := filepath.Join(dir, "d/a"), filepath.Join(dir, "b")
+	if err := errors.Join(os.Mkdir(filepath.Dir(a), 0o700), os.WriteFile(a, []byte("a"), 0o600), os.Rename(a, b), os.Remove(filepath.Dir(a))); err != nil {
+		return err
+	}
+	src, err := os.Open(b)
+	if err != nil {
+		return err
+	}
+	dst, err := os.Create(filepath.Join(dir, "c"))
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())); errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("clone: %w", err)
+	}
+	if _, err := io.Copy(dst, src); err != nil {
+		return err
+	}
+	if _, err := unix.IoctlGetInt(int(dst.Fd()), unix.TIOCINQ); !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("another ioctl: %v", err)
+	}
+	return dst.Sync()
 }
 
 // serveConfined does a bit of everything by hand; several of it run at once.

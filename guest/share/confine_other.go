@@ -5,4 +5,4 @@ package share
 import "errors"
 
 // Confine is what a share process does on Linux. Elsewhere the server runs in the keeper, which is confined by its own means.
-func Confine(*Root, bool) error { return errors.ErrUnsupported }
+func Confine(*Root, bool, ...string) error { return errors.ErrUnsupported }

@@ -40,6 +40,7 @@ const (
 	eNOSYS       errno = 38
 	eNOTEMPTY    errno = 39
 	eLOOP        errno = 40
+	eNODATA      errno = 61
 	ePROTO       errno = 71
 	eOPNOTSUPP   errno = 95
 	eSTALE       errno = 116

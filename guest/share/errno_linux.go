@@ -15,6 +15,8 @@ func hostErrno(err error) (errno, bool) {
 	switch {
 	case e == syscall.ENOSYS:
 		return eOPNOTSUPP, true
+	case e == syscall.ENODEV, e == syscall.ENOMEDIUM, e == syscall.ESHUTDOWN, e == syscall.EREMOTEIO:
+		return eIO, true // the drive is gone, in the words of several file systems
 	case e < 1 || e > 133: // EHWPOISON is the last; nothing above has a meaning to a guest
 		return eIO, true
 	}

@@ -124,6 +124,9 @@ func (b *rootBackend) openDir(p string) (dir, error) {
 	if !info.IsDir() {
 		return nil, eNOTDIR
 	}
+	if st := b.stat(info); st.remote {
+		return nil, eNODATA // listing it would fetch it
+	}
 	f, err := b.root.Open(name)
 	if err != nil {
 		return nil, err

@@ -32,8 +32,9 @@ type PreImages interface {
 	// a regular file for reading, whatever has become of its name; of a symbolic
 	// link it gives the target. It is not called after Keep has returned.
 	//
-	// A folder that is renamed is kept with all that is in it; what then is below
-	// its new name, where nothing was, is not told name by name.
+	// A folder that is renamed is kept with all that is in it, and what then is
+	// below its new name is told name by name if there was something. Below a name
+	// where nothing was nothing is told: it goes when that name goes.
 	Keep(path string, is *Info, open func() (Reader, error)) error
 }
 

@@ -12,7 +12,8 @@ import (
 // nothing without Options.Before.
 //
 // A path is asked for once: after that, what is there is the guest's own. So whatever lets the guest change an object under
-// another path has the first path kept as well (LINK), or keeps all that a folder holds (RENAME of a folder).
+// another path has the first path kept as well (LINK), or keeps all that a folder holds (RENAME of a folder). And nothing is
+// asked for below a path where nothing was: what is there was made in this session, or brought from where it was kept.
 type keeping struct {
 	session atomic.Uint64
 	mu      sync.Mutex
@@ -31,6 +32,7 @@ const (
 	// A folder is renamed in one piece if it holds no more than this; of a larger one the guest is told to copy, name by name.
 	maxMovedEntries = 4096
 	maxMovedBytes   = 256 << 20
+	maxMovedNames   = 1 << 16 // of one that the guest has made itself, of which nothing but names are kept
 )
 
 // NewSession has the first change of each path kept anew from now on. It waits for requests under way, but for writes to open
@@ -48,7 +50,7 @@ func (s *Server) NewSession() {
 func (s *Server) keep(path string, is *Info, open func() (Reader, error)) errno {
 	k := &s.keeping
 	k.mu.Lock()
-	if was := k.paths[path]; was != nil {
+	if was := k.findLocked(path); was != nil {
 		k.mu.Unlock()
 		<-was.done
 		return was.e
@@ -77,11 +79,23 @@ func (s *Server) keep(path string, is *Info, open func() (Reader, error)) errno 
 	return now.e
 }
 
+// findLocked gives what was asked for path, or above it if nothing was there.
+func (k *keeping) findLocked(path string) *kept {
+	for i := range len(path) {
+		if path[i] == '/' {
+			if above := k.paths[path[:i]]; above != nil && !above.there {
+				return above
+			}
+		}
+	}
+	return k.paths[path]
+}
+
 // isKept says whether path was asked for in this session, and whether something was there then.
 func (s *Server) isKept(path string) (asked, there bool) {
 	s.keeping.mu.Lock()
 	defer s.keeping.mu.Unlock()
-	k := s.keeping.paths[path]
+	k := s.keeping.findLocked(path)
 	return k != nil, k != nil && k.there
 }
 
@@ -94,13 +108,13 @@ func (s *Server) keepPath(path string) errno {
 		return s.keep(path, nil, nil) // waits until it is kept
 	}
 	st, err := s.back.lstat(path)
-	switch {
-	case err != nil && s.failure(err) == eNOENT:
+	switch s.failure(err) {
+	case ok:
+		return s.keepStat(path, &st)
+	case eNOENT, eNOTDIR, eLOOP: // the last two: what is above it is no folder
 		return s.keep(path, nil, func() (Reader, error) { return nil, fs.ErrNotExist })
-	case err != nil:
-		return s.failure(err)
 	}
-	return s.keepStat(path, &st)
+	return s.failure(err)
 }
 
 func (s *Server) keepStat(path string, st *stat) errno {
@@ -162,68 +176,99 @@ func (s *Server) keepOpenLocked(h *handle) errno {
 	return ok
 }
 
-// keepMoved keeps what goes away from path: of a folder all that it holds, unless it is of this session's making.
-func (s *Server) keepMoved(path string, st *stat) errno {
+// keepMoved keeps what goes away from one path and what it replaces at another. Of a folder that is all that it holds, unless
+// it is of this session's making; and if there was a folder at the other path, all that nothing was in the place of.
+func (s *Server) keepMoved(from, to string, st *stat) errno {
 	if s.opts.Before == nil {
 		return ok
 	}
-	if asked, there := s.isKept(path); st.kind() != modeDir || asked && !there {
-		return s.keepPath(path)
+	if st.kind() != modeDir {
+		return first(s.keepPath, from, to)
 	}
-	paths, size := []string{path}, uint64(0)
-	for i := 0; i < len(paths); i++ {
-		kind := uint32(modeDir)
-		if i > 0 {
-			is, err := s.back.lstat(paths[i])
-			if err != nil {
-				return s.failure(err)
-			}
-			if kind = is.kind(); kind == modeRegular {
-				size += is.size
-			}
-		}
-		if kind == modeDir {
-			var e errno
-			if paths, e = s.appendNames(paths, paths[i]); e != ok {
-				return e
-			}
-		}
-		if len(paths) > maxMovedEntries || size > maxMovedBytes {
-			return eXDEV
-		}
+	asked, there := s.isKept(from)
+	own := asked && !there
+	if asked, there = s.isKept(to); !asked {
+		_, err := s.back.lstat(to)
+		there = err == nil
 	}
-	for _, p := range paths {
-		if e := s.keepPath(p); e != ok {
+	if own && !there {
+		return first(s.keepPath, to)
+	}
+	most := maxMovedEntries
+	if own {
+		most = maxMovedNames
+	}
+	names, e := s.namesBelow(from, most, own)
+	if e != ok {
+		return e
+	}
+	for _, below := range names {
+		if !own {
+			e = s.keepPath(from + below)
+		}
+		if e == ok && (there || below == "") {
+			e = s.keepPath(to + below)
+		}
+		if e != ok {
 			return e
 		}
 	}
 	return ok
 }
 
-// appendNames adds the entries of the folder at path.
-func (s *Server) appendNames(paths []string, path string) ([]string, errno) {
-	d, err := s.back.openDir(path)
+func first(keep func(string) errno, paths ...string) errno {
+	for _, p := range paths {
+		if e := keep(p); e != ok {
+			return e
+		}
+	}
+	return ok
+}
+
+// namesBelow lists a folder and all that it holds, as what comes after its own path: "", "/a", "/a/b". A folder with more entries or,
+// where their contents are to be kept, more bytes is EXDEV.
+func (s *Server) namesBelow(path string, most int, namesOnly bool) ([]string, errno) {
+	names, size := []string{""}, uint64(0)
+	for i := 0; i < len(names); i++ {
+		st, err := s.back.lstat(path + names[i])
+		if err != nil {
+			return nil, s.failure(err)
+		}
+		if st.kind() == modeDir {
+			var e errno
+			if names, e = s.appendNames(names, path, names[i], most); e != ok {
+				return nil, e
+			}
+		} else if st.kind() == modeRegular && !namesOnly {
+			size += st.size
+		}
+		if len(names) > most || size > maxMovedBytes {
+			return nil, eXDEV
+		}
+	}
+	return names, ok
+}
+
+// appendNames adds the entries of one folder.
+func (s *Server) appendNames(names []string, path, below string, most int) ([]string, errno) {
+	d, err := s.back.openDir(path + below)
 	if err != nil {
 		return nil, s.failure(err)
 	}
 	defer func() { _ = d.close() }()
-	for len(paths) <= maxMovedEntries {
+	for len(names) <= most {
 		entry, more, err := d.next()
 		switch {
 		case err != nil:
 			return nil, toErrno(err)
 		case !more:
-			return paths, ok
+			return names, ok
 		case entry.name == "." || entry.name == "..":
 			continue
 		}
-		p, e := join(path, entry.name)
-		if e != ok {
-			return nil, e
-		}
-		paths = append(paths, p)
+		names = append(names, below+"/"+entry.name)
 	}
-	return paths, ok
+	return names, ok
 }
 
 // borrowed is an open file that its owner closes.

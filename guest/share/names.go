@@ -62,6 +62,9 @@ func windowsName(b []byte) errno {
 	if c := b[len(b)-1]; c == '.' || c == ' ' {
 		return eINVAL
 	}
+	if shortName(string(b)) {
+		return eINVAL
+	}
 	stem, _, _ := strings.Cut(strings.ToUpper(string(b)), ".")
 	stem = strings.TrimRight(stem, " ")
 	switch stem {
@@ -75,6 +78,14 @@ func windowsName(b []byte) errno {
 		return eINVAL
 	}
 	return ok
+}
+
+// shortName says whether Windows may have made name as the 8.3 form of another: GIT~1 of .git. Which one only the host could
+// tell, so that no such name is taken; a file that is really called so is not shown. (fsutil 8dot3name has them made per volume.)
+func shortName(name string) bool {
+	stem, end, _ := strings.Cut(name, ".")
+	i := strings.LastIndexByte(stem, '~')
+	return i > 0 && len(stem) <= 8 && len(end) <= 3 && i+1 < len(stem) && strings.Trim(stem[i+1:], "0123456789") == ""
 }
 
 // deviceDigit knows the digits of COM1 and LPT1, the superscript ones included, which Windows takes for digits too.

@@ -104,6 +104,9 @@ func (s *Server) doOpen(r *request) errno {
 		return e
 	}
 	s.served(path, &st)
+	if s.opts.Opened != nil {
+		s.opts.Opened(path, st.info())
+	}
 	return s.opened(r, n, f, o, !o.trunc && s.tree.unchanged(n, &st))
 }
 

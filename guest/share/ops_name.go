@@ -10,7 +10,9 @@ import (
 // Operations on names: (parent node, name). Each holds topo shared from the path to the host's answer, RENAME exclusively.
 
 // validFor is how long the guest may rely on a name or on attributes without asking, in seconds: what C virtiofsd gives with
-// cache=auto. A change made on the host shows in the guest after that time at the latest.
+// cache=auto. A change made on the host shows in the guest after that time at the latest: what is opened a second after the host's
+// user has saved it has the new contents, and a name that was removed, replaced or made is seen so. That a name is not there is
+// not remembered at all.
 const validFor = 1
 
 // settledAfter is how old a modification must be, in seconds, for a later one to be sure to have another time stamp: two,
@@ -249,14 +251,6 @@ func (s *Server) doRemove(r *request, a action) errno {
 	if e = s.keepPath(path); e != ok {
 		return e
 	}
-	if a == actRmdir {
-		if err := s.back.rmdir(path); err != nil {
-			return s.failure(err)
-		}
-		s.quota.uncreate()
-		s.tree.removed(parent, name)
-		return ok
-	}
 	s.second.mu.Lock()
 	defer s.second.mu.Unlock()
 	st, err := s.back.lstat(path)
@@ -265,6 +259,14 @@ func (s *Server) doRemove(r *request, a action) errno {
 	}
 	if st.remote {
 		return ePERM // it would go from the cloud, too
+	}
+	if a == actRmdir {
+		if err := s.back.rmdir(path); err != nil {
+			return s.failure(err)
+		}
+		s.quota.uncreate()
+		s.tree.removed(parent, name)
+		return ok
 	}
 	s.second.removeLocked(&st)
 	if err := s.back.unlink(path); err != nil {
@@ -392,11 +394,11 @@ func (s *Server) checkMove(m *renaming) errno {
 			return e
 		}
 	}
-	if e := s.keepMoved(m.from, &m.was); e != ok {
+	if e := s.keepMoved(m.from, m.to, &m.was); e != ok {
 		return e
 	}
 	if m.flags == renameExchange && m.there {
-		return s.keepMoved(m.to, &m.is)
+		return s.keepMoved(m.to, m.from, &m.is)
 	}
-	return s.keepPath(m.to)
+	return ok
 }

@@ -24,6 +24,8 @@ type Options struct {
 	// Served is told of every entry, with its path below the root, when the guest gets to know or opens it. It is called
 	// while the guest waits.
 	Served func(path string, is Info)
+	// Opened is told of every regular file that the guest opens, after Served and in the same way.
+	Opened func(path string, is Info)
 
 	// Before keeps what the guest is about to change: see PreImages, and NewSession.
 	Before PreImages

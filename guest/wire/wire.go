@@ -26,7 +26,7 @@ const (
 	PortAgent = 64
 	// PortEgress is where the host will take streams to the outside.
 	PortEgress = 65
-	// PortShare is where the host will serve shares over the stream carrier.
+	// PortShare is where the host takes streams of shares (Attach).
 	PortShare = 66
 )
 

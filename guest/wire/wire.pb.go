@@ -1615,8 +1615,11 @@ func (x *Want) GetIndex() uint32 {
 	return 0
 }
 
-// Drop, in place of Want, makes the guest forget changes: the upper folder's
-// entries of these names. Reviewed{done} answers.
+// Drop, in place of Want, makes the guest forget changes: those of these names
+// in the list, or all of them if there is no name. A folder goes by its own name
+// and once it is empty; where the host has one, it stays, and changes nothing.
+// What has changed since it was listed, or is open for writing, stays, and the
+// Reviewed{done} that answers says so in its error.
 type Drop struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Names         []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`

@@ -42,6 +42,8 @@ type Plan struct {
 	// Mapped says that bwrap already runs as root of the guest's own user
 	// namespace. Otherwise it makes one, in which there is one user.
 	Mapped bool
+	// Fuse is the /dev/fuse that the agent gets, or empty.
+	Fuse string
 	// Filters is how many seccomp programs bwrap inherits, from fdFilter on.
 	Filters int
 	// HostRoot says that the guest's root is the host's system: Binds and
@@ -53,7 +55,7 @@ type Plan struct {
 	MemoryMiB int
 }
 
-// devices are all that a guest sees of the host's.
+// devices are all that a guest sees of the host's, but for /dev/fuse.
 var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
 
 // Args is bwrap's command line, without the program: options and command. The
@@ -77,6 +79,9 @@ func Args(p Plan) (options, command []string) {
 	args = append(args, "--proc", "/proc", "--perms", "0755", "--tmpfs", "/dev")
 	for _, d := range devices {
 		args = append(args, "--dev-bind", "/dev/"+d, "/dev/"+d)
+	}
+	if p.Fuse != "" {
+		args = append(args, "--dev-bind", p.Fuse, "/dev/fuse")
 	}
 	if p.HostRoot {
 		args = append(args, "--perms", "0755", "--tmpfs", insideImage)

@@ -70,6 +70,7 @@ func TestWall(t *testing.T) {
 	part("Network", noNetwork)
 	part("Settings", settingsOfTheHost)
 	part("Terminal", terminal)
+	part("Fuse", fuse)
 	part("Shared", sharedWithHost)
 	part("Sockets", socketsOfShares)
 	part("RootReplaced", rootReplaced) // last: a share is gone afterwards
@@ -324,11 +325,32 @@ func settingsOfTheHost(t *testing.T, g *guest, _ folders) {
 
 // terminal: a task's terminal is the guest's own.
 func terminal(t *testing.T, g *guest, _ folders) {
-	if out := g.sh("ls /dev/pts; ls /dev | sort | tr '\\n' ' '"); out != "ptmx\nfd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero" {
+	fuse := ""
+	if wall.FuseError() == nil {
+		fuse = "fuse "
+	}
+	if out := g.sh("ls /dev/pts; ls /dev | sort | tr '\\n' ' '"); out != "ptmx\nfd full "+fuse+"mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero" {
 		t.Errorf("devices: %q", out)
 	}
 	if out := g.sh("script -qc 'tty' /dev/null </dev/null 2>/dev/null | tr -d '\\r'"); out != "" && !strings.HasPrefix(out, "/dev/pts/") {
 		t.Errorf("a terminal of the guest: %q", out)
+	}
+}
+
+// fuse: the device by which the agent has shares is of no use to a task. As
+// root's guest it is another user's; and mounting takes a right that no task has.
+func fuse(t *testing.T, g *guest, _ folders) {
+	if wall.FuseError() != nil {
+		t.Skipf("this user has no FUSE: %v", wall.FuseError())
+	}
+	if out, _ := g.exec("", "/bin/sh", "-c", "exec 3<>/dev/fuse && echo opened"); wall.AsRoot() && strings.Contains(out, "opened") {
+		t.Errorf("a task opens the device: %q", out)
+	}
+	for _, user := range users() {
+		const try = "exec 3<>/dev/fuse; mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 x /tmp && echo mounted; mount -t tmpfs x /tmp && echo mounted"
+		if out, _ := g.exec(user, "/bin/sh", "-c", try); strings.Contains(out, "mounted") {
+			t.Errorf("user %q: %q", user, out)
+		}
 	}
 }
 

@@ -78,7 +78,7 @@ func (d *Driver) Create(ctx context.Context, cfg hypervisor.Config, h hypervisor
 	if err != nil {
 		return nil, err
 	}
-	return wall.New(cfg, h, wall.Options{Shim: d.opts.Shim, Spec: spec, Started: d.note})
+	return wall.New(ctx, cfg, h, wall.Options{Shim: d.opts.Shim, Spec: spec, Started: d.note})
 }
 
 // spec is what the wall is to make of a Config.
@@ -96,7 +96,13 @@ func (d *Driver) spec(ctx context.Context, cfg hypervisor.Config) (s wall.Spec, 
 	if fi, err := os.Stat(d.opts.Agent); err != nil || !fi.Mode().IsRegular() {
 		return s, &hypervisor.Error{Op: "create guest", Err: fmt.Errorf("the agent %q is not there: %v", d.opts.Agent, err), Cure: "make build"}
 	}
-	if s.Shares, err = wall.Pinned(cfg.Shares, d.opts.Pins); err != nil {
+	if s.Shares, err = wall.Pinned(cfg.Shares, d.opts.Pins, wall.ByStream); err != nil {
+		return s, err
+	}
+	// Shares that come later need it too.
+	if err := wall.FuseError(); err == nil {
+		s.Fuse = true
+	} else if served(&s) {
 		return s, err
 	}
 	if cfg.Scratch != "" {

@@ -2,14 +2,18 @@ package bubblewrap
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/hypervisortest"
+	"github.com/carrel-vm/carrel/hypervisor/wall"
 )
 
 // stranger is a user of this machine who has no name, no right and no group.
@@ -41,7 +45,7 @@ func TestUnprivileged(t *testing.T) {
 	if err := os.Chown(home, stranger, stranger); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, filepath.Base(self)), "-test.v", "-test.run=^Test(Conformance|Wall|PinHolds|ForkBomb|Memory|Image)$")
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, filepath.Base(self)), "-test.v", "-test.run=^Test(Conformance|Wall|PinHolds|ForkBomb|Memory|Image|NoFuse)$")
 	if testing.Short() {
 		cmd.Args = append(cmd.Args, "-test.short")
 	}
@@ -72,5 +76,28 @@ func install(t *testing.T, program, dir string) {
 	}
 	if err := out.Chmod(0o755); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Where a user has no FUSE, a share with rules is refused with what mends it; it
+// does not become a folder that is mounted as it is.
+func TestNoFuse(t *testing.T) {
+	dir := t.TempDir()
+	for _, plain := range []bool{true, false} {
+		cfg := config(t)
+		pin := share(t, &cfg, hypervisor.Share{Path: dir})
+		cfg.Shares[0].Plain = plain
+		d := newDriver(t, hypervisortest.Agent(t))
+		d.opts.Pins = []Pin{pin}
+		s, err := d.spec(t.Context(), cfg)
+		var he *hypervisor.Error
+		switch {
+		case plain && (err != nil || s.Shares[0].By != wall.ByBind):
+			t.Errorf("control: %+v, %v", s.Shares, err)
+		case !plain && wall.FuseError() == nil && (err != nil || s.Shares[0].By != wall.ByStream || !s.Fuse):
+			t.Errorf("with FUSE: %+v, %v", s.Shares, err)
+		case !plain && wall.FuseError() != nil && (!errors.As(err, &he) || !strings.Contains(he.Cure, "chmod 0666 /dev/fuse")):
+			t.Errorf("without FUSE: %+v, %v", s.Shares, err)
+		}
 	}
 }

@@ -81,8 +81,8 @@ func build(w *wall.Process) error {
 		return err
 	}
 	w.Notes = slices.Concat(wallNotes(), w.Groups.Notes(), s.Notes)
-	if len(w.Spec.Shares) > 0 {
-		w.Notes = append(w.Notes, "shares: programs of the host that listen on a socket or read a named pipe in a folder shared without a layer (:ro, :rw) can be reached by the guest")
+	if slices.ContainsFunc(w.Spec.Shares, func(sh wall.Share) bool { return sh.By == wall.ByBind }) {
+		w.Notes = append(w.Notes, "shares: programs of the host that listen on a socket or read a named pipe in a plain folder shared without a layer (:ro,plain, :rw,plain) can be reached by the guest")
 	}
 	p.Filters = len(filters)
 	options, command := Args(p)
@@ -151,6 +151,15 @@ func stage(w *wall.Process, s *wall.Files, fds map[*os.File]int) (Plan, error) {
 			p.Binds = append(p.Binds, Bind{Source: st[f], Dest: dest, Writable: writable})
 		}
 	}
+	if w.Spec.Fuse {
+		p.Fuse = wall.FuseDevice
+		if w.Spec.Ranged {
+			var err error
+			if p.Fuse, err = s.OwnFuse(); err != nil && served(&w.Spec) {
+				return p, err
+			}
+		}
+	}
 	place(s.Agent, insideAgent, false)
 	switch {
 	case s.Image != nil:
@@ -164,9 +173,17 @@ func stage(w *wall.Process, s *wall.Files, fds map[*os.File]int) (Plan, error) {
 		place(s.Changes, insideChanges, true)
 	}
 	for i, f := range s.Shares {
+		if f == nil {
+			continue // the agent dials for it
+		}
 		place(f, filepath.Join(insideShares, strconv.Itoa(i)), w.Spec.Shares[i].Writable)
 	}
 	return p, nil
+}
+
+// served says whether a share needs the share server.
+func served(s *wall.Spec) bool {
+	return slices.ContainsFunc(s.Shares, func(sh wall.Share) bool { return sh.By == wall.ByStream })
 }
 
 // findChild reads the pid of bwrap's child and takes hold of it.

@@ -96,7 +96,7 @@ func (d *Driver) Create(ctx context.Context, cfg hypervisor.Config, h hypervisor
 	if !spec.Ranged {
 		o.Sys = ownNamespaces()
 	}
-	return wall.New(cfg, h, o)
+	return wall.New(ctx, cfg, h, o)
 }
 
 // ownNamespaces start the wall process as root of a user namespace that has
@@ -135,7 +135,7 @@ func (d *Driver) spec(ctx context.Context, cfg hypervisor.Config) (s wall.Spec, 
 	if fi, err := os.Stat(d.opts.Agent); err != nil || !fi.Mode().IsRegular() {
 		return s, &hypervisor.Error{Op: "create guest", Err: fmt.Errorf("the agent %q is not there: %v", d.opts.Agent, err), Cure: "make build"}
 	}
-	if s.Shares, err = wall.Pinned(cfg.Shares, d.opts.Pins); err != nil {
+	if s.Shares, err = wall.Pinned(cfg.Shares, d.opts.Pins, wall.ByDevice); err != nil {
 		return s, err
 	}
 	if s.Ranged {

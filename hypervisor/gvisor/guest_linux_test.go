@@ -71,6 +71,7 @@ func share(t testing.TB, cfg *hypervisor.Config, s hypervisor.Share) wall.Pin {
 		t.Fatal(err)
 	}
 	s.Tag = fmt.Sprint("share", len(cfg.Shares))
+	s.Plain = true // the share server is tried with the keeper that it needs
 	if s.GuestPath == "" {
 		s.GuestPath = s.Path
 	}

@@ -116,7 +116,13 @@ func stage(w *wall.Process, s *wall.Files) (Plan, error) {
 		p.Root = at[s.Image]
 	}
 	for i, f := range s.Shares {
-		p.Shares = append(p.Shares, Bind{at[f], w.Spec.Shares[i].Writable})
+		source := at[f]
+		if f == nil {
+			if source, err = w.MountServed(i); err != nil {
+				return p, err
+			}
+		}
+		p.Shares = append(p.Shares, Bind{source, w.Spec.Shares[i].Writable})
 	}
 	return p, mountPoints(p)
 }

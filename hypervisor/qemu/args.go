@@ -35,11 +35,11 @@ type Machine struct {
 	// QMP, Console and Vsock carry QEMU's monitor, the guest's serial port
 	// and vhost-user.
 	QMP, Console, Vsock int
-	// Shares carry vhost-user, one for each share of the Config.
+	// Shares carry vhost-user, one for each of the Config's first Devices.
 	Shares []int
 }
 
-// MaxShares is how many shares fit into a guest beside the devices that it
+// MaxShares is how many shares fit into a guest as devices beside the devices that it
 // cannot do without: vsock, root and, if the Config has one, scratch. The
 // memory balloon and the random number device give way to shares.
 func MaxShares(c hypervisor.Config) int {
@@ -49,6 +49,10 @@ func MaxShares(c hypervisor.Config) int {
 	}
 	return n
 }
+
+// Devices is how many of the Config's shares are virtio-fs devices: the first
+// ones, as many as there is room for.
+func Devices(c hypervisor.Config) int { return min(len(c.Shares), MaxShares(c)) }
 
 // Args is QEMU's command line, without the program, for one guest.
 //
@@ -74,7 +78,7 @@ func Args(c hypervisor.Config, m Machine) []string {
 		}))
 		devices = append(devices, blk("scratch"))
 	}
-	for i, s := range c.Shares {
+	for i, s := range c.Shares[:Devices(c)] {
 		args = append(args, "-chardev", socket(s.Tag, m.Shares[i]))
 		devices = append(devices, map[string]any{"driver": "vhost-user-fs-device", "chardev": s.Tag, "tag": s.Tag, "queue-size": 1024})
 	}
@@ -172,9 +176,6 @@ func Cmdline(c hypervisor.Config, accel string) string {
 func CheckConfig(c hypervisor.Config) error {
 	if err := c.Check(); err != nil {
 		return err
-	}
-	if n := MaxShares(c); len(c.Shares) > n {
-		return fmt.Errorf("%d shares asked for; this guest has room for %d: QEMU's microvm has %d device slots", len(c.Shares), n, Slots)
 	}
 	for _, w := range c.Cmdline {
 		if w == "" || strings.ContainsFunc(w, func(r rune) bool { return r <= ' ' || r > '~' }) {

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/qemu/vhostuser"
 )
@@ -70,34 +72,40 @@ func (v *VM) create(ctx context.Context) error {
 		}
 		v.ours, v.theirs = append(v.ours, ours), append(v.theirs, theirs)
 	}
-	if len(v.cfg.Shares) > 0 && v.h.Share == nil {
+	devices := v.cfg.Shares[:Devices(v.cfg)]
+	if len(devices) > 0 && v.h.Share == nil {
 		return &hypervisor.Error{Op: "create guest", Err: errors.New("it has shares and nobody serves them")}
 	}
-	for i, s := range v.cfg.Shares {
-		srv, err := v.h.Share(ctx, i, s)
-		if err != nil {
+	for i, s := range devices {
+		if err := v.serve(ctx, i, s); err != nil {
 			return &hypervisor.Error{Op: "serve " + s.Path, Err: err}
 		}
-		v.shares = append(v.shares, srv)
-		conn, ok := srv.Conn().(*net.UnixConn)
-		if !ok {
-			return &hypervisor.Error{Op: "serve " + s.Path, Err: fmt.Errorf("its server is reached over %T, not a unix socket", srv.Conn())}
-		}
-		f, err := conn.File()
-		conn.Close()
-		if err != nil {
-			return &hypervisor.Error{Op: "serve " + s.Path, Err: err}
-		}
-		v.theirs = append(v.theirs, f)
 	}
 	return nil
+}
+
+// serve has a share served over a socket pair, whose other end is QEMU's.
+func (v *VM) serve(ctx context.Context, i int, s hypervisor.Share) error {
+	srv, err := v.h.Share(ctx, i, s)
+	if err != nil {
+		return err
+	}
+	v.shares = append(v.shares, srv)
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	server, device := os.NewFile(uintptr(fds[0]), "share"), os.NewFile(uintptr(fds[1]), "share")
+	defer server.Close()
+	v.theirs = append(v.theirs, device)
+	return srv.Serve(hypervisor.VirtioFS, server)
 }
 
 // machine is how QEMU reaches the sockets of create.
 func (v *VM) machine() Machine {
 	const first = specFD + 1
 	m := Machine{Version: v.facts.version, Accel: v.facts.accel.Name, QMP: first, Console: first + 1, Vsock: first + 2}
-	for i := range v.cfg.Shares {
+	for i := range Devices(v.cfg) {
 		m.Shares = append(m.Shares, first+3+i)
 	}
 	return m
@@ -221,11 +229,16 @@ func (v *VM) Listen(port uint32) (net.Listener, error) {
 	return v.vsock.Listen(port)
 }
 
-// Mounts implements hypervisor.VM: every share is a virtio-fs device.
+// Mounts implements hypervisor.VM: the first shares are virtio-fs devices, and
+// those for which there is no slot are streams that the agent dials.
 func (v *VM) Mounts() []hypervisor.Mount {
 	var ms []hypervisor.Mount
-	for _, s := range v.cfg.Shares {
-		ms = append(ms, hypervisor.Mount{Tag: s.Tag, Type: "virtiofs", GuestPath: s.GuestPath, ReadOnly: s.ReadOnly, Overlay: s.Overlay, Layer: s.Layer})
+	for i, s := range v.cfg.Shares {
+		kind := "virtiofs"
+		if i >= Devices(v.cfg) {
+			kind = "fuse"
+		}
+		ms = append(ms, hypervisor.Mount{Tag: s.Tag, Type: kind, GuestPath: s.GuestPath, ReadOnly: s.ReadOnly, Overlay: s.Overlay, Layer: s.Layer})
 	}
 	return ms
 }

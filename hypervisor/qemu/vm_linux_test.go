@@ -130,36 +130,31 @@ func TestRealConfinement(t *testing.T) {
 // idleShare is a share's server whose device never answers a request: enough
 // for QEMU and for a guest that mounts nothing.
 type idleShare struct {
-	conn net.Conn
 	done chan error
 }
 
-func (idleShare) Features() uint64                       { return 0 }
-func (idleShare) Queues() int                            { return 2 }
-func (idleShare) Config() []byte                         { return nil }
-func (idleShare) QueueReady(int, *vhostuser.Queue, bool) {}
-func (idleShare) Kick(int, *vhostuser.Queue)             {}
-func (idleShare) QueueStopped(int)                       {}
-func (s idleShare) Conn() net.Conn                       { return s.conn }
-func (s idleShare) Close() error                         { return <-s.done }
+func (*idleShare) Features() uint64                       { return 0 }
+func (*idleShare) Queues() int                            { return 2 }
+func (*idleShare) Config() []byte                         { return nil }
+func (*idleShare) QueueReady(int, *vhostuser.Queue, bool) {}
+func (*idleShare) Kick(int, *vhostuser.Queue)             {}
+func (*idleShare) QueueStopped(int)                       {}
+func (s *idleShare) Close() error                         { return <-s.done }
 
-func serveIdle(ctx context.Context, _ int, _ hypervisor.Share) (hypervisor.ShareServer, error) {
-	ours, theirs, err := socketPair("share")
-	if err != nil {
-		return nil, err
+func (s *idleShare) Serve(c hypervisor.Carrier, f *os.File) error {
+	conn, err := net.FileConn(f)
+	if err != nil || c != hypervisor.VirtioFS {
+		return fmt.Errorf("%s: %v", c, err)
 	}
-	defer theirs.Close()
-	conn, err := net.FileConn(theirs)
-	if err != nil {
-		ours.Close()
-		return nil, err
-	}
-	s := idleShare{conn, make(chan error, 1)}
 	go func() {
-		defer ours.Close()
-		s.done <- vhostuser.Serve(context.Background(), ours, s)
+		defer conn.Close()
+		s.done <- vhostuser.Serve(context.Background(), conn.(*net.UnixConn), s)
 	}()
-	return s, nil
+	return nil
+}
+
+func serveIdle(context.Context, int, hypervisor.Share) (hypervisor.ShareServer, error) {
+	return &idleShare{done: make(chan error, 1)}, nil
 }
 
 // TestAllSlots starts a guest with as many shares as fit, so that every slot of

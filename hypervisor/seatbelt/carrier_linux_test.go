@@ -71,7 +71,67 @@ func ask(t testing.TB, calls int, port, id uint32) int {
 	if err != nil {
 		t.Fatal(err)
 	}
+	arrived(t, calls)
 	return fds[0]
+}
+
+func arrived(t testing.TB, calls int) {
+	t.Helper()
+	if _, err := unix.Write(calls, message(0, 0)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKeptUntilArrived: the host lets go of a guest's end of a stream when the
+// guest says that it has it, and not for what a guest says that got none.
+func TestKeptUntilArrived(t *testing.T) {
+	h, calls := newHost(t)
+	arrived(t, calls) // of nothing
+	if fd := ask(t, calls, 65, 1); fd != -1 {
+		t.Fatal("nobody listens")
+	}
+	c, err := h.dial(t.Context(), 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b, oob := make([]byte, messageLen), make([]byte, unix.CmsgSpace(4))
+	_, oobn, err := receive(calls, b, oob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		t.Fatal(err)
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fds[0])
+	_ = c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if _, err := c.Read(b); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("before it arrived: %v", err)
+	}
+	arrived(t, calls)
+	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := c.Read(b); err != io.EOF {
+		t.Errorf("after it arrived: %v", err)
+	}
+	var refused error
+	for range maxSent + 1 { // of which it says nothing
+		var c net.Conn
+		if c, refused = h.dial(t.Context(), 7); refused != nil {
+			break
+		}
+		defer c.Close()
+		if n, _, err := receive(calls, b, nil); err != nil || n != messageLen {
+			t.Fatal(n, err)
+		}
+	}
+	if !errors.Is(refused, unix.ECONNREFUSED) {
+		t.Errorf("the host keeps more than %d: %v", maxSent, refused)
+	}
 }
 
 func TestGuestDials(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,13 +28,21 @@ import (
 //	guest to host    port, id    the guest dials that port, id not 0; no stream comes with it
 //	host to guest    port, id    the answer: with one stream, or without: refused
 //
+//	guest to host    0, 0        a stream has arrived
+//
 // A stream comes with the first byte of its message. Only the host makes
 // streams: it takes no file from the guest, ever.
+//
+// A socket that is open nowhere but on its way may be taken for garbage by the
+// kernel of macOS, and ends (Chromium's issue 298276, and its
+// ChannelPosix::QueueCloseFDMessage). So the guest's end of each stream is kept
+// open here until the guest says that it has it, or keepSent is over.
 type carrier struct {
 	calls *net.UnixConn
 	done  chan struct{} // closed when receive has returned
 
 	sending sync.Mutex // held over one message
+	sent    []onItsWay // oldest first
 
 	mu        sync.Mutex
 	boot      net.Conn // until a listener takes it
@@ -52,7 +61,17 @@ const (
 	messageLen = 8
 	// backlog is how many streams wait for Accept at most; more are refused.
 	backlog = 128
+	// maxSent is how many streams are on their way to the guest at most; more
+	// are refused. keepSent is how long the guest may take to say that it has one.
+	maxSent  = 256
+	keepSent = 10 * time.Second
 )
+
+// onItsWay is the guest's end of a stream that was sent and has not arrived.
+type onItsWay struct {
+	end  *os.File
+	late *time.Timer
+}
 
 // ends are the two that the guest inherits. The caller closes them after it has
 // started the guest.
@@ -91,7 +110,6 @@ func (h *carrier) dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer theirs.Close()
 	if err := h.send(binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, port), 0), theirs); err != nil {
 		ours.Close()
 		return nil, fmt.Errorf("dial port %d of the guest: %w", port, err)
@@ -101,10 +119,23 @@ func (h *carrier) dial(ctx context.Context, port uint32) (net.Conn, error) {
 
 // send passes one message without waiting: a guest that takes none fills the
 // socket's buffer, and is then as good as one that refuses. One that takes half
-// of a message has lost the carrier.
-func (h *carrier) send(message []byte, stream *os.File) error {
+// of a message has lost the carrier. The stream is send's.
+func (h *carrier) send(message []byte, stream *os.File) (err error) {
 	h.sending.Lock()
 	defer h.sending.Unlock()
+	if stream != nil {
+		if len(h.sent) >= maxSent {
+			stream.Close()
+			return unix.ECONNREFUSED
+		}
+		defer func() {
+			if err != nil {
+				stream.Close()
+				return
+			}
+			h.sent = append(h.sent, onItsWay{stream, time.AfterFunc(keepSent, func() { stream.Close() })})
+		}()
+	}
 	raw, err := h.calls.SyscallConn()
 	if err != nil {
 		return err
@@ -128,6 +159,18 @@ func (h *carrier) send(message []byte, stream *os.File) error {
 		return unix.ECONNREFUSED
 	}
 	return sent
+}
+
+// arrived lets go of the oldest stream that was on its way.
+func (h *carrier) arrived() {
+	h.sending.Lock()
+	defer h.sending.Unlock()
+	if len(h.sent) == 0 {
+		return // so says a guest that got none
+	}
+	h.sent[0].late.Stop()
+	h.sent[0].end.Close()
+	h.sent = h.sent[1:]
 }
 
 // receive serves the streams that the guest dials.
@@ -156,8 +199,11 @@ func (h *carrier) receive() {
 			continue
 		}
 		have = 0
-		if binary.BigEndian.Uint32(b[4:]) != 0 {
-			h.accept(binary.BigEndian.Uint32(b[:4]), b[:])
+		switch port, id := binary.BigEndian.Uint32(b[:4]), binary.BigEndian.Uint32(b[4:]); {
+		case id != 0:
+			h.accept(port, b[:])
+		case port == 0:
+			h.arrived()
 		}
 	}
 }
@@ -176,7 +222,6 @@ func (h *carrier) accept(port uint32, request []byte) {
 		_ = h.send(request, nil)
 		return
 	}
-	defer theirs.Close()
 	if err := h.send(request, theirs); err != nil {
 		ours.Close()
 		return
@@ -215,6 +260,13 @@ func (h *carrier) listen(port uint32) (net.Listener, error) {
 func (h *carrier) close() {
 	h.calls.Close()
 	<-h.done
+	h.sending.Lock()
+	for _, s := range h.sent {
+		s.late.Stop()
+		s.end.Close()
+	}
+	h.sent = nil
+	h.sending.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.closed = true

@@ -9,6 +9,6 @@
 // and tested on every host. What starts and ends processes compiles on any Unix
 // and is tested with stand-ins. The Driver itself exists on macOS only.
 //
-// Nothing here has run on a Mac yet, and no guest starts: the agent is not
-// built for macOS.
+// Nothing here has run on a Mac yet. What of it runs on Linux is tested there,
+// without a wall: Bare.
 package seatbelt

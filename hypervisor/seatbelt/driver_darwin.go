@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/user"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -17,11 +18,6 @@ import (
 	"github.com/carrel-vm/carrel/hypervisor"
 )
 
-// agentServes says whether cmd/carrel-agent serves on macOS. It does not: its
-// tasks, terminals and copies are written for Linux. As long as that is so no
-// guest is created, and nothing below has run.
-const agentServes = false
-
 // Options are what a Driver is made from.
 type Options struct {
 	// SandboxExec is its path; empty: where macOS has it.
@@ -30,8 +26,10 @@ type Options struct {
 	Agent string
 	// Home is the user's home directory.
 	Home string
-	// Pins say which folder each share of the Config must be.
-	Pins []Pin
+	// Pins say which folder each share of the Config must be, Names what holds
+	// within it; see Host.
+	Pins  []Pin
+	Names []Names
 	// Ports are those on which the guest's programs may listen; see Host.
 	Ports []uint16
 }
@@ -63,17 +61,12 @@ func (d *Driver) Name() string { return "seatbelt" }
 
 // Check says why no guest can be made, or nil.
 func (d *Driver) Check() error {
-	if !agentServes {
-		return &hypervisor.Error{
-			Op:   "create guest",
-			Err:  errors.New("carrel-agent is not built for macOS yet, so no guest can run behind Seatbelt"),
-			Cure: "run Carrel on Linux; docs/seatbelt.md says what is there and what is missing",
-		}
+	op := func(err error, cure string) error { return &hypervisor.Error{Op: "create guest", Err: err, Cure: cure} }
+	if fi, err := os.Stat(d.opts.SandboxExec); err != nil || !fi.Mode().IsRegular() {
+		return op(fmt.Errorf("the program %q, which macOS brings, is not there: %v", d.opts.SandboxExec, err), "use a macOS that has it")
 	}
-	for _, p := range []string{d.opts.SandboxExec, d.opts.Agent} {
-		if fi, err := os.Stat(p); err != nil || !fi.Mode().IsRegular() {
-			return &hypervisor.Error{Op: "create guest", Err: fmt.Errorf("the program %q is not there: %v", p, err), Cure: "make build"}
-		}
+	if err := runsHere(d.opts.Agent, runtime.GOARCH); err != nil {
+		return op(fmt.Errorf("the agent: %w", err), "make build, on this Mac, puts it beside carreld")
 	}
 	return nil
 }
@@ -82,6 +75,7 @@ func (d *Driver) Check() error {
 func (d *Driver) Notes() []string {
 	return []string{
 		"Seatbelt is the host's own kernel, and there is no Linux behind it: no image, no layers over shares, no review",
+		"a hidden name in a share can be seen in its folder's list, and not read; folders such as .git can neither be made nor moved in a writable share",
 		"not limited: memory, processes, processor time (macOS has no control groups)",
 		"a program that does not use the proxy of its environment reaches nothing",
 		"a process that has left its parents and their groups may outlive the guest, in its sandbox and without a way out",
@@ -116,31 +110,26 @@ func (d *Driver) Create(_ context.Context, cfg hypervisor.Config, h hypervisor.H
 	if err := d.pinned(cfg); err != nil {
 		return nil, op(err)
 	}
-	streams, theirs, err := newCarrier()
+	profile := filepath.Join(cfg.Dir, "seatbelt.sb")
+	v, err := newVM(cfg, h, func(way bool) (command, error) { return d.command(cfg, host, profile, way) }, ofUser, func() error {
+		err := os.Remove(profile)
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+		if cfg.Scratch == "" {
+			err = errors.Join(err, removeTree(host.Files))
+		}
+		return err
+	})
 	if err != nil {
 		return nil, op(err)
 	}
-	profile := filepath.Join(cfg.Dir, "seatbelt.sb")
-	return &vm{
-		shares: cfg.Shares, console: h.Console, streams: streams, theirs: theirs, gone: make(chan struct{}),
-		processes: ofUser,
-		prepare:   func(way bool) (command, error) { return d.command(cfg, host, profile, way) },
-		remove: func() error {
-			err := os.Remove(profile)
-			if errors.Is(err, os.ErrNotExist) {
-				err = nil
-			}
-			if cfg.Scratch == "" {
-				err = errors.Join(err, removeTree(host.Files))
-			}
-			return err
-		},
-	}, nil
+	return v, nil
 }
 
 // host is what this Mac is to the profile, its paths as the kernel has them.
 func (d *Driver) host(cfg hypervisor.Config) (Host, error) {
-	h := Host{Ports: slices.Clone(d.opts.Ports)}
+	h := Host{Ports: slices.Clone(d.opts.Ports), Names: d.opts.Names}
 	var err error
 	if h.Agent, err = kernelPath(d.opts.Agent); err != nil {
 		return h, fmt.Errorf("find the agent: %w", err)
@@ -152,11 +141,7 @@ func (d *Driver) host(cfg hypervisor.Config) (Host, error) {
 	if err != nil {
 		return h, fmt.Errorf("find the guest's folder: %w", err)
 	}
-	h.Files = filepath.Join(dir, "files")
-	if cfg.Scratch != "" {
-		// The disk's image is for a machine; here its place is a folder.
-		h.Files = filepath.Join(dir, filepath.Base(cfg.Scratch)+".files")
-	}
+	h.Files = filesOf(dir, cfg)
 	return h, nil
 }
 
@@ -212,18 +197,14 @@ func (d *Driver) command(cfg hypervisor.Config, h Host, file string, way bool) (
 			c.files = nil
 		}
 	}()
-	c.argv = []string{d.opts.SandboxExec, "-f", file, h.Agent, "serve", "--boot-fd=3", "--call-fd=4"}
-	if way {
-		// The guest inherits the listener of its proxy: Seatbelt cannot allow
-		// one that takes whatever port is free.
-		l, port, err := proxyListener()
-		if err != nil {
-			return c, fmt.Errorf("listen for the guest's connections: %w", err)
-		}
-		h.Proxy = port
-		c.files = append(c.files, l)
-		c.argv = append(c.argv, "--proxy-fd=5")
+	me, err := user.Current()
+	if err != nil {
+		return c, fmt.Errorf("find out who runs this: %w", err)
 	}
+	if c, h.Proxy, err = agentCommand(h.Agent, h.Files, me.Username, way); err != nil {
+		return c, err
+	}
+	c.argv = append([]string{d.opts.SandboxExec, "-f", file}, c.argv...)
 	profile, err := checked(cfg, h)
 	if err != nil {
 		return c, err
@@ -231,20 +212,8 @@ func (d *Driver) command(cfg hypervisor.Config, h Host, file string, way bool) (
 	if err := d.pinned(cfg); err != nil {
 		return c, err
 	}
-	home, tmp := filepath.Join(h.Files, "home"), filepath.Join(h.Files, "tmp")
-	for _, dir := range []string{h.Files, home, tmp} {
-		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-			return c, err
-		}
-	}
 	if err := os.WriteFile(file, []byte(profile), 0o600); err != nil {
 		return c, err
-	}
-	c.env = []string{
-		"HOME=" + home, "TMPDIR=" + tmp + "/", "LANG=en_US.UTF-8",
-		// Apple's own programs before the stubs of /usr/bin, which would ask
-		// services that a guest has not.
-		"PATH=/Library/Developer/CommandLineTools/usr/bin:/opt/homebrew/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
 	}
 	d.mu.Lock()
 	d.argv = slices.Clone(c.argv)
@@ -279,7 +248,10 @@ func ofUser() ([]process, error) {
 	}
 	ps := make([]process, 0, len(all))
 	for _, p := range all {
-		ps = append(ps, process{pid: int(p.Proc.P_pid), parent: int(p.Eproc.Ppid), group: int(p.Eproc.Pgid)})
+		ps = append(ps, process{
+			pid: int(p.Proc.P_pid), parent: int(p.Eproc.Ppid), group: int(p.Eproc.Pgid),
+			began: p.Proc.P_starttime.Nano(),
+		})
 	}
 	return ps, nil
 }

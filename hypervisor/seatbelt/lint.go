@@ -239,17 +239,54 @@ func lintName(args []expr) error {
 	})
 }
 
-// lintRegex wants an expression about whole paths beneath a folder that it names.
+// lintRegex wants an expression about whole paths beneath a folder that it
+// names, and alternatives in parentheses only.
 func lintRegex(args []expr) error {
 	for _, a := range args {
 		if a.kind != regex {
 			return errors.New(`a value that is not #"..."`)
 		}
-		rest, anchored := strings.CutPrefix(a.word, "^/")
-		folder, _, ok := strings.Cut(rest, "/")
-		if !anchored || !ok || !strings.HasSuffix(a.word, "$") || folder == "" || strings.ContainsAny(a.word[:len(folder)+2], `.*+?[](){}|\`) || strings.Contains(a.word, "|") {
-			return fmt.Errorf("%.200q does not name a folder and an end (^/folder/...$)", a.word)
+		if err := wholePath(a.word); err != nil {
+			return fmt.Errorf("%.200q %w (^/folder/...$)", a.word, err)
 		}
+	}
+	return nil
+}
+
+func wholePath(s string) error {
+	rest, anchored := strings.CutPrefix(s, "^/")
+	if !anchored || !strings.HasSuffix(s, "$") || strings.HasSuffix(s, `\$`) {
+		return errors.New("is not about a whole path")
+	}
+	rest = strings.TrimSuffix(rest, "$")
+	depth, class, folder := 0, false, 0
+	for i := 0; i < len(rest); i++ {
+		c := rest[i]
+		switch {
+		case c == '\\':
+			i++
+		case class:
+			class = c != ']'
+		case c == '[':
+			class = true
+		case c == '(':
+			depth++
+		case c == ')':
+			depth--
+		case c == '/' && folder == 0:
+			folder = i
+		case c == '|' && depth < 1:
+			return errors.New("has alternatives, one of which is not about a whole path")
+		}
+		if folder == 0 && strings.IndexByte(`*+?()[]{}|^$.`, c) >= 0 {
+			return errors.New("does not name a folder")
+		}
+		if depth < 0 {
+			return errors.New("has a parenthesis too many")
+		}
+	}
+	if folder == 0 || depth != 0 || class {
+		return errors.New("does not name a folder")
 	}
 	return nil
 }

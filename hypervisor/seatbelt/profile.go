@@ -35,6 +35,9 @@ type Host struct {
 	// "localhost" is every address of the machine, so what listens there can
 	// be reached from the network where the firewall lets it.
 	Ports []uint16
+	// Names are the rules within each share that is not plain, in the order of
+	// the shares.
+	Names []Names
 }
 
 // Profile writes the Seatbelt profile of a guest. It is a function of its
@@ -79,6 +82,12 @@ func Profile(cfg hypervisor.Config, h Host) (string, error) {
 	w.rule("allow", "process-exec* file-map-executable", w.strings("subpath", programs)...)
 
 	shares := byDepth(cfg.Shares)
+	names := map[string]Names{}
+	for i, s := range cfg.Shares {
+		if !s.Plain {
+			names[s.Path] = h.Names[i]
+		}
+	}
 	w.note("What lies above, to be looked at and not to be listed: programs ask where they are.")
 	w.rule("allow", "file-read-metadata", w.strings("literal", above(append([]string{h.Agent, h.Files}, paths(shares)...)))...)
 
@@ -94,6 +103,9 @@ func Profile(cfg hypervisor.Config, h Host) (string, error) {
 			w.rule("deny", "file-write*", at...)
 		} else {
 			w.rule("allow", "file-write*", at...)
+		}
+		if err := w.names(s.Path, s.ReadOnly, names[s.Path]); err != nil {
+			return "", fmt.Errorf("share %.200q: %w", s.Path, err)
 		}
 	}
 
@@ -139,15 +151,26 @@ func fits(cfg hypervisor.Config, h Host) error {
 			return fmt.Errorf("%s %.200q: %w", what, p, err)
 		}
 	}
-	seen := map[string]bool{}
-	for _, s := range cfg.Shares {
+	seen, patterns := map[string]bool{}, 0
+	for i, s := range cfg.Shares {
+		var n Names
+		if i < len(h.Names) {
+			n = h.Names[i]
+			patterns += len(n.Hide) + len(n.Protect)
+		}
 		err := checkPath(s.Path)
 		switch {
 		case err != nil:
 		case s.GuestPath != s.Path:
 			err = fmt.Errorf("it cannot appear as %.200q: Seatbelt gives a folder no other path (leave the path in the guest out)", s.GuestPath)
 		case s.Overlay:
-			err = errors.New("macOS has no throw-away layer over a folder (share it read-only or writable)")
+			err = errors.New("there is no review behind Seatbelt, as macOS has no layer over a folder (share it with :ro or :rw)")
+		case n.NoDelete && !s.ReadOnly:
+			err = errors.New("nothing in it can be kept from being deleted, since Seatbelt does not tell writing to a file from cutting it short (share it with :ro or :rw)")
+		case !s.Plain && len(h.Names) != len(cfg.Shares):
+			err = errors.New("the rules of names in it are not known (share it with :plain)")
+		case patterns > maxNames:
+			err = fmt.Errorf("the shares up to it have %d names to hide or protect, %d is the limit (share fewer folders, or some with :plain)", patterns, maxNames)
 		case seen[s.Path]:
 			err = errors.New("it is shared twice")
 		case within(h.Home, s.Path):

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -13,7 +14,7 @@ import (
 var update = flag.Bool("update", false, "write the golden profiles anew")
 
 func share(path string, readOnly bool) hypervisor.Share {
-	return hypervisor.Share{Path: path, GuestPath: path, ReadOnly: readOnly}
+	return hypervisor.Share{Path: path, GuestPath: path, ReadOnly: readOnly, Plain: true}
 }
 
 func config(shares ...hypervisor.Share) hypervisor.Config {
@@ -29,9 +30,12 @@ func TestGolden(t *testing.T) {
 		cfg  hypervisor.Config
 		host func(*Host)
 	}{
-		"plain":    {config(), nil},
-		"shares":   {config(share("/Users/u/src/app", false), share("/Users/u/notes", true)), func(h *Host) { h.Proxy = 49200 }},
-		"nested":   {config(share("/Users/u/src/app/third/party", true), share("/Users/u/src/app", false)), func(h *Host) { h.Proxy = 49200 }},
+		"plain":  {config(), nil},
+		"shares": {config(share("/Users/u/src/app", false), share("/Users/u/notes", true)), func(h *Host) { h.Proxy = 49200 }},
+		"nested": {config(share("/Users/u/src/app/third/party", true), share("/Users/u/src/app", false)), func(h *Host) { h.Proxy = 49200 }},
+		"names": {config(hypervisor.Share{Path: "/Users/u/src/app", GuestPath: "/Users/u/src/app"}), func(h *Host) {
+			h.Names = []Names{{Hide: []string{".env", ".env.*", "!.env.example", "*.pem", "/private/**/key"}, Protect: []string{".git/hooks", ".vscode", "!node_modules/**/.vscode"}}}
+		}},
 		"ports":    {config(), func(h *Host) { h.Proxy, h.Ports = 49200, []uint16{3000, 8080} }},
 		"spelling": {config(share(`/Users/u/a "quoted" \ name`, false), share("/Users/u/Überraschung 🎁 (1)", true), share("/Users/u/x;(allow default)", true)), nil},
 	} {
@@ -170,6 +174,8 @@ func decide(forms []expr, op, value string) (allowed bool) {
 				switch e.head() {
 				case "literal", "global-name", "sysctl-name", "target", "ipc-posix-name":
 					hit = hit || v.word == value
+				case "regex":
+					hit = hit || expression(v.word).MatchString(value)
 				case "subpath":
 					hit = hit || within(value, v.word)
 				case "sysctl-name-prefix", "ipc-posix-name-prefix":
@@ -184,6 +190,15 @@ func decide(forms []expr, op, value string) (allowed bool) {
 		}
 	}
 	return allowed
+}
+
+var compiled = map[string]*regexp.Regexp{}
+
+func expression(s string) *regexp.Regexp {
+	if compiled[s] == nil {
+		compiled[s] = regexp.MustCompile(s)
+	}
+	return compiled[s]
 }
 
 func TestRefused(t *testing.T) {

@@ -94,33 +94,10 @@ func guestReceive(calls int) (port uint32, fd int) {
 	if msgs, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil && len(msgs) == 1 {
 		if fds, err := unix.ParseUnixRights(&msgs[0]); err == nil && len(fds) == 1 {
 			fd = fds[0]
+			_, _ = unix.Write(calls, make([]byte, messageLen)) // it has arrived
 		}
 	}
 	return binary.BigEndian.Uint32(b), fd
-}
-
-// inProc lists all processes.
-func inProc() (all []process, err error) {
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range stats {
-		b, err := os.ReadFile(s)
-		if err != nil {
-			continue
-		}
-		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // state, parent, group
-		if f[0] == "Z" {
-			continue
-		}
-		var p process
-		p.pid, _ = strconv.Atoi(filepath.Base(filepath.Dir(s)))
-		p.parent, _ = strconv.Atoi(f[1])
-		p.group, _ = strconv.Atoi(f[2])
-		all = append(all, p)
-	}
-	return all, nil
 }
 
 func newGuest(t *testing.T, how string, files ...*os.File) *vm {

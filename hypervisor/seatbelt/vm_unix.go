@@ -25,6 +25,9 @@ const (
 	// maxRounds is how often the guest's processes are looked for while they
 	// are stopped: those that were started meanwhile are found the next time.
 	maxRounds = 64
+	// followEvery is how often the guest's processes are looked for while it
+	// runs, so that one that leaves its parents is still known at the end.
+	followEvery = time.Second
 )
 
 // command is what makes a guest run.
@@ -53,8 +56,9 @@ type vm struct {
 	gone   chan struct{} // closed when the guest is gone
 	reason error         // what Wait returns, set before
 
-	signals sync.Mutex // held over Pause, Resume and Kill
-	reaped  bool       // the first process has been waited for: its number is free
+	signals sync.Mutex    // held over Pause, Resume and Kill
+	reaped  bool          // the first process has been waited for: its number is free
+	seen    map[int]int64 // the guest's processes as they were last seen; see family
 
 	mu     sync.Mutex
 	theirs ends      // until Start hands them on
@@ -136,11 +140,21 @@ func (v *vm) drain(r *os.File) {
 
 // watch waits for the guest's first process, and ends what it leaves.
 func (v *vm) watch(console *os.File, drained <-chan struct{}) {
+	ended, followed := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(followed)
+		v.follow(ended)
+	}()
 	_ = v.proc.Wait() // its error is told by the state
+	close(ended)
+	<-followed
 	v.signals.Lock()
 	// The group's number is nobody else's as long as the group has a member.
 	_ = unix.Kill(-v.proc.Process.Pid, unix.SIGKILL)
 	v.reaped = true
+	delete(v.seen, v.proc.Process.Pid)
+	all, _ := v.stop() // those that were seen are all that can be found now
+	kill(all)
 	v.signals.Unlock()
 	_ = console.SetReadDeadline(time.Now().Add(time.Second)) // a process that was missed may hold it open
 	<-drained
@@ -164,17 +178,50 @@ func (v *vm) watch(console *os.File, drained <-chan struct{}) {
 	close(v.gone)
 }
 
+// follow looks for the guest's processes until its first one has ended.
+func (v *vm) follow(ended <-chan struct{}) {
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			v.signals.Lock()
+			_ = v.look() // the next one may do better
+			v.signals.Unlock()
+		case <-ended:
+			return
+		}
+	}
+}
+
+// look finds the guest's processes. signals is held.
+func (v *vm) look() error {
+	all, err := v.processes()
+	if err != nil {
+		return fmt.Errorf("list the processes: %w", err)
+	}
+	if v.seen == nil {
+		v.seen = map[int]int64{}
+	}
+	for _, p := range all {
+		if p.pid == v.proc.Process.Pid && !v.reaped {
+			v.seen[p.pid] = p.began
+		}
+	}
+	v.seen = family(all, v.seen)
+	return nil
+}
+
 // stop stops the guest's processes, and those that they started meanwhile, and
 // returns them. signals is held.
 func (v *vm) stop() (map[int]bool, error) {
 	stopped := map[int]bool{}
 	for range maxRounds {
-		all, err := v.processes()
-		if err != nil {
-			return stopped, fmt.Errorf("list the processes: %w", err)
+		if err := v.look(); err != nil {
+			return stopped, err
 		}
 		more := false
-		for _, pid := range family(all, v.proc.Process.Pid) {
+		for pid := range v.seen {
 			if !stopped[pid] {
 				stopped[pid], more = true, true
 				_ = unix.Kill(pid, unix.SIGSTOP) // it may have ended
@@ -185,6 +232,12 @@ func (v *vm) stop() (map[int]bool, error) {
 		}
 	}
 	return stopped, errors.New("its processes multiply faster than they can be stopped")
+}
+
+func kill(pids map[int]bool) {
+	for pid := range pids {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
 }
 
 // Dial implements hypervisor.VM.
@@ -231,11 +284,10 @@ func (v *vm) Pause(context.Context) error {
 // Resume implements hypervisor.VM.
 func (v *vm) Resume(context.Context) error {
 	return v.running("resume the guest", func() error {
-		all, err := v.processes()
-		if err != nil {
-			return fmt.Errorf("list the processes: %w", err)
+		if err := v.look(); err != nil {
+			return err
 		}
-		for _, pid := range family(all, v.proc.Process.Pid) {
+		for pid := range v.seen {
 			_ = unix.Kill(pid, unix.SIGCONT)
 		}
 		return nil
@@ -280,9 +332,7 @@ func (v *vm) Kill() error {
 		return nil
 	}
 	all, err := v.stop()
-	for pid := range all {
-		_ = unix.Kill(pid, unix.SIGKILL)
-	}
+	kill(all)
 	_ = unix.Kill(-v.proc.Process.Pid, unix.SIGKILL)
 	if err != nil {
 		return &hypervisor.Error{Op: "end the guest", Err: err, Cure: "look for its processes with ps, and end them"}

@@ -58,7 +58,8 @@ type Files struct {
 	// Agent is the program; Image, Tree and Changes are nil unless the Spec
 	// names them.
 	Agent, Image, Tree, Changes *os.File
-	// Shares are the folders, in the Spec's order.
+	// Shares are the folders, in the Spec's order; nil for one that is not
+	// bound.
 	Shares []*os.File
 
 	spec *Spec
@@ -116,6 +117,10 @@ func OpenFiles(spec *Spec) (_ *Files, err error) {
 		}
 	}
 	for _, sh := range spec.Shares {
+		if sh.By != ByBind {
+			s.Shares = append(s.Shares, nil)
+			continue
+		}
 		f, err := openPath(sh.Path, unix.O_DIRECTORY)
 		if err != nil {
 			return nil, fmt.Errorf("share %s: %w", sh.Path, err)
@@ -145,7 +150,7 @@ func openPath(path string, flags uint64) (*os.File, error) {
 
 // Close closes them all.
 func (s *Files) Close() {
-	for _, f := range append([]*os.File{s.Agent, s.Tree, s.Changes, s.Image}, s.Shares...) {
+	for _, f := range append([]*os.File{s.Agent, s.Tree, s.Changes, s.Image}, s.Shares...) { // some are nil
 		if f != nil {
 			f.Close()
 		}
@@ -197,6 +202,9 @@ func (s *Files) Stage(pid int, image uint64) (map[*os.File]string, error) {
 	owners := ownerMaps{base: int(s.Base), root: s.RootMakes, known: map[[2]uint32]int{}}
 	defer owners.close()
 	for i, f := range s.Shares {
+		if f == nil {
+			continue
+		}
 		attr := uint64(Quiet)
 		if !s.spec.Shares[i].Writable {
 			attr |= unix.MOUNT_ATTR_RDONLY

@@ -24,8 +24,10 @@ type Spec struct {
 	Image, Tree string
 	// Changes keeps what the guest changes of its system, over its end. Empty:
 	// that is lost with it.
-	Changes   string
-	Shares    []Share
+	Changes string
+	Shares  []Share
+	// Fuse gives the agent /dev/fuse, for shares whose requests it relays.
+	Fuse      bool
 	CPUs      int
 	MemoryMiB int
 	// ExtraMiB is what the sandbox itself takes beside the guest's memory.
@@ -38,7 +40,22 @@ type Share struct {
 	Path     string
 	Dev, Ino uint64
 	Writable bool
+	// By says how it gets into the guest.
+	By By
 }
+
+// By is a way for a share into a guest.
+type By string
+
+const (
+	// ByBind: the wall mounts the folder itself. No rule of the share server
+	// narrows the share.
+	ByBind By = ""
+	// ByStream: the agent mounts it and relays; the wall has no part in it.
+	ByStream By = "stream"
+	// ByDevice: the wall mounts FUSE, and the share's server has the device.
+	ByDevice By = "device"
+)
 
 // Word is what the wall says to the keeper, a line of JSON each.
 type Word struct {
@@ -52,6 +69,9 @@ type Word struct {
 	// Op, Err and Cure say why the guest could not be started, or why a
 	// command failed.
 	Op, Err, Cure string `json:",omitempty"`
+	// Device says that the line brings /dev/fuse, as it is mounted for the share
+	// with this number, from 1 on.
+	Device int `json:",omitempty"`
 	// Done answers a command.
 	Done bool `json:",omitempty"`
 	// Gone is the last line: the guest has ended, for the reason of Cause if
@@ -95,8 +115,10 @@ type Pin struct {
 	Dev, Ino uint64
 }
 
-// Pinned joins the shares of a Config with the folders that were granted.
-func Pinned(shares []hypervisor.Share, pins []Pin) (list []Share, err error) {
+// Pinned joins the shares of a Config with the folders that were granted. Those
+// that are not plain are served by the share server and by nothing else, and get
+// into the guest by served.
+func Pinned(shares []hypervisor.Share, pins []Pin, served By) (list []Share, err error) {
 	if len(shares) > 0 && len(pins) != len(shares) {
 		return nil, &hypervisor.Error{Op: "create guest", Err: errors.New("it has shares that were not granted")}
 	}
@@ -105,7 +127,11 @@ func Pinned(shares []hypervisor.Share, pins []Pin) (list []Share, err error) {
 		if p.Path != sh.Path {
 			return nil, &hypervisor.Error{Op: "create guest", Err: fmt.Errorf("share %s was not granted", sh.Path)}
 		}
-		list = append(list, Share{Path: sh.Path, Dev: p.Dev, Ino: p.Ino, Writable: !sh.ReadOnly && !sh.Overlay})
+		by := served
+		if sh.Plain {
+			by = ByBind
+		}
+		list = append(list, Share{Path: sh.Path, Dev: p.Dev, Ino: p.Ino, Writable: !sh.ReadOnly && !sh.Overlay, By: by})
 	}
 	return list, nil
 }

@@ -44,12 +44,17 @@ type Options struct {
 }
 
 // New returns a guest that does not run yet.
-func New(cfg hypervisor.Config, h hypervisor.Handlers, o Options) (*VM, error) {
-	streams, theirs, err := passing.New()
+func New(ctx context.Context, cfg hypervisor.Config, h hypervisor.Handlers, o Options) (*VM, error) {
+	servers, err := serveDevices(ctx, cfg, h, o.Spec.Shares)
 	if err != nil {
 		return nil, &hypervisor.Error{Op: "create guest", Err: err}
 	}
-	return &VM{opts: o, cfg: cfg, h: h, streams: streams, theirs: theirs, gone: make(chan struct{})}, nil
+	streams, theirs, err := passing.New()
+	if err != nil {
+		closeServers(servers)
+		return nil, &hypervisor.Error{Op: "create guest", Err: err}
+	}
+	return &VM{opts: o, cfg: cfg, h: h, streams: streams, theirs: theirs, servers: servers, gone: make(chan struct{})}, nil
 }
 
 // VM is one guest: a wall process, and beneath it the sandbox and the agent.
@@ -61,6 +66,7 @@ type VM struct {
 	h       hypervisor.Handlers
 	opts    Options
 	streams *passing.Host
+	servers []hypervisor.ShareServer // by share; nil where the wall has no part
 
 	gone   chan struct{} // closed when all of the guest is gone
 	reason error         // what Wait returns, set before
@@ -93,6 +99,7 @@ func (v *VM) Start(ctx context.Context) error {
 	case err = <-started:
 	case <-ctx.Done():
 		v.Kill()
+		closeServers(v.servers) // what waits for one has an error then
 		<-v.gone
 		return &hypervisor.Error{Op: "start the guest", Err: context.Cause(ctx)}
 	}
@@ -211,6 +218,8 @@ func (v *VM) watch(started chan<- error, console *os.File, drained <-chan struct
 			pidfds, told = fds, true
 			v.opts.Started(word.Notes, word.Command)
 			started <- nil
+		case word.Device > 0:
+			v.device(word.Device-1, fds)
 		case word.Gone:
 			cause = word.Cause
 		case word.Done:
@@ -312,12 +321,16 @@ func (v *VM) Listen(port uint32) (net.Listener, error) {
 	return v.streams.Listen(port)
 }
 
-// Mounts implements hypervisor.VM: every share is in the guest already, under
-// its number.
+// Mounts implements hypervisor.VM: a share is in the guest already, under its
+// number, or the agent dials for it.
 func (v *VM) Mounts() []hypervisor.Mount {
 	var ms []hypervisor.Mount
-	for _, s := range v.cfg.Shares {
-		ms = append(ms, hypervisor.Mount{Tag: s.Tag, Type: "bind", GuestPath: s.GuestPath, ReadOnly: s.ReadOnly, Overlay: s.Overlay, Layer: s.Layer})
+	for i, s := range v.cfg.Shares {
+		kind := "bind"
+		if v.opts.Spec.Shares[i].By == ByStream {
+			kind = "fuse"
+		}
+		ms = append(ms, hypervisor.Mount{Tag: s.Tag, Type: kind, GuestPath: s.GuestPath, ReadOnly: s.ReadOnly, Overlay: s.Overlay, Layer: s.Layer})
 	}
 	return ms
 }
@@ -413,8 +426,9 @@ func (v *VM) Close() error {
 	defer t.Stop()
 	select {
 	case <-v.gone:
-		return nil
+		return closeServers(v.servers)
 	case <-t.C:
+		closeServers(v.servers) // it may be one of theirs that it waits for
 		return &hypervisor.Error{Op: "end the guest", Err: fmt.Errorf("it was killed and is not gone after %v", killTimeout), Cure: "it waits for a disk or a network file system that does not answer"}
 	}
 }

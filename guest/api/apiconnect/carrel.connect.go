@@ -187,7 +187,8 @@ type GuestServiceClient interface {
 	Start(context.Context, *connect.Request[api.StartGuestRequest]) (*connect.ServerStreamForClient[api.StartGuestEvent], error)
 	// Stop ends a guest: politely for grace_nanos, then by force, 10 s in all.
 	Stop(context.Context, *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error)
-	// Remove stops a guest if force is set, and removes all that is its own.
+	// Remove removes a guest and all that is its own. One that runs, or whose
+	// changes wait to be reviewed, needs force.
 	Remove(context.Context, *connect.Request[api.RemoveGuestRequest]) (*connect.Response[api.RemoveGuestResponse], error)
 	List(context.Context, *connect.Request[api.ListGuestsRequest]) (*connect.Response[api.ListGuestsResponse], error)
 	Inspect(context.Context, *connect.Request[api.InspectGuestRequest]) (*connect.Response[api.InspectGuestResponse], error)
@@ -278,7 +279,8 @@ type GuestServiceHandler interface {
 	Start(context.Context, *connect.Request[api.StartGuestRequest], *connect.ServerStream[api.StartGuestEvent]) error
 	// Stop ends a guest: politely for grace_nanos, then by force, 10 s in all.
 	Stop(context.Context, *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error)
-	// Remove stops a guest if force is set, and removes all that is its own.
+	// Remove removes a guest and all that is its own. One that runs, or whose
+	// changes wait to be reviewed, needs force.
 	Remove(context.Context, *connect.Request[api.RemoveGuestRequest]) (*connect.Response[api.RemoveGuestResponse], error)
 	List(context.Context, *connect.Request[api.ListGuestsRequest]) (*connect.Response[api.ListGuestsResponse], error)
 	Inspect(context.Context, *connect.Request[api.InspectGuestRequest]) (*connect.Response[api.InspectGuestResponse], error)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/guest/packet"
 )
 
 func pair(t *testing.T) (keeper, edge *Conn) {
@@ -92,7 +94,16 @@ func TestTrustCrosses(t *testing.T) {
 
 // What is no message of ours is refused, and no descriptor of it stays open.
 func TestReceiveRefuses(t *testing.T) {
-	keeper, edge := pair(t)
+	a, b, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	edge, err := New(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer edge.Close()
 	open := func() int {
 		es, err := os.ReadDir("/proc/self/fd")
 		if err != nil {
@@ -115,7 +126,7 @@ func TestReceiveRefuses(t *testing.T) {
 		if len(fds) > 0 {
 			oob = unix.UnixRights(fds...)
 		}
-		if _, _, err := keeper.c.WriteMsgUnix(b, oob, nil); err != nil {
+		if err := unix.Sendmsg(int(a.Fd()), b, oob, nil, 0); err != nil {
 			t.Fatal(err)
 		}
 		if m, c, err := edge.Receive(); !errors.Is(err, ErrMessage) || c != nil {
@@ -134,18 +145,23 @@ func TestReceiveRefuses(t *testing.T) {
 		t.Errorf("%d descriptors were open, and %d are", before, after)
 	}
 	// The control: the link still works.
+	keeper, err := New(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keeper.Close()
 	if err := keeper.Send(&Message{Kind: Stream}, packets); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := edge.Receive(); !errors.Is(err, ErrMessage) {
 		t.Fatal(err)
 	}
-	a, b := sockets(t, unix.SOCK_STREAM)
-	defer a.Close()
-	if err := keeper.Send(&Message{Kind: Stream}, b); err != nil {
+	inner, outer := sockets(t, unix.SOCK_STREAM)
+	defer inner.Close()
+	if err := keeper.Send(&Message{Kind: Stream}, outer); err != nil {
 		t.Fatal(err)
 	}
-	b.Close()
+	outer.Close()
 	_, c, err := edge.Receive()
 	if err != nil {
 		t.Fatal(err)
@@ -162,7 +178,7 @@ func TestEndsAreNoticed(t *testing.T) {
 	for err == nil {
 		err = edge.Send(&Message{Kind: Refused, Line: "no"}, nil)
 	}
-	if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begin) > 10*sendTimeout {
+	if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begin) > 10*packet.SendTimeout {
 		t.Fatalf("after %v: %v", time.Since(begin), err)
 	}
 	edge.Close()

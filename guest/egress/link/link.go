@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"io"
 	"unicode/utf8"
+
+	"github.com/carrel-vm/carrel/guest/packet"
 )
 
 // A message is one packet of JSON, and may carry one descriptor (SCM_RIGHTS,
@@ -39,7 +41,7 @@ const (
 // Bounds, in bytes.
 const (
 	// MaxMessage is the largest message.
-	MaxMessage = 64 << 10
+	MaxMessage = packet.Max
 	// MaxLine is the longest line of a refusal.
 	MaxLine = 1024
 	// MaxTrust is how much a guest may be told to trust.

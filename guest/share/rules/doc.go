@@ -15,4 +15,9 @@
 //
 // Of several patterns that match one name the last one counts: the built-in
 // list comes first, then the user's, then the share's own.
+//
+// Protected names count also where there is nothing yet. So "git init" and "git
+// clone" fail in a share that the guest writes to: they make a .git/config. A
+// share in which they are wanted has "!.git/config" in its protect list (and
+// "!.git/hooks", unless git's template folder is empty), or is plain.
 package rules

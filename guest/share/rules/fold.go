@@ -102,12 +102,22 @@ func foldASCII(buf []byte, name string) (n int, ascii bool) {
 	return trimmed(buf[:len(name)]), true
 }
 
-// ignorable are the code points that HFS+ leaves out when it compares names
-// (Apple's Technical Note TN1150, "Unicode Subtleties"; git's utf8.c has the
-// same list), and other format characters that nobody sees.
+// ignorable are the code points that file systems leave out when they compare
+// names: HFS+ (Apple's Technical Note TN1150, "Unicode Subtleties"; git's utf8.c
+// has the same list), and ext4 and f2fs in folders that fold case, which leave
+// out all that Unicode calls Default_Ignorable_Code_Point.
 func ignorable(r rune) bool {
-	return r == 0xad || r == 0x34f || r >= 0x200b && r <= 0x200f || r >= 0x202a && r <= 0x202e ||
-		r >= 0x2060 && r <= 0x206f || r == 0xfeff || r >= 0xfe00 && r <= 0xfe0f
+	switch {
+	case r < 0xad:
+		return false
+	case r == 0xad, r == 0x34f, r == 0x61c, r == 0x115f, r == 0x1160, r == 0x17b4, r == 0x17b5, r >= 0x180b && r <= 0x180f:
+		return true
+	case r >= 0x200b && r <= 0x200f, r >= 0x202a && r <= 0x202e, r >= 0x2060 && r <= 0x206f:
+		return true
+	case r == 0x3164, r >= 0xfe00 && r <= 0xfe0f, r == 0xfeff, r == 0xffa0, r >= 0xfff0 && r <= 0xfff8:
+		return true
+	}
+	return r >= 0x1bca0 && r <= 0x1bca3 || r >= 0x1d173 && r <= 0x1d17a || r >= 0xe0000 && r <= 0xe0fff
 }
 
 // short says whether name is one that Windows may have made as the 8.3 form of

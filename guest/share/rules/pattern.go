@@ -3,6 +3,7 @@ package rules
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -14,9 +15,10 @@ type pattern struct {
 }
 
 // part is one folded component of a pattern. The usual globs, "*.pem" and
-// ".env.*", are compared without the general matcher.
+// "key-*.json", are compared without the general matcher.
 type part struct {
 	text string
+	tail string // of an affix
 	kind partKind
 }
 
@@ -25,14 +27,16 @@ type partKind uint8
 const (
 	literal  partKind = iota
 	anyDepth          // "**"
-	prefix            // text and anything
-	suffix            // anything and text
+	affix             // text, anything, and tail
 	glob
 )
 
 const globChars = `*?[`
 
-func parse(s string) (pattern, error) {
+// parse compiles a pattern. Those of the built-in lists may also end in a part
+// that is any name, which in others is more likely a slip: it hides a folder's
+// contents, but not the folder.
+func parse(s string, builtIn bool) (pattern, error) {
 	bad := func(why string) (pattern, error) { return pattern{}, fmt.Errorf("the pattern %.64q %s", s, why) }
 	var p pattern
 	rest := s
@@ -60,7 +64,7 @@ func parse(s string) (pattern, error) {
 				p.parts = append(p.parts, part{kind: anyDepth})
 			}
 			continue
-		case strings.Trim(text, "*") == "":
+		case strings.Trim(text, "*") == "" && !builtIn:
 			return bad(`has a part that is any name (name the folder, and all below it is meant)`)
 		case strings.ContainsRune(text, ':') || strings.TrimRight(text, ". ") != text:
 			return bad("has a part with a colon, or with a dot or a space at its end, which is not told apart from one without")
@@ -84,15 +88,23 @@ func parsePart(text string) (part, error) {
 	if _, err := path.Match(text, ""); err != nil {
 		return part{}, err
 	}
-	switch i := strings.IndexAny(text, globChars); {
+	i := strings.IndexAny(text, globChars)
+	switch {
 	case i < 0:
-		return part{text, literal}, nil
-	case text[i] == '*' && i == len(text)-1:
-		return part{text[:i], prefix}, nil
-	case text[0] == '*' && !strings.ContainsAny(text[1:], globChars):
-		return part{text[1:], suffix}, nil
+		return part{text: text, kind: literal}, nil
+	case text[i] == '*' && !strings.ContainsAny(text[i+1:], globChars):
+		return part{text: text[:i], tail: text[i+1:], kind: affix}, nil
 	}
-	return part{text, glob}, nil
+	return part{text: text, kind: glob}, nil
+}
+
+// extension is the end that every name matched by the part has, from its last
+// dot on; "" if there is no such end.
+func (q *part) extension() string {
+	if q.kind == affix && q.text == "" && strings.LastIndexByte(q.tail, '.') == 0 {
+		return q.tail
+	}
+	return ""
 }
 
 // match compares a part with a folded name.
@@ -100,10 +112,8 @@ func (q *part) match(name string) bool {
 	switch q.kind {
 	case literal:
 		return name == q.text
-	case prefix:
-		return strings.HasPrefix(name, q.text)
-	case suffix:
-		return strings.HasSuffix(name, q.text)
+	case affix:
+		return len(name) >= len(q.text)+len(q.tail) && strings.HasPrefix(name, q.text) && strings.HasSuffix(name, q.tail)
 	}
 	ok, _ := path.Match(q.text, name)
 	return ok
@@ -113,12 +123,33 @@ func (q *part) match(name string) bool {
 type matcher struct {
 	list     []entry
 	patterns []pattern
-	// any finds the patterns at any depth by their first part, globs are those
-	// whose first part is no literal; root finds those that begin at the root.
-	any   map[string][]int
-	globs []int
-	root  map[string][]int
-	roots []int // rooted ones whose first part is no literal
+	// at[0] finds the patterns that begin at any depth, at[1] those that begin at
+	// the root.
+	at [2]index
+}
+
+// index finds patterns by their first part.
+type index struct {
+	names map[string][]uint16 // a literal
+	ends  map[string][]uint16 // any name with an extension
+	globs []uint16
+}
+
+func (x *index) add(i uint16, first *part) {
+	put := func(by *map[string][]uint16, key string) {
+		if *by == nil {
+			*by = map[string][]uint16{}
+		}
+		(*by)[key] = append((*by)[key], i)
+	}
+	switch end := first.extension(); {
+	case first.kind == literal:
+		put(&x.names, first.text)
+	case end != "":
+		put(&x.ends, end)
+	default:
+		x.globs = append(x.globs, i)
+	}
 }
 
 // entry is a pattern with its origin and a sentence about it.
@@ -129,30 +160,57 @@ type entry struct {
 
 func (m *matcher) add(list []entry) error {
 	for _, l := range list {
-		p, err := parse(l.Pattern)
+		p, err := parse(l.Pattern, l.Origin == BuiltIn)
 		if err != nil {
 			return fmt.Errorf("%s: %w", l.Origin, err)
 		}
-		i := len(m.patterns)
+		i := uint16(len(m.patterns)) // MaxPatterns and the built-in ones are far fewer
 		m.list, m.patterns = append(m.list, l), append(m.patterns, p)
-		by, others := &m.any, &m.globs
+		from := 0
 		if p.rooted {
-			by, others = &m.root, &m.roots
+			from = 1
 		}
-		if p.parts[0].kind != literal {
-			*others = append(*others, i)
-			continue
-		}
-		if *by == nil {
-			*by = map[string][]int{}
-		}
-		(*by)[p.parts[0].text] = append((*by)[p.parts[0].text], i)
+		m.at[from].add(i, &p.parts[0])
 	}
 	return nil
 }
 
 // state is a pattern of which the parts before at have matched.
-type state struct{ pattern, at int }
+type state struct {
+	pattern uint16
+	at      uint8
+}
+
+// states is a set. The first few are kept without the heap.
+type states struct {
+	few  [24]state
+	n    int
+	more []state
+}
+
+func (x *states) add(s state) {
+	switch {
+	case x.has(s):
+	case x.n < len(x.few):
+		x.few[x.n] = s
+		x.n++
+	default:
+		x.more = append(x.more, s)
+	}
+}
+
+func (x *states) has(s state) bool {
+	return slices.Contains(x.few[:x.n], s) || slices.Contains(x.more, s)
+}
+
+func (x *states) len() int { return x.n + len(x.more) }
+
+func (x *states) get(i int) state {
+	if i < x.n {
+		return x.few[i]
+	}
+	return x.more[i-x.n]
+}
 
 // walk goes down a path, part by part, in a matcher.
 type walk struct {
@@ -161,21 +219,24 @@ type walk struct {
 	hit int
 	// ancestor says that the path ends where a pattern's own words go on, within
 	// that it ends where they go on at any depth ("**").
-	ancestor     bool
-	within       bool
-	active, next []state
-	last         int // the last pattern that names this part
+	ancestor bool
+	within   bool
+	sets     [2]states
+	now      int // the set of states before the present part; the other is for those after it
+	last     int // the last pattern that names this part
 }
 
+// active are the patterns that have begun when the walk is over.
+func (w *walk) active() *states { return &w.sets[w.now] }
+
 // judge walks down the path: whatever a part on the way is, all below it is.
-func (w *walk) judge(path string, depth int) {
-	m := w.m
+func (w *walk) judge(path string) {
 	w.hit = -1
-	if len(m.patterns) == 0 {
+	if len(w.m.patterns) == 0 {
 		return
 	}
 	var low [maxFold]byte
-	for ; path != ""; depth++ {
+	for depth := 0; path != ""; depth++ {
 		part, rest, _ := strings.Cut(path, "/")
 		path = rest
 		name := part
@@ -186,62 +247,73 @@ func (w *walk) judge(path string, depth int) {
 				name = Fold(part)
 			}
 		}
-		w.last, w.ancestor, w.within, w.next = -1, false, false, w.next[:0]
-		tilde := strings.IndexByte(name, '~') > 0
-		for _, s := range w.active {
-			w.step(s, name, tilde)
-		}
-		if depth == 0 {
-			w.begin(m.root[name], name)
-			w.steps(m.roots, name, tilde)
-			if tilde {
-				w.shorts(m.root, name)
-			}
-		}
-		w.begin(m.any[name], name)
-		w.steps(m.globs, name, tilde)
-		if tilde {
-			w.shorts(m.any, name)
-		}
-		if w.last >= 0 && !m.patterns[w.last].except {
+		w.part(name, depth)
+		if w.last >= 0 && !w.m.patterns[w.last].except {
 			w.hit = w.last
 			return
 		}
-		w.active, w.next = w.next, w.active
 	}
 }
 
-// begin takes the first part of patterns as matched.
-func (w *walk) begin(list []int, name string) {
-	for _, i := range list {
-		w.matched(state{i, 0})
+// part takes one folded name.
+func (w *walk) part(name string, depth int) {
+	before, after := &w.sets[w.now], &w.sets[1-w.now]
+	after.n, after.more = 0, after.more[:0]
+	w.last, w.ancestor, w.within = -1, false, false
+	tilde := strings.IndexByte(name, '~') > 0
+	for i := range before.len() {
+		w.step(before.get(i), name, tilde, after)
 	}
+	end := ""
+	if i := strings.LastIndexByte(name, '.'); i >= 0 {
+		end = name[i:]
+	}
+	for from := range w.m.at[:beginning(depth)] {
+		x := &w.m.at[from]
+		for _, i := range x.names[name] {
+			w.matched(state{i, 0}, after)
+		}
+		if end != "" {
+			for _, i := range x.ends[end] {
+				w.matched(state{i, 0}, after)
+			}
+		}
+		for _, i := range x.globs {
+			w.step(state{i, 0}, name, tilde, after)
+		}
+		if tilde {
+			w.shorts(x, name, after)
+		}
+	}
+	w.now = 1 - w.now
 }
 
-func (w *walk) steps(list []int, name string, tilde bool) {
-	for _, i := range list {
-		w.step(state{i, 0}, name, tilde)
+// beginning is how many of a matcher's indexes count at a depth.
+func beginning(depth int) int {
+	if depth == 0 {
+		return 2
 	}
+	return 1
 }
 
 // shorts begins the patterns of which name may be the short form.
-func (w *walk) shorts(by map[string][]int, name string) {
-	for full, list := range by {
+func (w *walk) shorts(x *index, name string, after *states) {
+	for full, list := range x.names {
 		if full == name || !short(name, full) {
 			continue
 		}
 		for _, i := range list {
 			if !w.m.patterns[i].except { // what may be something else is not taken back
-				w.matched(state{i, 0})
+				w.matched(state{i, 0}, after)
 			}
 		}
 	}
 }
 
-func (w *walk) step(s state, name string, tilde bool) {
+func (w *walk) step(s state, name string, tilde bool, after *states) {
 	p := &w.m.patterns[s.pattern]
 	if p.parts[s.at].kind == anyDepth {
-		w.keep(s) // it takes this part, too
+		after.add(s) // it takes this part, too
 		w.within = w.within || !p.except
 		for p.parts[s.at].kind == anyDepth {
 			s.at++
@@ -249,26 +321,17 @@ func (w *walk) step(s state, name string, tilde bool) {
 	}
 	q := &p.parts[s.at]
 	if q.match(name) || tilde && !p.except && q.kind == literal && short(name, q.text) {
-		w.matched(s)
+		w.matched(s, after)
 	}
 }
 
 // matched goes past the part at which s stands.
-func (w *walk) matched(s state) {
+func (w *walk) matched(s state, after *states) {
 	p := &w.m.patterns[s.pattern]
-	if s.at++; s.at == len(p.parts) {
-		w.last = max(w.last, s.pattern)
+	if s.at++; int(s.at) == len(p.parts) {
+		w.last = max(w.last, int(s.pattern))
 		return
 	}
 	w.ancestor = w.ancestor || !p.except
-	w.keep(s)
-}
-
-func (w *walk) keep(s state) {
-	for _, t := range w.next {
-		if t == s {
-			return
-		}
-	}
-	w.next = append(w.next, s)
+	after.add(s)
 }

@@ -88,7 +88,7 @@ func Compile(o Options) (*Set, error) {
 
 // Check says whether a pattern can be compiled.
 func Check(pattern string) error {
-	_, err := parse(pattern)
+	_, err := parse(pattern, false)
 	return err
 }
 
@@ -151,15 +151,14 @@ func (s *Set) Judge(path string) Verdict {
 	if len(s.hide.patterns) == 0 && len(s.protect.patterns) == 0 {
 		return Verdict{}
 	}
-	var a, b [16]state // enough without the heap for all but long lists of "**"
-	w := walk{m: &s.hide, active: a[:0], next: b[:0]}
-	w.judge(path, 0)
+	w := walk{m: &s.hide}
+	w.judge(path)
 	if w.hit >= 0 {
 		e := &s.hide.list[w.hit]
 		return Verdict{Hidden: true, Pattern: e.Pattern, Origin: e.Origin, Reason: e.reason}
 	}
-	w = walk{m: &s.protect, active: a[:0], next: b[:0]}
-	w.judge(path, 0)
+	w = walk{m: &s.protect}
+	w.judge(path)
 	switch {
 	case w.hit >= 0:
 		e := &s.protect.list[w.hit]
@@ -178,13 +177,13 @@ func (s *Set) Same(a, b string) bool {
 	}
 	for _, m := range []*matcher{&s.hide, &s.protect} {
 		x, y := walk{m: m}, walk{m: m}
-		x.judge(a, 0)
-		y.judge(b, 0)
-		if x.hit != y.hit || len(x.active) != len(y.active) {
+		x.judge(a)
+		y.judge(b)
+		if x.hit != y.hit || x.active().len() != y.active().len() {
 			return false
 		}
-		for _, st := range x.active {
-			if !slices.Contains(y.active, st) {
+		for i := range x.active().len() {
+			if !y.active().has(x.active().get(i)) {
 				return false
 			}
 		}

@@ -26,8 +26,15 @@ func main() {
 		fmt.Println("carrel-probe-ok")
 		return
 	}
+	if len(os.Args) > 1 && os.Args[1] == "beside" {
+		if err := serveProcess(os.Args[2:], true); err != nil {
+			fmt.Fprintln(os.Stderr, "guestprog:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) > 1 && slices.Contains([]string{"serve", "wall", "sandbox"}, os.Args[1]) {
-		if err := serveProcess(os.Args[2:]); err != nil {
+		if err := serveProcess(os.Args[2:], false); err != nil {
 			fmt.Fprintln(os.Stderr, "guestprog:", err)
 			os.Exit(1)
 		}

@@ -47,8 +47,9 @@ func closeWrite(c net.Conn) {
 }
 
 // serveProcess speaks the protocol of package passing: descriptor boot is the
-// one stream to the host, and descriptor call carries all others.
-func serveProcess(args []string) error {
+// one stream to the host, and descriptor call carries all others. streamed says
+// that the messages come as a stream: package seatbelt's carrier.
+func serveProcess(args []string, streamed bool) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	bootFD := flags.Int("boot-fd", -1, "the boot stream")
 	callFD := flags.Int("call-fd", -1, "where streams arrive")
@@ -56,6 +57,8 @@ func serveProcess(args []string) error {
 		flags.Bool(unused, false, "an agent's")
 	}
 	flags.Int("memory", 0, "an agent's")
+	flags.String("dir", "", "an agent's")
+	flags.Int("proxy-fd", 0, "an agent's")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -74,13 +77,13 @@ func serveProcess(args []string) error {
 		}
 		return nil, unix.ECONNREFUSED
 	}}
-	go g.receive(*callFD, answers)
+	go g.receive(*callFD, streamed, answers)
 	return g.obey(boot)
 }
 
-func (g *guest) receive(callFD int, answers chan<- net.Conn) {
+func (g *guest) receive(callFD int, streamed bool, answers chan<- net.Conn) {
 	for {
-		var message [8]byte
+		var message [8]byte // of a stream one arrives whole, since the host sends it so
 		oob := make([]byte, unix.CmsgSpace(4))
 		n, oobn, _, _, err := unix.Recvmsg(callFD, message[:], oob, unix.MSG_CMSG_CLOEXEC)
 		if err == unix.EINTR {
@@ -94,7 +97,12 @@ func (g *guest) receive(callFD int, answers chan<- net.Conn) {
 			fmt.Println("guestprog:", err)
 			return
 		}
-		if n == len(message) {
+		if streamed && c != nil {
+			if _, err := unix.Write(callFD, make([]byte, len(message))); err != nil { // it has arrived
+				return
+			}
+		}
+		if n == len(message) && binary.BigEndian.Uint32(message[4:]) != 0 {
 			answers <- c
 			continue
 		}

@@ -1,13 +1,13 @@
+//go:build linux || darwin
+
 package main
 
 import (
 	"context"
 	"fmt"
 	"net"
-	"os"
 
 	"connectrpc.com/connect"
-	"golang.org/x/sys/unix"
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/egress"
@@ -74,11 +74,10 @@ func (s *edgeService) Unpublish(_ context.Context, r *connect.Request[api.Unpubl
 // forward opens a connection to a port of the guest: the keeper gets the other
 // end and connects it.
 func (s *edgeService) forward(port uint32) (net.Conn, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	ours, theirs, err := streamPair()
 	if err != nil {
 		return nil, fmt.Errorf("connect to port %d of the guest: %w", port, err)
 	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "port"), os.NewFile(uintptr(fds[1]), "port")
 	defer ours.Close()
 	defer theirs.Close()
 	if err := s.link.Send(&link.Message{Kind: link.Forward, Port: uint16(port)}, theirs); err != nil {

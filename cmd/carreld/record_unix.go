@@ -1,3 +1,5 @@
+//go:build linux || darwin
+
 package main
 
 import (
@@ -9,10 +11,11 @@ import (
 )
 
 // record writes an egress process's part of the guest's audit log: every
-// verdict, and each use of a secret by its name.
+// verdict, of many refusals the number, and each use of a secret by its name.
 type record struct {
 	log   *slog.Logger
 	audit *audit.Log
+	thin  *repeats
 }
 
 func openRecord(dir string, log *slog.Logger) (*record, error) {
@@ -20,7 +23,9 @@ func openRecord(dir string, log *slog.Logger) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &record{log: log, audit: l}, nil
+	r := &record{log: log, audit: l}
+	r.thin = newRepeats(r.append)
+	return r, nil
 }
 
 // hide keeps the values of secrets out of all that is recorded from now on.
@@ -33,15 +38,19 @@ func (r *record) hide(secrets []*api.EdgeSecret) error {
 	return nil
 }
 
-// event is called with each verdict, in order. A log that cannot be written
-// does not hold the guest up; it is said in the process's own.
-func (r *record) event(ev *api.EgressEvent) {
-	if err := r.audit.Append("egress", ev); err != nil {
+// event is called with each verdict, in order.
+func (r *record) event(ev *api.EgressEvent) { r.thin.event(ev) }
+
+// append writes one record. A log that cannot be written does not hold the guest
+// up; it is said in the process's own.
+func (r *record) append(kind string, fields any) {
+	if err := r.audit.Append(kind, fields); err != nil {
 		r.log.Error("audit", "error", err)
 	}
 }
 
 func (r *record) close() {
+	r.thin.close()
 	if err := r.audit.Sync(); err != nil {
 		r.log.Error("audit", "error", err)
 	}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"strings"
+	"testing"
+	"unicode"
+
+	"github.com/carrel-vm/carrel/guest/api"
+)
+
+const (
+	added, altered, gone = api.ChangeKind_CHANGE_KIND_ADDED, api.ChangeKind_CHANGE_KIND_CHANGED, api.ChangeKind_CHANGE_KIND_REMOVED
+	file, folder, link   = api.EntryType_ENTRY_TYPE_FILE, api.EntryType_ENTRY_TYPE_FOLDER, api.EntryType_ENTRY_TYPE_LINK
+)
+
+func shown(t *testing.T, stat bool, cs ...*api.Change) string {
+	t.Helper()
+	var b bytes.Buffer
+	d := &differ{w: bufio.NewWriter(&b), cwd: "/p", stat: stat}
+	for _, c := range cs {
+		if err := d.show(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.end("g"); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func TestShowChanges(t *testing.T) {
+	cs := []*api.Change{
+		{Path: "/p/a.go", Kind: altered, Type: file, OldType: file, Mode: 0o755, OldMode: 0o644, Added: 2, Removed: 1, Diff: "--- a/a.go\n+++ b/a.go\n@@ -1,2 +1,3 @@\n a\n-b\n+c\td\n+--- e\n"},
+		{Path: "/p/bin", Kind: added, Type: file, Mode: 0o755, Size: 2048, Binary: true},
+		{Path: "/p/old", Kind: gone, OldType: folder},
+		{Path: "/q/l", Kind: altered, Type: link, OldType: file, Target: "x"},
+		{Path: "/p/.git/hooks/x", Kind: added, Type: file, Size: 1, Warning: "git on the host runs it", Conflict: "it changed here"},
+	}
+	want := "M a.go  +2 -1  (mode 0644 became 0755)\n@@ -1,2 +1,3 @@\n a\n-b\n+c\td\n+--- e\n\n" +
+		"A bin  (executable, binary, 2.0 KiB)\nD old  (folder)\nM /q/l  (file became link, to x)\n" +
+		"A .git/hooks/x  (1 B)\n  ! needs a yes of its own: git on the host runs it\n  x cannot be applied as it is: it changed here\n" +
+		"5 changes: 2 added, 2 changed, 1 removed; 1 needs a look, 1 is in conflict\n"
+	if got := shown(t, false, cs...); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if got := shown(t, true, cs[0]); strings.Contains(got, "@@") {
+		t.Errorf("--stat shows what changed: %s", got)
+	}
+	if got := shown(t, false); got != "guest g has changed nothing that waits for review\n" {
+		t.Errorf("%q", got)
+	}
+}
+
+// P08, H11: nothing of what a guest wrote reaches the terminal as a command, or
+// as a line of ours. The control is that the rest of it is there.
+func TestHostileChanges(t *testing.T) {
+	evil := "e\x1b]0;x\x07\u202e\nA safe\r\u009b31m"
+	got := shown(t, false, &api.Change{
+		Path: "/p/" + evil, Kind: altered, Type: link, OldType: link, Target: evil, OldTarget: evil + "2", Warning: evil, Conflict: evil, Task: evil,
+		Diff: "@@ -1 +1 @@\n-" + strings.ReplaceAll(evil, "\n", "") + "\n+\x1b[2J" + "\xff\u2066kept\ttab\n",
+	})
+	for _, r := range got {
+		if r != '\n' && r != '\t' && (unicode.IsControl(r) || dangerous(r) || r == unicode.ReplacementChar) {
+			t.Errorf("%U is shown as it is:\n%q", r, got)
+		}
+	}
+	if lines := strings.Count(got, "\n"); lines != 8 {
+		t.Errorf("%d lines:\n%s", lines, got)
+	}
+	if !strings.Contains(got, "kept\ttab") || !strings.Contains(got, `e\x1b]0;x`) {
+		t.Errorf("control: the text is not there:\n%s", got)
+	}
+	if line := changesLine("g", &api.ReviewSummary{Added: 1, Incomplete: "a\x1bb"}); !strings.Contains(message(line, 0), `a\x1bb`) {
+		t.Errorf("%q", message(line, 0))
+	}
+}
+
+func TestChangesLine(t *testing.T) {
+	for _, c := range []struct {
+		s    *api.ReviewSummary
+		want string
+	}{
+		{&api.ReviewSummary{}, ""},
+		{&api.ReviewSummary{Ignored: 7, Git: 2}, ""},
+		{&api.ReviewSummary{Changed: 1}, "1 file changed: carrel diff g, carrel apply g"},
+		{&api.ReviewSummary{Added: 2, Changed: 1, Removed: 3, Warnings: 2, Conflicts: 1}, "6 files changed (2 need a look, 1 is in conflict): carrel diff g, carrel apply g"},
+		{&api.ReviewSummary{Undoable: 1}, "what it changed can be undone: carrel undo g"},
+		{&api.ReviewSummary{Added: 1, Incomplete: "more than 5"}, "1 file changed: carrel diff g, carrel apply g; this is not all: more than 5"},
+	} {
+		if got := changesLine("g", c.s); got != c.want {
+			t.Errorf("%v: %q, want %q", c.s, got, c.want)
+		}
+	}
+}
+
+func TestPaint(t *testing.T) {
+	if got := painter(true).in(red, "x"); got != "\x1b[31mx\x1b[0m" {
+		t.Errorf("%q", got)
+	}
+	if got := painter(false).in(red, "x"); got != "x" {
+		t.Errorf("%q", got)
+	}
+}

@@ -1,0 +1,4 @@
+package main
+
+// reviewCommand runs a review process.
+func reviewCommand(self string) []string { return []string{self, "review"} }

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/guest/review"
+	"github.com/carrel-vm/carrel/guest/share"
+)
+
+// runReview is a review process: its request is on descriptor 3, its answers go
+// to 4, the last of which says how it ended. It ends when it is done, or when
+// nobody reads its answers any more.
+func runReview() error {
+	in, out := os.NewFile(3, "request"), os.NewFile(4, "answers")
+	answers := review.NewAnswers(out)
+	err := func() error {
+		req, err := review.ReadRequest(in)
+		in.Close()
+		if err != nil {
+			return err
+		}
+		return serveReview(req, answers)
+	}()
+	return errors.Join(answers.End(err), out.Close())
+}
+
+// serveReview carries out a request:
+//
+//  1. the folders are pinned, and are those that were granted
+//  2. the process confines itself to them and to their stores; a failure ends it
+//     before a byte that a guest wrote is read
+//  3. the request is served, by names that lead nowhere else now
+func serveReview(req review.Request, answers *review.Answers) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// The daemon closes its end to end us: a write says so then, and no signal
+	// may come before we have stopped at a good place.
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
+	roots, stores, err := reviewFolders(req)
+	if err != nil {
+		return err
+	}
+	readOnly := req.Diff != nil || req.Summary != nil || req.Discard != nil || req.Apply.GetDryRun()
+	if err := confineReview(roots, readOnly, stores...); err != nil {
+		return &review.Error{Code: "not_confined", Cause: fmt.Sprintf("the review process could not give up what it does not need: %v", err), Cure: "see carrel doctor"}
+	}
+	return review.Serve(ctx, req, answers.Emit)
+}
+
+// confineReview leaves a review process its folders and its stores: no other
+// file, no socket, no new process, no device, no owner but its own.
+func confineReview(roots []*share.Root, readOnly bool, stores ...string) error {
+	// What remains lets root's share hold files of any owner; nothing else.
+	if err := dropCapabilities(unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER); err != nil {
+		return err
+	}
+	return share.ConfineAll(roots, readOnly, stores...)
+}
+
+// reviewFolders pins the folders of the shares that have a store.
+func reviewFolders(req review.Request) (roots []*share.Root, stores []string, err error) {
+	for _, ref := range req.Shares {
+		is, err := os.Lstat(ref.Store)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if !is.IsDir() {
+			return nil, nil, fmt.Errorf("the store %s is no folder", ref.Store)
+		}
+		root, err := share.OpenRoot(ref.Path)
+		if err != nil {
+			return nil, nil, &review.Error{Code: "share_gone", Cause: err.Error(), Cure: "bring the folder back under its name"}
+		}
+		if dev, ino := root.ID(); dev != ref.Dev || ino != ref.Ino {
+			return nil, nil, &review.Error{Code: "share_replaced", Cause: ref.Path + " is another folder than the one that was shared", Cure: "bring the folder back under its name"}
+		}
+		roots, stores = append(roots, root), append(stores, ref.Store)
+	}
+	return roots, stores, nil
+}

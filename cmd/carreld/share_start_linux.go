@@ -1,0 +1,17 @@
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/carrel-vm/carrel/guest"
+)
+
+// startShare starts the process of one share, which ends with this one.
+func startShare(ctx context.Context, spec guest.ShareSpec) (*os.File, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return guest.StartShare(ctx, spec, guest.ShareStart{Command: []string{self, "share"}})
+}

@@ -1,0 +1,160 @@
+package carrel_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"go/types"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// forMac are the packages that a guest on macOS is made of.
+var forMac = []string{"./agent/...", "./cmd/carrel-agent", "./cmd/carreld", "./hypervisor/seatbelt"}
+
+// TestTypesForMac type-checks them for macOS as a Mac with a C compiler has
+// them: with cgo, which cannot be compiled for it elsewhere (make check compiles
+// them without).
+func TestTypesForMac(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make check compiles them; this takes a while")
+	}
+	for _, arch := range []string{"arm64", "amd64"} {
+		errs, n, err := typecheck("darwin", arch, forMac...)
+		if err != nil || n < len(forMac) {
+			t.Fatal(n, err)
+		}
+		for _, e := range errs {
+			t.Error(arch, e)
+		}
+	}
+}
+
+// TestTypesCatch shows that the test above can fail.
+func TestTypesCatch(t *testing.T) {
+	errs, _, err := typecheck("darwin", "arm64", "./testdata/crosscheck")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(errs) != 3 {
+		t.Errorf("%d mistakes were found of 3: %v", len(errs), errs)
+	}
+}
+
+// listed is a package as go list describes it.
+type listed struct {
+	ImportPath, Dir   string
+	GoFiles, CgoFiles []string
+	ImportMap         map[string]string
+	DepOnly           bool
+	Error             *struct{ Err string }
+}
+
+// checker type-checks packages from their source. Files with cgo are parsed, and
+// what they import as "C" is taken for granted.
+type checker struct {
+	files *token.FileSet
+	arch  string
+	meta  map[string]*listed
+	done  map[string]*types.Package
+	errs  []error // in what is not only a dependency
+}
+
+// sourceImporter imports for one package.
+type sourceImporter struct {
+	c    *checker
+	from *listed
+}
+
+func (i sourceImporter) Import(path string) (*types.Package, error) {
+	if path == "unsafe" {
+		return types.Unsafe, nil
+	}
+	if m, ok := i.from.ImportMap[path]; ok {
+		path = m
+	}
+	return i.c.check(path)
+}
+
+func (c *checker) check(path string) (*types.Package, error) {
+	if p, ok := c.done[path]; ok {
+		if p == nil {
+			return nil, errors.New("import cycle: " + path)
+		}
+		return p, nil
+	}
+	m := c.meta[path]
+	if m == nil {
+		return nil, fmt.Errorf("%s: not listed", path)
+	}
+	c.done[path] = nil
+	ours := strings.HasPrefix(path, strings.TrimSuffix(module, "/"))
+	var all []*ast.File
+	for _, f := range append(append([]string(nil), m.GoFiles...), m.CgoFiles...) {
+		file, err := parser.ParseFile(c.files, filepath.Join(m.Dir, f), nil, parser.SkipObjectResolution)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, file)
+	}
+	config := types.Config{
+		FakeImportC: true, Importer: sourceImporter{c, m}, Sizes: types.SizesFor("gc", c.arch),
+		IgnoreFuncBodies: !ours, // others' use C for real
+		Error: func(err error) {
+			if ours {
+				c.errs = append(c.errs, err)
+			}
+		},
+	}
+	p, _ := config.Check(path, c.files, all, nil)
+	c.done[path] = p
+	return p, nil
+}
+
+// typecheck returns every error in packages and in those of ours that they
+// import, and how many packages the patterns name.
+func typecheck(goos, goarch string, patterns ...string) (errs []error, n int, err error) {
+	cmd := exec.Command("go", append([]string{"list", "-e", "-deps", "-json=ImportPath,Dir,GoFiles,CgoFiles,ImportMap,DepOnly,Error"}, patterns...)...)
+	cmd.Env = append(os.Environ(), "GOOS="+goos, "GOARCH="+goarch, "CGO_ENABLED=1")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, 0, fmt.Errorf("go list: %w: %s", err, &stderr)
+	}
+	c := &checker{files: token.NewFileSet(), arch: goarch, meta: map[string]*listed{}, done: map[string]*types.Package{}}
+	var roots []string
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		p := new(listed)
+		if err := dec.Decode(p); err == io.EOF {
+			break
+		} else if err != nil {
+			return nil, 0, err
+		}
+		c.meta[p.ImportPath] = p
+		if p.DepOnly {
+			continue
+		}
+		if p.Error != nil { // -e: what is missing must not just vanish
+			if strings.Contains(p.Error.Err, "build constraints exclude all") {
+				continue // it is another system's
+			}
+			return nil, 0, fmt.Errorf("%s: %s", p.ImportPath, p.Error.Err)
+		}
+		roots = append(roots, p.ImportPath)
+	}
+	for _, r := range roots {
+		if _, err := c.check(r); err != nil {
+			return nil, 0, err
+		}
+	}
+	return c.errs, len(roots), nil
+}

@@ -1,0 +1,95 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/policy"
+)
+
+// attachTime bounds how long a guest may take to see a share, or to lose one.
+const attachTime = 45 * time.Second
+
+// attach gives a running guest share i of the grant; it answers when the guest
+// has it.
+//
+//  1. the share's process is started: a keeper with a guest can start none
+//  2. the keeper gets its control socket, and nothing else of it stays here
+//  3. the keeper has the guest mount it
+func (d *Daemon) attach(ctx context.Context, e *entry, k *keeper, g *policy.Grant, i int) error {
+	if len(d.opts.Share) == 0 {
+		return notLive(e.name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, attachTime)
+	defer cancel()
+	sh, pin := g.Spec().Shares[i], g.Pins()[i]
+	tag := "l" + g.Layer(i)
+	log, err := os.OpenFile(filepath.Join(d.dir(e), "share.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return attachFailed(e.name, err)
+	}
+	defer log.Close()
+	control, err := guest.StartShare(ctx, guest.ShareSpec{
+		Tag: tag, Path: pin.Path, Dev: pin.Dev, Ino: pin.Ino, Owner: d.opts.ShareOwner,
+		Store: guest.ReviewDir(d.dir(e), g.Layer(i)), Rules: g.ShareRules(i),
+	}, guest.ShareStart{Command: d.opts.Share, Log: log, Outlive: true})
+	if errors.Is(err, errors.ErrUnsupported) {
+		return notLive(e.name)
+	}
+	if err != nil {
+		return attachFailed(e.name, err)
+	}
+	err = guest.HandShare(d.opts.Place.Run, e.name, tag, control)
+	control.Close()
+	if err != nil {
+		return attachFailed(e.name, err)
+	}
+	if _, err := k.own.AttachShare(ctx, connect.NewRequest(&api.AttachShareRequest{Tag: tag, Share: sh})); err != nil {
+		return d.handOn(e, err)
+	}
+	return nil
+}
+
+func attachFailed(name string, err error) error {
+	cause, cure := apart(err.Error())
+	return api.NewError(connect.CodeInternal, "attach", fmt.Sprintf("guest %s does not get the share: %s", name, cause), cure)
+}
+
+// detach takes a share from a running guest. When it returns without an error
+// nothing in the guest reaches the folder.
+func (d *Daemon) detach(ctx context.Context, e *entry, k *keeper, sh *api.Share) error {
+	ctx, cancel := context.WithTimeout(ctx, attachTime)
+	defer cancel()
+	if _, err := k.own.DetachShare(ctx, connect.NewRequest(&api.DetachShareRequest{Tag: sh.GuestPath})); err != nil {
+		return d.handOn(e, err)
+	}
+	return nil
+}
+
+func notLive(name string) error {
+	return api.NewError(connect.CodeUnimplemented, "not_live", "the shares of a running guest cannot be changed on this system", "carrel stop "+name+", change them, and start it again")
+}
+
+// sharedFolder says how a share is carried: the keeper's word, if the guest runs.
+func (d *Daemon) sharedFolder(e *entry, sh *api.Share) *api.SharedFolder {
+	out := &api.SharedFolder{Share: proto.Clone(sh).(*api.Share)}
+	info, k, _ := e.get()
+	if k == nil {
+		return out
+	}
+	for _, f := range info.Shares {
+		if f.GetShare().GetGuestPath() == sh.GuestPath {
+			out.Carrier, out.Cause = f.Carrier, f.Cause
+		}
+	}
+	return out
+}

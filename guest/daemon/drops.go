@@ -1,0 +1,113 @@
+package daemon
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/encoding/protodelim"
+
+	"github.com/carrel-vm/carrel/guest/api"
+)
+
+// fileDrops is the file in a guest's folder that holds what it is to forget when
+// it runs again: what was applied or discarded while it did not. Else it would
+// tell the same changes once more.
+const fileDrops = "drops"
+
+// Bounds of the file, and of one message in it, in bytes.
+const (
+	maxDrops = 256 << 20
+	maxDrop  = 4 << 20
+)
+
+// dropReview has a guest forget changes: now, if it runs, else at its next start.
+func (d *Daemon) dropReview(ctx context.Context, e *entry, paths []string) {
+	info, k, _ := e.get()
+	drops := dropped(info.Spec.GetShares(), paths)
+	if k != nil && info.State == api.GuestState_GUEST_STATE_READY {
+		dctx, cancel := context.WithTimeout(ctx, importTime)
+		defer cancel()
+		for len(drops) > 0 {
+			if _, err := k.own.DropReview(dctx, connect.NewRequest(drops[0])); err != nil {
+				d.log.Warn("a guest keeps changes that are done with until its next start", "guest", e.name, "share", drops[0].Share, "error", err)
+				break
+			}
+			drops = drops[1:]
+		}
+	}
+	if err := noteDrops(d.dir(e), drops); err != nil {
+		d.log.Error("note what a guest is to forget", "guest", e.name, "error", err)
+	}
+}
+
+// noteDrops adds to the file. A crash in the middle leaves a piece at its end,
+// which is passed over when it is read.
+func noteDrops(dir string, drops []*api.DropReviewRequest) error {
+	if len(drops) == 0 {
+		return nil
+	}
+	f, err := os.OpenFile(filepath.Join(dir, fileDrops), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || fi.Size() > maxDrops {
+		return fmt.Errorf("there is no room for more in %s: %w", f.Name(), errors.Join(err, errors.ErrUnsupported))
+	}
+	w := bufio.NewWriter(f)
+	for _, m := range drops {
+		if _, err := protodelim.MarshalTo(w, m); err != nil {
+			return err
+		}
+	}
+	return errors.Join(w.Flush(), f.Sync())
+}
+
+// replayDrops has a guest that has just started forget what was noted. It is
+// done before anybody can run a task in it.
+func (d *Daemon) replayDrops(ctx context.Context, e *entry) error {
+	path := filepath.Join(d.dir(e), fileDrops)
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, k, _ := e.get()
+	if k == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, importTime)
+	defer cancel()
+	info, _, _ := e.get()
+	in := bufio.NewReader(f)
+	for {
+		m := new(api.DropReviewRequest)
+		if (protodelim.UnmarshalOptions{MaxSize: maxDrop}).UnmarshalFrom(in, m) != nil {
+			return os.Remove(path) // its end, or what a crash left of it
+		}
+		if !reviews(info.Spec, m.Share) {
+			continue // the share is gone, or not in review any more
+		}
+		if _, err := k.own.DropReview(ctx, connect.NewRequest(m)); err != nil {
+			return fmt.Errorf("%s: %s", m.Share, ownText(err))
+		}
+	}
+}
+
+// reviews says whether a guest has the folder in review.
+func reviews(spec *api.GuestSpec, path string) bool {
+	for _, sh := range spec.GetShares() {
+		if sh.Path == path && sh.Mode == api.ShareMode_SHARE_MODE_REVIEW {
+			return true
+		}
+	}
+	return false
+}

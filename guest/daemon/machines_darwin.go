@@ -1,0 +1,4 @@
+package daemon
+
+// noMachines says that a guest's disk is a folder, which its driver makes.
+const noMachines = true

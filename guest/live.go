@@ -1,0 +1,389 @@
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/packet"
+	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/guest/share/control"
+	"github.com/carrel-vm/carrel/guest/wire"
+)
+
+// A share that is added to a running guest: the daemon starts its process, since
+// a keeper with a running guest can start none and opens no folder, and hands
+// its control socket over. What then has the guest mount it is AttachShare.
+
+// ShareSocketPath is where a guest's keeper takes the control sockets of shares.
+func ShareSocketPath(run, name string) string {
+	return shareSocketPath(SocketPath(run, name))
+}
+
+// shareSocketPath is that of the keeper that listens on socket.
+func shareSocketPath(socket string) string {
+	return filepath.Join(filepath.Dir(socket), "s"+strings.TrimPrefix(filepath.Base(socket), "k"))
+}
+
+// handed is what is said with a control socket, and the answer to it.
+type handed struct {
+	Tag   string `json:"tag,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+// handTimeout bounds a hand-over.
+const handTimeout = 5 * time.Second
+
+// HandShare gives the control socket of a share's process to a guest's keeper,
+// for AttachShare with the same tag. control stays the caller's.
+func HandShare(run, name, tag string, control *os.File) error {
+	c, err := net.DialTimeout(shelfNetwork, ShareSocketPath(run, name), handTimeout)
+	if err != nil {
+		return fmt.Errorf("hand a share to the guest's keeper: %w", err)
+	}
+	p, err := packet.From(c.(*net.UnixConn))
+	if err != nil {
+		c.Close()
+		return err
+	}
+	defer p.Close()
+	p.SetReadDeadline(time.Now().Add(handTimeout))
+	b, err := json.Marshal(handed{Tag: tag})
+	if err != nil {
+		return err
+	}
+	if err := p.Send(b, control); err != nil {
+		return fmt.Errorf("hand a share to the guest's keeper: %w", err)
+	}
+	b, f, err := p.Receive()
+	if f != nil {
+		f.Close()
+	}
+	var answer handed
+	if err == nil {
+		err = json.Unmarshal(b, &answer)
+	}
+	if err == nil && answer.Error != "" {
+		err = errors.New(answer.Error)
+	}
+	if err != nil {
+		return fmt.Errorf("hand a share to the guest's keeper: %w", err)
+	}
+	return nil
+}
+
+// shelf holds the control sockets that were handed over and not attached yet.
+type shelf struct {
+	ln   net.Listener
+	done sync.WaitGroup
+
+	mu    sync.Mutex
+	kept  map[string]*os.File
+	ended bool
+}
+
+// maxShelf is how many may wait.
+const maxShelf = 64
+
+// openShelf listens on path, where this host can pass files on.
+func openShelf(path string) (*shelf, error) {
+	s := &shelf{kept: map[string]*os.File{}}
+	if shelfNetwork == "" {
+		return s, nil
+	}
+	ln, err := listenPrivate(shelfNetwork, path)
+	if err != nil {
+		return nil, err
+	}
+	s.ln = ln
+	s.done.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			s.receive(c.(*net.UnixConn)) // one at a time: there is one daemon
+		}
+	})
+	return s, nil
+}
+
+func (s *shelf) receive(c *net.UnixConn) {
+	p, err := packet.From(c)
+	if err != nil {
+		c.Close()
+		return
+	}
+	defer p.Close()
+	p.SetReadDeadline(time.Now().Add(handTimeout))
+	b, f, err := p.Receive()
+	if err != nil {
+		return
+	}
+	var said, answer handed
+	switch {
+	case f == nil:
+		answer.Error = "no control socket came"
+	case json.Unmarshal(b, &said) != nil || !goodTag(said.Tag):
+		answer.Error = "no tag came that could be one"
+	case !s.put(said.Tag, f):
+		answer.Error = "too many shares wait to be attached"
+	default:
+		f = nil
+	}
+	if f != nil {
+		f.Close()
+	}
+	if b, err := json.Marshal(answer); err == nil {
+		p.Send(b, nil)
+	}
+}
+
+func goodTag(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 32
+}
+
+func (s *shelf) put(tag string, f *os.File) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended || len(s.kept) >= maxShelf && s.kept[tag] == nil {
+		return false
+	}
+	if old := s.kept[tag]; old != nil {
+		old.Close()
+	}
+	s.kept[tag] = f
+	return true
+}
+
+func (s *shelf) get(tag string) *os.File {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.kept[tag]
+	delete(s.kept, tag)
+	return f
+}
+
+func (s *shelf) close() {
+	if s.ln != nil {
+		s.ln.Close()
+	}
+	s.done.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	for _, f := range s.kept {
+		f.Close()
+	}
+	clear(s.kept)
+}
+
+// add attaches a share whose server was handed over.
+func (s *shares) add(ctx context.Context, g *Guest, tag string, want *api.Share, f *os.File) error {
+	c, err := control.NewClient(f, s.changed)
+	if err != nil {
+		return err
+	}
+	sh := &sharing{share: want, server: c, carrier: carriedByStream, mount: &wire.Mount{
+		Tag: tag, Type: "fuse", Path: want.GuestPath, ReadOnly: !writes(want.Mode), Overlay: want.Mode == api.ShareMode_SHARE_MODE_REVIEW,
+	}}
+	if sh.mount.Overlay {
+		sh.mount.Layer = policy.Layer(want)
+	}
+	s.mu.Lock()
+	for _, other := range s.list {
+		if err == nil && (other.mount.GetTag() == tag || other.share.GuestPath == want.GuestPath) {
+			err = fmt.Errorf("the guest has a share at %s already", other.share.GuestPath)
+		}
+	}
+	if err == nil && len(s.list) >= maxShares {
+		err = fmt.Errorf("the guest has %d shares, which is the limit", maxShares)
+	}
+	if err == nil {
+		s.list = append(s.list, sh)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		endServer(c)
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, attachTimeout, errors.New("the guest's agent does not answer"))
+	defer cancel()
+	if err := g.boot.ask(ctx, &wire.Control{Kind: &wire.Control_Attach{Attach: sh.mount}}); err != nil {
+		s.drop(sh)
+		endServer(c)
+		return fmt.Errorf("mount it in the guest: %w", err)
+	}
+	s.changed()
+	return nil
+}
+
+// maxShares is how many shares a guest may have at once, those that come later
+// included: its agent's limit.
+const maxShares = 64
+
+// remove takes a share away, which is named by its tag or by where the guest has
+// it. When it returns without an error nothing of the
+// guest's reaches the folder any more, whatever the guest has done.
+func (s *shares) remove(ctx context.Context, g *Guest, tag string) error {
+	s.mu.Lock()
+	var sh *sharing
+	for _, x := range s.list {
+		if (x.mount.GetTag() == tag || x.share.GuestPath == tag) && !x.lost {
+			sh = x
+		}
+	}
+	if sh == nil || sh.server == nil {
+		s.mu.Unlock()
+		if sh != nil {
+			return errors.New("this boundary carries the folder itself, and cannot take it away from a running guest (stop the guest)")
+		}
+		return errors.New("the guest has no such share")
+	}
+	sh.lost = true // no further stream
+	s.mu.Unlock()
+	asked, cancel := context.WithTimeoutCause(ctx, detachTimeout, errors.New("the guest's agent does not answer"))
+	// A guest that refuses keeps a mount that answers with errors.
+	if err := g.boot.ask(asked, &wire.Control{Kind: &wire.Control_Detach{Detach: &wire.Detach{Path: sh.mount.GetPath()}}}); err != nil {
+		s.log.Info("the guest does not unmount a share", "share", sh.share.Path, "error", err)
+	}
+	cancel()
+	shut, cancel := context.WithTimeoutCause(context.Background(), detachTimeout, errors.New("the host's file system does not answer it"))
+	defer cancel()
+	if err := sh.server.Shut(shut); err != nil {
+		s.mu.Lock()
+		sh.lost = false // so that it can be tried again
+		s.mu.Unlock()
+		return err
+	}
+	if sh.carrier == carriedByStream {
+		endServer(sh.server)
+	} // a device's goes on, and answers with errors: a guest without it would hang
+	s.drop(sh)
+	s.changed()
+	return nil
+}
+
+func (s *shares) drop(sh *sharing) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, x := range s.list {
+		if x == sh {
+			s.list = append(s.list[:i:i], s.list[i+1:]...)
+			if sh.carrier == carriedByDevice {
+				s.past = append(s.past, sh.server)
+			}
+			return
+		}
+	}
+}
+
+// refresh shows the guest what the host has changed under its reviews: of the
+// share at path, of the host or of the guest, or of all.
+func (s *shares) refresh(ctx context.Context, g *Guest, path string) error {
+	found := false
+	for _, sh := range s.all() {
+		if !reviewed(&sh) || path != "" && path != sh.share.Path && path != sh.share.GuestPath {
+			continue
+		}
+		found = true
+		ctx, cancel := context.WithTimeoutCause(ctx, attachTimeout, errors.New("the guest's agent does not answer"))
+		err := g.boot.ask(ctx, &wire.Control{Kind: &wire.Control_Refresh{Refresh: &wire.Refresh{Path: sh.mount.GetPath()}}})
+		cancel()
+		if err != nil {
+			return fmt.Errorf("refresh %s: %w", sh.share.Path, err)
+		}
+	}
+	if !found && path != "" {
+		return fmt.Errorf("the guest has no review of %s", path)
+	}
+	return nil
+}
+
+// with runs f for a running guest's shares.
+func (k *Keeper) with(code, what string, f func(*Guest, *shares) error) error {
+	k.mu.Lock()
+	g, s, name := k.g, k.shares, k.info.Name
+	k.mu.Unlock()
+	if g == nil || s == nil {
+		return api.NewError(connect.CodeFailedPrecondition, "not_running", "guest "+name+" is not running", "carrel start "+name)
+	}
+	if err := f(g, s); err != nil {
+		return api.NewError(connect.CodeInternal, code, what+": "+err.Error(), "")
+	}
+	return nil
+}
+
+// ImportReview implements the keeper's service.
+func (k *Keeper) ImportReview(ctx context.Context, _ *connect.Request[api.ImportReviewRequest]) (*connect.Response[api.ImportReviewResponse], error) {
+	err := k.with("import", "the guest's changes could not be read", func(g *Guest, s *shares) error {
+		if !s.hasReviews() {
+			return nil
+		}
+		return s.imports.all(ctx, g, "")
+	})
+	return connect.NewResponse(&api.ImportReviewResponse{}), err
+}
+
+// DropReview implements the keeper's service.
+func (k *Keeper) DropReview(ctx context.Context, r *connect.Request[api.DropReviewRequest]) (*connect.Response[api.DropReviewResponse], error) {
+	err := k.with("drop", "the guest could not be made to forget its changes", func(g *Guest, s *shares) error {
+		return s.forget(ctx, g, r.Msg.Share, r.Msg.Names)
+	})
+	return connect.NewResponse(&api.DropReviewResponse{}), err
+}
+
+// AttachShare implements the keeper's service.
+func (k *Keeper) AttachShare(ctx context.Context, r *connect.Request[api.AttachShareRequest]) (*connect.Response[api.AttachShareResponse], error) {
+	err := k.with("attach", "the folder could not be shared", func(g *Guest, s *shares) error {
+		f := k.shelf.get(r.Msg.Tag)
+		if f == nil {
+			return errors.New("no server was handed over for it")
+		}
+		if r.Msg.Share == nil {
+			f.Close()
+			return errors.New("the share is missing")
+		}
+		err := s.add(ctx, g, r.Msg.Tag, r.Msg.Share, f)
+		if err == nil {
+			k.say("share.attached", map[string]any{"path": r.Msg.Share.Path, "guest_path": r.Msg.Share.GuestPath, "mode": r.Msg.Share.Mode.String()})
+		}
+		return err
+	})
+	return connect.NewResponse(&api.AttachShareResponse{}), err
+}
+
+// DetachShare implements the keeper's service.
+func (k *Keeper) DetachShare(ctx context.Context, r *connect.Request[api.DetachShareRequest]) (*connect.Response[api.DetachShareResponse], error) {
+	err := k.with("detach", "the share could not be taken away", func(g *Guest, s *shares) error {
+		err := s.remove(ctx, g, r.Msg.Tag)
+		if err == nil {
+			k.say("share.detached", map[string]any{"tag": r.Msg.Tag})
+		}
+		return err
+	})
+	return connect.NewResponse(&api.DetachShareResponse{}), err
+}
+
+// RefreshShare implements the keeper's service.
+func (k *Keeper) RefreshShare(ctx context.Context, r *connect.Request[api.RefreshShareRequest]) (*connect.Response[api.RefreshShareResponse], error) {
+	err := k.with("refresh", "the shares could not be refreshed", func(g *Guest, s *shares) error {
+		return s.refresh(ctx, g, r.Msg.Path)
+	})
+	return connect.NewResponse(&api.RefreshShareResponse{}), err
+}

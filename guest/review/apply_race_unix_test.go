@@ -1,0 +1,98 @@
+//go:build unix
+
+package review
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestApplyRace: while changes are applied, another process puts links in the
+// place of folders and of files. Nothing outside is reached, and what it puts
+// there itself is not lost without being kept.
+func TestApplyRace(t *testing.T) {
+	length := 3 * time.Second
+	if os.Getenv("CARREL_SCALE") == "full" {
+		length = 60 * time.Second
+	}
+	w := newDesk(t, map[string]string{"d/sub/f0": "old", "d/keep": "x"})
+	outside := filepath.Join(filepath.Dir(w.host), "outside")
+	canary := filepath.Join(outside, "sub", "f0")
+	if err := os.MkdirAll(filepath.Dir(canary), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(canary, []byte("canary"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := tree(t, outside)
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	swaps := 0
+	all.Go(func() {
+		in := func(n string) string { return filepath.Join(w.host, n) }
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			swaps++
+			switch swaps % 3 {
+			case 0: // a folder on the way
+				os.Rename(in("d"), in("moved"))
+				os.Symlink(outside, in("d"))
+				time.Sleep(50 * time.Microsecond)
+				os.Remove(in("d"))
+				os.Rename(in("moved"), in("d"))
+			case 1: // the folder itself
+				os.Rename(in("d/sub"), in("d/moved"))
+				os.Symlink(filepath.Join(outside, "sub"), in("d/sub"))
+				time.Sleep(50 * time.Microsecond)
+				os.Remove(in("d/sub"))
+				os.Rename(in("d/moved"), in("d/sub"))
+			case 2: // the entry
+				os.Remove(in("d/sub/f0"))
+				os.Symlink(canary, in("d/sub/f0"))
+			}
+		}
+	})
+	tries, done := 0, 0
+	for end := time.Now().Add(length); time.Now().Before(end); {
+		var entries []Entry
+		for n := range 16 {
+			entries = append(entries, Entry{Name: fmt.Sprint("d/sub/f", n), Kind: File, Target: fmt.Sprint("new ", tries), Mode: 0o666})
+		}
+		entries = append(entries, Entry{Name: "d/keep", Kind: Removed}, Entry{Name: "d/l", Kind: Link, Target: fmt.Sprint(tries)}, Entry{Name: "d/sub", Kind: Folder, Mode: 0o755 - uint32(tries%2)})
+		w.guest(entries...)
+		got, err := w.tryApply(ApplyOptions{Overwrite: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tries += len(entries)
+		for _, why := range got {
+			if why == "" {
+				done++
+			}
+		}
+	}
+	close(stop)
+	all.Wait()
+	if after := tree(t, outside); after != before {
+		t.Errorf("outside it is\n%s\nand was\n%s", after, before)
+	}
+	if left := w.tree(); strings.Contains(left, tmpPrefix) {
+		t.Errorf("temporary names are left:\n%s", left)
+	}
+	t.Logf("%d tries against %d swaps, %d of them done, 0 outside", tries, swaps, done)
+	if done == 0 || done == tries || swaps < 100 {
+		t.Errorf("no race: of %d tries %d were done, in %d swaps", tries, done, swaps)
+	}
+	if scale := os.Getenv("CARREL_SCALE"); scale == "full" && tries < 1000 {
+		t.Errorf("only %d tries", tries)
+	}
+}

@@ -1,0 +1,5 @@
+package review
+
+// crash is called at each point at which the tests kill this process, with its
+// name; outside of tests it does nothing.
+var crash = func(string) {}

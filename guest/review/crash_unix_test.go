@@ -1,0 +1,218 @@
+//go:build unix
+
+package review
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+)
+
+// This binary is also the process that is killed.
+func TestMain(m *testing.M) {
+	if os.Getenv("CARREL_REVIEW_CHILD") == "" {
+		os.Exit(m.Run())
+	}
+	point := os.Getenv("CARREL_REVIEW_CRASH")
+	nth, _ := strconv.Atoi(os.Getenv("CARREL_REVIEW_NTH"))
+	var hits atomic.Int32
+	crash = func(at string) {
+		if at == point && int(hits.Add(1)) == nth {
+			syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// crashPoints are all that an apply passes; those of an undo are among them.
+var crashPoints = []string{"planned", "created", "made", "kept", "journaled", "exchanged", "taken", "committed", "synced", "done", "rebased", "told", "settled"}
+
+// TestCrashChild is run by the tests below, in a process of its own.
+func TestCrashChild(t *testing.T) {
+	dir := os.Getenv("CARREL_REVIEW_CHILD")
+	if dir == "" {
+		t.Skip("it is started by TestApplyKilled")
+	}
+	w := &desk{t: t, host: filepath.Join(dir, "host"), dir: filepath.Join(dir, "store")}
+	w.open()
+	switch os.Getenv("CARREL_REVIEW_OP") {
+	case "undo":
+		w.undo(UndoOptions{})
+	case "git":
+		if err := w.ImportGit(t.Context(), "desk", false, func(Event) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+	default:
+		w.apply(ApplyOptions{Accept: true})
+	}
+}
+
+// child runs TestCrashChild and says whether it was killed.
+func child(t *testing.T, dir, op, point string, nth int) bool {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$")
+	cmd.Env = append(os.Environ(), "CARREL_REVIEW_CHILD="+dir, "CARREL_REVIEW_OP="+op, "CARREL_REVIEW_CRASH="+point, "CARREL_REVIEW_NTH="+strconv.Itoa(nth))
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return false
+	}
+	if s, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && s.Signaled() && s.Signal() == syscall.SIGKILL {
+		return true
+	}
+	t.Fatalf("the process that was to be killed at %s: %v\n%s", point, err, out)
+	return false
+}
+
+// big is longer than what one write takes.
+func big(c string) string { return strings.Repeat(c, 300<<10) }
+
+var crashHost = map[string]string{
+	"keep": "as it is", "edit": big("o"), "gone": "x", "dir/a": "1", "dir/sub/c": "3", "was/file": "4", "link": "-> edit", "swap": "a file", "redo/old": "5", "redo/both": "7", "mode": "m",
+}
+
+func crashGuest(w *desk) {
+	w.guest(
+		Entry{Name: "edit", Kind: File, Target: big("n")},
+		Entry{Name: "gone", Kind: Removed},
+		Entry{Name: "dir", Kind: Removed},
+		Entry{Name: "was", Kind: File, Target: "a folder once"},
+		Entry{Name: "link", Kind: Link, Target: "keep"},
+		Entry{Name: "swap", Kind: NewFolder},
+		Entry{Name: "swap/in", Kind: File, Target: "in"},
+		Entry{Name: "new", Kind: NewFolder},
+		Entry{Name: "new/file", Kind: File, Target: big("d")},
+		Entry{Name: "redo", Kind: NewFolder},
+		Entry{Name: "redo/both", Kind: File, Target: "8"},
+		Entry{Name: "mode", Kind: File, Target: "m", Mode: 0o755},
+	)
+}
+
+// TestApplyKilled kills a process at each point of an apply and of an undo. What
+// comes next finishes it: nothing is half written, nothing temporary is left,
+// and in the end the folder is what it would have been.
+func TestApplyKilled(t *testing.T) {
+	top, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	make := func(name string) *desk {
+		w := deskIn(t, filepath.Join(top, name, "host"), filepath.Join(top, name, "store"), crashHost)
+		crashGuest(w)
+		return w
+	}
+	calm := make("calm")
+	before := calm.tree()
+	calm.apply(ApplyOptions{Accept: true})
+	after := calm.tree()
+	if calm.undo(UndoOptions{}); calm.tree() != before {
+		t.Fatalf("without a crash, an undo makes it\n%s", calm.tree())
+	}
+	// After a crash each line of the tree is of one of the two.
+	lines := map[string]bool{}
+	for _, l := range strings.Split(before+"\n"+after, "\n") {
+		lines[l] = true
+	}
+	most := 2
+	if os.Getenv("CARREL_SCALE") == "full" {
+		most = 40
+	}
+	kills := map[string]int{}
+	for _, op := range []string{"apply", "undo"} {
+		for _, point := range crashPoints {
+			for nth := 1; nth <= most; nth++ {
+				name := fmt.Sprint(op, "-", point, "-", nth)
+				dir := filepath.Join(top, name)
+				w := make(name)
+				if op == "undo" {
+					w.apply(ApplyOptions{Accept: true})
+				}
+				if !child(t, dir, op, point, nth) {
+					break
+				}
+				kills[op+" "+point]++
+				w.open() // as the next process would
+				w.apply(ApplyOptions{Accept: true, Paths: []string{"none"}})
+				for _, l := range strings.Split(w.tree(), "\n") {
+					if !lines[l] && l != "" {
+						t.Errorf("%s: after a crash there is %s", name, l)
+					}
+				}
+				want := after
+				if op == "undo" {
+					want = before
+					if all, _ := w.Undo.Undoable(""); len(all) > 0 {
+						w.undo(UndoOptions{})
+					}
+				} else {
+					for p, why := range w.apply(ApplyOptions{Accept: true}) {
+						if why != "" {
+							t.Errorf("%s: %s: %s", name, p, why)
+						}
+					}
+					if left := w.names(); len(left) > 0 {
+						t.Errorf("%s: the review still has %q", name, left)
+					}
+				}
+				if got := w.tree(); got != want {
+					t.Errorf("%s: in the end it is\n%s\nwant\n%s", name, got, want)
+				}
+				if op == "apply" { // in two sets, if the crash has cut it in two
+					for {
+						all, err := w.Undo.Undoable("")
+						if err != nil || len(all) == 0 {
+							break
+						}
+						w.undo(UndoOptions{Sets: []string{all[0].ID}})
+					}
+					if got := w.tree(); got != before {
+						t.Errorf("%s: after the undo it is\n%s\nwant\n%s", name, got, before)
+					}
+				}
+				os.RemoveAll(dir)
+			}
+		}
+	}
+	for _, point := range crashPoints {
+		if kills["apply "+point] == 0 {
+			t.Errorf("no process was killed at %q", point)
+		}
+	}
+	t.Logf("killed: %v", kills)
+}
+
+// TestGitImportKilled: a ref is there with all that it reaches, or not at all.
+func TestGitImportKilled(t *testing.T) {
+	w, guest := gitWorld(t)
+	os.WriteFile(filepath.Join(guest, "f"), []byte("changed\n"), 0o644)
+	head := commit(t, guest, "third")
+	w.serve()
+	w.guest(changesOf(t, w.host, guest, ".git", false)...)
+	for _, at := range []struct {
+		point string
+		nth   int
+	}{{"object", 1}, {"object", 2}, {"ref", 1}} {
+		if !child(t, filepath.Dir(w.host), "git", at.point, at.nth) {
+			t.Fatalf("no process was killed at %q", at.point)
+		}
+		if out := strings.TrimSpace(git(t, w.host, "", "for-each-ref", "refs/carrel")); out != "" {
+			t.Errorf("%v: there is %s", at, out)
+		}
+		git(t, w.host, "", "fsck", "--full", "--strict")
+	}
+	if child(t, filepath.Dir(w.host), "git", "none", 1) {
+		t.Fatal("it was killed at no point")
+	}
+	if is := strings.TrimSpace(git(t, w.host, "", "rev-parse", "refs/carrel/desk/heads/main")); is != head {
+		t.Errorf("the ref is %s, want %s", is, head)
+	}
+	if left := tree(t, filepath.Join(w.host, ".git")); strings.Contains(left, "tmp_obj") || strings.Contains(left, "/.carrel") {
+		t.Errorf("a temporary name is left:\n%s", left)
+	}
+}

@@ -94,8 +94,8 @@ var egressCases = []egressCase{
 
 // notInMachine are the cases that run in a real machine with CARREL_SCALE=full
 // alone, for the time that they take under software emulation: all of them are
-// six minutes on an idle machine, the others three. Behind the process wall they
-// run each time.
+// six to seven minutes on an idle machine, the others three to four. Behind the
+// process wall they run each time.
 var notInMachine = []string{"JVM", "Rebinding", "Placeholder", "SecretAbsent", "Flood"}
 
 func runEgressCases(t *testing.T, s *site) {

@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"unicode"
@@ -72,6 +74,12 @@ func TestHostileChanges(t *testing.T) {
 	if !strings.Contains(got, "kept\ttab") || !strings.Contains(got, `e\x1b]0;x`) {
 		t.Errorf("control: the text is not there:\n%s", got)
 	}
+	for _, r := range "\u00ad\u200b\u200d\u2060\u3164\ufe00\ufe0f\U000e0100\U000e01ef" {
+		got := shown(t, false, &api.Change{Path: "/p/a" + string(r) + "b", Kind: added, Type: file, Diff: "@@ -0,0 +1,1 @@\n+x" + string(r) + "y\n"})
+		if strings.ContainsRune(got, r) || !strings.Contains(got, "+x\\") || !strings.Contains(got, "a\\") {
+			t.Errorf("%U is not seen:\n%s", r, got)
+		}
+	}
 	if line := changesLine("g", &api.ReviewSummary{Added: 1, Incomplete: "a\x1bb"}); !strings.Contains(message(line, 0), `a\x1bb`) {
 		t.Errorf("%q", message(line, 0))
 	}
@@ -101,5 +109,24 @@ func TestPaint(t *testing.T) {
 	}
 	if got := painter(false).in(red, "x"); got != "x" {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestReadSeen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "seen")
+	for text, want := range map[string]int{
+		`{"path":"/a","seen":"AAEC"}` + "\n" + `{"path":"/b","diff":"x","seen":"AwQF"}` + "\n": 2,
+		"": -1, "\n": -1, "{}\n": -1, `{"path":"/a"}`: -1, "first\n": -1, `{"seen":"AAEC"}{"seen":`: -1, `{"seen":"*"}`: -1,
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		seen, err := readSeen(path)
+		if err != nil {
+			seen = make([][]byte, 0)
+		}
+		if (err != nil) != (want < 0) || err == nil && len(seen) != want {
+			t.Errorf("%q: %d, %v", text, len(seen), err)
+		}
 	}
 }

@@ -45,6 +45,13 @@ func newShared(t *testing.T, boundary, image string) (*world, *client.Client, sh
 		fill(t, *x.at)
 		spec.Shares = append(spec.Shares, &api.Share{Path: *x.at, GuestPath: "/s/" + x.name, Mode: x.mode, Plain: x.name == "plain"})
 	}
+	if boundary == wallVM { // more than there are slots for
+		for _, name := range []string{"fifth", "sixth"} {
+			dir := filepath.Join(w.work, name)
+			fill(t, dir)
+			spec.Shares = append(spec.Shares, &api.Share{Path: dir, GuestPath: "/s/" + name, Mode: api.ShareMode_SHARE_MODE_RO})
+		}
+	}
 	w.start()
 	c := w.client()
 	g, err := c.StartGuest(t.Context(), spec, client.GuestOptions{})

@@ -240,7 +240,7 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	}
 	if spec.DiskMib > 0 {
 		parts.Scratch = filepath.Join(parts.Dir, "scratch.img")
-		if spec.Boundary != processWall { // whose guests have a folder beside that path
+		if !noMachines && spec.Boundary != processWall { // whose guests have a folder beside that path
 			if err := makeScratch(ctx, d.opts.Place.Cache, parts.Scratch, spec.DiskMib); err != nil {
 				return nil, err
 			}

@@ -35,6 +35,9 @@ const (
 	maxDiffLines   = 20_000  // lines of a file
 	maxDiffText    = 1 << 20 // bytes of the text
 	maxDiffContext = 1000
+	// maxBestLines is up to where the better of two ways to compare is taken,
+	// which takes more than n log n steps.
+	maxBestLines = 4000
 	// sniffed is how many bytes are looked at for a NUL, as git does.
 	sniffed = 8000
 )
@@ -152,14 +155,19 @@ func isBinary(b []byte) bool { return bytes.IndexByte(b[:min(len(b), sniffed)], 
 // bounds.
 func unified(before, after []byte, context int) (text string, added, removed int32) {
 	newline := []byte("\n")
-	if bytes.Count(before, newline) > maxDiffLines || bytes.Count(after, newline) > maxDiffLines {
+	x, y := bytes.Count(before, newline), bytes.Count(after, newline)
+	if x > maxDiffLines || y > maxDiffLines {
 		return "", 0, 0
 	}
 	if context == 0 {
 		context = 3
 	}
+	options := []textdiff.Option{diff.Context(max(0, min(context, maxDiffContext)))}
+	if x+y > maxBestLines {
+		options = append(options, diff.Fast())
+	}
 	var b strings.Builder
-	for _, h := range textdiff.Hunks(before, after, diff.Context(max(0, min(context, maxDiffContext)))) {
+	for _, h := range textdiff.Hunks(before, after, options...) {
 		fmt.Fprintf(&b, "@@ -%s +%s @@\n", extent(h.LineNoX, h.EndLineNoX), extent(h.LineNoY, h.EndLineNoY))
 		for _, e := range h.Edits {
 			switch e.Op {

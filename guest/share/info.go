@@ -34,7 +34,7 @@ type PreImages interface {
 	//
 	// A folder that is renamed is kept with all that is in it, and what then is
 	// below its new name is told name by name if there was something. Below a name
-	// where nothing was nothing is told: it goes when that name goes.
+	// where nothing was, nothing was: what is changed there is told as that.
 	Keep(path string, is *Info, open func() (Reader, error)) error
 }
 

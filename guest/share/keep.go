@@ -12,8 +12,8 @@ import (
 // nothing without Options.Before.
 //
 // A path is asked for once: after that, what is there is the guest's own. So whatever lets the guest change an object under
-// another path has the first path kept as well (LINK), or keeps all that a folder holds (RENAME of a folder). And nothing is
-// asked for below a path where nothing was: what is there was made in this session, or brought from where it was kept.
+// another path has the first path kept as well (LINK), or keeps all that a folder holds (RENAME of a folder). And below a
+// path where nothing was, nothing was: what is there now was made in this session, or brought from where it was kept.
 type keeping struct {
 	session atomic.Uint64
 	mu      sync.Mutex
@@ -50,10 +50,13 @@ func (s *Server) NewSession() {
 func (s *Server) keep(path string, is *Info, open func() (Reader, error)) errno {
 	k := &s.keeping
 	k.mu.Lock()
-	if was := k.findLocked(path); was != nil {
+	if was := k.paths[path]; was != nil {
 		k.mu.Unlock()
 		<-was.done
 		return was.e
+	}
+	if k.findLocked(path) != nil {
+		is, open = nil, nothing
 	}
 	if len(k.paths) >= maxKept {
 		k.mu.Unlock()
@@ -78,6 +81,9 @@ func (s *Server) keep(path string, is *Info, open func() (Reader, error)) errno 
 	}
 	return now.e
 }
+
+// nothing opens what is not there.
+func nothing() (Reader, error) { return nil, fs.ErrNotExist }
 
 // findLocked gives what was asked for path, or above it if nothing was there.
 func (k *keeping) findLocked(path string) *kept {
@@ -105,14 +111,14 @@ func (s *Server) keepPath(path string) errno {
 		return ok
 	}
 	if asked, _ := s.isKept(path); asked {
-		return s.keep(path, nil, nil) // waits until it is kept
+		return s.keep(path, nil, nothing) // at once, or when it is kept
 	}
 	st, err := s.back.lstat(path)
 	switch s.failure(err) {
 	case ok:
 		return s.keepStat(path, &st)
 	case eNOENT, eNOTDIR, eLOOP: // the last two: what is above it is no folder
-		return s.keep(path, nil, func() (Reader, error) { return nil, fs.ErrNotExist })
+		return s.keep(path, nil, nothing)
 	}
 	return s.failure(err)
 }

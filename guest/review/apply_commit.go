@@ -1,0 +1,167 @@
+package review
+
+import (
+	"errors"
+	"io/fs"
+	"time"
+
+	"github.com/carrel-vm/carrel/guest/share"
+)
+
+const (
+	changing = "the host was changing it at this moment (try again)"
+	appeared = "something has appeared under its name on the host at this moment (try again)"
+)
+
+// commit carries out what is prepared. refused says that somebody else was
+// quicker, and that what they made is there as it was.
+func (w *putter) commit(p *prepared) (refused string, err error) {
+	switch p.op {
+	case opChmod:
+		err = p.f.Chmod(p.name, p.want.perm)
+	case opRmdir:
+		if err = p.f.Rmdir(p.name); err != nil && !stops(err) {
+			return "the folder is not empty on the host, or cannot be removed: " + clip(err.Error()), nil
+		}
+	case opRemove:
+		refused, err = p.takeAway()
+	default:
+		refused, err = p.swap()
+	}
+	if err != nil && !stops(err) {
+		return clip(err.Error()), nil
+	}
+	if err == nil && refused == "" {
+		w.dirt(p)
+	}
+	crash("committed")
+	return refused, err
+}
+
+// dirt notes that the folder is to be synced.
+func (w *putter) dirt(p *prepared) {
+	info, err := p.f.Lstat("")
+	key := [2]uint64{info.Dev, info.Ino}
+	if err != nil || info.Ino == 0 { // no numbers here: each for itself
+		key = [2]uint64{^uint64(0), uint64(p.i)}
+	}
+	if w.dirty == nil {
+		w.dirty = map[[2]uint64]*share.Folder{}
+	}
+	if w.dirty[key] == nil {
+		w.dirty[key], p.dirty = p.f, true
+	}
+}
+
+func (p *prepared) takeAway() (refused string, err error) {
+	if err := p.f.Rename(p.name, p.tmp); err != nil {
+		return "", err
+	}
+	crash("taken")
+	out, err := p.f.Lstat(p.tmp)
+	if err == nil && moved(&out, p.is) {
+		return "", p.f.Unlink(p.tmp)
+	}
+	return changing, errors.Join(err, p.f.Rename(p.tmp, p.name))
+}
+
+func (p *prepared) swap() (refused string, err error) {
+	if p.is == nil {
+		err := p.f.Rename(p.tmp, p.name)
+		if errors.Is(err, fs.ErrExist) {
+			return appeared, nil
+		}
+		return "", err
+	}
+	err = p.f.Exchange(p.tmp, p.name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "the host has removed it at this moment (try again)", nil
+	case errors.Is(err, errors.ErrUnsupported):
+		return p.replace()
+	case err != nil:
+		return "", err
+	}
+	crash("exchanged")
+	out, err := p.f.Lstat(p.tmp)
+	if err == nil && moved(&out, p.is) {
+		if err = drop(p.f, p.tmp, &out); err == nil {
+			return "", nil
+		}
+	}
+	// Something else came out, or a folder with something in it.
+	return changing, errors.Join(err, p.f.Exchange(p.tmp, p.name))
+}
+
+// replace is swap for hosts that cannot exchange: what is changed there between
+// the last look and the call is lost but for its pre-image.
+func (p *prepared) replace() (refused string, err error) {
+	now, err := look(p.f, p.name)
+	switch {
+	case err != nil:
+		return "", err
+	case !same(now, p.is):
+		return changing, nil
+	case now.Mode.IsDir():
+		if err := p.f.Rmdir(p.name); err != nil {
+			return "", err
+		}
+		return "", p.f.Rename(p.tmp, p.name)
+	}
+	return "", p.f.Replace(p.tmp, p.name)
+}
+
+// after looks at what stands there now: ours, or what somebody has made of it
+// since, which must not count for ours.
+func (p *prepared) after() *share.Info {
+	now, err := look(p.f, p.name)
+	switch {
+	case p.mine != nil && (err != nil || now == nil || now.Ino != p.mine.Ino || now.Dev != p.mine.Dev):
+		return p.mine
+	case p.want.kind == 0, err != nil:
+		return nil
+	}
+	return now
+}
+
+// flush makes what is ready last, and tells.
+func (w *putter) flush() error {
+	var err error
+	for key, f := range w.dirty {
+		err = errors.Join(err, f.Sync(), f.Close())
+		delete(w.dirty, key)
+	}
+	if err != nil {
+		return err
+	}
+	ready := w.ready
+	w.ready = nil
+	var records []record
+	for _, o := range ready {
+		if o.changed {
+			records = append(records, record{Done: &done{I: o.step.i, After: o.after}})
+		}
+	}
+	if len(records) > 0 {
+		crash("synced")
+		if err := errors.Join(w.set.log.append(records...), w.set.log.sync()); err != nil {
+			return err
+		}
+		crash("done")
+	}
+	if len(ready) == 0 {
+		return nil
+	}
+	if err := w.tell(ready); err != nil {
+		return err
+	}
+	crash("told")
+	return nil
+}
+
+// end closes the set.
+func (w *putter) end() error {
+	now := time.Now()
+	err := w.set.log.append(record{End: &now})
+	return errors.Join(err, w.set.log.sync(), w.set.close())
+}

@@ -104,7 +104,8 @@ func (b *bench) wallWork(w *world, c *client.Client) {
 }
 
 // work does the same in a guest and on the host, in one folder, which the guest
-// has at /wall. Where it is done once only, there is no turn that does not count.
+// has at /wall. Where it is done once only, which is where machines are emulated,
+// there is no turn that does not count, and a part of the archive is unpacked.
 func (b *bench) work(c *client.Client, g *api.Guest, name, where, folder string, n int) {
 	peer := "host_"
 	if name != wallProcess {
@@ -115,6 +116,10 @@ func (b *bench) work(c *client.Client, g *api.Guest, name, where, folder string,
 			"a C program of 200 functions compiled, linked (`gcc -O1`) and run"},
 		{"untar", "rm -rf tree && mkdir tree && tar -xf tree.tar -C tree", "an archive of 20,000 files of 1 KiB unpacked into the shared folder, and what was there removed before"},
 	} {
+		if n == 1 && work.name == "untar" {
+			work.script += " --wildcards 'folder0[0-3]*'"
+			work.how = strings.Replace(work.how, "an archive of 20,000 files", "4,000 files of an archive of 20,000", 1)
+		}
 		within := func() float64 {
 			return b.task(c, client.Task{Guest: g.Name, Dir: "/wall", Args: []string{"sh", "-ec", work.script}, Stdout: os.Stderr, Stderr: os.Stderr})
 		}

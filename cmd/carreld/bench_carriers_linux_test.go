@@ -52,7 +52,7 @@ func (b *bench) compareCarriers(w *world) {
 	m := newCarriersMachine(b, w)
 	files, bulk, said := 20_000, 256<<20, "20,000"
 	if b.accel.Name == qemu.TCG {
-		files, bulk, said = 4000, 64<<20, "4,000 (20,000 with KVM)"
+		files, bulk, said = 2000, 64<<20, "2,000 (20,000 with KVM)"
 	}
 	size := fmt.Sprintf("%d MiB", bulk>>20)
 	if b.accel.Name == qemu.TCG {

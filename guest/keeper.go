@@ -315,9 +315,12 @@ func (k *Keeper) stay(ctx context.Context, g *Guest, out *outside) {
 		case <-g.Gone():
 			return
 		case <-k.finished:
+			if len(k.live()) > 0 { // its caller did not come back
+				k.stop(g, StopGrace)
+			}
 			return
 		case <-ctx.Done():
-			g.Stop(StopGrace)
+			k.stop(g, StopGrace)
 			return
 		case <-shut:
 			shut = nil
@@ -391,12 +394,11 @@ func (k *Keeper) Stop(_ context.Context, r *connect.Request[api.StopGuestRequest
 	if g == nil {
 		return nil, api.NewError(connect.CodeFailedPrecondition, "not_running", "the guest is not running", "")
 	}
-	k.update(func(i *api.Guest) { i.State = api.GuestState_GUEST_STATE_STOPPING })
 	grace := StopGrace
 	if n := r.Msg.GraceNanos; n > 0 {
 		grace = min(time.Duration(n), StopBound)
 	}
-	g.Stop(grace)
+	k.stop(g, grace)
 	i, _ := k.snapshot()
 	return connect.NewResponse(&api.StopGuestResponse{Guest: i}), nil
 }

@@ -28,8 +28,11 @@ type task struct {
 	now *api.Task
 
 	done chan struct{} // closed when it has its ending
-	dir  string        // its spool
-	kept int64         // bytes of it on the disk, once the task has ended
+	// ended is closed when nothing of it runs any more, before its changes are
+	// brought over.
+	ended chan struct{}
+	dir   string // its spool
+	kept  int64  // bytes of it on the disk, once the task has ended
 	// Of a live task only:
 	spool   *spool
 	in      *input
@@ -39,7 +42,7 @@ type task struct {
 func endedTask(t *api.Task, dir string) *task {
 	done := make(chan struct{})
 	close(done)
-	return &task{now: t, done: done, dir: dir}
+	return &task{now: t, done: done, ended: done, dir: dir}
 }
 
 func (t *task) get() *api.Task {
@@ -86,7 +89,7 @@ func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskReques
 	if n := k.liveLocked(); n >= MaxTasks {
 		return nil, api.NewError(connect.CodeResourceExhausted, "too_many_tasks", fmt.Sprintf("%d tasks run in guest %s, which is the limit", n, k.info.Name), "wait for one to end")
 	}
-	t := &task{done: make(chan struct{}), in: newInput(), now: &api.Task{
+	t := &task{done: make(chan struct{}), ended: make(chan struct{}), in: newInput(), now: &api.Task{
 		Id: ulid.Make().String(), Guest: k.info.Name, Spec: r.Msg.Spec,
 		State: api.TaskState_TASK_STATE_QUEUED, Created: timestamppb.Now(),
 	}}
@@ -194,6 +197,7 @@ func (k *Keeper) run(g *Guest, t *task) {
 		defer k.shares.taskEnds(t.now.Id)
 		return g.Exec(context.Background(), t.now.Id, t.now.Spec, t.spool, t.in)
 	}()
+	close(t.ended)
 	k.importAfter(g, t)
 	select {
 	case <-g.Gone(): // whoever is told of this ending must not find the guest ready

@@ -29,16 +29,6 @@ func qemuOptions(p place.Place) (qemu.Options, error) {
 	return qemu.Options{Shim: []string{self, "confine"}, CacheDir: p.Cache}, err
 }
 
-// The walls, as a request names them.
-const (
-	wallVM      = "vm"
-	wallGVisor  = "gvisor"
-	wallProcess = "process"
-)
-
-// hostImage is the image that is the host's own system, for a process sandbox.
-const hostImage = "host"
-
 // keeperOptions picks the driver for the wall that was granted. Without a wish
 // it is a machine: what is weaker must be asked for.
 func keeperOptions(p place.Place, req guest.KeepRequest, log *slog.Logger) (guest.KeepOptions, error) {

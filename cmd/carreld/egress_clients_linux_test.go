@@ -107,11 +107,11 @@ func testEgressMusl(t *testing.T, s *site) {
 	s.quiet(t, egresstest.Origin, egresstest.Second)
 }
 
-// A Java virtual machine, where one is to be had.
+// A Java virtual machine, made small from a JDK (openjdk-17-jdk-headless).
 func testEgressJVM(t *testing.T, s *site) {
 	jlink, err := exec.LookPath("jlink")
 	if err != nil {
-		t.Skip("no Java here to make a small one of")
+		t.Fatalf("%v (apt-get install openjdk-17-jdk-headless)", err)
 	}
 	jre := filepath.Join(s.tools, "jre")
 	defer os.RemoveAll(jre)

@@ -40,7 +40,8 @@ func (s *site) background(t *testing.T, user, script string) *client.Process {
 	}
 	select {
 	case <-up:
-	case <-time.After(time.Minute):
+	case <-time.After(2 * time.Minute):
+		p.Signal(client.SIGKILL) // the cases after this one find the guest quiet
 		select {
 		case w := <-wrong:
 			t.Fatalf("%s: %s", script, w)

@@ -113,14 +113,18 @@ func (d *Daemon) discard(e *entry) error {
 	return nil
 }
 
-// end stops a guest and returns when its keeper is gone, within guest.StopBound
-// and a little more.
+// end stops a guest and returns when its keeper is gone, within guest.StopBound,
+// or what an import of its reviews takes more, and a little more.
 func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
-	_, k, _ := e.get()
+	info, k, _ := e.get()
 	if k == nil {
 		return
 	}
-	sctx, cancel := context.WithTimeout(ctx, guest.StopBound)
+	bound := guest.StopBound
+	if grace > 0 && inReview(info.Spec) {
+		bound += guest.StopImport
+	}
+	sctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	_, err := k.own.Stop(sctx, connect.NewRequest(&api.StopGuestRequest{Name: e.name, GraceNanos: int64(grace)}))
 	if err == nil || connect.CodeOf(err) == connect.CodeFailedPrecondition {

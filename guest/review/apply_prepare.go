@@ -145,7 +145,7 @@ func (w *putter) keep(p *prepared) error {
 			kind = Folder
 		}
 		p.pre = pre{I: p.i, Path: text(p.path), Kind: kind, Info: p.is, At: time.Now()}
-	} else if p.pre, _, err = w.undo.image(w.set, p.i, p.path, p.is, open); err != nil {
+	} else if p.pre, p.size, err = w.undo.image(w.set, p.i, p.path, p.is, open); err != nil {
 		return err
 	}
 	if p.mine != nil {

@@ -133,6 +133,7 @@ type prepared struct {
 	op        op
 	is, mine  *share.Info
 	pre       pre
+	size      int64 // reserved for it
 	verdict   verdict
 	dirty     bool  // the putter closes the folder
 	err       error // ends everything
@@ -160,13 +161,41 @@ func (w *putter) add(ctx context.Context, s *step) error {
 // together.
 const workers = 16
 
-// run carries out the batch.
+// run carries out the batch. When the disk is full, the steps behind the one that
+// found no room may have taken it: the rest goes on one by one.
 func (w *putter) run(ctx context.Context) error {
 	batch := w.batch
 	w.batch = nil
-	if len(batch) == 0 {
-		return nil
+	alone := false
+	for len(batch) > 0 {
+		some := batch
+		if alone {
+			some = batch[:1]
+		}
+		n, err := w.together(ctx, some)
+		var crowded *crowdedError
+		switch {
+		case errors.As(err, &crowded) && len(some) > 1:
+			alone = true
+		case err != nil:
+			return err
+		}
+		for _, p := range batch[n:] { // anew
+			*p = prepared{step: p.step}
+		}
+		batch = batch[n:]
 	}
+	return nil
+}
+
+// crowdedError: there was no room to prepare a step beside others.
+type crowdedError struct{ error }
+
+func (e *crowdedError) Unwrap() error { return e.error }
+
+// together carries out steps whose new entries are on the disk at the same
+// time, up to the first that fails, and says how many those are.
+func (w *putter) together(ctx context.Context, batch []*prepared) (n int, err error) {
 	var all sync.WaitGroup
 	slots := make(chan struct{}, workers)
 	for _, p := range batch {
@@ -180,35 +209,57 @@ func (w *putter) run(ctx context.Context) error {
 		})
 	}
 	all.Wait()
-	// What comes before a failure is done, the rest is not touched.
+	// What comes before a failure is done, the rest is not touched, and leaves
+	// its room to the journal.
 	good, failed := batch, error(nil)
 	for n, p := range batch {
 		if p.err != nil {
 			good, failed = batch[:n], p.err
+			if stops(failed) {
+				failed = &crowdedError{failed}
+			}
 			break
 		}
 	}
+	for _, p := range batch[len(good):] {
+		w.unkeep(p)
+		p.release()
+	}
+	defer func() {
+		for _, p := range good {
+			p.release()
+		}
+	}()
 	if err := w.journal(good); err != nil {
-		good, failed = nil, err
+		return 0, errors.Join(err, w.flush())
 	}
 	for _, p := range good {
 		o := outcome{step: p.step, refused: p.verdict.refused, before: p.is, after: p.is}
 		if p.going() {
-			var err error
 			if o.refused, err = w.commit(p); err != nil {
-				failed = err
-				break
+				return n, errors.Join(w.flush(), err)
 			}
 			if o.refused == "" {
 				o.changed, o.after = true, p.after()
 			}
 		}
+		n++
 		w.ready = append(w.ready, o)
 	}
-	for _, p := range batch {
-		p.release()
+	if err := w.flush(); err != nil {
+		return n, err
 	}
-	return errors.Join(w.flush(), failed)
+	return n, failed
+}
+
+// unkeep takes back the pre-image of a step that goes no further.
+func (w *putter) unkeep(p *prepared) {
+	if p.size > 0 {
+		w.undo.refund(p.size)
+	}
+	if p.pre.Kept {
+		w.set.folder.Unlink(blobName(p.i))
+	}
 }
 
 // journal says what will take whose place.

@@ -111,6 +111,7 @@ func TestRootGuestVM(t *testing.T) {
 	t.Run("SwapRace", g.race)
 	t.Run("HostDiskFull", g.diskFull)
 	t.Run("Held", g.held)
+	t.Run("Remount", g.remount)
 	t.Run("RawReadOnly", g.rawReadOnly)
 	t.Run("Raw", g.raw)
 	t.Run("Flood", g.flood)

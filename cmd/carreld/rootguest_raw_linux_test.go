@@ -13,9 +13,29 @@ import (
 // abort has the guest's kernel give up a share's stream.
 func (g *rootRig) abort(t *testing.T, share string) {
 	t.Helper()
-	r := sh(t, g.c, "box", "root", "mkdir -p /run/fusectl; mount -t fusectl none /run/fusectl; echo 1 >/run/fusectl/$(stat -c %d /s/"+share+")/abort")
-	if r.status != 0 {
-		t.Fatalf("%s", r.out)
+	if out := g.root(t, "abort", "/s/"+share); out != "" {
+		t.Fatalf("%s", out)
+	}
+}
+
+// S01: the guest's root has mounts of a read-only share that may be written to,
+// and writes.
+func (g *rootRig) remount(t *testing.T) {
+	before, stamp := look(t, g.f.ro), stamps(t, g.f.ro)
+	out := g.root(t, "remount /s/ro share0")
+	t.Logf("%s", out)
+	if !strings.Contains(out, "remount: <nil>") || !strings.Contains(out, `reads "contents\n"`) {
+		t.Errorf("control: %s", out)
+	}
+	if strings.Contains(strings.ReplaceAll(out, "mount: <nil>", ""), " <nil> ") {
+		t.Errorf("something was done: %s", out)
+	}
+	if after := look(t, g.f.ro); after != before || stamps(t, g.f.ro) != stamp {
+		t.Errorf("the host's folder was\n%sand is\n%s", before, after)
+	}
+	g.root(t, "remount /s/plain none") // the control: the same writes, on a share that may be written to
+	if got := read(t, filepath.Join(g.f.plain, "made")); got != "EVIL" {
+		t.Errorf("control: %q", got)
 	}
 }
 

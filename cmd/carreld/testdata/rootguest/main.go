@@ -8,6 +8,8 @@
 //	rootguest race DIR SECONDS     swap a folder and a link under open and create
 //	rootguest review DIR           change every file of a review in another way
 //	rootguest fill DIR             write until there is no room
+//	rootguest remount DIR TAG      have a read-only share written to by another mount
+//	rootguest abort DIR            have the kernel give up the share's stream
 //	rootguest hold FILE            map a file, say so, and write and read on when told
 //	rootguest free ARG...          the same program, out of reach of a task's seccomp
 //	rootguest raw TAG WHAT SECONDS raw FUSE messages over a stream of its own: see raw.go
@@ -53,6 +55,10 @@ func run(verb string, args []string) error {
 		return fill(args[0])
 	case "hold":
 		return hold(args[0])
+	case "remount":
+		return remount(args[0], args[1])
+	case "abort":
+		return abort(args[0])
 	case "free":
 		return free(args)
 	case "freed":
@@ -160,6 +166,43 @@ func fill(d string) error {
 	err = os.WriteFile(filepath.Join(d, "after"), []byte("room again"), 0o644)
 	fmt.Println("after:", err)
 	return err
+}
+
+// remount writes to a share through mounts that say nothing of read-only.
+func remount(d, tag string) error {
+	const again = "/run/again"
+	fmt.Println("remount:", unix.Mount("", d, "", unix.MS_REMOUNT, ""))
+	os.Mkdir(again, 0o755)
+	fmt.Println("again:", unix.Mount(tag, again, "virtiofs", 0, ""))
+	defer unix.Unmount(again, unix.MNT_DETACH)
+	for _, d := range []string{d, again} {
+		at := func(name string) string { return filepath.Join(d, name) }
+		f, err := os.OpenFile(at("file"), os.O_RDWR, 0)
+		if err == nil {
+			f.WriteString("EVIL")
+			f.Close()
+		}
+		fmt.Println(d, err, os.WriteFile(at("made"), []byte("EVIL"), 0o644), os.Remove(at("file")), os.Rename(at("file"), at("moved")),
+			os.Chmod(at("file"), 0o777), os.Truncate(at("file"), 0), os.Mkdir(at("dir"), 0o755), os.Link(at("file"), at("hard")), os.Symlink("x", at("link")),
+			os.Chtimes(at("file"), time.Unix(1, 0), time.Unix(1, 0)), unix.Mknod(at("node"), unix.S_IFCHR|0o666, 0x103), unix.Setxattr(at("file"), "user.x", []byte("x"), 0))
+		b, err := os.ReadFile(at("file"))
+		fmt.Printf("reads %q %v\n", b, err)
+	}
+	return nil
+}
+
+func abort(d string) error {
+	const control = "/run/fusectl"
+	var st unix.Stat_t
+	os.Mkdir(control, 0o755)
+	if err := unix.Mount("none", control, "fusectl", 0, ""); err != nil {
+		return err
+	}
+	defer unix.Unmount(control, unix.MNT_DETACH)
+	if err := unix.Stat(d, &st); err != nil {
+		return err
+	}
+	return os.WriteFile(fmt.Sprintf("%s/%d/abort", control, st.Dev), []byte("1"), 0)
 }
 
 // hold has a file open and mapped when its share goes.

@@ -156,15 +156,17 @@ func (s *speaker) attack(writes bool) error {
 	}
 	// Names of the lists, asked for directly: no kernel's cache is between.
 	for _, n := range append(append([]string(nil), listed...), aliases...) {
-		n, _, _ = strings.Cut(n, "/")
-		if strings.HasPrefix(n, ".git") && n != ".gitconfig" || strings.Contains(n, "bare") || n == "sub" {
-			continue // a folder that may be there
+		top, _, below := strings.Cut(n, "/")
+		folder := below && (strings.Contains(strings.ToLower(top), "git") || strings.Contains(top, "g\u200c") || top == "sub")
+		if !writes || top == "sub" {
+			continue
 		}
-		if writes {
-			made(root, n)
-			try("mkdir "+n, opMkdir, root, u64(0o755), str(n))
-			try("rename to "+n, opRename, root, u64(root), str("file"), str(n))
-			try("exchange "+n, opRename2, root, u64(root), u64(unix.RENAME_EXCHANGE), str("file"), str(n))
+		made(root, top)
+		try("symlink "+top, opSymlink, root, str(top), str("x"))
+		try("rename to "+top, opRename, root, u64(root), str("file"), str(top))
+		try("exchange "+top, opRename2, root, u64(root), u64(unix.RENAME_EXCHANGE), str("file"), str(top))
+		if !folder { // of which some may be, without what is listed below them
+			try("mkdir "+top, opMkdir, root, u64(0o755), str(top))
 		}
 	}
 	for _, n := range []string{".env", ".ENV", ".env\u200b", ".env::$DATA"} {

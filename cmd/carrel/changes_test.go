@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"unicode"
@@ -101,5 +103,24 @@ func TestPaint(t *testing.T) {
 	}
 	if got := painter(false).in(red, "x"); got != "x" {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestReadSeen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "seen")
+	for text, want := range map[string]int{
+		`{"path":"/a","seen":"AAEC"}` + "\n" + `{"path":"/b","diff":"x","seen":"AwQF"}` + "\n": 2,
+		"": -1, "\n": -1, "{}\n": -1, `{"path":"/a"}`: -1, "first\n": -1, `{"seen":"AAEC"}{"seen":`: -1, `{"seen":"*"}`: -1,
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		seen, err := readSeen(path)
+		if err != nil {
+			seen = make([][]byte, 0)
+		}
+		if (err != nil) != (want < 0) || err == nil && len(seen) != want {
+			t.Errorf("%q: %d, %v", text, len(seen), err)
+		}
 	}
 }

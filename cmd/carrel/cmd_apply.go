@@ -2,8 +2,13 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -11,7 +16,10 @@ import (
 	"github.com/carrel-vm/carrel/guest/client"
 )
 
-type applyFlags struct{ yes, overwrite, git, dryRun, ignored bool }
+type applyFlags struct {
+	yes, overwrite, git, dryRun, ignored bool
+	shown                                string
+}
 
 func (a *app) applyCommand() *cobra.Command {
 	var f applyFlags
@@ -24,7 +32,9 @@ files and folders that are named. carrel undo takes it back.
 What programs here would run or obey, such as git's hooks, needs a yes of its own:
 on a terminal it is asked for, elsewhere --yes gives it. Without it the rest is
 applied. What was changed here meanwhile is in conflict and stays as it is, unless
---overwrite is given. NAME may be left out if only one guest has changes.
+--overwrite is given. What is applied after that question is what was shown, even
+if the guest has gone on since; --shown does the same for a program, which applies
+what it has seen in FILE and nothing that is newer. NAME may be left out if only one guest has changes.
 
 The status is 0 if all of it was applied, and 1 if something was left.`,
 		Example: "  carrel apply\n  carrel apply dev src README.md\n  carrel apply dev --dry-run\n  carrel apply dev --yes --overwrite",
@@ -37,12 +47,23 @@ The status is 0 if all of it was applied, and 1 if something was left.`,
 	fs.BoolVar(&f.git, "git", false, "bring the commits made in the guest as refs/carrel/NAME/")
 	fs.BoolVarP(&f.dryRun, "dry-run", "n", false, "say what would happen, and do nothing")
 	fs.BoolVar(&f.ignored, "ignored", false, "also what the ignore rules here (.gitignore) leave out")
+	fs.StringVar(&f.shown, "shown", "", "only what `FILE`, the output of carrel diff --json, shows, as it was then")
 	fs.BoolVarP(&a.quiet, "quiet", "q", false, "say only what was left, and why")
 	fs.Bool("json", false, "print one JSON object per line")
 	return cmd
 }
 
 func (a *app) doApply(ctx context.Context, f *applyFlags, args []string) error {
+	var seen [][]byte
+	switch {
+	case f.git && f.shown != "":
+		return usageError{errors.New("--git brings commits, which carrel diff does not show: not with --shown")}
+	case f.shown != "":
+		var err error
+		if seen, err = readSeen(f.shown); err != nil {
+			return err
+		}
+	}
 	c, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -52,8 +73,8 @@ func (a *app) doApply(ctx context.Context, f *applyFlags, args []string) error {
 	if err != nil {
 		return err
 	}
-	o := client.ApplyOptions{Paths: paths, AcceptWarnings: f.yes, Overwrite: f.overwrite, Git: f.git, DryRun: f.dryRun, Ignored: f.ignored}
-	if !f.yes && !f.dryRun && a.asks() {
+	o := client.ApplyOptions{Paths: paths, AcceptWarnings: f.yes, Overwrite: f.overwrite, Git: f.git, DryRun: f.dryRun, Ignored: f.ignored, Seen: seen}
+	if !f.yes && !f.dryRun && !f.git && seen == nil && a.asks() {
 		if err := a.askWarned(ctx, c, name, &o); err != nil {
 			return err
 		}
@@ -77,19 +98,38 @@ func (a *app) doApply(ctx context.Context, f *applyFlags, args []string) error {
 	return nil
 }
 
-// maxNamed bounds the paths of a request, in bytes: the daemon takes 2 MiB.
-const maxNamed = 1 << 20
+// readSeen reads what carrel diff --json has shown.
+func readSeen(path string) (seen [][]byte, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	for in := json.NewDecoder(f); ; {
+		var ch struct{ Seen []byte }
+		switch err := in.Decode(&ch); {
+		case err == io.EOF && len(seen) == 0: // nothing must not count for no wish
+			return nil, fmt.Errorf("%s shows no change (carrel diff --json prints them)", path)
+		case err == io.EOF:
+			return seen, nil
+		case err != nil:
+			return nil, fmt.Errorf("read what %s shows: %w (carrel diff --json prints it)", path, err)
+		case len(ch.Seen) == 0:
+			return nil, fmt.Errorf("a line of %s is no change (carrel diff --json prints them)", path)
+		}
+		seen = append(seen, ch.Seen)
+	}
+}
 
 // askWarned shows what needs a yes of its own, and asks for it. What is then
-// applied is what was shown: a guest that runs may have gone on since.
+// applied is what was shown, as it was shown last: a guest that runs may have
+// gone on since.
 func (a *app) askWarned(ctx context.Context, c *client.Client, name string, o *client.ApplyOptions) error {
 	d := a.differ(a.err)
 	d.paint = paints(a.err)
-	var shown []string
-	size := 0
+	shown := map[string][]byte{}
 	err := c.Diff(ctx, name, client.DiffOptions{Paths: o.Paths, NoText: true, Ignored: o.Ignored}, func(ch *api.Change) error {
-		shown = append(shown, ch.Path)
-		size += len(ch.Path)
+		shown[ch.Path] = ch.Seen
 		if ch.Warning == "" {
 			return nil
 		}
@@ -101,6 +141,7 @@ func (a *app) askWarned(ctx context.Context, c *client.Client, name string, o *c
 	if err != nil || d.n == 0 {
 		return err
 	}
+	defer func() { o.Seen = slices.Collect(maps.Values(shown)) }()
 	for {
 		answer, err := a.ask(ctx, fmt.Sprintf("apply %s, too? [y]es, [n]o, only the others, [d]iff, [q]uit", map[bool]string{true: "it", false: "them"}[d.n == 1]))
 		if err != nil {
@@ -109,14 +150,12 @@ func (a *app) askWarned(ctx context.Context, c *client.Client, name string, o *c
 		switch answer {
 		case "y", "yes":
 			o.AcceptWarnings = true
-			if size <= maxNamed {
-				o.Paths = shown
-			}
 			return nil
 		case "n", "no":
 			return nil
 		case "d", "diff":
-			if err := a.doDiff(ctx, &diffFlags{context: 3, ignored: o.Ignored}, append([]string{name}, o.Paths...)); err != nil {
+			f := &diffFlags{context: 3, ignored: o.Ignored, saw: func(ch *api.Change) { shown[ch.Path] = ch.Seen }}
+			if err := a.doDiff(ctx, f, append([]string{name}, o.Paths...)); err != nil {
 				return err
 			}
 		case "q", "quit":

@@ -16,6 +16,7 @@ import (
 type diffFlags struct {
 	stat, exitCode, ignored, noPager bool
 	context                          uint32
+	saw                              func(*api.Change) // nil: nobody asks
 }
 
 func (a *app) diffCommand() *cobra.Command {
@@ -62,7 +63,12 @@ func (a *app) doDiff(ctx context.Context, f *diffFlags, args []string) error {
 		err = a.paged(f.noPager, func(w io.Writer) error {
 			d := a.differ(w)
 			d.stat = f.stat
-			err := c.Diff(ctx, name, o, d.show)
+			err := c.Diff(ctx, name, o, func(ch *api.Change) error {
+				if f.saw != nil {
+					f.saw(ch)
+				}
+				return d.show(ch)
+			})
 			n = d.n
 			if err == nil {
 				err = d.end(name)

@@ -4255,7 +4255,10 @@ type Change struct {
 	// it is hidden, it is a device. Empty: it can.
 	Conflict string `protobuf:"bytes,16,opt,name=conflict,proto3" json:"conflict,omitempty"`
 	// The task after which it was seen first.
-	Task          string `protobuf:"bytes,17,opt,name=task,proto3" json:"task,omitempty"`
+	Task string `protobuf:"bytes,17,opt,name=task,proto3" json:"task,omitempty"`
+	// What the guest's entry is, as 20 bytes that no other one has: ApplyRequest
+	// takes them, so that what was looked at is what is applied.
+	Seen          []byte `protobuf:"bytes,18,opt,name=seen,proto3" json:"seen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4407,6 +4410,13 @@ func (x *Change) GetTask() string {
 		return x.Task
 	}
 	return ""
+}
+
+func (x *Change) GetSeen() []byte {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
 }
 
 type ReviewSummaryRequest struct {
@@ -4578,8 +4588,12 @@ type ApplyRequest struct {
 	// Bring the commits of the guest's .git as refs/carrel/NAME/.
 	Git bool `protobuf:"varint,5,opt,name=git,proto3" json:"git,omitempty"`
 	// Say what would happen, and do nothing.
-	DryRun        bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	Ignored       bool `protobuf:"varint,7,opt,name=ignored,proto3" json:"ignored,omitempty"`
+	DryRun  bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Ignored bool `protobuf:"varint,7,opt,name=ignored,proto3" json:"ignored,omitempty"`
+	// Change.seen of all changes that were looked at, one after the other. If
+	// there are any, what is none of them is refused: the guest made it, or
+	// changed it again, after somebody looked.
+	Seen          []byte `protobuf:"bytes,8,opt,name=seen,proto3" json:"seen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4661,6 +4675,13 @@ func (x *ApplyRequest) GetIgnored() bool {
 		return x.Ignored
 	}
 	return false
+}
+
+func (x *ApplyRequest) GetSeen() []byte {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
 }
 
 type ApplyEvent struct {
@@ -8873,7 +8894,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05paths\x18\x02 \x03(\tR\x05paths\x12\x17\n" +
 	"\ano_text\x18\x03 \x01(\bR\x06noText\x12\x18\n" +
 	"\acontext\x18\x04 \x01(\rR\acontext\x12\x18\n" +
-	"\aignored\x18\x05 \x01(\bR\aignored\"\xdd\x03\n" +
+	"\aignored\x18\x05 \x01(\bR\aignored\"\xf1\x03\n" +
 	"\x06Change\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12)\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x15.carrel.v1.ChangeKindR\x04kind\x12(\n" +
@@ -8893,7 +8914,8 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\aremoved\x18\x0e \x01(\x05R\aremoved\x12\x18\n" +
 	"\awarning\x18\x0f \x01(\tR\awarning\x12\x1a\n" +
 	"\bconflict\x18\x10 \x01(\tR\bconflict\x12\x12\n" +
-	"\x04task\x18\x11 \x01(\tR\x04task\",\n" +
+	"\x04task\x18\x11 \x01(\tR\x04task\x12\x12\n" +
+	"\x04seen\x18\x12 \x01(\fR\x04seen\",\n" +
 	"\x14ReviewSummaryRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\"\xfb\x01\n" +
 	"\rReviewSummary\x12\x14\n" +
@@ -8907,7 +8929,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\n" +
 	"incomplete\x18\b \x01(\tR\n" +
 	"incomplete\x12\x1a\n" +
-	"\bundoable\x18\t \x01(\x05R\bundoable\"\xc6\x01\n" +
+	"\bundoable\x18\t \x01(\x05R\bundoable\"\xda\x01\n" +
 	"\fApplyRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x14\n" +
 	"\x05paths\x18\x02 \x03(\tR\x05paths\x12'\n" +
@@ -8915,7 +8937,8 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\toverwrite\x18\x04 \x01(\bR\toverwrite\x12\x10\n" +
 	"\x03git\x18\x05 \x01(\bR\x03git\x12\x17\n" +
 	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x18\n" +
-	"\aignored\x18\a \x01(\bR\aignored\"e\n" +
+	"\aignored\x18\a \x01(\bR\aignored\x12\x12\n" +
+	"\x04seen\x18\b \x01(\fR\x04seen\"e\n" +
 	"\n" +
 	"ApplyEvent\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +

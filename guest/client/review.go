@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 
 	"connectrpc.com/connect"
@@ -63,6 +64,9 @@ type ApplyOptions struct {
 	DryRun bool
 	// Ignored takes also what the host's ignore rules leave out.
 	Ignored bool
+	// Seen are api.Change.Seen of all changes that were looked at. If there are
+	// any, what came or was changed again since is not applied.
+	Seen [][]byte
 }
 
 // Apply writes a guest's changes into the host's folders, file by file, and
@@ -74,6 +78,7 @@ func (c *Client) Apply(ctx context.Context, guest string, o ApplyOptions, f func
 	}
 	st, err := c.reviews.Apply(ctx, connect.NewRequest(&api.ApplyRequest{
 		Guest: guest, Paths: o.Paths, AcceptWarnings: o.AcceptWarnings, Overwrite: o.Overwrite, Git: o.Git, DryRun: o.DryRun, Ignored: o.Ignored,
+		Seen: bytes.Join(o.Seen, nil),
 	}))
 	return each(ctx, "apply what guest "+guest+" has changed", st, err, f)
 }

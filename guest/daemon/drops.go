@@ -26,14 +26,20 @@ const (
 )
 
 // dropReview has a guest forget changes: now, if it runs, else at its next start.
+//
+// What was applied or discarded by its name may have been changed again since it
+// was read, and nobody has that. So an import has the guest forget it: it has
+// the stamp of each change that was answered, and leaves what has another by
+// now. Only who throws all away means all.
 func (d *Daemon) dropReview(ctx context.Context, e *entry, paths []string) {
 	info, k, _ := e.get()
 	drops := dropped(info.Spec.GetShares(), paths)
 	if k != nil && info.State == api.GuestState_GUEST_STATE_READY {
 		dctx, cancel := context.WithTimeout(ctx, importTime)
 		defer cancel()
+		imported := false
 		for len(drops) > 0 {
-			if _, err := k.own.DropReview(dctx, connect.NewRequest(drops[0])); err != nil {
+			if err := forgets(dctx, k, drops[0], &imported); err != nil {
 				d.log.Warn("a guest keeps changes that are done with until its next start", "guest", e.name, "share", drops[0].Share, "error", err)
 				break
 			}
@@ -43,6 +49,19 @@ func (d *Daemon) dropReview(ctx context.Context, e *entry, paths []string) {
 	if err := noteDrops(d.dir(e), drops); err != nil {
 		d.log.Error("note what a guest is to forget", "guest", e.name, "error", err)
 	}
+}
+
+// forgets has a guest that runs forget what a message says. One import is enough
+// for all that have names.
+func forgets(ctx context.Context, k *keeper, m *api.DropReviewRequest, imported *bool) (err error) {
+	switch {
+	case len(m.Names) == 0:
+		_, err = k.own.DropReview(ctx, connect.NewRequest(m))
+	case !*imported:
+		_, err = k.own.ImportReview(ctx, connect.NewRequest(&api.ImportReviewRequest{}))
+		*imported = err == nil
+	}
+	return err
 }
 
 // noteDrops adds to the file. A crash in the middle leaves a piece at its end,
@@ -87,7 +106,7 @@ func (d *Daemon) replayDrops(ctx context.Context, e *entry) error {
 	ctx, cancel := context.WithTimeout(ctx, importTime)
 	defer cancel()
 	info, _, _ := e.get()
-	in := bufio.NewReader(f)
+	in, imported := bufio.NewReader(f), false
 	for {
 		m := new(api.DropReviewRequest)
 		if (protodelim.UnmarshalOptions{MaxSize: maxDrop}).UnmarshalFrom(in, m) != nil {
@@ -96,7 +115,7 @@ func (d *Daemon) replayDrops(ctx context.Context, e *entry) error {
 		if !reviews(info.Spec, m.Share) {
 			continue // the share is gone, or not in review any more
 		}
-		if _, err := k.own.DropReview(ctx, connect.NewRequest(m)); err != nil {
+		if err := forgets(ctx, k, m, &imported); err != nil {
 			return fmt.Errorf("%s: %s", m.Share, ownText(err))
 		}
 	}

@@ -29,6 +29,9 @@ type ApplyOptions struct {
 	Accept, Overwrite bool
 	// Ignored takes what the host's ignore rules leave out, too.
 	Ignored bool
+	// Seen are what Entry.seen gave for all that somebody has looked at; nil: it
+	// is not asked. What is none of them is refused.
+	Seen map[string]bool
 	// DryRun tells everything and does nothing.
 	DryRun bool
 	// Group joins what one request does in several shares: it is undone at once.
@@ -164,6 +167,10 @@ func (a *applier) choose() (chosen []*Entry) {
 	hit := make([]bool, len(a.opts.Paths))
 	take := map[string]bool{}
 	a.take = take
+	var looks *Comparison
+	if a.opts.Seen != nil {
+		looks = Compare(a.Root, a.Rules, a.entries)
+	}
 	for n := range a.entries {
 		e := &a.entries[n]
 		git := inGit(e.Name)
@@ -175,6 +182,12 @@ func (a *applier) choose() (chosen []*Entry) {
 			}
 		}
 		if !selected || git || e.Ignored && !a.opts.Ignored {
+			continue
+		}
+		if !a.wasSeen(e) {
+			if !a.nothing(looks, e) {
+				a.refuse(e.Name, kindOf(e), unseen)
+			}
 			continue
 		}
 		if why := a.never(e); why != "" {
@@ -239,8 +252,7 @@ func (a *applier) never(e *Entry) string {
 	case e.Kind == File && e.Blob == "":
 		return "its content was not brought over from the guest (carrel diff, with the guest running, brings it)"
 	}
-	// A folder that only stands there needs no yes; what is in it does.
-	if why := warning(e, v); why != "" && e.Kind != Folder && !a.opts.Accept {
+	if why := warning(e, v); why != "" && !a.opts.Accept {
 		return "it needs its own yes: " + why + " (carrel apply --yes)"
 	}
 	return ""

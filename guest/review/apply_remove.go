@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/carrel-vm/carrel/guest/share"
+	"github.com/carrel-vm/carrel/guest/share/rules"
 )
 
 // What the guest says of a folder that it has removed is one entry; what the
@@ -144,7 +145,7 @@ func (a *applier) mayRemove(path string, is *share.Info) string {
 		return fmt.Sprintf("on the host it holds %q, of which the removal is not applied", path)
 	case a.all[path] == nil && a.let[path]:
 		return fmt.Sprintf("on the host it holds %q, of which the removal was discarded", path)
-	case (v.Protected || !a.Rules.Plain() && inGit(path)) && !a.opts.Accept:
+	case (v.Protected || rules.Warn(path) != "" || !a.Rules.Plain() && inGit(path)) && !a.opts.Accept:
 		return fmt.Sprintf("on the host it holds %q, of which the removal needs its own yes (carrel apply --yes)", path)
 	case a.opts.Overwrite:
 	case !served:

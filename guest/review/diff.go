@@ -97,7 +97,7 @@ func (s *Store) changeOf(root *share.Root, f *Finding, o DiffOptions) (*api.Chan
 	c := &api.Change{
 		Path: valid(filepath.Join(root.Path(), filepath.FromSlash(f.Name))), Kind: f.Does, Type: entryType(f.Kind),
 		Mode: f.Mode, Size: f.Size, Target: valid(f.Target),
-		Warning: valid(f.Warning), Conflict: valid(f.Conflict), Task: valid(f.Task),
+		Warning: valid(f.Warning), Conflict: valid(f.Conflict), Task: valid(f.Task), Seen: f.Entry.seen(root),
 	}
 	if f.Host != nil {
 		c.OldType, c.OldMode, c.OldTarget = hostType(f.Host), perm(f.Host), valid(f.HostTarget)

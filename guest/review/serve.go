@@ -138,10 +138,14 @@ func below(root, path string) (name string, in bool) {
 		return "", false
 	}
 	rel = filepath.ToSlash(rel)
+	up := rel // "..", however often; a file may be called "..."
+	for strings.HasPrefix(up, "../") {
+		up = up[3:]
+	}
 	switch {
-	case rel == ".", strings.Trim(rel, "./") == "":
+	case rel == ".", up == "..":
 		return "", true
-	case rel == "..", strings.HasPrefix(rel, "../"):
+	case up != rel:
 		return "", false
 	}
 	return rel, true
@@ -202,12 +206,19 @@ func (s *server) tell(o *opened) func(Event) error {
 
 func (s *server) apply(ctx context.Context, r *api.ApplyRequest) error {
 	group := newID()
+	seen, err := parseSeen(r.GetSeen())
+	if err != nil {
+		return err
+	}
+	if seen != nil && r.GetGit() {
+		return &Error{Code: "bad_request", Cause: "commits are checked as a whole, and are not among the changes that are seen"}
+	}
 	return s.each(r.GetPaths(), func(o *opened) error {
 		if r.GetGit() {
 			return o.ImportGit(ctx, s.req.Guest, r.GetDryRun(), s.tell(o))
 		}
 		return o.Apply(ctx, ApplyOptions{
-			Paths: o.paths, Accept: r.GetAcceptWarnings(), Overwrite: r.GetOverwrite(), Ignored: r.GetIgnored(), DryRun: r.GetDryRun(), Group: group,
+			Paths: o.paths, Accept: r.GetAcceptWarnings(), Overwrite: r.GetOverwrite(), Ignored: r.GetIgnored(), DryRun: r.GetDryRun(), Group: group, Seen: seen,
 		}, s.tell(o))
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -12,6 +13,7 @@ import (
 type bearer struct {
 	slots   chan struct{} // one for each stream that is carried here
 	carried sync.WaitGroup
+	dropped atomic.Uint64
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{}
@@ -20,6 +22,16 @@ type bearer struct {
 // newBearer returns one that carries at most n streams at once.
 func newBearer(n int) *bearer {
 	return &bearer{slots: make(chan struct{}, n), conns: map[net.Conn]struct{}{}}
+}
+
+// saidOfDropped is how many dropped streams are logged one by one.
+const saidOfDropped = 100
+
+// drop counts a stream that was dropped, and says whether it is to be logged: a
+// guest can open streams without end, and a log has to have one.
+func (b *bearer) drop() (count uint64, say bool) {
+	n := b.dropped.Add(1)
+	return n, n <= saidOfDropped || n&(n-1) == 0
 }
 
 // hand gives a stream away with send: itself, where it is a socket, else one end

@@ -181,7 +181,9 @@ func (o *outside) serve(ln net.Listener) {
 		}
 		if err := o.hand(c); err != nil {
 			c.Close()
-			o.log.Warn("a stream out of the guest was dropped", "error", err)
+			if n, say := o.streams.drop(); say {
+				o.log.Warn("a stream out of the guest was dropped", "count", n, "error", err)
+			}
 		}
 	}
 }

@@ -26,6 +26,9 @@ const (
 	// maxShareStreams is how many streams of shares are carried here at once:
 	// those that attach, those that are copied, and reviews.
 	maxShareStreams = 256
+	// maxAttaching is how many of them may be such as have not said yet for
+	// which share they are, so that there is always room for a review.
+	maxAttaching = 64
 	// maxAttach is the largest first frame of a share's stream, in bytes.
 	maxAttach = 256
 	// attachTimeout is how long a guest may take to say it, or to mount a share.
@@ -68,6 +71,8 @@ type shares struct {
 	changed func()
 	streams *bearer
 	imports importer
+	// attaching has a place for each stream that has not said what it is for.
+	attaching chan struct{}
 
 	mu   sync.Mutex
 	list []*sharing
@@ -82,7 +87,7 @@ type shares struct {
 // newShares returns those that a guest starts with. start starts the process of
 // one, changed is called when what is shown of them may be another.
 func newShares(list []*sharing, start func(context.Context, ShareSpec) (*os.File, error), log *slog.Logger, changed func()) *shares {
-	s := &shares{start: start, log: log, changed: changed, streams: newBearer(maxShareStreams), list: list}
+	s := &shares{start: start, log: log, changed: changed, streams: newBearer(maxShareStreams), attaching: make(chan struct{}, maxAttaching), list: list}
 	s.imports.shares = s
 	return s
 }
@@ -178,7 +183,14 @@ func (s *shares) serve(ln net.Listener) {
 		if err != nil {
 			return
 		}
-		if !s.streams.carry(c, func() { s.attach(c) }) {
+		select {
+		case s.attaching <- struct{}{}:
+		default:
+			c.Close()
+			continue
+		}
+		if !s.streams.carry(c, func() { s.attach(c); <-s.attaching }) {
+			<-s.attaching
 			c.Close()
 		}
 	}
@@ -196,8 +208,8 @@ func (s *shares) attach(c net.Conn) {
 	}
 	if err != nil {
 		c.Close()
-		if !errors.Is(err, io.EOF) {
-			s.log.Warn("a stream for a share was dropped", "share", wire.Text(m.Tag, 64), "error", err)
+		if n, say := s.streams.drop(); say && !errors.Is(err, io.EOF) {
+			s.log.Warn("a stream for a share was dropped", "count", n, "share", wire.Text(m.Tag, 64), "error", err)
 		}
 	}
 }

@@ -151,16 +151,20 @@ func (s *Server) doSetattr(r *request) errno {
 			}
 			return eBADF
 		}
-	} else {
-		h = s.hold(r.node, v.valid&fattrSize != 0)
+	} else if h = s.hold(r.node, true); h == nil && v.valid&fattrSize == 0 {
+		h = s.hold(r.node, false)
 	}
 	s.topo.RLock()
 	defer s.topo.RUnlock()
 	n, path, e := s.tree.path(r.node)
 	if h != nil {
 		defer s.drop(h)
+		// An open file is still judged by its name; without one, by how it was opened: one that may only be read may be
+		// what a protected name was until the host replaced it.
+		if e != ok && !h.write && !s.rules.Plain() {
+			return ePERM
+		}
 		if e == ok {
-			// An open file is still judged by its name; without one, by how it was opened.
 			if e = s.checkSetattr(path, &v); e != ok {
 				return e
 			}

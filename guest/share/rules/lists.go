@@ -140,6 +140,11 @@ var protectedInProjects = []because{
 	{".opencode", runByAgent},
 	{".trae", runByAgent},
 	{".junie", runByAgent},
+	{".qwen", runByAgent},
+	{".crush", runByAgent},
+	{".crush.json", runByAgent},
+	{"crush.json", runByAgent},
+	{".factory", runByAgent},
 	{".mcp.json", runByAgent},
 	{".carrel.yaml", "carrel on the host hides and protects what it says"},
 

@@ -251,7 +251,7 @@ func TestWarn(t *testing.T) {
 	for _, path := range []string{
 		"Makefile", "sub/makefile", "package.json", "AGENTS.md", "CLAUDE.md", "conftest.py", ".pre-commit-config.yaml", ".tool-versions", "mise.toml", ".DS_Store",
 		"x.app/Contents/MacOS/x", ".venv/bin/python", "node_modules/.bin/tsc", ".git/HEAD", ".vscode/tasks.json", ".github/workflows/x.yml",
-		".venv/lib/python3.12/site-packages/x.pth", "pyproject.toml", "setup.py", "build.rs", "a.command", ".gitattributes", ".envrc", "desktop.ini", "x.desktop",
+		".venv/lib/python3.12/site-packages/x.pth", "pyproject.toml", "setup.py", "build.rs", "a.command", ".gitattributes", ".githooks/pre-commit", ".husky/pre-commit", ".envrc", "desktop.ini", "x.desktop",
 	} {
 		if Warn(path) == "" {
 			t.Errorf("nothing is said of %s", path)

@@ -91,7 +91,7 @@ func TestReviewStalls(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 			defer cancel()
 			begin := time.Now()
-			err := s.imports.all(ctx, g, "t")
+			err := s.imports.all(ctx, g, "t", false)
 			if took := time.Since(begin); took > 3*time.Second {
 				t.Errorf("who asked waited %v", took)
 			}

@@ -29,13 +29,15 @@ type importer struct {
 }
 
 type importing struct {
-	task string // of the first who asked
-	done chan struct{}
-	err  error
+	task    string // of the first who asked
+	ignored bool   // some of them want what the ignore rules leave out
+	done    chan struct{}
+	err     error
 }
 
-// all imports every review share of a running guest.
-func (m *importer) all(ctx context.Context, g *Guest, task string) error {
+// all imports every review share of a running guest; ignored takes also the
+// contents of what the host's ignore rules leave out.
+func (m *importer) all(ctx context.Context, g *Guest, task string, ignored bool) error {
 	m.mu.Lock()
 	mine := m.next
 	if mine == nil {
@@ -49,10 +51,11 @@ func (m *importer) all(ctx context.Context, g *Guest, task string) error {
 			m.mu.Lock()
 			m.next, m.run = nil, mine.done
 			m.mu.Unlock()
-			mine.err = m.shares.importAll(g, mine.task)
+			mine.err = m.shares.importAll(g, mine.task, mine.ignored)
 			close(mine.done)
 		})
 	}
+	mine.ignored = mine.ignored || ignored
 	m.mu.Unlock()
 	select {
 	case <-mine.done:
@@ -64,13 +67,13 @@ func (m *importer) all(ctx context.Context, g *Guest, task string) error {
 
 // importAll imports the review shares one after the other: they use the same
 // agent and the same disk.
-func (s *shares) importAll(g *Guest, task string) error {
+func (s *shares) importAll(g *Guest, task string, ignored bool) error {
 	var errs []error
 	for _, sh := range s.all() {
 		if !reviewed(&sh) {
 			continue
 		}
-		if err := s.importOne(g, &sh, task); err != nil {
+		if err := s.importOne(g, &sh, task, ignored); err != nil {
 			errs = append(errs, fmt.Errorf("read what was changed in %s: %w", sh.share.Path, err))
 		}
 	}
@@ -91,7 +94,7 @@ func (s *shares) hasReviews() bool {
 	return false
 }
 
-func (s *shares) importOne(g *Guest, sh *sharing, task string) error {
+func (s *shares) importOne(g *Guest, sh *sharing, task string, ignored bool) error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), importTimeout, fmt.Errorf("the guest did not say it within %v", importTimeout))
 	defer cancel()
 	conn, err := g.call(ctx, &wire.Call{Kind: &wire.Call_Review{Review: &wire.Review{Path: sh.mount.GetPath()}}})
@@ -101,7 +104,7 @@ func (s *shares) importOne(g *Guest, sh *sharing, task string) error {
 	conn.SetDeadline(time.Time{})
 	var answer error
 	err = s.streams.hand(conn, func(theirs syscall.Conn) error {
-		answer = sh.server.Review(ctx, task, theirs)
+		answer = sh.server.Review(ctx, task, ignored, theirs)
 		return nil // it has the stream, whatever became of it
 	})
 	if err != nil {

@@ -330,12 +330,12 @@ func (k *Keeper) with(code, what string, f func(*Guest, *shares) error) error {
 }
 
 // ImportReview implements the keeper's service.
-func (k *Keeper) ImportReview(ctx context.Context, _ *connect.Request[api.ImportReviewRequest]) (*connect.Response[api.ImportReviewResponse], error) {
+func (k *Keeper) ImportReview(ctx context.Context, r *connect.Request[api.ImportReviewRequest]) (*connect.Response[api.ImportReviewResponse], error) {
 	err := k.with("import", "the guest's changes could not be read", func(g *Guest, s *shares) error {
 		if !s.hasReviews() {
 			return nil
 		}
-		return s.imports.all(ctx, g, "")
+		return s.imports.all(ctx, g, "", r.Msg.Ignored)
 	})
 	return connect.NewResponse(&api.ImportReviewResponse{}), err
 }

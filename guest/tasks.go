@@ -238,7 +238,7 @@ func (k *Keeper) importAfter(g *Guest, t *task) {
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), importTimeout+sessionTimeout, errors.New("it took too long"))
 	defer cancel()
-	if err := k.shares.imports.all(ctx, g, t.now.Id); err != nil {
+	if err := k.shares.imports.all(ctx, g, t.now.Id, false); err != nil {
 		k.log.Warn("import", "task", t.now.Id, "error", err)
 		t.spool.note([]byte("what was changed could not be read whole: " + wire.Text(err.Error(), wire.MaxText)))
 	}

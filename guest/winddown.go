@@ -48,7 +48,7 @@ func (k *Keeper) windDown(g *Guest, grace time.Duration) {
 		return
 	default:
 	}
-	if err := k.shares.imports.all(ctx, g, ""); err != nil {
+	if err := k.shares.imports.all(ctx, g, "", false); err != nil {
 		k.log.Warn("import before the stop", "error", err)
 	}
 }

@@ -74,6 +74,12 @@ func TestHostileChanges(t *testing.T) {
 	if !strings.Contains(got, "kept\ttab") || !strings.Contains(got, `e\x1b]0;x`) {
 		t.Errorf("control: the text is not there:\n%s", got)
 	}
+	for _, r := range "\u00ad\u200b\u200d\u2060\u3164\ufe00\ufe0f\U000e0100\U000e01ef" {
+		got := shown(t, false, &api.Change{Path: "/p/a" + string(r) + "b", Kind: added, Type: file, Diff: "@@ -0,0 +1,1 @@\n+x" + string(r) + "y\n"})
+		if strings.ContainsRune(got, r) || !strings.Contains(got, "+x\\") || !strings.Contains(got, "a\\") {
+			t.Errorf("%U is not seen:\n%s", r, got)
+		}
+	}
 	if line := changesLine("g", &api.ReviewSummary{Added: 1, Incomplete: "a\x1bb"}); !strings.Contains(message(line, 0), `a\x1bb`) {
 		t.Errorf("%q", message(line, 0))
 	}

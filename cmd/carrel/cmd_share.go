@@ -133,21 +133,24 @@ func (a *app) doShareAdd(ctx context.Context, f *nameFlags, args []string) error
 }
 
 func (a *app) shareRmCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "rm NAME PATH",
+	force := false
+	cmd := &cobra.Command{
+		Use:   "rm [flags] NAME PATH",
 		Short: "Take a folder from a guest",
 		Long: `Take a folder from a guest: PATH is the folder here, or where the guest sees it.
 Afterwards nothing in the guest reaches it, by files that are open either. One
-whose changes wait for review is not taken.`,
+whose changes wait for review is not taken, unless --force leaves them behind.`,
 		Example:           "  carrel share rm dev ~/src/lib",
 		Args:              needs(cobra.ExactArgs(2)),
 		ValidArgsFunction: guestNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withShare(cmd.Context(), args, func(ctx context.Context, c *client.Client, name, path string) error {
-				return c.RemoveShare(ctx, name, path)
+				return c.RemoveShare(ctx, name, path, force)
 			})
 		},
 	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "take it although changes wait, which cannot be looked at or applied then")
+	return cmd
 }
 
 func (a *app) shareRefreshCommand() *cobra.Command {

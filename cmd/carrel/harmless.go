@@ -24,6 +24,22 @@ func dangerous(r rune) bool {
 	return true
 }
 
+// invisible says whether r takes no room of its own: a word can be hidden in
+// such characters, and two names that differ look the same. A guest's output may
+// have them, since emoji and some scripts are made with them; what a person says
+// yes to shows them.
+func invisible(r rune) bool {
+	switch {
+	case r == 0x00ad, r == 0x034f, r == 0x115f, r == 0x1160, r == 0x17b4, r == 0x17b5, r == 0x3164, r == 0xffa0: // soft hyphen, joiners, fillers
+	case r >= 0x180b && r <= 0x180f, r >= 0xfe00 && r <= 0xfe0f, r >= 0xe0100 && r <= 0xe01ef: // variation selectors
+	case r >= 0x200b && r <= 0x200d, r >= 0x2060 && r <= 0x206f: // zero width
+	case r >= 0x1bca0 && r <= 0x1bca3, r >= 0x1d173 && r <= 0x1d17a, r >= 0xe0000 && r <= 0xe0fff:
+	default:
+		return false
+	}
+	return true
+}
+
 func escape(b *strings.Builder, r rune) {
 	switch {
 	case r == '\n':
@@ -50,7 +66,7 @@ func safe(s string) string {
 		switch {
 		case r == utf8.RuneError && n == 1:
 			fmt.Fprintf(&b, `\x%02x`, s[i])
-		case dangerous(r):
+		case dangerous(r), invisible(r):
 			escape(&b, r)
 		default:
 			b.WriteString(s[i : i+n])

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/client"
 )
@@ -82,15 +80,7 @@ func (b *bench) wallRuns(w *world, c *client.Client) {
 // wallWork does the same work behind the wall and on the host, with the same
 // programs in the same folder.
 func (b *bench) wallWork(w *world, c *client.Client) {
-	// In memory, as the disk is not what is measured; under /dev nothing is shared.
-	folder := filepath.Join(w.work, "wall")
-	if err := os.Mkdir(folder, 0o755); err != nil {
-		b.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", folder, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=512m,mode=0755"); err != nil {
-		b.Fatalf("mount a tmpfs: %v", err)
-	}
-	b.Cleanup(func() { unix.Unmount(folder, unix.MNT_DETACH) })
+	folder := b.memoryFolder(w, "wall")
 	b.plantWork(folder)
 	g, err := c.StartGuest(b.Context(), &api.GuestSpec{Name: "bench-wall", Boundary: "process", Image: hostImage,
 		Shares: []*api.Share{{Path: folder, GuestPath: "/wall", Mode: api.ShareMode_SHARE_MODE_RW}}}, client.GuestOptions{})
@@ -110,23 +100,43 @@ func (b *bench) wallWork(w *world, c *client.Client) {
 	}
 	b.latency("process_exec_client", "ms", execs, limit{}, "`true` in a running guest behind the process wall through the Go client, from the call to its status")
 
+	b.work(c, g, "process", "behind the process wall, the host's system", folder, b.n)
+}
+
+// work does the same in a guest and on the host, in one folder, which the guest
+// has at /wall. Where it is done once only, which is where machines are emulated,
+// there is no turn that does not count, and a part of the archive is unpacked.
+func (b *bench) work(c *client.Client, g *api.Guest, name, where, folder string, n int) {
+	peer := "host_"
+	if name != wallProcess {
+		peer = name + "_peer_"
+	}
 	for _, work := range []struct{ name, script, how string }{
 		{"compile", "rm -rf out && mkdir out && gcc -O1 -o out/program program.c && ./out/program",
 			"a C program of 200 functions compiled, linked (`gcc -O1`) and run"},
 		{"untar", "rm -rf tree && mkdir tree && tar -xf tree.tar -C tree", "an archive of 20,000 files of 1 KiB unpacked into the shared folder, and what was there removed before"},
 	} {
-		inside, outside := b.turns(b.n,
-			func() float64 {
-				return b.task(c, client.Task{Guest: g.Name, Dir: "/wall", Args: []string{"sh", "-ec", work.script}, Stdout: os.Stderr, Stderr: os.Stderr})
-			},
-			func() float64 {
-				cmd := exec.Command("sh", "-ec", work.script)
-				cmd.Dir = folder
-				return b.took(cmd)
-			})
-		b.median("process_"+work.name, "ms", inside, limit{}, work.how+"; as a task behind the process wall, the host's system, the folder shared rw")
-		b.median("host_"+work.name, "ms", outside, limit{}, "the same script on the host, in the same folder")
-		b.ratio("process_over_host_"+work.name, "host_"+work.name, inside, outside, limit{}, "pairs of the two above")
+		if n == 1 && work.name == "untar" {
+			work.script += " --wildcards 'folder0[0-3]*'"
+			work.how = strings.Replace(work.how, "an archive of 20,000 files", "4,000 files of an archive of 20,000", 1)
+		}
+		within := func() float64 {
+			return b.task(c, client.Task{Guest: g.Name, Dir: "/wall", Args: []string{"sh", "-ec", work.script}, Stdout: os.Stderr, Stderr: os.Stderr})
+		}
+		without := func() float64 {
+			cmd := exec.Command("sh", "-ec", work.script)
+			cmd.Dir = folder
+			return b.took(cmd)
+		}
+		var inside, outside []float64
+		if n == 1 {
+			outside, inside = []float64{without()}, []float64{within()}
+		} else {
+			inside, outside = b.turns(n, within, without)
+		}
+		b.median(name+"_"+work.name, "ms", inside, limit{}, work.how+"; as a task "+where+", the folder shared rw")
+		b.median(peer+work.name, "ms", outside, limit{}, "the same script on the host, in the same folder")
+		b.ratio(name+"_over_host_"+work.name, peer+work.name, inside, outside, limit{}, "pairs of the two above")
 	}
 }
 

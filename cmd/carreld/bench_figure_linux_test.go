@@ -6,10 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"os"
 	"slices"
-	"strings"
-	"time"
 )
 
 // figure is one measured number, as make bench prints it.
@@ -118,65 +115,4 @@ func round(x float64) float64 {
 		return math.Round(x)
 	}
 	return math.Round(x*scale) / scale
-}
-
-// The table stands in the specification between these two lines.
-const (
-	tableBegin = "<!-- make bench writes from here -->\n"
-	tableEnd   = "<!-- to here -->\n"
-)
-
-// write puts the table into the file that CARREL_BENCH_DOC names, if any.
-func (b *bench) write() {
-	path := os.Getenv("CARREL_BENCH_DOC")
-	if path == "" || b.Failed() {
-		return
-	}
-	if b.n < 5 || len(b.parts) > 0 {
-		b.Logf("%s is left as it is: only a whole run with 5 pairs of each comparison is written down", path)
-		return
-	}
-	doc, err := os.ReadFile(path)
-	if err != nil {
-		b.Fatal(err)
-	}
-	head, rest, ok1 := strings.Cut(string(doc), tableBegin)
-	_, tail, ok2 := strings.Cut(rest, tableEnd)
-	if !ok1 || !ok2 {
-		b.Fatalf("%s has not the two lines between which the table stands: %q and %q", path, tableBegin, tableEnd)
-	}
-	if err := os.WriteFile(path, []byte(head+tableBegin+b.table()+tableEnd+tail), 0o644); err != nil {
-		b.Fatal(err)
-	}
-}
-
-func (b *bench) table() string {
-	var s strings.Builder
-	fmt.Fprintf(&s, "Measured %s by `make bench` at commit %s.\n\n", time.Now().UTC().Format("2 January 2006, 15:04 UTC"), b.commit)
-	fmt.Fprintf(&s, "- processor: %s, %d cores\n- host: Linux %s; %s; %s\n- load average (1, 5, 15 minutes) at the start: %s\n\n",
-		b.about.cpu, b.about.cores, b.about.kernel, b.about.qemu, b.about.accel, b.about.load)
-	if b.accel.Reason != "" {
-		fmt.Fprintf(&s, "Why not KVM: %s.\n\n", strings.TrimSuffix(b.accel.Reason, "."))
-	}
-	s.WriteString("| figure | value | from – to, or p95 | goal | n | how |\n|---|---|---|---|---|---|\n")
-	for _, f := range b.all {
-		spread, goal, value := "", f.Goal, fmt.Sprintf("%g %s", f.Value, f.Unit)
-		switch {
-		case f.P95 != 0:
-			spread = fmt.Sprintf("p95 %g", f.P95)
-		case f.N > 1:
-			spread = fmt.Sprintf("%g – %g", f.Low, f.High)
-		}
-		if f.Unit == "ratio" {
-			value = fmt.Sprintf("**%g** × `%s`", f.Value, f.RatioTo)
-		}
-		if f.Met != nil && !*f.Met {
-			goal += " **missed**"
-		} else if f.Met != nil {
-			goal += " met"
-		}
-		fmt.Fprintf(&s, "| `%s` | %s | %s | %s | %d | %s |\n", f.Name, value, spread, goal, f.N, f.How)
-	}
-	s.WriteString("\n")
-	return s.String()
 }

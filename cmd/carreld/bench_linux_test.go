@@ -39,8 +39,17 @@ func TestBench(t *testing.T) {
 	if b.part("boundary") {
 		b.boundary()
 	}
+	if b.part("walls") {
+		b.walls()
+	}
+	if b.part("review") {
+		b.review()
+	}
 	if b.part("egress") {
 		b.egress()
+	}
+	if b.part("carriers") {
+		b.carriers(w)
 	}
 	if b.part("exec") || b.part("vsock") || b.part("share") {
 		m := newBenchMachine(b, w)

@@ -20,8 +20,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/carrel-vm/carrel/guest"
-	"github.com/carrel-vm/carrel/guest/share/control"
 	"github.com/carrel-vm/carrel/guest/share/rules"
 	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/hypervisortest"
@@ -33,7 +31,7 @@ import (
 const virtiofsd = "/usr/lib/qemu/virtiofsd"
 
 // patience is how long one measurement may take before it is a failure.
-const patience = time.Minute
+const patience = 5 * time.Minute
 
 // Ports of testdata/benchguest.
 const (
@@ -43,9 +41,26 @@ const (
 	benchStream  = 102
 )
 
-// benchMachine is a guest of our kernel with two carriers and two shares: our
-// vsock device beside QEMU's virtio-serial, and our share server beside the one
-// that people use.
+// machinePlan is what a guest of benchguest has.
+type machinePlan struct {
+	shares []planned // share0 and up
+	serial bool      // QEMU's virtio-serial
+	// disk is a disk of the guest's, which then has the image too, or empty.
+	disk string
+	// live is a folder whose share has the tag "live" and is served over a stream
+	// of the guest's, or empty.
+	live string
+}
+
+// planned is a share of one: virtiofsd's, or ours.
+type planned struct {
+	dir   string
+	rules rules.Options
+	peer  bool
+}
+
+// benchMachine is a guest of our kernel with the carriers and shares of a plan,
+// ours beside those that people use.
 type benchMachine struct {
 	b      *bench
 	vsock  *vhostuser.Vsock
@@ -54,9 +69,12 @@ type benchMachine struct {
 	lines  *bufio.Reader
 	ours   string // the folder behind share0, ours
 	peers  string // and behind share1, virtiofsd's
+	// folders are those of the host, by the name of a carrier.
+	folders map[string]string
 }
 
-// newBenchMachine boots it; the test's end takes it down.
+// newBenchMachine boots the one of two carriers and two shares; the test's end
+// takes it down.
 func newBenchMachine(b *bench, w *world) *benchMachine {
 	b.Helper()
 	// In memory, where there is some: on a disk, what a create costs there is
@@ -65,20 +83,33 @@ func newBenchMachine(b *bench, w *world) *benchMachine {
 	if dir := os.Getenv("CARREL_BENCH_MEMORY"); dir != "" {
 		folders = dir
 	}
-	m := &benchMachine{b: b, vsock: vhostuser.NewVsock(3), ours: filepath.Join(folders, "ours"), peers: filepath.Join(folders, "peers")}
-	dir := b.TempDir()
-	disk := filepath.Join(dir, "disk") // Args wants one
-	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
-		b.Fatal(err)
-	}
-	for _, d := range []string{m.ours, m.peers} {
+	ours, peers := filepath.Join(folders, "ours"), filepath.Join(folders, "peers")
+	for _, d := range []string{ours, peers} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			b.Fatal(err)
 		}
 	}
+	m := machinePlan{serial: true, shares: []planned{
+		{dir: ours, rules: rules.Options{Mode: rules.ReadWrite, Plain: true}},
+		{dir: peers, peer: true},
+	}}.boot(b)
+	m.ours, m.peers = ours, peers
+	return m
+}
+
+// boot starts the machine; the test's end takes it down.
+func (p machinePlan) boot(b *bench) *benchMachine {
+	b.Helper()
+	m := &benchMachine{b: b, vsock: vhostuser.NewVsock(3)}
+	dir := b.TempDir()
 	cfg := b.config(dir)
-	cfg.MemoryMiB, cfg.Root, cfg.Initrd = 1024, disk, hypervisortest.Initrd(b, b.build("benchguest"))
-	cfg.Shares = []hypervisor.Share{{Tag: "share0"}, {Tag: "share1"}}
+	cfg.MemoryMiB, cfg.Initrd, cfg.Scratch = 1024, hypervisortest.Initrd(b, b.build("benchguest")), p.disk
+	if p.disk == "" {
+		cfg.Root = filepath.Join(dir, "disk") // Args wants one
+		if err := os.WriteFile(cfg.Root, make([]byte, 1<<20), 0o600); err != nil {
+			b.Fatal(err)
+		}
+	}
 
 	var files []*os.File // QEMU's ends, descriptors 3 and up
 	socket := func() *net.UnixConn {
@@ -106,17 +137,29 @@ func newBenchMachine(b *bench, w *world) *benchMachine {
 	}
 	socket() // the monitor, with nobody at it
 	console, vsock := socket(), socket()
-	inherit(m.serveOurs())
-	inherit(m.serveTheirs(filepath.Join(dir, "virtiofsd.sock")))
-	m.serial = socket()
-
-	args := qemu.Args(cfg, qemu.Machine{Accel: b.accel.Name, QMP: 3, Console: 4, Vsock: 5, Shares: []int{6, 7}})
-	// Bus 0 is the last but one that Args would take.
-	args = append(args, "-chardev", "socket,id=serial,fd=8",
-		"-device", "virtio-serial-device,bus=virtio-mmio-bus.0", "-device", "virtserialport,chardev=serial,name=bench")
+	var at []int
+	for i, s := range p.shares {
+		tag := fmt.Sprintf("share%d", i)
+		cfg.Shares, at = append(cfg.Shares, hypervisor.Share{Tag: tag}), append(at, 3+len(files))
+		if s.peer {
+			inherit(m.serveTheirs(s.dir, filepath.Join(dir, tag+".sock")))
+		} else {
+			inherit(m.serveOurs(tag, s))
+		}
+	}
+	args := qemu.Args(cfg, qemu.Machine{Accel: b.accel.Name, QMP: 3, Console: 4, Vsock: 5, Shares: at})
+	if p.serial {
+		// Bus 0 is the last but one that Args would take.
+		args = append(args, "-chardev", fmt.Sprintf("socket,id=serial,fd=%d", 3+len(files)),
+			"-device", "virtio-serial-device,bus=virtio-mmio-bus.0", "-device", "virtserialport,chardev=serial,name=bench")
+		m.serial = socket()
+	}
 	hello, err := m.vsock.Listen(benchHello)
 	if err != nil {
 		b.Fatal(err)
+	}
+	if p.live != "" {
+		m.serveLive(planned{dir: p.live, rules: rules.Options{Mode: rules.ReadWrite}})
 	}
 	served := make(chan error, 1)
 	go func() { served <- m.vsock.Serve(context.Background(), vsock) }()
@@ -136,69 +179,15 @@ func newBenchMachine(b *bench, w *world) *benchMachine {
 			b.Logf("console: %.2000q", text)
 		}
 	})
-	timer := time.AfterFunc(time.Minute, func() { hello.Close() })
+	timer := time.AfterFunc(2*time.Minute, func() { hello.Close() })
 	defer timer.Stop()
 	if _, err := hello.Accept(); err != nil {
 		stop()
-		b.Fatalf("the guest did not say hello within a minute: %v", err)
+		b.Fatalf("the guest did not say hello within two minutes: %v", err)
 	}
 	m.cmds = m.dial(benchCommand)
 	m.lines = bufio.NewReader(m.cmds)
 	return m
-}
-
-// serveOurs starts the process that serves share0.
-func (m *benchMachine) serveOurs() net.Conn {
-	var st unix.Stat_t
-	if err := unix.Stat(m.ours, &st); err != nil {
-		m.b.Fatal(err)
-	}
-	f, err := startShare(m.b.Context(), guest.ShareSpec{Tag: "share0", Path: m.ours, Dev: st.Dev, Ino: st.Ino, Owner: taskUser, Rules: rules.Options{Mode: rules.ReadWrite, Plain: true}})
-	if err != nil {
-		m.b.Fatal(err)
-	}
-	c, err := control.NewClient(f, nil)
-	if err != nil {
-		m.b.Fatal(err)
-	}
-	m.b.Cleanup(func() { c.Close(context.Background()) })
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		m.b.Fatal(err)
-	}
-	theirs, ours := os.NewFile(uintptr(fds[0]), "share"), os.NewFile(uintptr(fds[1]), "share")
-	defer theirs.Close()
-	defer ours.Close()
-	if err := c.Carry(control.VirtioFS, theirs); err != nil {
-		m.b.Fatal(err)
-	}
-	conn, err := net.FileConn(ours)
-	if err != nil {
-		m.b.Fatal(err)
-	}
-	return conn
-}
-
-// serveTheirs starts virtiofsd and connects to it. It stays with its defaults,
-// of which cache=auto is what our server does as well.
-func (m *benchMachine) serveTheirs(socket string) net.Conn {
-	cmd := exec.Command(virtiofsd, "--socket-path="+socket, "-o", "source="+m.peers+",cache=auto")
-	m.b.Cleanup(m.b.start(cmd, nil))
-	deadline := time.NewTimer(10 * time.Second)
-	defer deadline.Stop()
-	tick := time.NewTicker(20 * time.Millisecond) // it does not say when it is ready
-	defer tick.Stop()
-	for {
-		c, err := net.Dial("unix", socket)
-		if err == nil {
-			return c
-		}
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			m.b.Fatalf("virtiofsd: %v (it needs root)", err)
-		}
-	}
 }
 
 // config is a guest of the default size with nothing but what Args asks for.
@@ -209,7 +198,7 @@ func (b *bench) config(dir string) hypervisor.Config {
 // build makes a guest program of testdata.
 func (b *bench) build(name string) string {
 	out := filepath.Join(b.TempDir(), name)
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, "./testdata/"+name)
+	cmd := exec.Command("go", "build", "-tags=bench", "-trimpath", "-ldflags=-s -w", "-o", out, "./testdata/"+name)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		b.Fatalf("%v: %v\n%s", cmd.Args, err, text)

@@ -119,7 +119,7 @@ func (p *shareServer) serve() error {
 			p.srv.NewSession()
 			p.done(m.ID, err)
 		case control.Review:
-			p.reviews.Go(func() { p.done(m.ID, p.review(f, m.Task)) })
+			p.reviews.Go(func() { p.done(m.ID, p.review(f, m.Task, m.Ignored)) })
 		case control.Close:
 			p.shut()
 			p.done(m.ID, nil)
@@ -185,7 +185,7 @@ func (p *shareServer) carrier(kind control.Kind, f *os.File) (func() error, erro
 }
 
 // review keeps what the guest says on a stream that it has changed.
-func (p *shareServer) review(f *os.File, task string) error {
+func (p *shareServer) review(f *os.File, task string, ignored bool) error {
 	c, err := packet.Stream(f)
 	if err != nil {
 		return err
@@ -193,7 +193,7 @@ func (p *shareServer) review(f *os.File, task string) error {
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(p.ctx, reviewTime)
 	defer cancel()
-	return p.store.review(ctx, c, task)
+	return p.store.review(ctx, c, task, ignored)
 }
 
 // shut lets go of the folder: what is under way is waited for, and nothing

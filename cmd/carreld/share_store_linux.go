@@ -66,13 +66,13 @@ func (s *shareStore) session(task string) error {
 }
 
 // review keeps what the guest says that it has changed.
-func (s *shareStore) review(ctx context.Context, c io.ReadWriter, task string) error {
+func (s *shareStore) review(ctx context.Context, c io.ReadWriter, task string, ignored bool) error {
 	if s.all == nil {
 		return errors.New("this share is not in review")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, err := s.all.Import(ctx, c, review.ImportOptions{Root: s.root, Rules: s.set, Base: s.base, Task: task})
+	_, err := s.all.Import(ctx, c, review.ImportOptions{Root: s.root, Rules: s.set, Base: s.base, Task: task, Ignored: ignored})
 	return err
 }
 

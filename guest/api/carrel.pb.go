@@ -3830,7 +3830,10 @@ type RemoveShareRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
 	// The folder on the host, or where the guest sees it.
-	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// Take it although changes of it wait in the review, which nobody can look at
+	// or apply then.
+	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3877,6 +3880,13 @@ func (x *RemoveShareRequest) GetPath() string {
 		return x.Path
 	}
 	return ""
+}
+
+func (x *RemoveShareRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type RemoveShareResponse struct {
@@ -4688,8 +4698,10 @@ type ApplyEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// Empty: done. Else why it was not.
-	Refused       string     `protobuf:"bytes,2,opt,name=refused,proto3" json:"refused,omitempty"`
-	Kind          ChangeKind `protobuf:"varint,3,opt,name=kind,proto3,enum=carrel.v1.ChangeKind" json:"kind,omitempty"`
+	Refused string     `protobuf:"bytes,2,opt,name=refused,proto3" json:"refused,omitempty"`
+	Kind    ChangeKind `protobuf:"varint,3,opt,name=kind,proto3,enum=carrel.v1.ChangeKind" json:"kind,omitempty"`
+	// Of an undo: the change that was taken back had been applied from the review.
+	Applied       bool `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4743,6 +4755,13 @@ func (x *ApplyEvent) GetKind() ChangeKind {
 		return x.Kind
 	}
 	return ChangeKind_CHANGE_KIND_UNSPECIFIED
+}
+
+func (x *ApplyEvent) GetApplied() bool {
+	if x != nil {
+		return x.Applied
+	}
+	return false
 }
 
 type DiscardRequest struct {
@@ -8083,7 +8102,9 @@ func (*WatchRequest) Descriptor() ([]byte, []int) {
 }
 
 type ImportReviewRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bring the contents of what the host's ignore rules leave out, too.
+	Ignored       bool `protobuf:"varint,1,opt,name=ignored,proto3" json:"ignored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8116,6 +8137,13 @@ func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ImportReviewRequest.ProtoReflect.Descriptor instead.
 func (*ImportReviewRequest) Descriptor() ([]byte, []int) {
 	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+}
+
+func (x *ImportReviewRequest) GetIgnored() bool {
+	if x != nil {
+		return x.Ignored
+	}
+	return false
 }
 
 type ImportReviewResponse struct {
@@ -8870,10 +8898,11 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12&\n" +
 	"\x05share\x18\x02 \x01(\v2\x10.carrel.v1.ShareR\x05share\"A\n" +
 	"\x10AddShareResponse\x12-\n" +
-	"\x05share\x18\x01 \x01(\v2\x17.carrel.v1.SharedFolderR\x05share\">\n" +
+	"\x05share\x18\x01 \x01(\v2\x17.carrel.v1.SharedFolderR\x05share\"T\n" +
 	"\x12RemoveShareRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\"\x15\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"\x15\n" +
 	"\x13RemoveShareResponse\"?\n" +
 	"\x13RefreshShareRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
@@ -8938,12 +8967,13 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x03git\x18\x05 \x01(\bR\x03git\x12\x17\n" +
 	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x18\n" +
 	"\aignored\x18\a \x01(\bR\aignored\x12\x12\n" +
-	"\x04seen\x18\b \x01(\fR\x04seen\"e\n" +
+	"\x04seen\x18\b \x01(\fR\x04seen\"\x7f\n" +
 	"\n" +
 	"ApplyEvent\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\arefused\x18\x02 \x01(\tR\arefused\x12)\n" +
-	"\x04kind\x18\x03 \x01(\x0e2\x15.carrel.v1.ChangeKindR\x04kind\"<\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x15.carrel.v1.ChangeKindR\x04kind\x12\x18\n" +
+	"\aapplied\x18\x04 \x01(\bR\aapplied\"<\n" +
 	"\x0eDiscardRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x14\n" +
 	"\x05paths\x18\x02 \x03(\tR\x05paths\"/\n" +
@@ -9152,8 +9182,9 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x0fShutdownRequest\x12\x16\n" +
 	"\x06guests\x18\x01 \x01(\bR\x06guests\"\x12\n" +
 	"\x10ShutdownResponse\"\x0e\n" +
-	"\fWatchRequest\"\x15\n" +
-	"\x13ImportReviewRequest\"\x16\n" +
+	"\fWatchRequest\"/\n" +
+	"\x13ImportReviewRequest\x12\x18\n" +
+	"\aignored\x18\x01 \x01(\bR\aignored\"\x16\n" +
 	"\x14ImportReviewResponse\"?\n" +
 	"\x11DropReviewRequest\x12\x14\n" +
 	"\x05share\x18\x01 \x01(\tR\x05share\x12\x14\n" +

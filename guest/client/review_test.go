@@ -127,7 +127,7 @@ func TestShares(t *testing.T) {
 	if f, err := c.AddShare(ctx, "g", &api.Share{Path: "/p"}); err != nil || f.GetShare().GetPath() != "/p" {
 		t.Error(f, err)
 	}
-	if err := c.RemoveShare(ctx, "g", "/p"); CodeOf(err) != "changes_waiting" {
+	if err := c.RemoveShare(ctx, "g", "/p", false); CodeOf(err) != "changes_waiting" {
 		t.Error(err)
 	}
 	if x, err := c.ExplainShare(ctx, "", &api.Share{Path: "/p"}, "/p/.env"); err != nil || !x.Hidden {

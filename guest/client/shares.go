@@ -38,12 +38,13 @@ func (c *Client) AddShare(ctx context.Context, guest string, s *api.Share) (*api
 
 // RemoveShare takes a share from a guest; path is the folder on the host, or
 // where the guest sees it. When it returns nothing in the guest reaches the
-// folder. A share whose changes wait to be reviewed is not taken.
-func (c *Client) RemoveShare(ctx context.Context, guest, path string) error {
+// folder. A share whose changes wait to be reviewed is only taken
+// by force: nobody can look at them or apply them then.
+func (c *Client) RemoveShare(ctx context.Context, guest, path string, force bool) error {
 	if err := CheckName("guest", guest); err != nil {
 		return err
 	}
-	_, err := c.shares.Remove(ctx, connect.NewRequest(&api.RemoveShareRequest{Guest: guest, Path: path}))
+	_, err := c.shares.Remove(ctx, connect.NewRequest(&api.RemoveShareRequest{Guest: guest, Path: path, Force: force}))
 	return wrap(fmt.Sprintf("take %.200q from guest %s", path, guest), err)
 }
 

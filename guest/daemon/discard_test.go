@@ -1,11 +1,14 @@
 package daemon
 
 import (
+	"context"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"connectrpc.com/connect"
 
 	"github.com/carrel-vm/carrel/guest/api"
 )
@@ -32,5 +35,23 @@ func TestDiscardKnowsItsGuest(t *testing.T) {
 	now.keeper = nil
 	if err := d.discard(now); err != nil || there() {
 		t.Fatalf("control: it was not removed: %v", err)
+	}
+}
+
+// A share whose changes wait is left behind only by force.
+func TestShareRemovedByForce(t *testing.T) {
+	b := newReviewBench(t, fakeStore{Changes: []string{"/a"}}, false, inReviewMode)
+	remove := func(force bool) error {
+		_, err := b.shares.Remove(context.Background(), connect.NewRequest(&api.RemoveShareRequest{Guest: "g", Path: b.project, Force: force}))
+		return err
+	}
+	if err := remove(false); codeOf(err) != "changes_waiting" {
+		t.Errorf("without: %v", err)
+	}
+	if err := remove(true); err != nil {
+		t.Errorf("by force: %v", err)
+	}
+	if err := remove(true); codeOf(err) != "not_shared" {
+		t.Errorf("again: %v", err)
 	}
 }

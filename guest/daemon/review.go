@@ -53,7 +53,7 @@ func (e *entry) turn(ctx context.Context, share int64) (done func(), err error) 
 
 // Diff implements ReviewService.
 func (s *reviewService) Diff(ctx context.Context, r *connect.Request[api.DiffRequest], st *connect.ServerStream[api.Change]) error {
-	e, done, err := s.begin(ctx, r.Msg.Guest, 1)
+	e, done, err := s.begin(ctx, r.Msg.Guest, 1, r.Msg.Ignored)
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func (s *reviewService) Diff(ctx context.Context, r *connect.Request[api.DiffReq
 
 // Summary implements ReviewService.
 func (s *reviewService) Summary(ctx context.Context, r *connect.Request[api.ReviewSummaryRequest]) (*connect.Response[api.ReviewSummary], error) {
-	e, done, err := s.begin(ctx, r.Msg.Guest, 1)
+	e, done, err := s.begin(ctx, r.Msg.Guest, 1, false)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func (s *reviewService) Summary(ctx context.Context, r *connect.Request[api.Revi
 
 // Apply implements ReviewService.
 func (s *reviewService) Apply(ctx context.Context, r *connect.Request[api.ApplyRequest], st *connect.ServerStream[api.ApplyEvent]) error {
-	e, done, err := s.begin(ctx, r.Msg.Guest, readers)
+	e, done, err := s.begin(ctx, r.Msg.Guest, readers, r.Msg.Ignored)
 	if err != nil {
 		return err
 	}
@@ -99,7 +99,7 @@ func (s *reviewService) Apply(ctx context.Context, r *connect.Request[api.ApplyR
 
 // Discard implements ReviewService.
 func (s *reviewService) Discard(ctx context.Context, r *connect.Request[api.DiscardRequest]) (*connect.Response[api.DiscardResponse], error) {
-	e, done, err := s.begin(ctx, r.Msg.Guest, readers)
+	e, done, err := s.begin(ctx, r.Msg.Guest, readers, false)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +133,7 @@ func (s *reviewService) Discard(ctx context.Context, r *connect.Request[api.Disc
 
 // Undo implements ReviewService.
 func (s *reviewService) Undo(ctx context.Context, r *connect.Request[api.UndoRequest], st *connect.ServerStream[api.ApplyEvent]) error {
-	e, done, err := s.begin(ctx, r.Msg.Guest, readers)
+	e, done, err := s.begin(ctx, r.Msg.Guest, readers, false)
 	if err != nil {
 		return err
 	}
@@ -167,8 +167,9 @@ func (c *counted) add(m *api.ApplyEvent, keep bool) {
 
 // begin finds the guest, takes its turn, and has a guest that runs tell what it
 // has changed. What a task changed came over when it ended; what else did, as a
-// copy into the guest, comes now.
-func (s *reviewService) begin(ctx context.Context, name string, share int64) (*entry, func(), error) {
+// copy into the guest, comes now; with ignored the contents of what the host's
+// ignore rules leave out, too.
+func (s *reviewService) begin(ctx context.Context, name string, share int64, ignored bool) (*entry, func(), error) {
 	e, err := s.d.find(name)
 	if err != nil {
 		return nil, nil, err
@@ -177,14 +178,14 @@ func (s *reviewService) begin(ctx context.Context, name string, share int64) (*e
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := s.d.importReview(ctx, e); err != nil {
+	if err := s.d.importReview(ctx, e, ignored); err != nil {
 		done()
 		return nil, nil, err
 	}
 	return e, done, nil
 }
 
-func (d *Daemon) importReview(ctx context.Context, e *entry) error {
+func (d *Daemon) importReview(ctx context.Context, e *entry, ignored bool) error {
 	info, k, _ := e.get()
 	if k == nil || info.State != api.GuestState_GUEST_STATE_READY || !inReview(info.Spec) {
 		return nil
@@ -194,7 +195,7 @@ func (d *Daemon) importReview(ctx context.Context, e *entry) error {
 	}
 	ictx, cancel := context.WithTimeout(ctx, importTime)
 	defer cancel()
-	_, err := k.own.ImportReview(ictx, connect.NewRequest(&api.ImportReviewRequest{}))
+	_, err := k.own.ImportReview(ictx, connect.NewRequest(&api.ImportReviewRequest{Ignored: ignored}))
 	if err == nil {
 		return nil
 	}

@@ -256,6 +256,9 @@ func TestKeptForReview(t *testing.T) {
 	if _, err = b.shares.Remove(context.Background(), connect.NewRequest(&api.RemoveShareRequest{Guest: "g", Path: b.project})); codeOf(err) != "changes_waiting" {
 		t.Errorf("its share was removed with its changes: %v", err)
 	}
+	if !strings.Contains(err.Error(), "applied or discarded") {
+		t.Errorf("without its cure: %v", err)
+	}
 	if got, err := b.apply(context.Background(), &api.ApplyRequest{}); err != nil || len(got) != 2 {
 		t.Fatal(got, err)
 	}

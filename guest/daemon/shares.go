@@ -84,7 +84,7 @@ func (s *shareService) Add(ctx context.Context, r *connect.Request[api.AddShareR
 }
 
 // Remove implements ShareService. What waits of the share in the review is not
-// thrown away unsaid: it must be applied or discarded first.
+// thrown away unsaid: it must be applied or discarded first, or left behind by force.
 func (s *shareService) Remove(ctx context.Context, r *connect.Request[api.RemoveShareRequest]) (*connect.Response[api.RemoveShareResponse], error) {
 	e, err := s.d.find(r.Msg.Guest)
 	if err != nil {
@@ -99,7 +99,7 @@ func (s *shareService) Remove(ctx context.Context, r *connect.Request[api.Remove
 		return nil, err
 	}
 	_, k, _ := e.get()
-	if sh.Mode == api.ShareMode_SHARE_MODE_REVIEW && len(s.d.opts.Review) > 0 {
+	if sh.Mode == api.ShareMode_SHARE_MODE_REVIEW && len(s.d.opts.Review) > 0 && !r.Msg.Force {
 		if err := s.d.nothingWaitsIn(ctx, e, sh); err != nil {
 			return nil, err
 		}
@@ -127,7 +127,7 @@ func (d *Daemon) nothingWaitsIn(ctx context.Context, e *entry, sh *api.Share) er
 		return err
 	}
 	defer done()
-	if err := d.importReview(ctx, e); err != nil {
+	if err := d.importReview(ctx, e, false); err != nil {
 		return err
 	}
 	m, n := new(api.Change), int32(0)
@@ -136,7 +136,7 @@ func (d *Daemon) nothingWaitsIn(ctx context.Context, e *entry, sh *api.Share) er
 		return err
 	}
 	return api.NewError(connect.CodeFailedPrecondition, "changes_waiting", fmt.Sprintf("guest %s has %s in %s that nobody has applied or discarded", e.name, files(n), sh.Path),
-		"carrel diff "+e.name+" "+sh.Path+" shows them; carrel discard "+e.name+" "+sh.Path+" throws them away")
+		"carrel apply or carrel discard them first ("+e.name+" "+sh.Path+"), or leave them behind: carrel share rm --force "+e.name+" "+sh.Path)
 }
 
 // Refresh implements ShareService.

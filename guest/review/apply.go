@@ -45,6 +45,8 @@ type Event struct {
 	// Refused says why nothing was done; empty: it was.
 	Refused string
 	Kind    Change
+	// Applied, of an undo: the change had been applied from the review.
+	Applied bool
 }
 
 // Change is how an entry of the host has changed.
@@ -249,6 +251,8 @@ func (a *applier) never(e *Entry) string {
 		return "it is a device, a pipe or a socket"
 	case e.Kind == File && e.Blob == "" && e.Note != "":
 		return e.Note
+	case e.Kind == File && e.Blob == "" && e.Ignored:
+		return "its content was not brought over from the guest, since the ignore rules here leave it out (carrel start, then the same again: a guest that runs sends it)"
 	case e.Kind == File && e.Blob == "":
 		return "its content was not brought over from the guest (carrel diff, with the guest running, brings it)"
 	}

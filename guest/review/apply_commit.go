@@ -2,6 +2,7 @@ package review
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"time"
 
@@ -62,7 +63,25 @@ func (p *prepared) takeAway() (refused string, err error) {
 	if err == nil && moved(&out, p.is) {
 		return "", p.f.Unlink(p.tmp)
 	}
-	return changing, errors.Join(err, p.f.Rename(p.tmp, p.name))
+	return changing, errors.Join(err, p.back(false))
+}
+
+// back gives somebody else's entry, which came out under the temporary name, the
+// name that it had. Who removes what we put there meanwhile has it back too.
+func (p *prepared) back(exchange bool) error {
+	err := fs.ErrNotExist
+	if exchange {
+		if err = p.f.Exchange(p.tmp, p.name); err == nil {
+			return nil
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = p.f.Rename(p.tmp, p.name)
+	}
+	if err != nil {
+		return fmt.Errorf("something was put there at this moment, twice; what came first is %q now: %w", p.tmp, err)
+	}
+	return nil
 }
 
 func (p *prepared) swap() (refused string, err error) {
@@ -90,7 +109,7 @@ func (p *prepared) swap() (refused string, err error) {
 		}
 	}
 	// Something else came out, or a folder with something in it.
-	return changing, errors.Join(err, p.f.Exchange(p.tmp, p.name))
+	return changing, errors.Join(err, p.back(true))
 }
 
 // replace is swap for hosts that cannot exchange: what is changed there between

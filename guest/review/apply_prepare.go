@@ -94,6 +94,9 @@ func (p *prepared) make() error {
 		if err == nil {
 			err = p.want.fill(h)
 		}
+		if err == nil && p.plan.Of == "" { // an undo gives back what is the host's own
+			err = h.MarkForeign(time.Now())
+		}
 		if err == nil {
 			err = h.Chmod(p.want.perm)
 		}

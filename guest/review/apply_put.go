@@ -40,6 +40,8 @@ type step struct {
 	plan plan
 	// told says that somebody asked for this step; others are parts of one.
 	told bool
+	// applied: it takes back what was applied.
+	applied bool
 }
 
 // outcome is what became of a step.

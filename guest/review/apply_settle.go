@@ -54,7 +54,7 @@ func (a *applier) settled(ready []outcome) error {
 		case o.refused != "":
 			a.refuse(o.step.path, o.change(), o.refused)
 		default:
-			if err := a.emit(Event{Path: o.step.path, Kind: o.change()}); err != nil {
+			if err := a.emit(Event{Path: o.step.path, Kind: o.change(), Applied: o.step.applied}); err != nil {
 				return err
 			}
 		}

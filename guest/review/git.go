@@ -24,8 +24,8 @@ import (
 //  3. what the host does not have is written as loose objects, contents first
 //  4. refs/carrel/NAME/ gets the refs whose history is complete
 //
-// The guest's config, hooks, info, alternates and packed refs are not looked
-// at, its branches never become the host's, and no git runs.
+// The guest's config, hooks, info and alternates are not looked at, its
+// branches never become the host's, and no git runs.
 
 // Bounds of one import of commits.
 const (
@@ -124,6 +124,7 @@ type gitRef struct {
 
 // refs reads the refs that the guest has changed.
 func (g *gitImport) refs() (refs []gitRef, err error) {
+	have := map[string]bool{}
 	for _, e := range g.t.Store.Entries() {
 		name, ok := strings.CutPrefix(e.Name, gitDir+"/refs/")
 		if e.Name == gitDir+"/HEAD" {
@@ -135,7 +136,7 @@ func (g *gitImport) refs() (refs []gitRef, err error) {
 			continue
 		}
 		r := gitRef{name: name}
-		text, err := g.small(&e)
+		text, err := g.text(&e, maxRef)
 		switch {
 		case err != nil:
 			r.err = err
@@ -147,20 +148,25 @@ func (g *gitImport) refs() (refs []gitRef, err error) {
 			r.id, r.err = parseID(strings.TrimSuffix(text, "\n"))
 		}
 		if refs = append(refs, r); len(refs) > maxGitRefs {
-			return nil, fmt.Errorf("the guest has changed more than %d refs", maxGitRefs)
+			return nil, errTooManyRefs
 		}
+		have[name] = true
 	}
-	return refs, nil
+	packed, err := g.packed(have)
+	return append(refs, packed...), err
 }
 
-// small reads a file of the guest's that has a line.
-func (g *gitImport) small(e *Entry) (string, error) {
+// maxRef bounds a file that has one ref, in bytes.
+const maxRef = 1024
+
+// text reads a file of the guest's.
+func (g *gitImport) text(e *Entry, most int64) (string, error) {
 	f, err := g.t.Store.Blob(e.Blob)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, 1024))
+	b, err := io.ReadAll(io.LimitReader(f, most))
 	return string(b), err
 }
 

@@ -18,7 +18,13 @@ func (im *importer) contents(ctx context.Context) (alive bool, err error) {
 	for _, git := range []bool{false, true} {
 		for i := range im.kept {
 			e := &im.kept[i]
-			if e.Kind != File || e.Hidden || e.Ignored && !im.Ignored || inGit(e.Name) != git {
+			if e.Kind != File || e.Hidden || inGit(e.Name) != git {
+				continue
+			}
+			if e.Ignored && !im.Ignored { // what somebody asked for once is kept
+				if e.Size <= room && im.reuse(e) {
+					room -= e.Size
+				}
 				continue
 			}
 			switch {

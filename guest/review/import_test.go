@@ -452,6 +452,12 @@ func TestImportIgnored(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.wantContent("node_modules/x.js", "x")
+	w.wanted = nil
+	w.imported() // what was asked for once is kept
+	w.wantContent("node_modules/x.js", "x")
+	if len(w.wanted) > 0 {
+		t.Errorf("asked again for %q", w.wanted)
+	}
 }
 
 func FuzzImport(f *testing.F) {

@@ -199,7 +199,7 @@ func (s *server) tell(o *opened) func(Event) error {
 			s.done++
 		}
 		return s.emit(&api.ApplyEvent{
-			Path: o.hostPath(e.Path), Refused: valid(e.Refused), Kind: api.ChangeKind(e.Kind),
+			Path: o.hostPath(e.Path), Refused: valid(e.Refused), Kind: api.ChangeKind(e.Kind), Applied: e.Applied,
 		})
 	}
 }

@@ -154,7 +154,7 @@ func selected(name string, paths []string, hit []bool) bool {
 
 // back makes the step that gives one pre-image back.
 func (a *applier) back(id string, h *history, p *pre) *step {
-	s := &step{path: string(p.Path), told: true, plan: plan{Of: id, At: p.I}}
+	s := &step{path: string(p.Path), told: true, applied: h.begin.Kind == setApply, plan: plan{Of: id, At: p.I}}
 	modeOnly := p.Kind == File && !p.Kept
 	if p.Info != nil {
 		s.want.perm = p.Info.Mode & fs.ModePerm

@@ -134,9 +134,10 @@ func (k *Client) Session(ctx context.Context, task string) error {
 }
 
 // Review hands over a stream of the guest's and waits until what it says is
-// kept. file stays the caller's.
-func (k *Client) Review(ctx context.Context, task string, file syscall.Conn) error {
-	return k.ask(ctx, &Message{Kind: Review, Task: task}, file)
+// kept, with the contents of what the host's ignore rules leave out if ignored
+// says so. file stays the caller's.
+func (k *Client) Review(ctx context.Context, task string, ignored bool, file syscall.Conn) error {
+	return k.ask(ctx, &Message{Kind: Review, Task: task, Ignored: ignored}, file)
 }
 
 // Shut ends every carrier and has the process let go of the folder. When it

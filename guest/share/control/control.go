@@ -62,6 +62,9 @@ type Message struct {
 	More  bool   `json:"more,omitempty"`
 	// Task, of Session and Review, is the task's id.
 	Task string `json:"task,omitempty"`
+	// Ignored, of Review, brings the contents of what the host's ignore rules
+	// leave out, too.
+	Ignored bool `json:"ignored,omitempty"`
 	// Error, of the answers, is empty when all is well.
 	Error string `json:"error,omitempty"`
 }
@@ -135,8 +138,10 @@ func (m *Message) check() error {
 	case Configure:
 		only.More = m.More
 	case VirtioFS, Stream, Device:
-	case Session, Review:
+	case Session:
 		only.ID, only.Task = m.ID, m.Task
+	case Review:
+		only.ID, only.Task, only.Ignored = m.ID, m.Task, m.Ignored
 	case Close:
 		only.ID = m.ID
 	case Ready, Ended:
@@ -147,7 +152,7 @@ func (m *Message) check() error {
 		return bad("the kind %.40q", m.Kind)
 	}
 	switch {
-	case m.ID != only.ID || m.More != only.More || m.Task != only.Task || m.Error != only.Error || m.Kind != Configure && len(m.Piece) != 0:
+	case m.ID != only.ID || m.More != only.More || m.Task != only.Task || m.Ignored != only.Ignored || m.Error != only.Error || m.Kind != Configure && len(m.Piece) != 0:
 		return bad("a field that %s does not have", m.Kind)
 	case len(m.Piece) > piece:
 		return bad("a piece of %d bytes", len(m.Piece))

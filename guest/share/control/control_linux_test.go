@@ -112,7 +112,7 @@ func TestClient(t *testing.T) {
 	if k.Carrying() || k.Cause() != "the guest let go of it" {
 		t.Errorf("%v, %q", k.Carrying(), k.Cause())
 	}
-	go func() { answers <- k.Review(within(t), "", b) }()
+	go func() { answers <- k.Review(within(t), "", false, b) }()
 	if _, f, err = p.Receive(); err != nil || f == nil {
 		t.Fatal(err)
 	}

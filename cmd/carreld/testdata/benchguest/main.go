@@ -7,6 +7,7 @@ package main
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -35,11 +36,14 @@ func main() {
 }
 
 func serve() error {
-	for _, m := range []struct{ target, kind string }{{"/dev", "devtmpfs"}, {"/proc", "proc"}} {
+	for _, m := range []struct{ target, kind string }{{"/dev", "devtmpfs"}, {"/proc", "proc"}, {"/sys", "sysfs"}, {"/mnt", "tmpfs"}} {
 		os.MkdirAll(m.target, 0o755)
 		if err := unix.Mount(m.kind, m.target, m.kind, 0, ""); err != nil && err != unix.EBUSY {
 			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
+	}
+	if err := enter(); err != nil {
+		return fmt.Errorf("the image: %w", err)
 	}
 	for port, handle := range map[uint32]func(io.ReadWriter) error{portCommand: command, portEcho: echo, portStream: stream} {
 		ln, err := vsock.Listen(port, nil)
@@ -183,18 +187,20 @@ func command(c io.ReadWriter) error {
 
 func do(word, dir string, n int) (int, error) {
 	switch word {
-	case "mount": // dir is a tag
-		target := filepath.Join("/mnt", dir)
-		if err := os.MkdirAll(target, 0o755); err != nil {
-			return 0, err
-		}
-		return 0, unix.Mount(dir, target, "virtiofs", 0, "")
+	case "mount": // dir says what, and how: see mountAs
+		return 0, mountAs(dir)
 	case "umount": // and forget everything
 		unix.Sync()
-		if err := unix.Unmount(filepath.Join("/mnt", dir), 0); err != nil {
+		if err := unmounts[dir](); err != nil {
 			return 0, err
 		}
 		return 0, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+	case "clear":
+		return 0, errors.Join(os.RemoveAll(filepath.Join("/mnt", dir, "new")), os.RemoveAll(filepath.Join("/mnt", dir, "bulk")))
+	case "packages":
+		return n, createPackages(filepath.Join("/mnt", dir, "new"), n)
+	case "git":
+		return n, gitStatus(dir)
 	case "write":
 		return n, writeFile(filepath.Join("/mnt", dir, "bulk"), n)
 	case "read":

@@ -220,6 +220,9 @@ func decideShare(s *api.Share, rules Rules) (Pin, error) {
 	if err := dangerous(s.Path, rules); err != nil {
 		return Pin{}, err
 	}
+	if err := insideRules(s); err != nil {
+		return Pin{}, err
+	}
 	pin, err := pinFolder(s.Path)
 	if err != nil {
 		return Pin{}, err

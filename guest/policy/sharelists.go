@@ -2,6 +2,8 @@ package policy
 
 import (
 	"fmt"
+	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -115,4 +117,30 @@ func shareMode(m api.ShareMode) sharerules.Mode {
 		return sharerules.NoDelete
 	}
 	return sharerules.Review
+}
+
+// insideRules refuses a root whose own name is hidden or protected, or begins
+// the names that are: patterns are about names below a root, so that "hooks" in a
+// share of a ".git" would be a name like any other.
+func insideRules(s *api.Share) error {
+	if s.Plain {
+		return nil
+	}
+	lists, err := sharerules.Compile(sharerules.Options{})
+	if err != nil {
+		return err
+	}
+	slash := filepath.ToSlash(s.Path)
+	v, whole := lists.Judge(path.Base(slash)), lists.Judge(strings.TrimLeft(slash, "/"))
+	if whole.Hidden {
+		v = whole
+	}
+	if !v.Hidden && !v.Protected && !whole.Ancestor && !whole.Within {
+		return nil
+	}
+	why := v.Reason
+	if why == "" {
+		why = "names in it are protected by where they lie, which cannot be told from inside"
+	}
+	return refuse("share_refused", "share the folder that holds it, or add :ro,plain if you mean just this", "share %q is refused: %s", clip(s.Path), why)
 }

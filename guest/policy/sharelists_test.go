@@ -2,6 +2,9 @@ package policy
 
 import (
 	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -187,6 +190,35 @@ func TestReviewDisk(t *testing.T) {
 		sh := g.Config(Parts{}).Shares[0]
 		if g.Layer(0) == "" || sh.Overlay != (sh.Layer != "") {
 			t.Errorf("%+v: layer %q, %+v", c, g.Layer(0), sh)
+		}
+	}
+}
+
+// A root within the lists is not shared under them, since they would be blind
+// there; the same folder is, where somebody says that it is meant.
+func TestRootWithinLists(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{".git", ".git/modules/sub", ".vscode", ".aws", "deep/.ssh/keys", ".GIT", ".cargo"} {
+		dir := filepath.Join(w.project, name)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		_, err := decide(w, &api.Share{Path: dir, Mode: api.ShareMode_SHARE_MODE_RW})
+		var r *Refusal
+		if !errors.As(err, &r) || r.Code != "share_refused" || r.Cure == "" {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := decide(w, &api.Share{Path: dir, Mode: api.ShareMode_SHARE_MODE_RO, Plain: true}); err != nil {
+			t.Errorf("plain %s: %v", name, err)
+		}
+	}
+	for _, name := range []string{"src", ".claude/worktrees/x", ".github", "node_modules"} { // control
+		dir := filepath.Join(w.project, name)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decide(w, &api.Share{Path: dir}); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

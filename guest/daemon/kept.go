@@ -188,14 +188,18 @@ func pending(s *api.ReviewSummary) int32 { return s.GetAdded() + s.GetChanged() 
 // speaks for keeping it.
 func (d *Daemon) keepOrNot(e *entry, sum *api.ReviewSummary, delivered bool) (soon bool, err error) {
 	info, _, _ := e.get()
+	already := func(why api.GuestKept) bool {
+		// A daemon that died between keep's two writes left it ephemeral.
+		return info.Kept == why && !info.Spec.GetEphemeral()
+	}
 	switch {
 	case pending(sum) > 0 || sum.GetIncomplete() != "":
-		if info.Kept != api.GuestKept_GUEST_KEPT_REVIEW {
+		if !already(api.GuestKept_GUEST_KEPT_REVIEW) {
 			return false, d.keep(e, api.GuestKept_GUEST_KEPT_REVIEW)
 		}
 		return false, nil
 	case sum.GetUndoable() > 0:
-		if info.Kept == api.GuestKept_GUEST_KEPT_UNDO {
+		if already(api.GuestKept_GUEST_KEPT_UNDO) {
 			return false, nil
 		}
 		if err := d.keep(e, api.GuestKept_GUEST_KEPT_UNDO); err != nil {

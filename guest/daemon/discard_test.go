@@ -16,7 +16,7 @@ import (
 // An ended guest's late removal never takes along a new guest of its name, nor
 // one whose keeper runs. The control is the entry that the table has.
 func TestDiscardKnowsItsGuest(t *testing.T) {
-	d := &Daemon{guests: t.TempDir(), table: map[string]*entry{}, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	d := &Daemon{ctx: t.Context(), guests: t.TempDir(), table: map[string]*entry{}, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
 	dir := filepath.Join(d.guests, "dev")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)

@@ -93,6 +93,16 @@ func (e *entry) why(otherwise string) string {
 
 // discard removes a guest without a keeper from the disk and the table.
 func (d *Daemon) discard(e *entry) error {
+	done, err := e.turn(d.ctx, readers) // whoever looks at its changes does so to the end
+	if err != nil {
+		return err
+	}
+	defer done()
+	return d.discardMine(e)
+}
+
+// discardMine is discard by who has the turn of all readers.
+func (d *Daemon) discardMine(e *entry) error {
 	d.mu.Lock()
 	_, k, _ := e.get()
 	mine := d.table[e.name] == e && k == nil

@@ -257,10 +257,14 @@ func (d *Daemon) boundForUndo() {
 	}
 	slices.SortFunc(all, func(a, b *entry) int { return since[b].Compare(since[a]) })
 	for _, e := range all[min(len(all), maxForUndo):] {
+		if !e.review.TryAcquire(readers) {
+			continue // somebody looks at it: the next time
+		}
 		if e.take("removed") == nil {
-			d.discard(e)
+			d.discardMine(e)
 			e.release()
 		}
+		e.review.Release(readers)
 	}
 }
 

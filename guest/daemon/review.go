@@ -178,6 +178,13 @@ func (s *reviewService) begin(ctx context.Context, name string, share int64, ign
 	if err != nil {
 		return nil, nil, err
 	}
+	if now, err := s.d.find(name); now != e { // it was removed meanwhile
+		done()
+		if err == nil {
+			err = api.NewError(connect.CodeAborted, "busy", "guest "+name+" was removed, and another has its name", "try again")
+		}
+		return nil, nil, err
+	}
 	if err := s.d.importReview(ctx, e, ignored); err != nil {
 		done()
 		return nil, nil, err

@@ -119,9 +119,10 @@ func shareMode(m api.ShareMode) sharerules.Mode {
 	return sharerules.Review
 }
 
-// insideRules refuses a root whose own name is hidden or protected, or begins
-// the names that are: patterns are about names below a root, so that "hooks" in a
-// share of a ".git" would be a name like any other.
+// insideRules refuses a root whose own name is hidden, or, where the guest's
+// changes come to the host, protected or the beginning of names that are:
+// patterns are about names below a root, so that "hooks" in a share of a ".git"
+// would be a name like any other.
 func insideRules(s *api.Share) error {
 	if s.Plain {
 		return nil
@@ -135,12 +136,13 @@ func insideRules(s *api.Share) error {
 	if whole.Hidden {
 		v = whole
 	}
-	if !v.Hidden && !v.Protected && !whole.Ancestor && !whole.Within {
+	changes := s.Mode != api.ShareMode_SHARE_MODE_RO && (v.Protected || whole.Ancestor || whole.Within)
+	if !v.Hidden && !changes {
 		return nil
 	}
 	why := v.Reason
 	if why == "" {
 		why = "names in it are protected by where they lie, which cannot be told from inside"
 	}
-	return refuse("share_refused", "share the folder that holds it, or add :ro,plain if you mean just this", "share %q is refused: %s", clip(s.Path), why)
+	return refuse("share_refused", "share the folder that holds it; :ro,plain shares just this", "share %q is refused: %s", clip(s.Path), why)
 }

@@ -212,6 +212,10 @@ func TestRootWithinLists(t *testing.T) {
 			t.Errorf("plain %s: %v", name, err)
 		}
 	}
+	// What is read only changes nothing that is protected.
+	if _, err := decide(w, &api.Share{Path: filepath.Join(w.project, ".git"), Mode: api.ShareMode_SHARE_MODE_RO}); err != nil {
+		t.Errorf(".git:ro: %v", err)
+	}
 	for _, name := range []string{"src", ".claude/worktrees/x", ".github", "node_modules"} { // control
 		dir := filepath.Join(w.project, name)
 		if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -46,11 +46,8 @@ func TestFuse(t *testing.T) {
 		t.Error(e)
 	}
 	// A killed task's request does not stay.
-	w := h.exec(&wire.Exec{Argv: []string{"/bin/sh", "-c", "cd /run/rw; echo up; while :; do cat a/b/c; done >/dev/null"}})
-	for !w.started {
-		w.next()
-	}
-	time.Sleep(50 * time.Millisecond)
+	w := h.exec(&wire.Exec{Argv: []string{"/bin/sh", "-c", "cd /run/rw; cat a/b/c >/dev/null; echo up; while :; do cat a/b/c; done >/dev/null"}})
+	w.until("up\n") // it has made requests, and does nothing else from here on
 	w.signal(9)
 	w.wait()
 	h.good("cmp /run/rw/a/b/c /run/rw/link")

@@ -64,6 +64,11 @@ func (r *reviewed) Remove(context.Context, *connect.Request[api.RemoveShareReque
 	return nil, api.NewError(connect.CodeFailedPrecondition, "changes_waiting", "changes wait", "carrel diff g")
 }
 
+func (r *reviewed) Refresh(_ context.Context, q *connect.Request[api.RefreshShareRequest]) (*connect.Response[api.RefreshShareResponse], error) {
+	r.saw = q.Msg
+	return connect.NewResponse(&api.RefreshShareResponse{}), nil
+}
+
 func (r *reviewed) Explain(_ context.Context, q *connect.Request[api.ExplainShareRequest]) (*connect.Response[api.ExplainShareResponse], error) {
 	return connect.NewResponse(&api.ExplainShareResponse{Hidden: q.Msg.Path == "/p/.env"}), nil
 }
@@ -119,7 +124,7 @@ func TestReview(t *testing.T) {
 }
 
 func TestShares(t *testing.T) {
-	c, _ := reviewClient(t)
+	c, r := reviewClient(t)
 	ctx := t.Context()
 	if l, err := c.Shares(ctx, "g"); err != nil || len(l) != 1 || l[0].Carrier != "fuse" {
 		t.Error(l, err)
@@ -133,7 +138,8 @@ func TestShares(t *testing.T) {
 	if x, err := c.ExplainShare(ctx, "", &api.Share{Path: "/p"}, "/p/.env"); err != nil || !x.Hidden {
 		t.Error(x, err)
 	}
-	if err := c.RefreshShares(ctx, "g", ""); CodeOf(err) != "unimplemented" { // this fake has none
-		t.Error(err)
+	err := c.RefreshShares(ctx, "g", "/p")
+	if q, ok := r.saw.(*api.RefreshShareRequest); err != nil || !ok || q.Guest != "g" || q.Path != "/p" {
+		t.Error(r.saw, err)
 	}
 }

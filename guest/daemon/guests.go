@@ -220,6 +220,11 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 		}
 	}
 	granted := x.grant.Spec()
+	if granted.DiskMib == 0 {
+		if err := d.startsEmpty(ctx, e, fresh, granted, notice); err != nil {
+			return nil, err
+		}
+	}
 	spec := proto.Clone(granted).(*api.GuestSpec) // without what repositories ask for, which may change
 	spec.Egress = info.Spec.Egress
 	parts, err := d.opts.Parts(ctx, spec.Image)
@@ -299,6 +304,25 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 		})
 	}
 	return info, nil
+}
+
+// startsEmpty says what becomes of a guest without a disk. It does not start
+// again while changes wait: its layers are gone, and the next import would take
+// the empty ones for all that it has changed.
+func (d *Daemon) startsEmpty(ctx context.Context, e *entry, fresh bool, spec *api.GuestSpec, notice func(string) error) error {
+	if !fresh {
+		var own *connect.Error
+		if err := d.nothingWaits(ctx, e); errors.As(err, &own) && own.Code() == connect.CodeFailedPrecondition {
+			return api.NewError(connect.CodeFailedPrecondition, "changes_waiting", own.Message()+", and it has no disk on which they would outlive another start",
+				"carrel apply "+e.name+", or carrel discard "+e.name+", and then start it")
+		} else if err != nil {
+			return err
+		}
+	}
+	if spec.Ephemeral {
+		return nil
+	}
+	return notice("guest " + e.name + " has no disk: when it stops, what it changed outside of shared folders is gone")
 }
 
 // startFailed is what a keeper says of a start that failed.

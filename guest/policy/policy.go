@@ -156,8 +156,9 @@ func Decide(req *api.GuestSpec, rules Rules) (*Grant, error) {
 	if s.MemoryMib == 0 {
 		s.MemoryMib = min(DefaultMemoryMiB, rules.MaxMemoryMiB)
 	}
-	// What is in review is to outlive the guest's memory. gVisor has no disk.
-	keeps := !s.Ephemeral || s.Boundary != "gvisor" && slices.ContainsFunc(s.Shares, func(sh *api.Share) bool { return inReview(sh) })
+	// A guest that stays, and what is in review, are to outlive the guest's
+	// memory. Behind gVisor there is no disk.
+	keeps := s.Boundary != "gvisor" && (!s.Ephemeral || slices.ContainsFunc(s.Shares, func(sh *api.Share) bool { return inReview(sh) }))
 	if s.DiskMib == 0 && keeps {
 		s.DiskMib = min(DefaultDiskMiB, rules.MaxDiskMiB)
 	}

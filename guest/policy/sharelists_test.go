@@ -226,3 +226,14 @@ func TestRootWithinLists(t *testing.T) {
 		}
 	}
 }
+
+// Guests that stay have a disk, but behind gVisor, where there is none to have.
+func TestDisks(t *testing.T) {
+	w := newWorld(t)
+	for boundary, want := range map[string]uint32{"": DefaultDiskMiB, "vm": DefaultDiskMiB, "process": DefaultDiskMiB, "gvisor": 0} {
+		g, err := Decide(&api.GuestSpec{Name: "g", Boundary: boundary}, w.rules())
+		if err != nil || g.Spec().DiskMib != want {
+			t.Errorf("%q: %v, %v", boundary, g.Spec().GetDiskMib(), err)
+		}
+	}
+}

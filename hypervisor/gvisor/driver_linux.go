@@ -119,7 +119,7 @@ func (d *Driver) spec(ctx context.Context, cfg hypervisor.Config) (s wall.Spec, 
 		return s, &hypervisor.Error{
 			Op:   "create guest",
 			Err:  errors.New("gVisor keeps a guest's changes in memory: a guest with a disk is not possible"),
-			Cure: "use carrel run without --name, whose guests have none: what they change is lost at their end, but for shares. Or use --boundary vm or process",
+			Cure: "leave --disk away: what such a guest changes outside of shared folders is gone when it stops. Or use --boundary vm or process",
 		}
 	}
 	s = wall.Spec{

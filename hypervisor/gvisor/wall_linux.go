@@ -2,6 +2,8 @@ package gvisor
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -26,8 +28,13 @@ const (
 	logFile   = wall.StageDir + "/runsc.log"
 )
 
-// sandboxID is what runsc calls the guest: its state is in a folder of its own.
-const sandboxID = "guest"
+// sandboxID is what runsc calls a guest, by the guest's folder. Its state is in a
+// folder of its own, but the sentry listens on an abstract socket of that name
+// in the network namespace that all guests' runsc share.
+func sandboxID(dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return "carrel-" + hex.EncodeToString(sum[:8])
+}
 
 // WallMain is the whole of the hidden sub-command that Options.Shim names. It
 // takes no arguments and returns when the guest is gone; the error says why it
@@ -159,7 +166,7 @@ func writeBundle(p Plan) error {
 
 // launch starts runsc and puts it into its groups before its first instruction.
 func launch(w *wall.Process, owner uint32, pid *os.File) error {
-	args := append(Flags(w.Spec.Platform, stateDir, logFile, !w.Spec.Ranged), "run", "--bundle", bundleDir, "--pid-file", "/proc/self/fd/3", sandboxID)
+	args := append(Flags(w.Spec.Platform, stateDir, logFile, !w.Spec.Ranged), "run", "--bundle", bundleDir, "--pid-file", "/proc/self/fd/3", sandboxID(w.Spec.Dir))
 	cmd := exec.Command(w.Spec.Program, args...)
 	cmd.Env, cmd.Dir = []string{}, "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = w.Calls, os.Stdout, w.Boot
@@ -239,7 +246,7 @@ const controlTimeout = 5 * time.Second
 func control(w *wall.Process, verb string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), controlTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, w.Spec.Program, append(Flags(w.Spec.Platform, stateDir, logFile, !w.Spec.Ranged), verb, sandboxID)...)
+	cmd := exec.CommandContext(ctx, w.Spec.Program, append(Flags(w.Spec.Platform, stateDir, logFile, !w.Spec.Ranged), verb, sandboxID(w.Spec.Dir))...)
 	cmd.Env, cmd.Dir = []string{}, "/"
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/guest/share/control"
 	"github.com/carrel-vm/carrel/guest/wire"
+	"github.com/carrel-vm/carrel/hypervisor"
 )
 
 // A share that is added to a running guest: the daemon starts its process, since
@@ -315,15 +316,32 @@ func (s *shares) refresh(ctx context.Context, g *Guest, path string) error {
 	return nil
 }
 
+// ending says whether a guest has ended, or an ephemeral one is about to: its
+// task is over, and what that has changed came over before its caller knew.
+func (k *Keeper) ending(g *Guest) bool {
+	select {
+	case <-k.finished:
+		return true
+	case <-g.Gone():
+		return true
+	default:
+		return false
+	}
+}
+
 // with runs f for a running guest's shares.
 func (k *Keeper) with(code, what string, f func(*Guest, *shares) error) error {
 	k.mu.Lock()
 	g, s, name := k.g, k.shares, k.info.Name
 	k.mu.Unlock()
+	gone := api.NewError(connect.CodeFailedPrecondition, "not_running", "guest "+name+" is not running", "carrel start "+name)
 	if g == nil || s == nil {
-		return api.NewError(connect.CodeFailedPrecondition, "not_running", "guest "+name+" is not running", "carrel start "+name)
+		return gone
 	}
 	if err := f(g, s); err != nil {
+		if errors.Is(err, hypervisor.ErrGone) || k.ending(g) {
+			return gone
+		}
 		return api.NewError(connect.CodeInternal, code, what+": "+err.Error(), "")
 	}
 	return nil

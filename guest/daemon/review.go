@@ -209,7 +209,10 @@ func (d *Daemon) importReview(ctx context.Context, e *entry, ignored bool) error
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if _, now, _ := e.get(); now != k { // it ended meanwhile, and has told what it had to
+	// A guest that ends, or ended meanwhile, has told what it had to. Its keeper
+	// knows that before the daemon does, and may itself be gone.
+	code := connect.CodeOf(err)
+	if _, now, _ := e.get(); now != k || code == connect.CodeFailedPrecondition || code == connect.CodeUnavailable {
 		return nil
 	}
 	return api.NewError(connect.CodeUnavailable, "import_failed", "guest "+e.name+" does not tell what it has changed: "+ownText(err), "carrel stop "+e.name+", and what is known of it until then can be looked at")

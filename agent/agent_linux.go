@@ -22,6 +22,8 @@ type systemOptions struct {
 	// shares mount what Setup and the host's Controls say; nil: Mount does,
 	// and there is no other share than Setup's.
 	shares *shares
+	// volumes mount the disks that Setup names; nil: there can be none.
+	volumes *volumes
 }
 
 // system is what an Agent has in such a guest.

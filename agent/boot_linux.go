@@ -94,7 +94,8 @@ func guest(scratch bool) error {
 	o.Cgroup, o.User = tasksGroup, defaultUser
 	o.shares = newShares(m, o.DialHost)
 	o.Prepare, o.Name, o.SetTime = slow.Wait, setName, setClock
-	o.PowerOff = func() { flush(disk) }
+	o.volumes = new(volumes)
+	o.PowerOff = func() { o.volumes.unmount(); flush(disk) }
 	return New(o).Run(context.Background())
 }
 

@@ -178,6 +178,13 @@ func (a *Agent) setUpInside(ctx context.Context, s *wire.Setup) error {
 			return fmt.Errorf("mount share %s at %s in the guest: %w", m.Tag, m.Path, err)
 		}
 	}
+	switch {
+	case len(s.Volumes) == 0:
+	case len(s.Volumes) > maxMounts || a.o.volumes == nil:
+		return fmt.Errorf("%d volumes: this guest can have none, or not so many", len(s.Volumes))
+	default:
+		return a.o.volumes.mount(s.Volumes)
+	}
 	return nil
 }
 

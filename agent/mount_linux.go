@@ -3,10 +3,13 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +26,13 @@ const (
 // plain keeps an overlay's upper folder a complete and simple list of changes:
 // no entry there refers to another place (filesystems/overlayfs.rst).
 const plain = "redirect_dir=off,metacopy=off,index=off"
+
+// diskOptions are those of a disk that is a sparse file on the host. What is
+// deleted goes back to the host; inode tables that nobody has used are holes
+// there, and read as zeros without being written as such in the background; and
+// file data that the host could not take ends the file system rather than being
+// read back as zeros later (Documentation/admin-guide/ext4.rst).
+const diskOptions = "discard,noinit_itable,data_err=abort,errors=remount-ro"
 
 const (
 	quiet    = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
@@ -84,7 +94,8 @@ func console() {
 // disks finds the guest's disks: the image is the one that the host serves
 // read-only, scratch the one it does not. Their names do not tell: the kernel
 // gives them in the order in which it finds the devices, which is the
-// hypervisor's, and what is written on them was written by guests.
+// hypervisor's, and what is written on them was written by guests. Those of
+// volumes have a serial number.
 func disks() (image, scratch string, err error) {
 	found, err := filepath.Glob("/sys/block/vd*")
 	if err != nil {
@@ -94,6 +105,9 @@ func disks() (image, scratch string, err error) {
 		ro, err := number(d + "/ro")
 		if err != nil {
 			return "", "", err
+		}
+		if ro != 1 && strings.HasPrefix(serialOf(d), volumeSerial) {
+			continue
 		}
 		which := &scratch
 		if ro == 1 {
@@ -121,9 +135,9 @@ func root(wantScratch bool) (disk string, err error) {
 	if wantScratch != (scratch != "") {
 		return "", fmt.Errorf("a scratch disk was announced: %t; one is there: %t", wantScratch, scratch != "")
 	}
-	changes := mnt{"changes", "/changes", "tmpfs", fromHost, "mode=0755,size=75%"}
+	changes := mnt{"changes", "/changes", "tmpfs", fromHost, "mode=0755,size=" + memoryForFiles}
 	if scratch != "" {
-		changes = mnt{scratch, "/changes", "ext4", fromHost, "discard,errors=remount-ro"}
+		changes = mnt{scratch, "/changes", "ext4", fromHost, diskOptions}
 	}
 	if err := mountAll(mnt{image, "/image", "erofs", unix.MS_RDONLY | unix.MS_NODEV, ""}, changes); err != nil {
 		return "", err
@@ -144,8 +158,19 @@ func root(wantScratch bool) (disk string, err error) {
 			return "", fmt.Errorf("move %s: %w", d, err)
 		}
 	}
-	if err := mountAll(mnt{"run", "/root/run", "tmpfs", fromHost, "mode=0755,size=10%"}); err != nil {
+	if err := mountAll(mnt{"run", "/root/run", "tmpfs", fromHost, "mode=0755,size=5%"}); err != nil {
 		return "", err
+	}
+	if scratch == "" { // one bound for both
+		if err := os.Mkdir("/changes/tmp", 0o700); err != nil {
+			return "", err
+		}
+		if err := os.Chmod("/changes/tmp", os.ModeSticky|0o777); err != nil {
+			return "", err
+		}
+		if err := mountAll(mnt{"/changes/tmp", "/root/tmp", "", unix.MS_BIND, ""}); err != nil {
+			return "", err
+		}
 	}
 	for _, d := range []string{scratchDir, lowerDir, upperDir} {
 		if err := os.MkdirAll("/root"+d, 0o700); err != nil {
@@ -175,23 +200,37 @@ func root(wantScratch bool) (disk string, err error) {
 	return disk, os.Chdir("/")
 }
 
+// What files may take of the memory of a guest that has no disk: its changes
+// and /tmp together, /dev/shm, and /run, which is root's. All of it full, a sixth
+// of the memory is left for tasks, beside what is reserved for the agent, so that
+// a task still runs, and can tidy up. With a disk, /dev/shm has what others give
+// it.
+const (
+	memoryForFiles = "55%"
+	memoryForShm   = "10%"
+	usualShm       = "50%"
+)
+
 // settle mounts and writes what programs expect beside their files.
 func settle(disk string) error {
-	tmp := mnt{"tmp", "/tmp", "tmpfs", fromHost, "mode=1777,size=50%"}
+	var tmp []mnt
+	shm := memoryForShm
 	if disk != "" {
-		emptyTrash(disk)
+		emptyTrash(disk, func() { trim(disk) })
+		shm = usualShm
+		tmp = []mnt{{"tmp", "/tmp", "tmpfs", fromHost, "mode=1777,size=25%"}}
 		// A disk that is full to the last inode must not keep the guest
 		// from starting: then memory has to do.
 		if fresh, err := freshDir(disk, "tmp", 0o1777); err == nil {
-			tmp = mnt{fresh, "/tmp", "", unix.MS_BIND, ""}
+			tmp[0] = mnt{fresh, "/tmp", "", unix.MS_BIND, ""}
 		}
 	}
-	err := mountAll(tmp,
+	err := mountAll(append(tmp,
 		mnt{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0620,gid=5,ptmxmode=0666"},
-		mnt{"shm", "/dev/shm", "tmpfs", fromHost, "mode=1777"},
+		mnt{"shm", "/dev/shm", "tmpfs", fromHost, "mode=1777,size=" + shm},
 		mnt{"mqueue", "/dev/mqueue", "mqueue", quiet, ""},
 		mnt{"cgroup2", "/sys/fs/cgroup", "cgroup2", quiet, ""},
-	)
+	)...)
 	if err != nil {
 		return err
 	}
@@ -251,10 +290,13 @@ func freshDir(disk, name string, mode uint32) (string, error) {
 // trashName is where on the scratch disk things wait for their removal.
 const trashName = "trash"
 
-// emptyTrash removes what an earlier start had no time to remove.
-func emptyTrash(disk string) {
+// emptyTrash removes what an earlier start had no time to remove, and then calls
+// after, if there was an earlier start.
+func emptyTrash(disk string, after func()) {
 	trash := filepath.Join(disk, trashName)
-	_ = os.Mkdir(trash, 0o700)
+	if os.Mkdir(trash, 0o700) == nil {
+		return
+	}
 	old, err := os.ReadDir(trash)
 	if err != nil {
 		return
@@ -263,5 +305,25 @@ func emptyTrash(disk string) {
 		for _, e := range old {
 			_ = os.RemoveAll(filepath.Join(trash, e.Name()))
 		}
+		if after != nil {
+			after()
+		}
 	}()
 }
+
+// trim gives back what the disk does not use. Deleting does so while the guest
+// runs; what was deleted just before a guest was killed is found here, at its
+// next start. The kernel skips what it has trimmed and what is in use.
+func trim(disk string) {
+	f, err := os.Open(disk)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	// struct fstrim_range (linux/fs.h): all of it, in pieces of 1 MiB at least.
+	r := struct{ start, length, least uint64 }{0, math.MaxUint64, 1 << 20}
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, f.Fd(), fitrim, uintptr(unsafe.Pointer(&r)))
+}
+
+// fitrim is FITRIM, _IOWR('X', 121, struct fstrim_range), on amd64 and arm64.
+const fitrim = 0xc0185879

@@ -115,7 +115,7 @@ func part(memoryMiB, percent int) string { return strconv.Itoa(memoryMiB*percent
 func settleWall(o WallOptions, disk string) error {
 	tmp := mnt{"tmp", "/tmp", "tmpfs", fromHost, "mode=1777,size=" + part(o.MemoryMiB, 50)}
 	if disk != "" {
-		emptyTrash(disk)
+		emptyTrash(disk, nil)
 		if fresh, err := freshDir(disk, "tmp", 0o1777); err == nil {
 			tmp = mnt{fresh, "/tmp", "", unix.MS_BIND, ""}
 		}

@@ -91,7 +91,8 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	if o.Shares != nil {
 		h.Share = o.Shares.serveFor
 	}
-	g.vm, err = o.Driver.Create(ctx, o.Grant.Config(o.Parts), h)
+	config := o.Grant.Config(o.Parts)
+	g.vm, err = o.Driver.Create(ctx, config, h)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +118,7 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 		}
 		g.tasks.Go(func() { o.Shares.serve(streams) }) // ends with the machine
 	}
-	setup := &wire.Setup{Hostname: spec.Name, MaxTasks: MaxTasks, Env: o.Env, GitHosts: o.GitHosts}
+	setup := &wire.Setup{Hostname: spec.Name, MaxTasks: MaxTasks, Env: o.Env, GitHosts: o.GitHosts, Volumes: wireVolumes(config)}
 	if o.Outside != nil {
 		way, err := g.vm.Listen(wire.PortEgress)
 		if err != nil {

@@ -206,6 +206,11 @@ func (k *Keeper) keep(ctx context.Context) string {
 	if err != nil {
 		return "not granted: " + err.Error()
 	}
+	unlock, err := lockVolumes(k.req.Parts, grant)
+	if err != nil {
+		return err.Error()
+	}
+	defer unlock()
 	con, err := openConsole(filepath.Join(k.dir, "console.log"))
 	if err != nil {
 		return err.Error()
@@ -315,7 +320,9 @@ func (k *Keeper) stay(ctx context.Context, g *Guest, out *outside) {
 		case <-g.Gone():
 			return
 		case <-k.finished:
-			if len(k.live()) > 0 { // its caller did not come back
+			// Its caller did not come back; or it has volumes, on which what it
+			// wrote is to be there when another guest has them.
+			if len(k.live()) > 0 || len(k.req.Spec.Volumes) > 0 {
 				k.stop(g, StopGrace)
 			}
 			return

@@ -47,6 +47,30 @@ const (
 	DirReview = "review"
 )
 
+// Part is what a file of a guest's folder is for.
+type Part int
+
+// The parts that take room.
+const (
+	PartOther Part = iota
+	PartDisk
+	PartReview
+	PartOutput
+)
+
+// PartOf says what an entry of a guest's folder is for.
+func PartOf(name string) Part {
+	switch name {
+	case fileScratch, fileScratch + ".files":
+		return PartDisk
+	case DirReview:
+		return PartReview
+	case dirTasks:
+		return PartOutput
+	}
+	return PartOther
+}
+
 // maxRecord bounds a small state file, in bytes.
 const maxRecord = 1 << 20
 

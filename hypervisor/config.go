@@ -26,6 +26,20 @@ type Config struct {
 	MemoryMiB int
 	// Shares are the host folders that the guest may see.
 	Shares []Share
+	// Volumes are further disks, which outlive the guest.
+	Volumes []Volume
+}
+
+// Volume is a raw ext4 disk image that only this guest writes as long as it
+// runs. What is on it was written by guests: no host reads it.
+type Volume struct {
+	// Serial is the disk's serial number, "volume0", "volume1", ...: by it the
+	// agent knows the disk, whatever is written on it.
+	Serial string
+	// Path is the image's absolute path on the host.
+	Path string
+	// GuestPath is where the agent mounts it.
+	GuestPath string
 }
 
 // Share is one host folder as a driver sees it.
@@ -64,6 +78,8 @@ const (
 	MaxCPUs      = 64
 	MinMemoryMiB = 128
 	MaxMemoryMiB = 256 << 10
+	// MaxVolumes leaves a machine with eight devices room for shares.
+	MaxVolumes = 4
 )
 
 // ErrNotReady is returned by Dial while the guest cannot take connections yet.
@@ -117,7 +133,7 @@ func (c *Config) Check() error {
 		return fmt.Errorf("%d MiB of memory asked for; between %d and %d are possible", c.MemoryMiB, MinMemoryMiB, MaxMemoryMiB)
 	}
 	for _, p := range []string{c.Dir, c.Kernel, c.Initrd, c.Root} {
-		if !strings.HasPrefix(p, "/") && !(len(p) > 2 && p[1] == ':') {
+		if !absolute(p) {
 			return fmt.Errorf("path %q is not absolute", p)
 		}
 	}
@@ -126,8 +142,29 @@ func (c *Config) Check() error {
 			return fmt.Errorf("share %d has tag %q, want share%d", i, s.Tag, i)
 		}
 	}
+	if len(c.Volumes) > MaxVolumes {
+		return fmt.Errorf("%d volumes asked for; %d are possible", len(c.Volumes), MaxVolumes)
+	}
+	for i, v := range c.Volumes {
+		if v.Serial != fmt.Sprintf("volume%d", i) {
+			return fmt.Errorf("volume %d has the serial number %q, want volume%d", i, v.Serial, i)
+		}
+		if !absolute(v.Path) {
+			return fmt.Errorf("path %q of a volume is not absolute", v.Path)
+		}
+	}
 	return nil
 }
+
+// CheckWithoutDisks is Check for a driver that cannot give a guest a disk.
+func (c *Config) CheckWithoutDisks() error {
+	if len(c.Volumes) > 0 {
+		return errors.New("a volume is a disk, and only a machine has disks: use --boundary vm, or leave --volume away")
+	}
+	return c.Check()
+}
+
+func absolute(p string) bool { return strings.HasPrefix(p, "/") || len(p) > 2 && p[1] == ':' }
 
 // ValidName is the one validator of guest, image and task-group names.
 func ValidName(s string) bool {

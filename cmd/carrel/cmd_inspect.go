@@ -63,6 +63,9 @@ func guestReport(w io.Writer, width int, g *api.Guest, now time.Time) error {
 		row("share", "%s (%s)", shareWord(sh), modeMeans(sh))
 		row("", "%s", namesWord(sh))
 	}
+	for _, v := range s.GetVolumes() {
+		row("volume", "%s at %s", v.GetName(), v.GetGuestPath())
+	}
 	row("review", "%s", reviewWord(g))
 	row("reaches", "%s", reachWord(s.GetEgress()))
 	row("steering", "%s", g.Steering)

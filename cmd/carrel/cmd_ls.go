@@ -13,24 +13,26 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/client"
 )
 
 func (a *app) lsCommand() *cobra.Command {
-	var all bool
+	var all, size bool
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List guests, and what of them waits for review",
-		Example: "  carrel ls\n  carrel ls --json",
+		Example: "  carrel ls\n  carrel ls --json\n  carrel ls --size",
 		Args:    needs(cobra.NoArgs),
-		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doLs(cmd.Context(), all) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doLs(cmd.Context(), all, size) },
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those of which only what undo needs is left")
+	cmd.Flags().BoolVarP(&size, "size", "s", false, "what each takes of this machine's disk: its own disk, its review, its output")
 	cmd.Flags().Bool("json", false, "print a JSON array")
 	return cmd
 }
 
-func (a *app) doLs(ctx context.Context, all bool) error {
+func (a *app) doLs(ctx context.Context, all, size bool) error {
 	c, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -40,6 +42,9 @@ func (a *app) doLs(ctx context.Context, all bool) error {
 	if err != nil {
 		return err
 	}
+	if size {
+		return a.lsSizes(ctx, c, gs)
+	}
 	if !all {
 		gs = slices.DeleteFunc(gs, func(g *api.Guest) bool { return g.Kept == api.GuestKept_GUEST_KEPT_UNDO })
 	}
@@ -47,6 +52,38 @@ func (a *app) doLs(ctx context.Context, all bool) error {
 		return printArray(a, gs)
 	}
 	return guestTable(a.table(), gs, time.Now())
+}
+
+// lsSizes shows what guests take. Those of which only undo is left take room, too.
+func (a *app) lsSizes(ctx context.Context, c *client.Client, gs []*api.Guest) error {
+	u, err := c.DiskUsage(ctx, "")
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return printArray(a, u.Guests)
+	}
+	return sizeTable(a.table(), gs, u)
+}
+
+func sizeTable(w io.Writer, gs []*api.Guest, u *api.DiskUsageResponse) error {
+	states := map[string]string{}
+	for _, g := range gs {
+		states[g.Name] = stateWord(g.State)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NAME\tSTATE\tDISK\tREVIEW\tOUTPUT\tOTHER\tALL")
+	sum := int64(0)
+	for _, g := range u.Guests {
+		all := g.DiskBytes + g.ReviewBytes + g.OutputBytes + g.OtherBytes
+		sum += all
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", safe(g.Guest), orDash(states[g.Guest]), bytesWord(g.DiskBytes), bytesWord(g.ReviewBytes), bytesWord(g.OutputBytes), bytesWord(g.OtherBytes), bytesWord(all))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "%s in all; %s are free, and %s have to be for a start\n", bytesWord(sum), bytesWord(u.FreeBytes), bytesWord(u.FloorBytes))
+	return err
 }
 
 func guestTable(w io.Writer, gs []*api.Guest, now time.Time) error {

@@ -78,7 +78,7 @@ hosts you allowed.`,
 		a.shareCommand(), a.diffCommand(), a.applyCommand(), a.discardCommand(), a.undoCommand(),
 		a.allowCommand(), a.denyCommand(), a.egressCommand(), a.portCommand(),
 		a.secretCommand(), a.policyCommand(), a.auditCommand(), a.doctorCommand(),
-		a.imageCommand(), a.daemonCommand(), a.versionCommand(),
+		a.imageCommand(), a.volumeCommand(), a.pruneCommand(), a.daemonCommand(), a.versionCommand(),
 	)
 	return root
 }

@@ -28,6 +28,7 @@ type specFlags struct {
 	cpus         uint32
 	memory, disk string
 	boundary     string
+	volumes      []string
 	reachFlags
 }
 
@@ -40,12 +41,13 @@ func (f *specFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.memory, "memory", "", "memory: a `size` such as 512M or 4G (default 2G)")
 	fs.StringVar(&f.disk, "disk", "", "the guest's own disk: a `size` such as 8G")
 	fs.StringVar(&f.boundary, "boundary", "", "the `wall` around the guest: vm, gvisor or process (default vm); a weaker one is never taken unasked")
+	fs.StringArrayVar(&f.volumes, "volume", nil, "a `volume` that outlives the guest, NAME:PATH; it is made when there is none of that name")
 	f.reachFlags.add(fs)
 }
 
 // changed says whether any of them was given.
 func (f *specFlags) changed(cmd *cobra.Command) bool {
-	for _, n := range append([]string{"share", "no-share", "hide", "protect", "image", "cpus", "memory", "disk", "boundary"}, reachNames...) {
+	for _, n := range append([]string{"share", "no-share", "hide", "protect", "image", "cpus", "memory", "disk", "boundary", "volume"}, reachNames...) {
 		if cmd.Flags().Changed(n) {
 			return true
 		}
@@ -94,6 +96,13 @@ func (f *specFlags) spec() (spec *api.GuestSpec, usual bool, err error) {
 	}
 	if spec.DiskMib, err = parseMiB("--disk", f.disk); err != nil {
 		return nil, false, usageError{err}
+	}
+	for _, v := range f.volumes {
+		m, err := parseVolume(v)
+		if err != nil {
+			return nil, false, usageError{err}
+		}
+		spec.Volumes = append(spec.Volumes, m)
 	}
 	if spec.Egress, err = f.reachFlags.spec(); err != nil {
 		return nil, false, err

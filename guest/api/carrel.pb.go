@@ -773,7 +773,9 @@ type GuestSpec struct {
 	Egress *EgressSpec `protobuf:"bytes,8,opt,name=egress,proto3" json:"egress,omitempty"`
 	// The wall around the guest: "vm", "gvisor" or "process"; empty: the
 	// strongest that works here. It is never weakened silently.
-	Boundary      string `protobuf:"bytes,9,opt,name=boundary,proto3" json:"boundary,omitempty"`
+	Boundary string `protobuf:"bytes,9,opt,name=boundary,proto3" json:"boundary,omitempty"`
+	// Named disks that outlive the guest: at most 4, in a machine only.
+	Volumes       []*VolumeMount `protobuf:"bytes,20,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -871,6 +873,68 @@ func (x *GuestSpec) GetBoundary() string {
 	return ""
 }
 
+func (x *GuestSpec) GetVolumes() []*VolumeMount {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+// VolumeMount is where a guest has a volume.
+type VolumeMount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// [a-z0-9][a-z0-9-]{0,30}. A volume that does not exist is made.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// An absolute path in the guest, apart from its shares.
+	GuestPath     string `protobuf:"bytes,2,opt,name=guest_path,json=guestPath,proto3" json:"guest_path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeMount) Reset() {
+	*x = VolumeMount{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeMount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeMount) ProtoMessage() {}
+
+func (x *VolumeMount) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeMount.ProtoReflect.Descriptor instead.
+func (*VolumeMount) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *VolumeMount) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VolumeMount) GetGuestPath() string {
+	if x != nil {
+		return x.GuestPath
+	}
+	return ""
+}
+
 // EgressSpec is what a guest asks to reach.
 type EgressSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -886,7 +950,7 @@ type EgressSpec struct {
 
 func (x *EgressSpec) Reset() {
 	*x = EgressSpec{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[2]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +962,7 @@ func (x *EgressSpec) String() string {
 func (*EgressSpec) ProtoMessage() {}
 
 func (x *EgressSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[2]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +975,7 @@ func (x *EgressSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressSpec.ProtoReflect.Descriptor instead.
 func (*EgressSpec) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{2}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *EgressSpec) GetPresets() []string {
@@ -978,7 +1042,7 @@ type EgressRule struct {
 
 func (x *EgressRule) Reset() {
 	*x = EgressRule{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[3]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -990,7 +1054,7 @@ func (x *EgressRule) String() string {
 func (*EgressRule) ProtoMessage() {}
 
 func (x *EgressRule) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[3]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1003,7 +1067,7 @@ func (x *EgressRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressRule.ProtoReflect.Descriptor instead.
 func (*EgressRule) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{3}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *EgressRule) GetAction() EgressAction {
@@ -1113,7 +1177,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[4]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1189,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[4]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1202,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{4}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Share) GetPath() string {
@@ -1228,7 +1292,7 @@ type Guest struct {
 
 func (x *Guest) Reset() {
 	*x = Guest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[5]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1240,7 +1304,7 @@ func (x *Guest) String() string {
 func (*Guest) ProtoMessage() {}
 
 func (x *Guest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[5]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1253,7 +1317,7 @@ func (x *Guest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guest.ProtoReflect.Descriptor instead.
 func (*Guest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{5}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Guest) GetName() string {
@@ -1416,7 +1480,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[6]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1428,7 +1492,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[6]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1441,7 +1505,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{6}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Port) GetHostAddress() string {
@@ -1483,7 +1547,7 @@ type Timings struct {
 
 func (x *Timings) Reset() {
 	*x = Timings{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[7]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1559,7 @@ func (x *Timings) String() string {
 func (*Timings) ProtoMessage() {}
 
 func (x *Timings) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[7]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1572,7 @@ func (x *Timings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timings.ProtoReflect.Descriptor instead.
 func (*Timings) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{7}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Timings) GetKeeperNanos() int64 {
@@ -1557,7 +1621,7 @@ type StartGuestRequest struct {
 
 func (x *StartGuestRequest) Reset() {
 	*x = StartGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1633,7 @@ func (x *StartGuestRequest) String() string {
 func (*StartGuestRequest) ProtoMessage() {}
 
 func (x *StartGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1646,7 @@ func (x *StartGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartGuestRequest.ProtoReflect.Descriptor instead.
 func (*StartGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StartGuestRequest) GetSpec() *GuestSpec {
@@ -1613,7 +1677,7 @@ type StartGuestEvent struct {
 
 func (x *StartGuestEvent) Reset() {
 	*x = StartGuestEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1689,7 @@ func (x *StartGuestEvent) String() string {
 func (*StartGuestEvent) ProtoMessage() {}
 
 func (x *StartGuestEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1702,7 @@ func (x *StartGuestEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartGuestEvent.ProtoReflect.Descriptor instead.
 func (*StartGuestEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StartGuestEvent) GetKind() isStartGuestEvent_Kind {
@@ -1713,7 +1777,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +1789,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +1802,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Progress) GetStage() string {
@@ -1780,7 +1844,7 @@ type StopGuestRequest struct {
 
 func (x *StopGuestRequest) Reset() {
 	*x = StopGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1792,7 +1856,7 @@ func (x *StopGuestRequest) String() string {
 func (*StopGuestRequest) ProtoMessage() {}
 
 func (x *StopGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1805,7 +1869,7 @@ func (x *StopGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopGuestRequest.ProtoReflect.Descriptor instead.
 func (*StopGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StopGuestRequest) GetName() string {
@@ -1831,7 +1895,7 @@ type StopGuestResponse struct {
 
 func (x *StopGuestResponse) Reset() {
 	*x = StopGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +1907,7 @@ func (x *StopGuestResponse) String() string {
 func (*StopGuestResponse) ProtoMessage() {}
 
 func (x *StopGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1856,7 +1920,7 @@ func (x *StopGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopGuestResponse.ProtoReflect.Descriptor instead.
 func (*StopGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{12}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StopGuestResponse) GetGuest() *Guest {
@@ -1876,7 +1940,7 @@ type RemoveGuestRequest struct {
 
 func (x *RemoveGuestRequest) Reset() {
 	*x = RemoveGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +1952,7 @@ func (x *RemoveGuestRequest) String() string {
 func (*RemoveGuestRequest) ProtoMessage() {}
 
 func (x *RemoveGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +1965,7 @@ func (x *RemoveGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGuestRequest.ProtoReflect.Descriptor instead.
 func (*RemoveGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{13}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveGuestRequest) GetName() string {
@@ -1926,7 +1990,7 @@ type RemoveGuestResponse struct {
 
 func (x *RemoveGuestResponse) Reset() {
 	*x = RemoveGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +2002,7 @@ func (x *RemoveGuestResponse) String() string {
 func (*RemoveGuestResponse) ProtoMessage() {}
 
 func (x *RemoveGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +2015,7 @@ func (x *RemoveGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGuestResponse.ProtoReflect.Descriptor instead.
 func (*RemoveGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{14}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{15}
 }
 
 type ListGuestsRequest struct {
@@ -1962,7 +2026,7 @@ type ListGuestsRequest struct {
 
 func (x *ListGuestsRequest) Reset() {
 	*x = ListGuestsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1974,7 +2038,7 @@ func (x *ListGuestsRequest) String() string {
 func (*ListGuestsRequest) ProtoMessage() {}
 
 func (x *ListGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1987,7 +2051,7 @@ func (x *ListGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGuestsRequest.ProtoReflect.Descriptor instead.
 func (*ListGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{15}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{16}
 }
 
 type ListGuestsResponse struct {
@@ -1999,7 +2063,7 @@ type ListGuestsResponse struct {
 
 func (x *ListGuestsResponse) Reset() {
 	*x = ListGuestsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2075,7 @@ func (x *ListGuestsResponse) String() string {
 func (*ListGuestsResponse) ProtoMessage() {}
 
 func (x *ListGuestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2088,7 @@ func (x *ListGuestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGuestsResponse.ProtoReflect.Descriptor instead.
 func (*ListGuestsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{16}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListGuestsResponse) GetGuests() []*Guest {
@@ -2043,7 +2107,7 @@ type InspectGuestRequest struct {
 
 func (x *InspectGuestRequest) Reset() {
 	*x = InspectGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2055,7 +2119,7 @@ func (x *InspectGuestRequest) String() string {
 func (*InspectGuestRequest) ProtoMessage() {}
 
 func (x *InspectGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2068,7 +2132,7 @@ func (x *InspectGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectGuestRequest.ProtoReflect.Descriptor instead.
 func (*InspectGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{17}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *InspectGuestRequest) GetName() string {
@@ -2087,7 +2151,7 @@ type InspectGuestResponse struct {
 
 func (x *InspectGuestResponse) Reset() {
 	*x = InspectGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2163,7 @@ func (x *InspectGuestResponse) String() string {
 func (*InspectGuestResponse) ProtoMessage() {}
 
 func (x *InspectGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2176,7 @@ func (x *InspectGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectGuestResponse.ProtoReflect.Descriptor instead.
 func (*InspectGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{18}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *InspectGuestResponse) GetGuest() *Guest {
@@ -2143,7 +2207,7 @@ type TaskSpec struct {
 
 func (x *TaskSpec) Reset() {
 	*x = TaskSpec{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2155,7 +2219,7 @@ func (x *TaskSpec) String() string {
 func (*TaskSpec) ProtoMessage() {}
 
 func (x *TaskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2168,7 +2232,7 @@ func (x *TaskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
 func (*TaskSpec) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{19}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TaskSpec) GetArgv() []string {
@@ -2254,7 +2318,7 @@ type TaskLimits struct {
 
 func (x *TaskLimits) Reset() {
 	*x = TaskLimits{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2330,7 @@ func (x *TaskLimits) String() string {
 func (*TaskLimits) ProtoMessage() {}
 
 func (x *TaskLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2343,7 @@ func (x *TaskLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskLimits.ProtoReflect.Descriptor instead.
 func (*TaskLimits) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{20}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TaskLimits) GetMemoryBytes() uint64 {
@@ -2337,7 +2401,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2413,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +2426,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{21}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Task) GetId() string {
@@ -2440,7 +2504,7 @@ type Ending struct {
 
 func (x *Ending) Reset() {
 	*x = Ending{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2516,7 @@ func (x *Ending) String() string {
 func (*Ending) ProtoMessage() {}
 
 func (x *Ending) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2529,7 @@ func (x *Ending) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ending.ProtoReflect.Descriptor instead.
 func (*Ending) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{22}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Ending) GetStatus() int32 {
@@ -2515,7 +2579,7 @@ type StartTaskRequest struct {
 
 func (x *StartTaskRequest) Reset() {
 	*x = StartTaskRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +2591,7 @@ func (x *StartTaskRequest) String() string {
 func (*StartTaskRequest) ProtoMessage() {}
 
 func (x *StartTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +2604,7 @@ func (x *StartTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartTaskRequest.ProtoReflect.Descriptor instead.
 func (*StartTaskRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{23}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartTaskRequest) GetGuest() string {
@@ -2573,7 +2637,7 @@ type StartTaskResponse struct {
 
 func (x *StartTaskResponse) Reset() {
 	*x = StartTaskResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2585,7 +2649,7 @@ func (x *StartTaskResponse) String() string {
 func (*StartTaskResponse) ProtoMessage() {}
 
 func (x *StartTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2598,7 +2662,7 @@ func (x *StartTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartTaskResponse.ProtoReflect.Descriptor instead.
 func (*StartTaskResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{24}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StartTaskResponse) GetTask() *Task {
@@ -2624,7 +2688,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2636,7 +2700,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2649,7 +2713,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{25}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AttachRequest) GetKind() isAttachRequest_Kind {
@@ -2756,7 +2820,7 @@ type AttachOpen struct {
 
 func (x *AttachOpen) Reset() {
 	*x = AttachOpen{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2768,7 +2832,7 @@ func (x *AttachOpen) String() string {
 func (*AttachOpen) ProtoMessage() {}
 
 func (x *AttachOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2781,7 +2845,7 @@ func (x *AttachOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachOpen.ProtoReflect.Descriptor instead.
 func (*AttachOpen) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{26}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AttachOpen) GetGuest() string {
@@ -2827,7 +2891,7 @@ type StdinClose struct {
 
 func (x *StdinClose) Reset() {
 	*x = StdinClose{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +2903,7 @@ func (x *StdinClose) String() string {
 func (*StdinClose) ProtoMessage() {}
 
 func (x *StdinClose) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +2916,7 @@ func (x *StdinClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinClose.ProtoReflect.Descriptor instead.
 func (*StdinClose) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{27}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{28}
 }
 
 type Resize struct {
@@ -2865,7 +2929,7 @@ type Resize struct {
 
 func (x *Resize) Reset() {
 	*x = Resize{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +2941,7 @@ func (x *Resize) String() string {
 func (*Resize) ProtoMessage() {}
 
 func (x *Resize) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +2954,7 @@ func (x *Resize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resize.ProtoReflect.Descriptor instead.
 func (*Resize) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{28}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Resize) GetRows() uint32 {
@@ -2926,7 +2990,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2938,7 +3002,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2951,7 +3015,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{29}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AttachResponse) GetKind() isAttachResponse_Kind {
@@ -3074,7 +3138,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3086,7 +3150,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3099,7 +3163,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{30}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListTasksRequest) GetGuest() string {
@@ -3118,7 +3182,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3130,7 +3194,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3143,7 +3207,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{31}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListTasksResponse) GetTasks() []*Task {
@@ -3167,7 +3231,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3179,7 +3243,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3192,7 +3256,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{32}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PutRequest) GetKind() isPutRequest_Kind {
@@ -3264,7 +3328,7 @@ type PutOpen struct {
 
 func (x *PutOpen) Reset() {
 	*x = PutOpen{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +3340,7 @@ func (x *PutOpen) String() string {
 func (*PutOpen) ProtoMessage() {}
 
 func (x *PutOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +3353,7 @@ func (x *PutOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutOpen.ProtoReflect.Descriptor instead.
 func (*PutOpen) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{33}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PutOpen) GetGuest() string {
@@ -3328,7 +3392,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3340,7 +3404,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3353,7 +3417,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{34}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{35}
 }
 
 type GetRequest struct {
@@ -3367,7 +3431,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3379,7 +3443,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3392,7 +3456,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{35}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetRequest) GetGuest() string {
@@ -3429,7 +3493,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3441,7 +3505,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3454,7 +3518,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{36}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetResponse) GetKind() isGetResponse_Kind {
@@ -3516,7 +3580,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3528,7 +3592,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3541,7 +3605,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{37}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *File) GetName() string {
@@ -3588,7 +3652,7 @@ type ListSharesRequest struct {
 
 func (x *ListSharesRequest) Reset() {
 	*x = ListSharesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3600,7 +3664,7 @@ func (x *ListSharesRequest) String() string {
 func (*ListSharesRequest) ProtoMessage() {}
 
 func (x *ListSharesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3613,7 +3677,7 @@ func (x *ListSharesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSharesRequest.ProtoReflect.Descriptor instead.
 func (*ListSharesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListSharesRequest) GetGuest() string {
@@ -3632,7 +3696,7 @@ type ListSharesResponse struct {
 
 func (x *ListSharesResponse) Reset() {
 	*x = ListSharesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3644,7 +3708,7 @@ func (x *ListSharesResponse) String() string {
 func (*ListSharesResponse) ProtoMessage() {}
 
 func (x *ListSharesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3657,7 +3721,7 @@ func (x *ListSharesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSharesResponse.ProtoReflect.Descriptor instead.
 func (*ListSharesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListSharesResponse) GetShares() []*SharedFolder {
@@ -3681,7 +3745,7 @@ type SharedFolder struct {
 
 func (x *SharedFolder) Reset() {
 	*x = SharedFolder{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3693,7 +3757,7 @@ func (x *SharedFolder) String() string {
 func (*SharedFolder) ProtoMessage() {}
 
 func (x *SharedFolder) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3706,7 +3770,7 @@ func (x *SharedFolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SharedFolder.ProtoReflect.Descriptor instead.
 func (*SharedFolder) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SharedFolder) GetShare() *Share {
@@ -3740,7 +3804,7 @@ type AddShareRequest struct {
 
 func (x *AddShareRequest) Reset() {
 	*x = AddShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3752,7 +3816,7 @@ func (x *AddShareRequest) String() string {
 func (*AddShareRequest) ProtoMessage() {}
 
 func (x *AddShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3765,7 +3829,7 @@ func (x *AddShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddShareRequest.ProtoReflect.Descriptor instead.
 func (*AddShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AddShareRequest) GetGuest() string {
@@ -3791,7 +3855,7 @@ type AddShareResponse struct {
 
 func (x *AddShareResponse) Reset() {
 	*x = AddShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3803,7 +3867,7 @@ func (x *AddShareResponse) String() string {
 func (*AddShareResponse) ProtoMessage() {}
 
 func (x *AddShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3816,7 +3880,7 @@ func (x *AddShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddShareResponse.ProtoReflect.Descriptor instead.
 func (*AddShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AddShareResponse) GetShare() *SharedFolder {
@@ -3840,7 +3904,7 @@ type RemoveShareRequest struct {
 
 func (x *RemoveShareRequest) Reset() {
 	*x = RemoveShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3852,7 +3916,7 @@ func (x *RemoveShareRequest) String() string {
 func (*RemoveShareRequest) ProtoMessage() {}
 
 func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3865,7 +3929,7 @@ func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareRequest.ProtoReflect.Descriptor instead.
 func (*RemoveShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RemoveShareRequest) GetGuest() string {
@@ -3897,7 +3961,7 @@ type RemoveShareResponse struct {
 
 func (x *RemoveShareResponse) Reset() {
 	*x = RemoveShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3909,7 +3973,7 @@ func (x *RemoveShareResponse) String() string {
 func (*RemoveShareResponse) ProtoMessage() {}
 
 func (x *RemoveShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3922,7 +3986,7 @@ func (x *RemoveShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareResponse.ProtoReflect.Descriptor instead.
 func (*RemoveShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
 }
 
 type RefreshShareRequest struct {
@@ -3936,7 +4000,7 @@ type RefreshShareRequest struct {
 
 func (x *RefreshShareRequest) Reset() {
 	*x = RefreshShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3948,7 +4012,7 @@ func (x *RefreshShareRequest) String() string {
 func (*RefreshShareRequest) ProtoMessage() {}
 
 func (x *RefreshShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3961,7 +4025,7 @@ func (x *RefreshShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshShareRequest.ProtoReflect.Descriptor instead.
 func (*RefreshShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RefreshShareRequest) GetGuest() string {
@@ -3986,7 +4050,7 @@ type RefreshShareResponse struct {
 
 func (x *RefreshShareResponse) Reset() {
 	*x = RefreshShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3998,7 +4062,7 @@ func (x *RefreshShareResponse) String() string {
 func (*RefreshShareResponse) ProtoMessage() {}
 
 func (x *RefreshShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4011,7 +4075,7 @@ func (x *RefreshShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshShareResponse.ProtoReflect.Descriptor instead.
 func (*RefreshShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
 }
 
 type ExplainShareRequest struct {
@@ -4027,7 +4091,7 @@ type ExplainShareRequest struct {
 
 func (x *ExplainShareRequest) Reset() {
 	*x = ExplainShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4039,7 +4103,7 @@ func (x *ExplainShareRequest) String() string {
 func (*ExplainShareRequest) ProtoMessage() {}
 
 func (x *ExplainShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4052,7 +4116,7 @@ func (x *ExplainShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainShareRequest.ProtoReflect.Descriptor instead.
 func (*ExplainShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ExplainShareRequest) GetGuest() string {
@@ -4092,7 +4156,7 @@ type ExplainShareResponse struct {
 
 func (x *ExplainShareResponse) Reset() {
 	*x = ExplainShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4104,7 +4168,7 @@ func (x *ExplainShareResponse) String() string {
 func (*ExplainShareResponse) ProtoMessage() {}
 
 func (x *ExplainShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4117,7 +4181,7 @@ func (x *ExplainShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainShareResponse.ProtoReflect.Descriptor instead.
 func (*ExplainShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ExplainShareResponse) GetHidden() bool {
@@ -4172,7 +4236,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4184,7 +4248,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4197,7 +4261,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DiffRequest) GetGuest() string {
@@ -4275,7 +4339,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4287,7 +4351,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4300,7 +4364,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Change) GetPath() string {
@@ -4438,7 +4502,7 @@ type ReviewSummaryRequest struct {
 
 func (x *ReviewSummaryRequest) Reset() {
 	*x = ReviewSummaryRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4450,7 +4514,7 @@ func (x *ReviewSummaryRequest) String() string {
 func (*ReviewSummaryRequest) ProtoMessage() {}
 
 func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4463,7 +4527,7 @@ func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummaryRequest.ProtoReflect.Descriptor instead.
 func (*ReviewSummaryRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ReviewSummaryRequest) GetGuest() string {
@@ -4495,7 +4559,7 @@ type ReviewSummary struct {
 
 func (x *ReviewSummary) Reset() {
 	*x = ReviewSummary{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4507,7 +4571,7 @@ func (x *ReviewSummary) String() string {
 func (*ReviewSummary) ProtoMessage() {}
 
 func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4520,7 +4584,7 @@ func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummary.ProtoReflect.Descriptor instead.
 func (*ReviewSummary) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ReviewSummary) GetAdded() int32 {
@@ -4610,7 +4674,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4622,7 +4686,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4635,7 +4699,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ApplyRequest) GetGuest() string {
@@ -4708,7 +4772,7 @@ type ApplyEvent struct {
 
 func (x *ApplyEvent) Reset() {
 	*x = ApplyEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4720,7 +4784,7 @@ func (x *ApplyEvent) String() string {
 func (*ApplyEvent) ProtoMessage() {}
 
 func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4733,7 +4797,7 @@ func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyEvent.ProtoReflect.Descriptor instead.
 func (*ApplyEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ApplyEvent) GetPath() string {
@@ -4774,7 +4838,7 @@ type DiscardRequest struct {
 
 func (x *DiscardRequest) Reset() {
 	*x = DiscardRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4786,7 +4850,7 @@ func (x *DiscardRequest) String() string {
 func (*DiscardRequest) ProtoMessage() {}
 
 func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4799,7 +4863,7 @@ func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
 func (*DiscardRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DiscardRequest) GetGuest() string {
@@ -4825,7 +4889,7 @@ type DiscardResponse struct {
 
 func (x *DiscardResponse) Reset() {
 	*x = DiscardResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4837,7 +4901,7 @@ func (x *DiscardResponse) String() string {
 func (*DiscardResponse) ProtoMessage() {}
 
 func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4850,7 +4914,7 @@ func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
 func (*DiscardResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DiscardResponse) GetDiscarded() int32 {
@@ -4875,7 +4939,7 @@ type UndoRequest struct {
 
 func (x *UndoRequest) Reset() {
 	*x = UndoRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4887,7 +4951,7 @@ func (x *UndoRequest) String() string {
 func (*UndoRequest) ProtoMessage() {}
 
 func (x *UndoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4900,7 +4964,7 @@ func (x *UndoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoRequest.ProtoReflect.Descriptor instead.
 func (*UndoRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *UndoRequest) GetGuest() string {
@@ -4931,6 +4995,753 @@ func (x *UndoRequest) GetOverwrite() bool {
 	return false
 }
 
+// Empty: all guests.
+type DiskUsageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskUsageRequest) Reset() {
+	*x = DiskUsageRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskUsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskUsageRequest) ProtoMessage() {}
+
+func (x *DiskUsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskUsageRequest.ProtoReflect.Descriptor instead.
+func (*DiskUsageRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *DiskUsageRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+type DiskUsageResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Guests []*GuestUsage          `protobuf:"bytes,1,rep,name=guests,proto3" json:"guests,omitempty"`
+	// Bytes that are free where guests are kept, and how many must be for a start.
+	FreeBytes     int64 `protobuf:"varint,2,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	FloorBytes    int64 `protobuf:"varint,3,opt,name=floor_bytes,json=floorBytes,proto3" json:"floor_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskUsageResponse) Reset() {
+	*x = DiskUsageResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskUsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskUsageResponse) ProtoMessage() {}
+
+func (x *DiskUsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskUsageResponse.ProtoReflect.Descriptor instead.
+func (*DiskUsageResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *DiskUsageResponse) GetGuests() []*GuestUsage {
+	if x != nil {
+		return x.Guests
+	}
+	return nil
+}
+
+func (x *DiskUsageResponse) GetFreeBytes() int64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *DiskUsageResponse) GetFloorBytes() int64 {
+	if x != nil {
+		return x.FloorBytes
+	}
+	return 0
+}
+
+// GuestUsage is what a guest's files take on the host, in bytes of blocks that
+// are there, not of sizes: disks have holes.
+type GuestUsage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	// Its own disk, or the folder that stands for it.
+	DiskBytes int64 `protobuf:"varint,2,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	// What waits for review, and what undo needs.
+	ReviewBytes int64 `protobuf:"varint,3,opt,name=review_bytes,json=reviewBytes,proto3" json:"review_bytes,omitempty"`
+	// What its tasks wrote to their outputs.
+	OutputBytes int64 `protobuf:"varint,4,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`
+	// Logs, journals.
+	OtherBytes    int64 `protobuf:"varint,5,opt,name=other_bytes,json=otherBytes,proto3" json:"other_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestUsage) Reset() {
+	*x = GuestUsage{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestUsage) ProtoMessage() {}
+
+func (x *GuestUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestUsage.ProtoReflect.Descriptor instead.
+func (*GuestUsage) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *GuestUsage) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *GuestUsage) GetDiskBytes() int64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *GuestUsage) GetReviewBytes() int64 {
+	if x != nil {
+		return x.ReviewBytes
+	}
+	return 0
+}
+
+func (x *GuestUsage) GetOutputBytes() int64 {
+	if x != nil {
+		return x.OutputBytes
+	}
+	return 0
+}
+
+func (x *GuestUsage) GetOtherBytes() int64 {
+	if x != nil {
+		return x.OtherBytes
+	}
+	return 0
+}
+
+type PruneRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Say what would go, and remove nothing.
+	DryRun bool `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Also volumes that no guest names.
+	Volumes bool `protobuf:"varint,2,opt,name=volumes,proto3" json:"volumes,omitempty"`
+	// If there are any, nothing else goes: what was shown is what is removed.
+	Only          []*PruneItem `protobuf:"bytes,3,rep,name=only,proto3" json:"only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneRequest) Reset() {
+	*x = PruneRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneRequest) ProtoMessage() {}
+
+func (x *PruneRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
+func (*PruneRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *PruneRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PruneRequest) GetVolumes() bool {
+	if x != nil {
+		return x.Volumes
+	}
+	return false
+}
+
+func (x *PruneRequest) GetOnly() []*PruneItem {
+	if x != nil {
+		return x.Only
+	}
+	return nil
+}
+
+// PruneItem is one thing that nobody needs.
+type PruneItem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "guest", "template", "volume" or "image".
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// What it takes on the host.
+	Bytes int64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Why nobody needs it.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Why it is still there although it was to go; empty: it is gone, or this is
+	// a dry run.
+	Refused       string `protobuf:"bytes,5,opt,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneItem) Reset() {
+	*x = PruneItem{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneItem) ProtoMessage() {}
+
+func (x *PruneItem) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneItem.ProtoReflect.Descriptor instead.
+func (*PruneItem) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *PruneItem) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *PruneItem) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PruneItem) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *PruneItem) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PruneItem) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+type PruneResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Items []*PruneItem           `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	// What those that went took together.
+	FreedBytes    int64 `protobuf:"varint,2,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneResponse) Reset() {
+	*x = PruneResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneResponse) ProtoMessage() {}
+
+func (x *PruneResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
+func (*PruneResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *PruneResponse) GetItems() []*PruneItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *PruneResponse) GetFreedBytes() int64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+// Volume is a named disk that outlives guests.
+type Volume struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The most that it can hold, and what it takes on the host.
+	SizeMib   uint32                 `protobuf:"varint,2,opt,name=size_mib,json=sizeMib,proto3" json:"size_mib,omitempty"`
+	UsedBytes int64                  `protobuf:"varint,3,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	Created   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
+	// When it was last written.
+	Written *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=written,proto3" json:"written,omitempty"`
+	// The guests that name it, and the one that runs with it.
+	Guests        []string `protobuf:"bytes,6,rep,name=guests,proto3" json:"guests,omitempty"`
+	Holder        string   `protobuf:"bytes,7,opt,name=holder,proto3" json:"holder,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Volume) Reset() {
+	*x = Volume{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Volume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Volume) ProtoMessage() {}
+
+func (x *Volume) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Volume.ProtoReflect.Descriptor instead.
+func (*Volume) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *Volume) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Volume) GetSizeMib() uint32 {
+	if x != nil {
+		return x.SizeMib
+	}
+	return 0
+}
+
+func (x *Volume) GetUsedBytes() int64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *Volume) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Volume) GetWritten() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Written
+	}
+	return nil
+}
+
+func (x *Volume) GetGuests() []string {
+	if x != nil {
+		return x.Guests
+	}
+	return nil
+}
+
+func (x *Volume) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+type CreateVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// 0: the default, 8192.
+	SizeMib       uint32 `protobuf:"varint,2,opt,name=size_mib,json=sizeMib,proto3" json:"size_mib,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateVolumeRequest) Reset() {
+	*x = CreateVolumeRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateVolumeRequest) ProtoMessage() {}
+
+func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
+func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *CreateVolumeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetSizeMib() uint32 {
+	if x != nil {
+		return x.SizeMib
+	}
+	return 0
+}
+
+type CreateVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateVolumeResponse) Reset() {
+	*x = CreateVolumeResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateVolumeResponse) ProtoMessage() {}
+
+func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
+func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *CreateVolumeResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+type ListVolumesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVolumesRequest) Reset() {
+	*x = ListVolumesRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVolumesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVolumesRequest) ProtoMessage() {}
+
+func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
+func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
+}
+
+type ListVolumesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volumes       []*Volume              `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVolumesResponse) Reset() {
+	*x = ListVolumesResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVolumesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVolumesResponse) ProtoMessage() {}
+
+func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
+func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *ListVolumesResponse) GetVolumes() []*Volume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+type RemoveVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveVolumeRequest) Reset() {
+	*x = RemoveVolumeRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveVolumeRequest) ProtoMessage() {}
+
+func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *RemoveVolumeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemoveVolumeRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RemoveVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveVolumeResponse) Reset() {
+	*x = RemoveVolumeResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveVolumeResponse) ProtoMessage() {}
+
+func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
+}
+
 type ExplainEgressRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
@@ -4940,7 +5751,7 @@ type ExplainEgressRequest struct {
 
 func (x *ExplainEgressRequest) Reset() {
 	*x = ExplainEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4952,7 +5763,7 @@ func (x *ExplainEgressRequest) String() string {
 func (*ExplainEgressRequest) ProtoMessage() {}
 
 func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4965,7 +5776,7 @@ func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
 func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ExplainEgressRequest) GetGuest() string {
@@ -4987,7 +5798,7 @@ type ExplainEgressResponse struct {
 
 func (x *ExplainEgressResponse) Reset() {
 	*x = ExplainEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4999,7 +5810,7 @@ func (x *ExplainEgressResponse) String() string {
 func (*ExplainEgressResponse) ProtoMessage() {}
 
 func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5012,7 +5823,7 @@ func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
 func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ExplainEgressResponse) GetRules() []*EgressRule {
@@ -5041,7 +5852,7 @@ type ChangeEgressRequest struct {
 
 func (x *ChangeEgressRequest) Reset() {
 	*x = ChangeEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5053,7 +5864,7 @@ func (x *ChangeEgressRequest) String() string {
 func (*ChangeEgressRequest) ProtoMessage() {}
 
 func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5066,7 +5877,7 @@ func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressRequest.ProtoReflect.Descriptor instead.
 func (*ChangeEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ChangeEgressRequest) GetGuest() string {
@@ -5101,7 +5912,7 @@ type ChangeEgressResponse struct {
 
 func (x *ChangeEgressResponse) Reset() {
 	*x = ChangeEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5113,7 +5924,7 @@ func (x *ChangeEgressResponse) String() string {
 func (*ChangeEgressResponse) ProtoMessage() {}
 
 func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5126,7 +5937,7 @@ func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressResponse.ProtoReflect.Descriptor instead.
 func (*ChangeEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ChangeEgressResponse) GetRules() []*EgressRule {
@@ -5157,7 +5968,7 @@ type TestEgressRequest struct {
 
 func (x *TestEgressRequest) Reset() {
 	*x = TestEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5169,7 +5980,7 @@ func (x *TestEgressRequest) String() string {
 func (*TestEgressRequest) ProtoMessage() {}
 
 func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5182,7 +5993,7 @@ func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressRequest.ProtoReflect.Descriptor instead.
 func (*TestEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *TestEgressRequest) GetGuest() string {
@@ -5215,7 +6026,7 @@ type TestEgressResponse struct {
 
 func (x *TestEgressResponse) Reset() {
 	*x = TestEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5227,7 +6038,7 @@ func (x *TestEgressResponse) String() string {
 func (*TestEgressResponse) ProtoMessage() {}
 
 func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5240,7 +6051,7 @@ func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressResponse.ProtoReflect.Descriptor instead.
 func (*TestEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *TestEgressResponse) GetVerdict() *EgressVerdict {
@@ -5268,7 +6079,7 @@ type EgressVerdict struct {
 
 func (x *EgressVerdict) Reset() {
 	*x = EgressVerdict{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5280,7 +6091,7 @@ func (x *EgressVerdict) String() string {
 func (*EgressVerdict) ProtoMessage() {}
 
 func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5293,7 +6104,7 @@ func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressVerdict.ProtoReflect.Descriptor instead.
 func (*EgressVerdict) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *EgressVerdict) GetAction() EgressAction {
@@ -5344,7 +6155,7 @@ type WatchEgressRequest struct {
 
 func (x *WatchEgressRequest) Reset() {
 	*x = WatchEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5356,7 +6167,7 @@ func (x *WatchEgressRequest) String() string {
 func (*WatchEgressRequest) ProtoMessage() {}
 
 func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5369,7 +6180,7 @@ func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEgressRequest.ProtoReflect.Descriptor instead.
 func (*WatchEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *WatchEgressRequest) GetGuest() string {
@@ -5427,7 +6238,7 @@ type EgressEvent struct {
 
 func (x *EgressEvent) Reset() {
 	*x = EgressEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5439,7 +6250,7 @@ func (x *EgressEvent) String() string {
 func (*EgressEvent) ProtoMessage() {}
 
 func (x *EgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5452,7 +6263,7 @@ func (x *EgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
 func (*EgressEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *EgressEvent) GetSequence() uint64 {
@@ -5578,7 +6389,7 @@ type AnswerEgressRequest struct {
 
 func (x *AnswerEgressRequest) Reset() {
 	*x = AnswerEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5590,7 +6401,7 @@ func (x *AnswerEgressRequest) String() string {
 func (*AnswerEgressRequest) ProtoMessage() {}
 
 func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5603,7 +6414,7 @@ func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressRequest.ProtoReflect.Descriptor instead.
 func (*AnswerEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *AnswerEgressRequest) GetGuest() string {
@@ -5635,7 +6446,7 @@ type AnswerEgressResponse struct {
 
 func (x *AnswerEgressResponse) Reset() {
 	*x = AnswerEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5647,7 +6458,7 @@ func (x *AnswerEgressResponse) String() string {
 func (*AnswerEgressResponse) ProtoMessage() {}
 
 func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5660,7 +6471,7 @@ func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressResponse.ProtoReflect.Descriptor instead.
 func (*AnswerEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
 }
 
 type PublishRequest struct {
@@ -5673,7 +6484,7 @@ type PublishRequest struct {
 
 func (x *PublishRequest) Reset() {
 	*x = PublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5685,7 +6496,7 @@ func (x *PublishRequest) String() string {
 func (*PublishRequest) ProtoMessage() {}
 
 func (x *PublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5698,7 +6509,7 @@ func (x *PublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
 func (*PublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *PublishRequest) GetGuest() string {
@@ -5724,7 +6535,7 @@ type PublishResponse struct {
 
 func (x *PublishResponse) Reset() {
 	*x = PublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5736,7 +6547,7 @@ func (x *PublishResponse) String() string {
 func (*PublishResponse) ProtoMessage() {}
 
 func (x *PublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5749,7 +6560,7 @@ func (x *PublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishResponse.ProtoReflect.Descriptor instead.
 func (*PublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *PublishResponse) GetPort() *Port {
@@ -5769,7 +6580,7 @@ type UnpublishRequest struct {
 
 func (x *UnpublishRequest) Reset() {
 	*x = UnpublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5781,7 +6592,7 @@ func (x *UnpublishRequest) String() string {
 func (*UnpublishRequest) ProtoMessage() {}
 
 func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5794,7 +6605,7 @@ func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishRequest.ProtoReflect.Descriptor instead.
 func (*UnpublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *UnpublishRequest) GetGuest() string {
@@ -5819,7 +6630,7 @@ type UnpublishResponse struct {
 
 func (x *UnpublishResponse) Reset() {
 	*x = UnpublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5831,7 +6642,7 @@ func (x *UnpublishResponse) String() string {
 func (*UnpublishResponse) ProtoMessage() {}
 
 func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5844,7 +6655,7 @@ func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishResponse.ProtoReflect.Descriptor instead.
 func (*UnpublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
 }
 
 // Secret is what is known of a credential beside its value.
@@ -5862,7 +6673,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5874,7 +6685,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5887,7 +6698,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *Secret) GetName() string {
@@ -5954,7 +6765,7 @@ type SecretDefinition struct {
 
 func (x *SecretDefinition) Reset() {
 	*x = SecretDefinition{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5966,7 +6777,7 @@ func (x *SecretDefinition) String() string {
 func (*SecretDefinition) ProtoMessage() {}
 
 func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5979,7 +6790,7 @@ func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretDefinition.ProtoReflect.Descriptor instead.
 func (*SecretDefinition) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SecretDefinition) GetPreset() string {
@@ -6092,7 +6903,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6104,7 +6915,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6117,7 +6928,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -6150,7 +6961,7 @@ type SetSecretResponse struct {
 
 func (x *SetSecretResponse) Reset() {
 	*x = SetSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6162,7 +6973,7 @@ func (x *SetSecretResponse) String() string {
 func (*SetSecretResponse) ProtoMessage() {}
 
 func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6175,7 +6986,7 @@ func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretResponse.ProtoReflect.Descriptor instead.
 func (*SetSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *SetSecretResponse) GetSecret() *Secret {
@@ -6193,7 +7004,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6205,7 +7016,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6218,7 +7029,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
 }
 
 type ListSecretsResponse struct {
@@ -6230,7 +7041,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6242,7 +7053,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6255,7 +7066,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*Secret {
@@ -6274,7 +7085,7 @@ type RemoveSecretRequest struct {
 
 func (x *RemoveSecretRequest) Reset() {
 	*x = RemoveSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6286,7 +7097,7 @@ func (x *RemoveSecretRequest) String() string {
 func (*RemoveSecretRequest) ProtoMessage() {}
 
 func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6299,7 +7110,7 @@ func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *RemoveSecretRequest) GetName() string {
@@ -6317,7 +7128,7 @@ type RemoveSecretResponse struct {
 
 func (x *RemoveSecretResponse) Reset() {
 	*x = RemoveSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6329,7 +7140,7 @@ func (x *RemoveSecretResponse) String() string {
 func (*RemoveSecretResponse) ProtoMessage() {}
 
 func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6342,7 +7153,7 @@ func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
 }
 
 type ImportPolicyRequest struct {
@@ -6357,7 +7168,7 @@ type ImportPolicyRequest struct {
 
 func (x *ImportPolicyRequest) Reset() {
 	*x = ImportPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6369,7 +7180,7 @@ func (x *ImportPolicyRequest) String() string {
 func (*ImportPolicyRequest) ProtoMessage() {}
 
 func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6382,7 +7193,7 @@ func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ImportPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ImportPolicyRequest) GetFrom() string {
@@ -6410,7 +7221,7 @@ type ImportPolicyResponse struct {
 
 func (x *ImportPolicyResponse) Reset() {
 	*x = ImportPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6422,7 +7233,7 @@ func (x *ImportPolicyResponse) String() string {
 func (*ImportPolicyResponse) ProtoMessage() {}
 
 func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6435,7 +7246,7 @@ func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ImportPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ImportPolicyResponse) GetPolicy() []byte {
@@ -6464,7 +7275,7 @@ type ImportedKey struct {
 
 func (x *ImportedKey) Reset() {
 	*x = ImportedKey{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6476,7 +7287,7 @@ func (x *ImportedKey) String() string {
 func (*ImportedKey) ProtoMessage() {}
 
 func (x *ImportedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6489,7 +7300,7 @@ func (x *ImportedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedKey.ProtoReflect.Descriptor instead.
 func (*ImportedKey) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ImportedKey) GetKey() string {
@@ -6527,7 +7338,7 @@ type CheckPolicyRequest struct {
 
 func (x *CheckPolicyRequest) Reset() {
 	*x = CheckPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6539,7 +7350,7 @@ func (x *CheckPolicyRequest) String() string {
 func (*CheckPolicyRequest) ProtoMessage() {}
 
 func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6552,7 +7363,7 @@ func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyRequest.ProtoReflect.Descriptor instead.
 func (*CheckPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *CheckPolicyRequest) GetContent() []byte {
@@ -6586,7 +7397,7 @@ type CheckPolicyResponse struct {
 
 func (x *CheckPolicyResponse) Reset() {
 	*x = CheckPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6598,7 +7409,7 @@ func (x *CheckPolicyResponse) String() string {
 func (*CheckPolicyResponse) ProtoMessage() {}
 
 func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6611,7 +7422,7 @@ func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyResponse.ProtoReflect.Descriptor instead.
 func (*CheckPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *CheckPolicyResponse) GetProblems() []*PolicyProblem {
@@ -6639,7 +7450,7 @@ type PolicyProblem struct {
 
 func (x *PolicyProblem) Reset() {
 	*x = PolicyProblem{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6651,7 +7462,7 @@ func (x *PolicyProblem) String() string {
 func (*PolicyProblem) ProtoMessage() {}
 
 func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6664,7 +7475,7 @@ func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyProblem.ProtoReflect.Descriptor instead.
 func (*PolicyProblem) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *PolicyProblem) GetLine() int32 {
@@ -6699,7 +7510,7 @@ type RequestPolicyRequest struct {
 
 func (x *RequestPolicyRequest) Reset() {
 	*x = RequestPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6711,7 +7522,7 @@ func (x *RequestPolicyRequest) String() string {
 func (*RequestPolicyRequest) ProtoMessage() {}
 
 func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6724,7 +7535,7 @@ func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyRequest.ProtoReflect.Descriptor instead.
 func (*RequestPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RequestPolicyRequest) GetFolder() string {
@@ -6748,7 +7559,7 @@ type RequestPolicyResponse struct {
 
 func (x *RequestPolicyResponse) Reset() {
 	*x = RequestPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6760,7 +7571,7 @@ func (x *RequestPolicyResponse) String() string {
 func (*RequestPolicyResponse) ProtoMessage() {}
 
 func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6773,7 +7584,7 @@ func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyResponse.ProtoReflect.Descriptor instead.
 func (*RequestPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RequestPolicyResponse) GetPresent() bool {
@@ -6821,7 +7632,7 @@ type AgreePolicyRequest struct {
 
 func (x *AgreePolicyRequest) Reset() {
 	*x = AgreePolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6833,7 +7644,7 @@ func (x *AgreePolicyRequest) String() string {
 func (*AgreePolicyRequest) ProtoMessage() {}
 
 func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6846,7 +7657,7 @@ func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyRequest.ProtoReflect.Descriptor instead.
 func (*AgreePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *AgreePolicyRequest) GetFolder() string {
@@ -6871,7 +7682,7 @@ type AgreePolicyResponse struct {
 
 func (x *AgreePolicyResponse) Reset() {
 	*x = AgreePolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6883,7 +7694,7 @@ func (x *AgreePolicyResponse) String() string {
 func (*AgreePolicyResponse) ProtoMessage() {}
 
 func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6896,7 +7707,7 @@ func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyResponse.ProtoReflect.Descriptor instead.
 func (*AgreePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
 }
 
 type VerifyAuditRequest struct {
@@ -6908,7 +7719,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6920,7 +7731,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6933,7 +7744,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *VerifyAuditRequest) GetGuest() string {
@@ -6957,7 +7768,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6969,7 +7780,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6982,7 +7793,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *VerifyAuditResponse) GetRecords() int64 {
@@ -7023,7 +7834,7 @@ type ShowAuditRequest struct {
 
 func (x *ShowAuditRequest) Reset() {
 	*x = ShowAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7035,7 +7846,7 @@ func (x *ShowAuditRequest) String() string {
 func (*ShowAuditRequest) ProtoMessage() {}
 
 func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7048,7 +7859,7 @@ func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditRequest.ProtoReflect.Descriptor instead.
 func (*ShowAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ShowAuditRequest) GetGuest() string {
@@ -7074,7 +7885,7 @@ type ShowAuditResponse struct {
 
 func (x *ShowAuditResponse) Reset() {
 	*x = ShowAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7086,7 +7897,7 @@ func (x *ShowAuditResponse) String() string {
 func (*ShowAuditResponse) ProtoMessage() {}
 
 func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7099,7 +7910,7 @@ func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditResponse.ProtoReflect.Descriptor instead.
 func (*ShowAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ShowAuditResponse) GetRecord() []byte {
@@ -7124,7 +7935,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7136,7 +7947,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7149,7 +7960,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *Image) GetName() string {
@@ -7205,7 +8016,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7217,7 +8028,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7230,7 +8041,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ImagePart) GetName() string {
@@ -7262,7 +8073,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7274,7 +8085,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7287,7 +8098,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
 }
 
 type ListImagesResponse struct {
@@ -7299,7 +8110,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7311,7 +8122,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7324,7 +8135,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -7343,7 +8154,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7355,7 +8166,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7368,7 +8179,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -7391,7 +8202,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7403,7 +8214,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7416,7 +8227,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -7469,7 +8280,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7481,7 +8292,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7494,7 +8305,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -7513,7 +8324,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7525,7 +8336,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7538,7 +8349,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -7557,7 +8368,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7569,7 +8380,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7582,7 +8393,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -7600,7 +8411,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7612,7 +8423,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7625,7 +8436,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
 }
 
 type VersionRequest struct {
@@ -7636,7 +8447,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7648,7 +8459,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7661,7 +8472,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
 }
 
 type VersionResponse struct {
@@ -7677,7 +8488,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7689,7 +8500,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7702,7 +8513,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -7741,7 +8552,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7753,7 +8564,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7766,7 +8577,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
 }
 
 type StatusResponse struct {
@@ -7787,7 +8598,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7799,7 +8610,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7812,7 +8623,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -7886,7 +8697,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7898,7 +8709,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7911,7 +8722,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
 }
 
 type Finding struct {
@@ -7929,7 +8740,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7941,7 +8752,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7954,7 +8765,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *Finding) GetCheck() string {
@@ -7994,7 +8805,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8006,7 +8817,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8019,7 +8830,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -8037,7 +8848,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8049,7 +8860,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8062,7 +8873,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
 }
 
 type WatchRequest struct {
@@ -8073,7 +8884,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8085,7 +8896,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8098,7 +8909,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
 }
 
 type ImportReviewRequest struct {
@@ -8111,7 +8922,7 @@ type ImportReviewRequest struct {
 
 func (x *ImportReviewRequest) Reset() {
 	*x = ImportReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8123,7 +8934,7 @@ func (x *ImportReviewRequest) String() string {
 func (*ImportReviewRequest) ProtoMessage() {}
 
 func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8136,7 +8947,7 @@ func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewRequest.ProtoReflect.Descriptor instead.
 func (*ImportReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ImportReviewRequest) GetIgnored() bool {
@@ -8154,7 +8965,7 @@ type ImportReviewResponse struct {
 
 func (x *ImportReviewResponse) Reset() {
 	*x = ImportReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8166,7 +8977,7 @@ func (x *ImportReviewResponse) String() string {
 func (*ImportReviewResponse) ProtoMessage() {}
 
 func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8179,7 +8990,7 @@ func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewResponse.ProtoReflect.Descriptor instead.
 func (*ImportReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
 }
 
 type DropReviewRequest struct {
@@ -8193,7 +9004,7 @@ type DropReviewRequest struct {
 
 func (x *DropReviewRequest) Reset() {
 	*x = DropReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8205,7 +9016,7 @@ func (x *DropReviewRequest) String() string {
 func (*DropReviewRequest) ProtoMessage() {}
 
 func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8218,7 +9029,7 @@ func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewRequest.ProtoReflect.Descriptor instead.
 func (*DropReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *DropReviewRequest) GetShare() string {
@@ -8243,7 +9054,7 @@ type DropReviewResponse struct {
 
 func (x *DropReviewResponse) Reset() {
 	*x = DropReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8255,7 +9066,7 @@ func (x *DropReviewResponse) String() string {
 func (*DropReviewResponse) ProtoMessage() {}
 
 func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8268,7 +9079,7 @@ func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewResponse.ProtoReflect.Descriptor instead.
 func (*DropReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
 }
 
 type AttachShareRequest struct {
@@ -8282,7 +9093,7 @@ type AttachShareRequest struct {
 
 func (x *AttachShareRequest) Reset() {
 	*x = AttachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8294,7 +9105,7 @@ func (x *AttachShareRequest) String() string {
 func (*AttachShareRequest) ProtoMessage() {}
 
 func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8307,7 +9118,7 @@ func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareRequest.ProtoReflect.Descriptor instead.
 func (*AttachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *AttachShareRequest) GetTag() string {
@@ -8332,7 +9143,7 @@ type AttachShareResponse struct {
 
 func (x *AttachShareResponse) Reset() {
 	*x = AttachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8344,7 +9155,7 @@ func (x *AttachShareResponse) String() string {
 func (*AttachShareResponse) ProtoMessage() {}
 
 func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8357,7 +9168,7 @@ func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareResponse.ProtoReflect.Descriptor instead.
 func (*AttachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
 }
 
 // DetachShareRequest names a share by its tag, or by where the guest sees it.
@@ -8370,7 +9181,7 @@ type DetachShareRequest struct {
 
 func (x *DetachShareRequest) Reset() {
 	*x = DetachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8382,7 +9193,7 @@ func (x *DetachShareRequest) String() string {
 func (*DetachShareRequest) ProtoMessage() {}
 
 func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8395,7 +9206,7 @@ func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareRequest.ProtoReflect.Descriptor instead.
 func (*DetachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *DetachShareRequest) GetTag() string {
@@ -8413,7 +9224,7 @@ type DetachShareResponse struct {
 
 func (x *DetachShareResponse) Reset() {
 	*x = DetachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8425,7 +9236,7 @@ func (x *DetachShareResponse) String() string {
 func (*DetachShareResponse) ProtoMessage() {}
 
 func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8438,7 +9249,7 @@ func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareResponse.ProtoReflect.Descriptor instead.
 func (*DetachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
 }
 
 type ConfigureEdgeRequest struct {
@@ -8453,7 +9264,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8465,7 +9276,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8478,7 +9289,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -8513,7 +9324,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8525,7 +9336,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8538,7 +9349,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -8574,7 +9385,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8586,7 +9397,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8599,7 +9410,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -8632,7 +9443,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8644,7 +9455,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8657,7 +9468,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -8675,7 +9486,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x12\n" +
-	"\x04cure\x18\x03 \x01(\tR\x04cure\"\x96\x02\n" +
+	"\x04cure\x18\x03 \x01(\tR\x04cure\"\xc8\x02\n" +
 	"\tGuestSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x12\n" +
@@ -8686,7 +9497,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06shares\x18\x06 \x03(\v2\x10.carrel.v1.ShareR\x06shares\x12\x1c\n" +
 	"\tephemeral\x18\a \x01(\bR\tephemeral\x12-\n" +
 	"\x06egress\x18\b \x01(\v2\x15.carrel.v1.EgressSpecR\x06egress\x12\x1a\n" +
-	"\bboundary\x18\t \x01(\tR\bboundary\"m\n" +
+	"\bboundary\x18\t \x01(\tR\bboundary\x120\n" +
+	"\avolumes\x18\x14 \x03(\v2\x16.carrel.v1.VolumeMountR\avolumes\"@\n" +
+	"\vVolumeMount\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"guest_path\x18\x02 \x01(\tR\tguestPath\"m\n" +
 	"\n" +
 	"EgressSpec\x12\x18\n" +
 	"\apresets\x18\x01 \x03(\tR\apresets\x12+\n" +
@@ -8983,7 +9799,59 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
 	"\x04task\x18\x02 \x01(\tR\x04task\x12\x14\n" +
 	"\x05paths\x18\x03 \x03(\tR\x05paths\x12\x1c\n" +
-	"\toverwrite\x18\x04 \x01(\bR\toverwrite\",\n" +
+	"\toverwrite\x18\x04 \x01(\bR\toverwrite\"(\n" +
+	"\x10DiskUsageRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\"\x82\x01\n" +
+	"\x11DiskUsageResponse\x12-\n" +
+	"\x06guests\x18\x01 \x03(\v2\x15.carrel.v1.GuestUsageR\x06guests\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x02 \x01(\x03R\tfreeBytes\x12\x1f\n" +
+	"\vfloor_bytes\x18\x03 \x01(\x03R\n" +
+	"floorBytes\"\xa8\x01\n" +
+	"\n" +
+	"GuestUsage\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x02 \x01(\x03R\tdiskBytes\x12!\n" +
+	"\freview_bytes\x18\x03 \x01(\x03R\vreviewBytes\x12!\n" +
+	"\foutput_bytes\x18\x04 \x01(\x03R\voutputBytes\x12\x1f\n" +
+	"\vother_bytes\x18\x05 \x01(\x03R\n" +
+	"otherBytes\"k\n" +
+	"\fPruneRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x18\n" +
+	"\avolumes\x18\x02 \x01(\bR\avolumes\x12(\n" +
+	"\x04only\x18\x03 \x03(\v2\x14.carrel.v1.PruneItemR\x04only\"{\n" +
+	"\tPruneItem\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
+	"\arefused\x18\x05 \x01(\tR\arefused\"\\\n" +
+	"\rPruneResponse\x12*\n" +
+	"\x05items\x18\x01 \x03(\v2\x14.carrel.v1.PruneItemR\x05items\x12\x1f\n" +
+	"\vfreed_bytes\x18\x02 \x01(\x03R\n" +
+	"freedBytes\"\xf2\x01\n" +
+	"\x06Volume\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
+	"\bsize_mib\x18\x02 \x01(\rR\asizeMib\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x03 \x01(\x03R\tusedBytes\x124\n" +
+	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
+	"\awritten\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\awritten\x12\x16\n" +
+	"\x06guests\x18\x06 \x03(\tR\x06guests\x12\x16\n" +
+	"\x06holder\x18\a \x01(\tR\x06holder\"D\n" +
+	"\x13CreateVolumeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
+	"\bsize_mib\x18\x02 \x01(\rR\asizeMib\"A\n" +
+	"\x14CreateVolumeResponse\x12)\n" +
+	"\x06volume\x18\x01 \x01(\v2\x11.carrel.v1.VolumeR\x06volume\"\x14\n" +
+	"\x12ListVolumesRequest\"B\n" +
+	"\x13ListVolumesResponse\x12+\n" +
+	"\avolumes\x18\x01 \x03(\v2\x11.carrel.v1.VolumeR\avolumes\"?\n" +
+	"\x13RemoveVolumeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
+	"\x14RemoveVolumeResponse\",\n" +
 	"\x14ExplainEgressRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\"Z\n" +
 	"\x15ExplainEgressResponse\x12+\n" +
@@ -9309,7 +10177,13 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05Apply\x12\x17.carrel.v1.ApplyRequest\x1a\x15.carrel.v1.ApplyEvent0\x01\x12@\n" +
 	"\aDiscard\x12\x19.carrel.v1.DiscardRequest\x1a\x1a.carrel.v1.DiscardResponse\x127\n" +
 	"\x04Undo\x12\x16.carrel.v1.UndoRequest\x1a\x15.carrel.v1.ApplyEvent0\x01\x12D\n" +
-	"\aSummary\x12\x1f.carrel.v1.ReviewSummaryRequest\x1a\x18.carrel.v1.ReviewSummary2\x84\x04\n" +
+	"\aSummary\x12\x1f.carrel.v1.ReviewSummaryRequest\x1a\x18.carrel.v1.ReviewSummary2\xfd\x02\n" +
+	"\vDiskService\x12B\n" +
+	"\x05Usage\x12\x1b.carrel.v1.DiskUsageRequest\x1a\x1c.carrel.v1.DiskUsageResponse\x12:\n" +
+	"\x05Prune\x12\x17.carrel.v1.PruneRequest\x1a\x18.carrel.v1.PruneResponse\x12O\n" +
+	"\fCreateVolume\x12\x1e.carrel.v1.CreateVolumeRequest\x1a\x1f.carrel.v1.CreateVolumeResponse\x12L\n" +
+	"\vListVolumes\x12\x1d.carrel.v1.ListVolumesRequest\x1a\x1e.carrel.v1.ListVolumesResponse\x12O\n" +
+	"\fRemoveVolume\x12\x1e.carrel.v1.RemoveVolumeRequest\x1a\x1f.carrel.v1.RemoveVolumeResponse2\x84\x04\n" +
 	"\rEgressService\x12L\n" +
 	"\aExplain\x12\x1f.carrel.v1.ExplainEgressRequest\x1a .carrel.v1.ExplainEgressResponse\x12I\n" +
 	"\x06Change\x12\x1e.carrel.v1.ChangeEgressRequest\x1a\x1f.carrel.v1.ChangeEgressResponse\x12C\n" +
@@ -9369,7 +10243,7 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 126)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 140)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(EgressAction)(0),             // 0: carrel.v1.EgressAction
 	(ShareMode)(0),                // 1: carrel.v1.ShareMode
@@ -9385,337 +10259,369 @@ var file_carrel_v1_carrel_proto_goTypes = []any{
 	(FindingLevel)(0),             // 11: carrel.v1.FindingLevel
 	(*ErrorDetail)(nil),           // 12: carrel.v1.ErrorDetail
 	(*GuestSpec)(nil),             // 13: carrel.v1.GuestSpec
-	(*EgressSpec)(nil),            // 14: carrel.v1.EgressSpec
-	(*EgressRule)(nil),            // 15: carrel.v1.EgressRule
-	(*Share)(nil),                 // 16: carrel.v1.Share
-	(*Guest)(nil),                 // 17: carrel.v1.Guest
-	(*Port)(nil),                  // 18: carrel.v1.Port
-	(*Timings)(nil),               // 19: carrel.v1.Timings
-	(*StartGuestRequest)(nil),     // 20: carrel.v1.StartGuestRequest
-	(*StartGuestEvent)(nil),       // 21: carrel.v1.StartGuestEvent
-	(*Progress)(nil),              // 22: carrel.v1.Progress
-	(*StopGuestRequest)(nil),      // 23: carrel.v1.StopGuestRequest
-	(*StopGuestResponse)(nil),     // 24: carrel.v1.StopGuestResponse
-	(*RemoveGuestRequest)(nil),    // 25: carrel.v1.RemoveGuestRequest
-	(*RemoveGuestResponse)(nil),   // 26: carrel.v1.RemoveGuestResponse
-	(*ListGuestsRequest)(nil),     // 27: carrel.v1.ListGuestsRequest
-	(*ListGuestsResponse)(nil),    // 28: carrel.v1.ListGuestsResponse
-	(*InspectGuestRequest)(nil),   // 29: carrel.v1.InspectGuestRequest
-	(*InspectGuestResponse)(nil),  // 30: carrel.v1.InspectGuestResponse
-	(*TaskSpec)(nil),              // 31: carrel.v1.TaskSpec
-	(*TaskLimits)(nil),            // 32: carrel.v1.TaskLimits
-	(*Task)(nil),                  // 33: carrel.v1.Task
-	(*Ending)(nil),                // 34: carrel.v1.Ending
-	(*StartTaskRequest)(nil),      // 35: carrel.v1.StartTaskRequest
-	(*StartTaskResponse)(nil),     // 36: carrel.v1.StartTaskResponse
-	(*AttachRequest)(nil),         // 37: carrel.v1.AttachRequest
-	(*AttachOpen)(nil),            // 38: carrel.v1.AttachOpen
-	(*StdinClose)(nil),            // 39: carrel.v1.StdinClose
-	(*Resize)(nil),                // 40: carrel.v1.Resize
-	(*AttachResponse)(nil),        // 41: carrel.v1.AttachResponse
-	(*ListTasksRequest)(nil),      // 42: carrel.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),     // 43: carrel.v1.ListTasksResponse
-	(*PutRequest)(nil),            // 44: carrel.v1.PutRequest
-	(*PutOpen)(nil),               // 45: carrel.v1.PutOpen
-	(*PutResponse)(nil),           // 46: carrel.v1.PutResponse
-	(*GetRequest)(nil),            // 47: carrel.v1.GetRequest
-	(*GetResponse)(nil),           // 48: carrel.v1.GetResponse
-	(*File)(nil),                  // 49: carrel.v1.File
-	(*ListSharesRequest)(nil),     // 50: carrel.v1.ListSharesRequest
-	(*ListSharesResponse)(nil),    // 51: carrel.v1.ListSharesResponse
-	(*SharedFolder)(nil),          // 52: carrel.v1.SharedFolder
-	(*AddShareRequest)(nil),       // 53: carrel.v1.AddShareRequest
-	(*AddShareResponse)(nil),      // 54: carrel.v1.AddShareResponse
-	(*RemoveShareRequest)(nil),    // 55: carrel.v1.RemoveShareRequest
-	(*RemoveShareResponse)(nil),   // 56: carrel.v1.RemoveShareResponse
-	(*RefreshShareRequest)(nil),   // 57: carrel.v1.RefreshShareRequest
-	(*RefreshShareResponse)(nil),  // 58: carrel.v1.RefreshShareResponse
-	(*ExplainShareRequest)(nil),   // 59: carrel.v1.ExplainShareRequest
-	(*ExplainShareResponse)(nil),  // 60: carrel.v1.ExplainShareResponse
-	(*DiffRequest)(nil),           // 61: carrel.v1.DiffRequest
-	(*Change)(nil),                // 62: carrel.v1.Change
-	(*ReviewSummaryRequest)(nil),  // 63: carrel.v1.ReviewSummaryRequest
-	(*ReviewSummary)(nil),         // 64: carrel.v1.ReviewSummary
-	(*ApplyRequest)(nil),          // 65: carrel.v1.ApplyRequest
-	(*ApplyEvent)(nil),            // 66: carrel.v1.ApplyEvent
-	(*DiscardRequest)(nil),        // 67: carrel.v1.DiscardRequest
-	(*DiscardResponse)(nil),       // 68: carrel.v1.DiscardResponse
-	(*UndoRequest)(nil),           // 69: carrel.v1.UndoRequest
-	(*ExplainEgressRequest)(nil),  // 70: carrel.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil), // 71: carrel.v1.ExplainEgressResponse
-	(*ChangeEgressRequest)(nil),   // 72: carrel.v1.ChangeEgressRequest
-	(*ChangeEgressResponse)(nil),  // 73: carrel.v1.ChangeEgressResponse
-	(*TestEgressRequest)(nil),     // 74: carrel.v1.TestEgressRequest
-	(*TestEgressResponse)(nil),    // 75: carrel.v1.TestEgressResponse
-	(*EgressVerdict)(nil),         // 76: carrel.v1.EgressVerdict
-	(*WatchEgressRequest)(nil),    // 77: carrel.v1.WatchEgressRequest
-	(*EgressEvent)(nil),           // 78: carrel.v1.EgressEvent
-	(*AnswerEgressRequest)(nil),   // 79: carrel.v1.AnswerEgressRequest
-	(*AnswerEgressResponse)(nil),  // 80: carrel.v1.AnswerEgressResponse
-	(*PublishRequest)(nil),        // 81: carrel.v1.PublishRequest
-	(*PublishResponse)(nil),       // 82: carrel.v1.PublishResponse
-	(*UnpublishRequest)(nil),      // 83: carrel.v1.UnpublishRequest
-	(*UnpublishResponse)(nil),     // 84: carrel.v1.UnpublishResponse
-	(*Secret)(nil),                // 85: carrel.v1.Secret
-	(*SecretDefinition)(nil),      // 86: carrel.v1.SecretDefinition
-	(*SetSecretRequest)(nil),      // 87: carrel.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),     // 88: carrel.v1.SetSecretResponse
-	(*ListSecretsRequest)(nil),    // 89: carrel.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 90: carrel.v1.ListSecretsResponse
-	(*RemoveSecretRequest)(nil),   // 91: carrel.v1.RemoveSecretRequest
-	(*RemoveSecretResponse)(nil),  // 92: carrel.v1.RemoveSecretResponse
-	(*ImportPolicyRequest)(nil),   // 93: carrel.v1.ImportPolicyRequest
-	(*ImportPolicyResponse)(nil),  // 94: carrel.v1.ImportPolicyResponse
-	(*ImportedKey)(nil),           // 95: carrel.v1.ImportedKey
-	(*CheckPolicyRequest)(nil),    // 96: carrel.v1.CheckPolicyRequest
-	(*CheckPolicyResponse)(nil),   // 97: carrel.v1.CheckPolicyResponse
-	(*PolicyProblem)(nil),         // 98: carrel.v1.PolicyProblem
-	(*RequestPolicyRequest)(nil),  // 99: carrel.v1.RequestPolicyRequest
-	(*RequestPolicyResponse)(nil), // 100: carrel.v1.RequestPolicyResponse
-	(*AgreePolicyRequest)(nil),    // 101: carrel.v1.AgreePolicyRequest
-	(*AgreePolicyResponse)(nil),   // 102: carrel.v1.AgreePolicyResponse
-	(*VerifyAuditRequest)(nil),    // 103: carrel.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),   // 104: carrel.v1.VerifyAuditResponse
-	(*ShowAuditRequest)(nil),      // 105: carrel.v1.ShowAuditRequest
-	(*ShowAuditResponse)(nil),     // 106: carrel.v1.ShowAuditResponse
-	(*Image)(nil),                 // 107: carrel.v1.Image
-	(*ImagePart)(nil),             // 108: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 109: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 110: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 111: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 112: carrel.v1.BuildImageEvent
-	(*VerifyImageRequest)(nil),    // 113: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 114: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 115: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 116: carrel.v1.RemoveImageResponse
-	(*VersionRequest)(nil),        // 117: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 118: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 119: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 120: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 121: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 122: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 123: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 124: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 125: carrel.v1.WatchRequest
-	(*ImportReviewRequest)(nil),   // 126: carrel.v1.ImportReviewRequest
-	(*ImportReviewResponse)(nil),  // 127: carrel.v1.ImportReviewResponse
-	(*DropReviewRequest)(nil),     // 128: carrel.v1.DropReviewRequest
-	(*DropReviewResponse)(nil),    // 129: carrel.v1.DropReviewResponse
-	(*AttachShareRequest)(nil),    // 130: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),   // 131: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),    // 132: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),   // 133: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),  // 134: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),            // 135: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),          // 136: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil), // 137: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil), // 138: google.protobuf.Timestamp
+	(*VolumeMount)(nil),           // 14: carrel.v1.VolumeMount
+	(*EgressSpec)(nil),            // 15: carrel.v1.EgressSpec
+	(*EgressRule)(nil),            // 16: carrel.v1.EgressRule
+	(*Share)(nil),                 // 17: carrel.v1.Share
+	(*Guest)(nil),                 // 18: carrel.v1.Guest
+	(*Port)(nil),                  // 19: carrel.v1.Port
+	(*Timings)(nil),               // 20: carrel.v1.Timings
+	(*StartGuestRequest)(nil),     // 21: carrel.v1.StartGuestRequest
+	(*StartGuestEvent)(nil),       // 22: carrel.v1.StartGuestEvent
+	(*Progress)(nil),              // 23: carrel.v1.Progress
+	(*StopGuestRequest)(nil),      // 24: carrel.v1.StopGuestRequest
+	(*StopGuestResponse)(nil),     // 25: carrel.v1.StopGuestResponse
+	(*RemoveGuestRequest)(nil),    // 26: carrel.v1.RemoveGuestRequest
+	(*RemoveGuestResponse)(nil),   // 27: carrel.v1.RemoveGuestResponse
+	(*ListGuestsRequest)(nil),     // 28: carrel.v1.ListGuestsRequest
+	(*ListGuestsResponse)(nil),    // 29: carrel.v1.ListGuestsResponse
+	(*InspectGuestRequest)(nil),   // 30: carrel.v1.InspectGuestRequest
+	(*InspectGuestResponse)(nil),  // 31: carrel.v1.InspectGuestResponse
+	(*TaskSpec)(nil),              // 32: carrel.v1.TaskSpec
+	(*TaskLimits)(nil),            // 33: carrel.v1.TaskLimits
+	(*Task)(nil),                  // 34: carrel.v1.Task
+	(*Ending)(nil),                // 35: carrel.v1.Ending
+	(*StartTaskRequest)(nil),      // 36: carrel.v1.StartTaskRequest
+	(*StartTaskResponse)(nil),     // 37: carrel.v1.StartTaskResponse
+	(*AttachRequest)(nil),         // 38: carrel.v1.AttachRequest
+	(*AttachOpen)(nil),            // 39: carrel.v1.AttachOpen
+	(*StdinClose)(nil),            // 40: carrel.v1.StdinClose
+	(*Resize)(nil),                // 41: carrel.v1.Resize
+	(*AttachResponse)(nil),        // 42: carrel.v1.AttachResponse
+	(*ListTasksRequest)(nil),      // 43: carrel.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),     // 44: carrel.v1.ListTasksResponse
+	(*PutRequest)(nil),            // 45: carrel.v1.PutRequest
+	(*PutOpen)(nil),               // 46: carrel.v1.PutOpen
+	(*PutResponse)(nil),           // 47: carrel.v1.PutResponse
+	(*GetRequest)(nil),            // 48: carrel.v1.GetRequest
+	(*GetResponse)(nil),           // 49: carrel.v1.GetResponse
+	(*File)(nil),                  // 50: carrel.v1.File
+	(*ListSharesRequest)(nil),     // 51: carrel.v1.ListSharesRequest
+	(*ListSharesResponse)(nil),    // 52: carrel.v1.ListSharesResponse
+	(*SharedFolder)(nil),          // 53: carrel.v1.SharedFolder
+	(*AddShareRequest)(nil),       // 54: carrel.v1.AddShareRequest
+	(*AddShareResponse)(nil),      // 55: carrel.v1.AddShareResponse
+	(*RemoveShareRequest)(nil),    // 56: carrel.v1.RemoveShareRequest
+	(*RemoveShareResponse)(nil),   // 57: carrel.v1.RemoveShareResponse
+	(*RefreshShareRequest)(nil),   // 58: carrel.v1.RefreshShareRequest
+	(*RefreshShareResponse)(nil),  // 59: carrel.v1.RefreshShareResponse
+	(*ExplainShareRequest)(nil),   // 60: carrel.v1.ExplainShareRequest
+	(*ExplainShareResponse)(nil),  // 61: carrel.v1.ExplainShareResponse
+	(*DiffRequest)(nil),           // 62: carrel.v1.DiffRequest
+	(*Change)(nil),                // 63: carrel.v1.Change
+	(*ReviewSummaryRequest)(nil),  // 64: carrel.v1.ReviewSummaryRequest
+	(*ReviewSummary)(nil),         // 65: carrel.v1.ReviewSummary
+	(*ApplyRequest)(nil),          // 66: carrel.v1.ApplyRequest
+	(*ApplyEvent)(nil),            // 67: carrel.v1.ApplyEvent
+	(*DiscardRequest)(nil),        // 68: carrel.v1.DiscardRequest
+	(*DiscardResponse)(nil),       // 69: carrel.v1.DiscardResponse
+	(*UndoRequest)(nil),           // 70: carrel.v1.UndoRequest
+	(*DiskUsageRequest)(nil),      // 71: carrel.v1.DiskUsageRequest
+	(*DiskUsageResponse)(nil),     // 72: carrel.v1.DiskUsageResponse
+	(*GuestUsage)(nil),            // 73: carrel.v1.GuestUsage
+	(*PruneRequest)(nil),          // 74: carrel.v1.PruneRequest
+	(*PruneItem)(nil),             // 75: carrel.v1.PruneItem
+	(*PruneResponse)(nil),         // 76: carrel.v1.PruneResponse
+	(*Volume)(nil),                // 77: carrel.v1.Volume
+	(*CreateVolumeRequest)(nil),   // 78: carrel.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),  // 79: carrel.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),    // 80: carrel.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),   // 81: carrel.v1.ListVolumesResponse
+	(*RemoveVolumeRequest)(nil),   // 82: carrel.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),  // 83: carrel.v1.RemoveVolumeResponse
+	(*ExplainEgressRequest)(nil),  // 84: carrel.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil), // 85: carrel.v1.ExplainEgressResponse
+	(*ChangeEgressRequest)(nil),   // 86: carrel.v1.ChangeEgressRequest
+	(*ChangeEgressResponse)(nil),  // 87: carrel.v1.ChangeEgressResponse
+	(*TestEgressRequest)(nil),     // 88: carrel.v1.TestEgressRequest
+	(*TestEgressResponse)(nil),    // 89: carrel.v1.TestEgressResponse
+	(*EgressVerdict)(nil),         // 90: carrel.v1.EgressVerdict
+	(*WatchEgressRequest)(nil),    // 91: carrel.v1.WatchEgressRequest
+	(*EgressEvent)(nil),           // 92: carrel.v1.EgressEvent
+	(*AnswerEgressRequest)(nil),   // 93: carrel.v1.AnswerEgressRequest
+	(*AnswerEgressResponse)(nil),  // 94: carrel.v1.AnswerEgressResponse
+	(*PublishRequest)(nil),        // 95: carrel.v1.PublishRequest
+	(*PublishResponse)(nil),       // 96: carrel.v1.PublishResponse
+	(*UnpublishRequest)(nil),      // 97: carrel.v1.UnpublishRequest
+	(*UnpublishResponse)(nil),     // 98: carrel.v1.UnpublishResponse
+	(*Secret)(nil),                // 99: carrel.v1.Secret
+	(*SecretDefinition)(nil),      // 100: carrel.v1.SecretDefinition
+	(*SetSecretRequest)(nil),      // 101: carrel.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),     // 102: carrel.v1.SetSecretResponse
+	(*ListSecretsRequest)(nil),    // 103: carrel.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 104: carrel.v1.ListSecretsResponse
+	(*RemoveSecretRequest)(nil),   // 105: carrel.v1.RemoveSecretRequest
+	(*RemoveSecretResponse)(nil),  // 106: carrel.v1.RemoveSecretResponse
+	(*ImportPolicyRequest)(nil),   // 107: carrel.v1.ImportPolicyRequest
+	(*ImportPolicyResponse)(nil),  // 108: carrel.v1.ImportPolicyResponse
+	(*ImportedKey)(nil),           // 109: carrel.v1.ImportedKey
+	(*CheckPolicyRequest)(nil),    // 110: carrel.v1.CheckPolicyRequest
+	(*CheckPolicyResponse)(nil),   // 111: carrel.v1.CheckPolicyResponse
+	(*PolicyProblem)(nil),         // 112: carrel.v1.PolicyProblem
+	(*RequestPolicyRequest)(nil),  // 113: carrel.v1.RequestPolicyRequest
+	(*RequestPolicyResponse)(nil), // 114: carrel.v1.RequestPolicyResponse
+	(*AgreePolicyRequest)(nil),    // 115: carrel.v1.AgreePolicyRequest
+	(*AgreePolicyResponse)(nil),   // 116: carrel.v1.AgreePolicyResponse
+	(*VerifyAuditRequest)(nil),    // 117: carrel.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),   // 118: carrel.v1.VerifyAuditResponse
+	(*ShowAuditRequest)(nil),      // 119: carrel.v1.ShowAuditRequest
+	(*ShowAuditResponse)(nil),     // 120: carrel.v1.ShowAuditResponse
+	(*Image)(nil),                 // 121: carrel.v1.Image
+	(*ImagePart)(nil),             // 122: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),     // 123: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 124: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),     // 125: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),       // 126: carrel.v1.BuildImageEvent
+	(*VerifyImageRequest)(nil),    // 127: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),   // 128: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),    // 129: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 130: carrel.v1.RemoveImageResponse
+	(*VersionRequest)(nil),        // 131: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),       // 132: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),         // 133: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),        // 134: carrel.v1.StatusResponse
+	(*DoctorRequest)(nil),         // 135: carrel.v1.DoctorRequest
+	(*Finding)(nil),               // 136: carrel.v1.Finding
+	(*ShutdownRequest)(nil),       // 137: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 138: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),          // 139: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),   // 140: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),  // 141: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),     // 142: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),    // 143: carrel.v1.DropReviewResponse
+	(*AttachShareRequest)(nil),    // 144: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),   // 145: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),    // 146: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),   // 147: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),  // 148: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),            // 149: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),          // 150: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil), // 151: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil), // 152: google.protobuf.Timestamp
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
-	16,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
-	14,  // 1: carrel.v1.GuestSpec.egress:type_name -> carrel.v1.EgressSpec
-	15,  // 2: carrel.v1.EgressSpec.rules:type_name -> carrel.v1.EgressRule
-	0,   // 3: carrel.v1.EgressRule.action:type_name -> carrel.v1.EgressAction
-	1,   // 4: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
-	3,   // 5: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
-	13,  // 6: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	138, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	138, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
-	33,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
-	19,  // 10: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
-	18,  // 11: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
-	64,  // 12: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
-	2,   // 13: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
-	52,  // 14: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
-	13,  // 15: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	22,  // 16: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
-	17,  // 17: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
-	17,  // 18: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
-	17,  // 19: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
-	17,  // 20: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
-	32,  // 21: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
-	31,  // 22: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
-	4,   // 23: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	138, // 24: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	138, // 25: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	138, // 26: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	34,  // 27: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
-	31,  // 28: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
-	33,  // 29: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
-	38,  // 30: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
-	39,  // 31: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
-	40,  // 32: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
-	33,  // 33: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
-	33,  // 34: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
-	33,  // 35: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
-	45,  // 36: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
-	49,  // 37: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
-	49,  // 38: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
-	5,   // 39: carrel.v1.File.type:type_name -> carrel.v1.FileType
-	52,  // 40: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
-	16,  // 41: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
-	16,  // 42: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
-	52,  // 43: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
-	16,  // 44: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
-	6,   // 45: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
-	7,   // 46: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
-	7,   // 47: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
-	6,   // 48: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
-	15,  // 49: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	15,  // 50: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	15,  // 51: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	15,  // 52: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	76,  // 53: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	0,   // 54: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	15,  // 55: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	138, // 56: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	8,   // 57: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	76,  // 58: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	9,   // 59: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	18,  // 60: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	18,  // 61: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	86,  // 62: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	138, // 63: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	10,  // 64: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	86,  // 65: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	85,  // 66: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	85,  // 67: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	95,  // 68: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	98,  // 69: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	15,  // 70: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	14,  // 71: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	98,  // 72: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	138, // 73: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	108, // 74: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	107, // 75: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	22,  // 76: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	107, // 77: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	107, // 78: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	138, // 79: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	118, // 80: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	11,  // 81: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	16,  // 82: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	15,  // 83: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	135, // 84: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	136, // 85: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	86,  // 86: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	20,  // 87: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	23,  // 88: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	25,  // 89: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	27,  // 90: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	29,  // 91: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	35,  // 92: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	37,  // 93: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	42,  // 94: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	44,  // 95: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	47,  // 96: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	50,  // 97: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	53,  // 98: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	55,  // 99: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	57,  // 100: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	59,  // 101: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	61,  // 102: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	65,  // 103: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	67,  // 104: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	69,  // 105: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	63,  // 106: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	70,  // 107: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	72,  // 108: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	74,  // 109: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	77,  // 110: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	79,  // 111: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	81,  // 112: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	83,  // 113: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	87,  // 114: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	89,  // 115: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	91,  // 116: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	96,  // 117: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	99,  // 118: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	101, // 119: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	93,  // 120: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	103, // 121: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	105, // 122: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	109, // 123: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	111, // 124: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	113, // 125: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	115, // 126: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	117, // 127: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	119, // 128: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	121, // 129: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	123, // 130: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	125, // 131: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	23,  // 132: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	126, // 133: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	128, // 134: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	130, // 135: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	132, // 136: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	57,  // 137: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	134, // 138: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	77,  // 139: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	79,  // 140: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	81,  // 141: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	83,  // 142: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	21,  // 143: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	24,  // 144: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	26,  // 145: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	28,  // 146: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	30,  // 147: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	36,  // 148: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	41,  // 149: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	43,  // 150: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	46,  // 151: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	48,  // 152: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	51,  // 153: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	54,  // 154: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	56,  // 155: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	58,  // 156: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	60,  // 157: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	62,  // 158: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	66,  // 159: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	68,  // 160: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	66,  // 161: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	64,  // 162: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	71,  // 163: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	73,  // 164: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	75,  // 165: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	78,  // 166: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	80,  // 167: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	82,  // 168: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	84,  // 169: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	88,  // 170: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	90,  // 171: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	92,  // 172: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	97,  // 173: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	100, // 174: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	102, // 175: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	94,  // 176: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	104, // 177: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	106, // 178: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	110, // 179: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	112, // 180: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	114, // 181: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	116, // 182: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	118, // 183: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	120, // 184: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	122, // 185: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	124, // 186: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	17,  // 187: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	24,  // 188: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	127, // 189: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	129, // 190: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	131, // 191: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	133, // 192: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	58,  // 193: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	137, // 194: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	78,  // 195: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	80,  // 196: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	82,  // 197: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	84,  // 198: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	143, // [143:199] is the sub-list for method output_type
-	87,  // [87:143] is the sub-list for method input_type
-	87,  // [87:87] is the sub-list for extension type_name
-	87,  // [87:87] is the sub-list for extension extendee
-	0,   // [0:87] is the sub-list for field type_name
+	17,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
+	15,  // 1: carrel.v1.GuestSpec.egress:type_name -> carrel.v1.EgressSpec
+	14,  // 2: carrel.v1.GuestSpec.volumes:type_name -> carrel.v1.VolumeMount
+	16,  // 3: carrel.v1.EgressSpec.rules:type_name -> carrel.v1.EgressRule
+	0,   // 4: carrel.v1.EgressRule.action:type_name -> carrel.v1.EgressAction
+	1,   // 5: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
+	3,   // 6: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
+	13,  // 7: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
+	152, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	152, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	34,  // 10: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
+	20,  // 11: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
+	19,  // 12: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
+	65,  // 13: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
+	2,   // 14: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
+	53,  // 15: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
+	13,  // 16: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	23,  // 17: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
+	18,  // 18: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
+	18,  // 19: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
+	18,  // 20: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
+	18,  // 21: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
+	33,  // 22: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
+	32,  // 23: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
+	4,   // 24: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
+	152, // 25: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	152, // 26: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	152, // 27: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	35,  // 28: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
+	32,  // 29: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
+	34,  // 30: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
+	39,  // 31: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
+	40,  // 32: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
+	41,  // 33: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
+	34,  // 34: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
+	34,  // 35: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
+	34,  // 36: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
+	46,  // 37: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
+	50,  // 38: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
+	50,  // 39: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
+	5,   // 40: carrel.v1.File.type:type_name -> carrel.v1.FileType
+	53,  // 41: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
+	17,  // 42: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
+	17,  // 43: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
+	53,  // 44: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
+	17,  // 45: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
+	6,   // 46: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
+	7,   // 47: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
+	7,   // 48: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
+	6,   // 49: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	73,  // 50: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
+	75,  // 51: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
+	75,  // 52: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
+	152, // 53: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	152, // 54: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
+	77,  // 55: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
+	77,  // 56: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
+	16,  // 57: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	16,  // 58: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	16,  // 59: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	16,  // 60: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	90,  // 61: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	0,   // 62: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	16,  // 63: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	152, // 64: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	8,   // 65: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	90,  // 66: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	9,   // 67: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	19,  // 68: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	19,  // 69: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	100, // 70: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	152, // 71: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	10,  // 72: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	100, // 73: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	99,  // 74: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	99,  // 75: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	109, // 76: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	112, // 77: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	16,  // 78: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	15,  // 79: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	112, // 80: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	152, // 81: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	122, // 82: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	121, // 83: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	23,  // 84: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	121, // 85: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	121, // 86: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	152, // 87: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	132, // 88: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	11,  // 89: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	17,  // 90: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	16,  // 91: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	149, // 92: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	150, // 93: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	100, // 94: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	21,  // 95: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	24,  // 96: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	26,  // 97: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	28,  // 98: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	30,  // 99: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	36,  // 100: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	38,  // 101: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	43,  // 102: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	45,  // 103: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	48,  // 104: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	51,  // 105: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	54,  // 106: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	56,  // 107: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	58,  // 108: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	60,  // 109: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	62,  // 110: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	66,  // 111: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	68,  // 112: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	70,  // 113: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	64,  // 114: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	71,  // 115: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
+	74,  // 116: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
+	78,  // 117: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
+	80,  // 118: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
+	82,  // 119: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
+	84,  // 120: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	86,  // 121: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	88,  // 122: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	91,  // 123: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	93,  // 124: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	95,  // 125: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	97,  // 126: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	101, // 127: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	103, // 128: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	105, // 129: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	110, // 130: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	113, // 131: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	115, // 132: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	107, // 133: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	117, // 134: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	119, // 135: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	123, // 136: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	125, // 137: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	127, // 138: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	129, // 139: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	131, // 140: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	133, // 141: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	135, // 142: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	137, // 143: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	139, // 144: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	24,  // 145: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	140, // 146: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	142, // 147: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	144, // 148: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	146, // 149: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	58,  // 150: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	148, // 151: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	91,  // 152: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	93,  // 153: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	95,  // 154: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	97,  // 155: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	22,  // 156: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	25,  // 157: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	27,  // 158: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	29,  // 159: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	31,  // 160: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	37,  // 161: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	42,  // 162: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	44,  // 163: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	47,  // 164: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	49,  // 165: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	52,  // 166: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	55,  // 167: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	57,  // 168: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	59,  // 169: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	61,  // 170: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	63,  // 171: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	67,  // 172: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	69,  // 173: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	67,  // 174: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	65,  // 175: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	72,  // 176: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
+	76,  // 177: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
+	79,  // 178: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
+	81,  // 179: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
+	83,  // 180: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
+	85,  // 181: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	87,  // 182: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	89,  // 183: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	92,  // 184: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	94,  // 185: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	96,  // 186: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	98,  // 187: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	102, // 188: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	104, // 189: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	106, // 190: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	111, // 191: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	114, // 192: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	116, // 193: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	108, // 194: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	118, // 195: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	120, // 196: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	124, // 197: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	126, // 198: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	128, // 199: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	130, // 200: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	132, // 201: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	134, // 202: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	136, // 203: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	138, // 204: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	18,  // 205: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	25,  // 206: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	141, // 207: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	143, // 208: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	145, // 209: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	147, // 210: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	59,  // 211: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	151, // 212: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	92,  // 213: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	94,  // 214: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	96,  // 215: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	98,  // 216: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	156, // [156:217] is the sub-list for method output_type
+	95,  // [95:156] is the sub-list for method input_type
+	95,  // [95:95] is the sub-list for extension type_name
+	95,  // [95:95] is the sub-list for extension extendee
+	0,   // [0:95] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -9723,19 +10629,19 @@ func file_carrel_v1_carrel_proto_init() {
 	if File_carrel_v1_carrel_proto != nil {
 		return
 	}
-	file_carrel_v1_carrel_proto_msgTypes[9].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[10].OneofWrappers = []any{
 		(*StartGuestEvent_Progress)(nil),
 		(*StartGuestEvent_Notice)(nil),
 		(*StartGuestEvent_Guest)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[25].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[26].OneofWrappers = []any{
 		(*AttachRequest_Open)(nil),
 		(*AttachRequest_Stdin)(nil),
 		(*AttachRequest_StdinClose)(nil),
 		(*AttachRequest_Signal)(nil),
 		(*AttachRequest_Resize)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[29].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[30].OneofWrappers = []any{
 		(*AttachResponse_Stdout)(nil),
 		(*AttachResponse_Stderr)(nil),
 		(*AttachResponse_Dropped)(nil),
@@ -9743,16 +10649,16 @@ func file_carrel_v1_carrel_proto_init() {
 		(*AttachResponse_Task)(nil),
 		(*AttachResponse_Notice)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[32].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[33].OneofWrappers = []any{
 		(*PutRequest_Open)(nil),
 		(*PutRequest_File)(nil),
 		(*PutRequest_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[36].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[37].OneofWrappers = []any{
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[100].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[114].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
 	}
@@ -9762,9 +10668,9 @@ func file_carrel_v1_carrel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   126,
+			NumMessages:   140,
 			NumExtensions: 0,
-			NumServices:   13,
+			NumServices:   14,
 		},
 		GoTypes:           file_carrel_v1_carrel_proto_goTypes,
 		DependencyIndexes: file_carrel_v1_carrel_proto_depIdxs,

@@ -74,6 +74,7 @@ type Client struct {
 	secrets apiconnect.SecretServiceClient
 	audit   apiconnect.AuditServiceClient
 	images  apiconnect.ImageServiceClient
+	disks   apiconnect.DiskServiceClient
 	system  apiconnect.SystemServiceClient
 
 	transport *http.Transport
@@ -105,6 +106,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	c.secrets = apiconnect.NewSecretServiceClient(hc, base, opts...)
 	c.audit = apiconnect.NewAuditServiceClient(hc, base, opts...)
 	c.images = apiconnect.NewImageServiceClient(hc, base, opts...)
+	c.disks = apiconnect.NewDiskServiceClient(hc, base, opts...)
 	c.system = apiconnect.NewSystemServiceClient(hc, base, opts...)
 	for try := 1; ; try++ {
 		if err := c.ensure(ctx); err != nil {

@@ -71,6 +71,7 @@ type Daemon struct {
 	secrets *secret.Store
 
 	policyMu sync.Mutex // held while a file in the config folder is changed
+	volumeMu sync.Mutex // held while a volume comes or goes
 
 	ctx context.Context // ends with the daemon; what follows keepers runs under it
 
@@ -90,7 +91,7 @@ const maxGuests = 1024
 // called once when the socket takes connections.
 func Run(ctx context.Context, o Options, ready func()) error {
 	d := &Daemon{opts: o, log: o.Log, guests: filepath.Join(o.Place.State, "guests"), started: time.Now(), table: map[string]*entry{}, stop: make(chan struct{})}
-	for _, dir := range []string{o.Place.State, o.Place.Config, o.Place.Cache, o.Place.Run, d.guests} {
+	for _, dir := range []string{o.Place.State, o.Place.Config, o.Place.Cache, o.Place.Run, d.guests, volumesIn(o.Place.State)} {
 		if err := place.MakePrivate(dir); err != nil {
 			return err
 		}
@@ -128,6 +129,7 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	mux.Handle(apiconnect.NewFileServiceHandler(&fileService{d}, limit))
 	mux.Handle(apiconnect.NewShareServiceHandler(&shareService{d}, limit))
 	mux.Handle(apiconnect.NewReviewServiceHandler(&reviewService{d}, limit, connect.WithReadMaxBytes(8<<20))) // all that a review can have was seen
+	mux.Handle(apiconnect.NewDiskServiceHandler(&diskService{d}, limit))
 	mux.Handle(apiconnect.NewEgressServiceHandler(&egressService{d}, limit))
 	mux.Handle(apiconnect.NewPolicyServiceHandler(&policyService{d}, limit))
 	mux.Handle(apiconnect.NewSecretServiceHandler(&secretService{d}, limit))
@@ -163,6 +165,9 @@ func Run(ctx context.Context, o Options, ready func()) error {
 // recover brings the table up from the disk: it removes what a crash left half
 // made, gives interrupted tasks their ending, and adopts keepers that run.
 func (d *Daemon) recover(ctx context.Context) error {
+	if err := d.tidyVolumes(); err != nil {
+		d.log.Warn("clean up volumes", "error", err)
+	}
 	es, err := os.ReadDir(d.guests)
 	if err != nil {
 		return fmt.Errorf("read the guests: %w (repair or move away %s)", err, d.guests)

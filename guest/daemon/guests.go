@@ -168,6 +168,9 @@ func sameSpec(asked, is *api.GuestSpec) bool {
 	if len(asked.Shares) > 0 && !proto.Equal(&api.GuestSpec{Shares: asked.Shares}, &api.GuestSpec{Shares: is.Shares}) {
 		return false
 	}
+	if len(asked.Volumes) > 0 && !proto.Equal(&api.GuestSpec{Volumes: asked.Volumes}, &api.GuestSpec{Volumes: is.Volumes}) {
+		return false
+	}
 	if asked.Egress != nil && !sameEgress(asked.Egress, is.Egress) {
 		return false
 	}
@@ -182,8 +185,8 @@ func sameEgress(a, b *api.EgressSpec) bool {
 
 // start takes a reserved guest to ready.
 //
-//  1. policy grants the request, or it ends here
-//  2. the image's parts are found and verified
+//  1. policy grants the request, or it ends here; the host's disk has room
+//  2. the image's parts are found and verified, its volumes are made
 //  3. a new guest gets its folder, whole
 //  4. its egress process is started, confines itself and holds the rules; its
 //     keeper is started and decides again on the same request and rules
@@ -225,13 +228,19 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 			return nil, err
 		}
 	}
+	if err := d.room("start guest "+e.name, d.guests, x.rules); err != nil {
+		return nil, err
+	}
 	spec := proto.Clone(granted).(*api.GuestSpec) // without what repositories ask for, which may change
 	spec.Egress = info.Spec.Egress
 	parts, err := d.opts.Parts(ctx, spec.Image)
 	if err != nil {
 		return nil, err
 	}
-	parts.Dir = filepath.Join(d.guests, e.name)
+	parts.Dir, parts.Volumes = filepath.Join(d.guests, e.name), volumesIn(d.opts.Place.State)
+	if err := d.readyVolumes(ctx, e, granted, x.rules, notice); err != nil {
+		return nil, err
+	}
 	if fresh {
 		if err := guest.Create(d.guests, e.name, spec); err != nil {
 			return nil, &hypervisor.Error{Op: "make the guest's folder", Err: err, Cure: "make room on the disk that holds " + d.guests}
@@ -261,7 +270,7 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	}
 	d.record(e, "guest.started", &api.GuestSpec{ // what was granted; nothing in it is secret
 		Name: granted.Name, Image: granted.Image, Cpus: granted.Cpus, MemoryMib: granted.MemoryMib, DiskMib: granted.DiskMib, Shares: granted.Shares,
-		Ephemeral: granted.Ephemeral, Boundary: granted.Boundary,
+		Ephemeral: granted.Ephemeral, Boundary: granted.Boundary, Volumes: granted.Volumes,
 		Egress: &api.EgressSpec{Presets: granted.Egress.GetPresets(), Secrets: x.grant.Secrets(), Rules: conf.Rules},
 	})
 	socket, outer := guest.SocketPath(d.opts.Place.Run, e.name), guest.EdgeSocketPath(d.opts.Place.Run, e.name)

@@ -48,6 +48,9 @@ func (s *imageService) List(ctx context.Context, _ *connect.Request[api.ListImag
 
 // Build implements ImageService.
 func (s *imageService) Build(ctx context.Context, r *connect.Request[api.BuildImageRequest], st *connect.ServerStream[api.BuildImageEvent]) error {
+	if err := s.d.roomByFile("build image "+imageName(r.Msg.Name), s.d.opts.Place.Cache); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	img, err := s.d.opts.Images.Build(ctx, images.BuildOptions{

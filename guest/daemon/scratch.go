@@ -13,6 +13,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"github.com/carrel-vm/carrel/guest/place"
+	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/hypervisor"
 )
 
@@ -21,11 +22,16 @@ import (
 // killed at any instant, and what waits in its reviews lies on this disk. The
 // name of a template ends in the options' version.
 func mkfsOptions(mib uint32) []string {
-	return []string{"-q", "-F", "-m", "0", "-O", "^resize_inode", "-J", fmt.Sprintf("size=%d", min(32, mib/8)),
+	return []string{"-q", "-F", "-m", reserved(mib), "-O", "^resize_inode", "-J", fmt.Sprintf("size=%d", min(32, mib/8)),
 		"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"}
 }
 
-const mkfsVersion = "2"
+const mkfsVersion = "3"
+
+// reserved is the part of a disk, in per cent, that only the guest's root may
+// fill: up to 64 MiB, so that in a guest whose task has filled its disk there is
+// room for root to look around and mend it.
+func reserved(mib uint32) string { return fmt.Sprintf("%.4f", min(5, 6400/float64(mib))) }
 
 // maxTemplates bounds the templates that are kept, each of a few hundred KiB.
 const maxTemplates = 8
@@ -52,8 +58,8 @@ func makeScratch(ctx context.Context, cache, path string, mib uint32) error {
 // fromTemplate copies the template of that size, and makes it first where there
 // is none.
 func fromTemplate(ctx context.Context, cache, path string, mib uint32) error {
-	dir := filepath.Join(cache, "scratch")
-	template := filepath.Join(dir, fmt.Sprintf("ext4-%d-%s.img", mib, mkfsVersion))
+	dir := templatesIn(cache)
+	template := filepath.Join(dir, templateName(mib))
 	err := copySparse(template, path, int64(mib)<<20)
 	if err == nil || errors.Is(err, errors.ErrUnsupported) {
 		return err
@@ -76,6 +82,39 @@ func fromTemplate(ctx context.Context, cache, path string, mib uint32) error {
 		return err
 	}
 	return copySparse(template, path, int64(mib)<<20)
+}
+
+func templatesIn(cache string) string { return filepath.Join(cache, "scratch") }
+
+func templateName(mib uint32) string { return fmt.Sprintf("ext4-%d-%s.img", mib, mkfsVersion) }
+
+// oldTemplates are those for disks of sizes that nobody has and that are not
+// the default, and what other versions of Carrel, or crashes, have left.
+func oldTemplates(dir string, sizes map[uint32]bool) (names []string) {
+	es, err := os.ReadDir(dir)
+	if err != nil {
+		return nil // there are none yet
+	}
+	needed := map[string]bool{"lock": true, templateName(policy.DefaultDiskMiB): true}
+	for mib := range sizes {
+		needed[templateName(mib)] = true
+	}
+	for _, e := range es {
+		if !needed[e.Name()] && e.Type().IsRegular() {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// removeTemplate removes one, unless it is being made.
+func removeTemplate(dir, name string) error {
+	lock := flock.New(filepath.Join(dir, "lock"), flock.SetPermissions(0o600))
+	defer lock.Close()
+	if ok, err := lock.TryLock(); err != nil || !ok {
+		return errors.Join(err, errors.New("a template is being made"))
+	}
+	return os.Remove(filepath.Join(dir, name))
 }
 
 // tidyTemplates removes what a crash left half made, the template that is about

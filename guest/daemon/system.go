@@ -56,6 +56,7 @@ func (s *systemService) Doctor(ctx context.Context, _ *connect.Request[api.Docto
 		}
 	}
 	s.d.opts.Doctor(ctx, found)
+	s.d.doctorRoom(found)
 	img, err := s.d.opts.Images.Get(ctx, policy.DefaultImage)
 	if err != nil {
 		found(&api.Finding{Check: "image", Level: api.FindingLevel_FINDING_LEVEL_BAD, Text: err.Error(), Cure: "carrel image build"})

@@ -42,6 +42,13 @@ type File struct {
 	MaxShares *int
 	// MinBoundary is the weakest wall that is good enough, or empty.
 	MinBoundary string
+	// VolumeNames are the volumes that may be, nil if the file does not say;
+	// MaxVolumeMiB is the most that one may hold, 0: no limit of the file's.
+	VolumeNames  []string
+	MaxVolumeMiB uint32
+	// MaxVolumes and MinFreeMiB are nil if the file does not say.
+	MaxVolumes *int
+	MinFreeMiB *uint32
 }
 
 // ParseFile reads a user's policy file. If there is a problem, the file is not
@@ -162,6 +169,16 @@ func (f *File) Apply(rules Rules) Rules {
 	if f.MaxShares != nil {
 		rules.MaxShares = min(rules.MaxShares, *f.MaxShares)
 	}
+	tighter(&rules.Volumes.MaxMiB, f.MaxVolumeMiB)
+	if f.MaxVolumes != nil {
+		rules.Volumes.Count = min(rules.Volumes.Count, *f.MaxVolumes)
+	}
+	if f.VolumeNames != nil {
+		rules.Volumes.Names = slices.Clone(f.VolumeNames)
+	}
+	if f.MinFreeMiB != nil {
+		rules.MinFreeMiB = f.MinFreeMiB
+	}
 	rules.Egress, rules.Presets, rules.MinBoundary = clone(f.Rules), slices.Clone(f.Presets), f.MinBoundary
 	rules.Shares = f.Shares.clone()
 	rules.Defined = map[string]RuleList{}
@@ -197,7 +214,9 @@ func (r *reader) file(content []byte, k kind) (*File, []*api.PolicyProblem) {
 			fields = append(fields,
 				field{"presets", func(v *yaml.Node) { r.presets(v, f, k) }},
 				field{"boundary", func(v *yaml.Node) { r.boundary(v, f) }},
-				field{"limits", func(v *yaml.Node) { r.limits(v, f) }})
+				field{"limits", func(v *yaml.Node) { r.limits(v, f) }},
+				field{"volumes", func(v *yaml.Node) { r.volumes(v, f) }},
+				field{"host", func(v *yaml.Node) { r.host(v, f) }})
 		}
 		what := "a policy file"
 		if k == aRequest {
@@ -290,6 +309,37 @@ func (r *reader) limits(n *yaml.Node, f *File) {
 			shares := int(r.number(v, "limits.shares", 0, maxShares))
 			f.MaxShares = &shares
 		}})
+}
+
+func (r *reader) volumes(n *yaml.Node, f *File) {
+	r.mapping(n, "volumes",
+		field{"names", func(v *yaml.Node) {
+			f.VolumeNames = []string{}
+			r.list(v, "volumes.names", false, func(e *yaml.Node) {
+				p := r.text(e, "a pattern of volumes.names")
+				if p == "" {
+					return
+				}
+				if !hypervisor.ValidName(strings.ReplaceAll(p, "*", "x")) {
+					r.problem(e, "%q is no pattern of volumes' names (lower-case letters, digits, dashes and \"*\", at most 31)", clip(p))
+					return
+				}
+				f.VolumeNames = append(f.VolumeNames, p)
+			})
+		}},
+		field{"size", func(v *yaml.Node) { f.MaxVolumeMiB = uint32(r.bytes(v, "volumes.size", minDiskMiB<<20, maxDiskMiB<<20) >> 20) }},
+		field{"count", func(v *yaml.Node) {
+			n := int(r.number(v, "volumes.count", 0, hypervisor.MaxVolumes))
+			f.MaxVolumes = &n
+		}})
+}
+
+// host is about the machine that guests run on.
+func (r *reader) host(n *yaml.Node, f *File) {
+	r.mapping(n, "host", field{"free", func(v *yaml.Node) {
+		mib := uint32(r.bytes(v, "host.free", 0, maxDiskMiB<<20) >> 20)
+		f.MinFreeMiB = &mib
+	}})
 }
 
 func (r *reader) upstream(n *yaml.Node, f *File) {

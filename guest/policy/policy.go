@@ -46,6 +46,11 @@ type Rules struct {
 	// MinBoundary is the weakest wall that is good enough: "vm", "gvisor" or
 	// "process"; empty: any.
 	MinBoundary string
+	// Volumes say which volumes a guest may have.
+	Volumes VolumeRules
+	// MinFreeMiB is how much of the host's disk must be free for a start; nil:
+	// the default, see place.Floor.
+	MinFreeMiB *uint32
 }
 
 // Default returns the rules without a policy file, for a user's home folder
@@ -54,6 +59,7 @@ func Default(home string, own ...string) Rules {
 	return Rules{
 		MaxCPUs: hypervisor.MaxCPUs, MaxMemoryMiB: hypervisor.MaxMemoryMiB, MaxDiskMiB: maxDiskMiB,
 		MaxShares: maxShares, Home: home, Own: own,
+		Volumes: VolumeRules{MaxMiB: maxDiskMiB, Count: hypervisor.MaxVolumes},
 	}
 }
 
@@ -113,6 +119,8 @@ type Pin struct {
 // verified parts of its image, and its disk.
 type Parts struct {
 	Dir, Kernel, Initrd, Root, Scratch string
+	// Volumes is the folder of all volumes; empty: there are none.
+	Volumes string
 }
 
 // Spec returns a copy of the request as it was granted, its defaults filled in.
@@ -136,6 +144,9 @@ func (g *Grant) Config(p Parts) hypervisor.Config {
 			sh.Layer = layer(s)
 		}
 		c.Shares = append(c.Shares, sh)
+	}
+	for i, v := range g.spec.Volumes {
+		c.Volumes = append(c.Volumes, hypervisor.Volume{Serial: fmt.Sprintf("volume%d", i), Path: VolumeDisk(p.Volumes, v.Name), GuestPath: v.GuestPath})
 	}
 	return c
 }
@@ -194,9 +205,15 @@ func Decide(req *api.GuestSpec, rules Rules) (*Grant, error) {
 		}
 		g.pins, g.names = append(g.pins, pin), append(g.names, names)
 	}
+	if err := decideVolumes(s, rules.Volumes); err != nil {
+		return nil, err
+	}
 	var err error
 	if g.walls, err = decideBoundary(s.Boundary, rules.MinBoundary); err != nil {
 		return nil, err
+	}
+	if len(s.Volumes) > 0 { // and nothing weaker stands in for it
+		g.walls = boundaries[:1:1]
 	}
 	if g.egress, g.secrets, err = decideEgress(s.Egress, rules); err != nil {
 		return nil, err

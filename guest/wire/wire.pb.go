@@ -423,7 +423,10 @@ type Setup struct {
 	// NAME=value, for every task that does not set them itself: placeholders.
 	Env []string `protobuf:"bytes,7,rep,name=env,proto3" json:"env,omitempty"`
 	// Hosts for which git's ssh remotes are rewritten to https.
-	GitHosts      []string `protobuf:"bytes,8,rep,name=git_hosts,json=gitHosts,proto3" json:"git_hosts,omitempty"`
+	GitHosts []string `protobuf:"bytes,8,rep,name=git_hosts,json=gitHosts,proto3" json:"git_hosts,omitempty"`
+	// Volumes: each is a disk whose serial number is the mount's tag. Nothing but
+	// tag and path is set. They are mounted after the shares.
+	Volumes       []*Mount `protobuf:"bytes,20,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -510,6 +513,13 @@ func (x *Setup) GetEnv() []string {
 func (x *Setup) GetGitHosts() []string {
 	if x != nil {
 		return x.GitHosts
+	}
+	return nil
+}
+
+func (x *Setup) GetVolumes() []*Mount {
+	if x != nil {
+		return x.Volumes
 	}
 	return nil
 }
@@ -3030,7 +3040,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x06kernel\x18\x03 \x01(\tR\x06kernel\x12\x19\n" +
 	"\bup_nanos\x18\x04 \x01(\x03R\aupNanos\x12\x1d\n" +
 	"\n" +
-	"init_nanos\x18\x05 \x01(\x03R\tinitNanos\"\xeb\x01\n" +
+	"init_nanos\x18\x05 \x01(\x03R\tinitNanos\"\x9c\x02\n" +
 	"\x05Setup\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x1d\n" +
 	"\n" +
@@ -3040,7 +3050,8 @@ const file_wire_proto_rawDesc = "" +
 	"\x06egress\x18\x05 \x01(\bR\x06egress\x12\x14\n" +
 	"\x05trust\x18\x06 \x01(\fR\x05trust\x12\x10\n" +
 	"\x03env\x18\a \x03(\tR\x03env\x12\x1b\n" +
-	"\tgit_hosts\x18\b \x03(\tR\bgitHosts\"\x8e\x01\n" +
+	"\tgit_hosts\x18\b \x03(\tR\bgitHosts\x12/\n" +
+	"\avolumes\x18\x14 \x03(\v2\x15.carrel.wire.v1.MountR\avolumes\"\x8e\x01\n" +
 	"\x05Mount\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\tR\x03tag\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
@@ -3270,38 +3281,39 @@ var file_wire_proto_depIdxs = []int32{
 	5,  // 3: carrel.wire.v1.FromHost.setup:type_name -> carrel.wire.v1.Setup
 	8,  // 4: carrel.wire.v1.FromHost.control:type_name -> carrel.wire.v1.Control
 	6,  // 5: carrel.wire.v1.Setup.mounts:type_name -> carrel.wire.v1.Mount
-	9,  // 6: carrel.wire.v1.Control.ping:type_name -> carrel.wire.v1.Ping
-	13, // 7: carrel.wire.v1.Control.set_time:type_name -> carrel.wire.v1.SetTime
-	14, // 8: carrel.wire.v1.Control.power_off:type_name -> carrel.wire.v1.PowerOff
-	12, // 9: carrel.wire.v1.Control.refused:type_name -> carrel.wire.v1.Refused
-	6,  // 10: carrel.wire.v1.Control.attach:type_name -> carrel.wire.v1.Mount
-	10, // 11: carrel.wire.v1.Control.detach:type_name -> carrel.wire.v1.Detach
-	11, // 12: carrel.wire.v1.Control.refresh:type_name -> carrel.wire.v1.Refresh
-	27, // 13: carrel.wire.v1.Call.exec:type_name -> carrel.wire.v1.Exec
-	37, // 14: carrel.wire.v1.Call.put:type_name -> carrel.wire.v1.Put
-	38, // 15: carrel.wire.v1.Call.get:type_name -> carrel.wire.v1.Get
-	24, // 16: carrel.wire.v1.Call.forward:type_name -> carrel.wire.v1.Forward
-	18, // 17: carrel.wire.v1.Call.review:type_name -> carrel.wire.v1.Review
-	20, // 18: carrel.wire.v1.Reviewed.change:type_name -> carrel.wire.v1.Changed
-	41, // 19: carrel.wire.v1.Reviewed.done:type_name -> carrel.wire.v1.Done
-	0,  // 20: carrel.wire.v1.Changed.type:type_name -> carrel.wire.v1.ChangedType
-	21, // 21: carrel.wire.v1.Reviewing.want:type_name -> carrel.wire.v1.Want
-	22, // 22: carrel.wire.v1.Reviewing.drop:type_name -> carrel.wire.v1.Drop
-	28, // 23: carrel.wire.v1.Exec.limits:type_name -> carrel.wire.v1.Limits
-	30, // 24: carrel.wire.v1.Input.stdin_close:type_name -> carrel.wire.v1.StdinClose
-	31, // 25: carrel.wire.v1.Input.signal:type_name -> carrel.wire.v1.Signal
-	32, // 26: carrel.wire.v1.Input.resize:type_name -> carrel.wire.v1.Resize
-	34, // 27: carrel.wire.v1.Output.started:type_name -> carrel.wire.v1.Started
-	35, // 28: carrel.wire.v1.Output.exit:type_name -> carrel.wire.v1.Exit
-	36, // 29: carrel.wire.v1.Output.failed:type_name -> carrel.wire.v1.Failed
-	40, // 30: carrel.wire.v1.Copy.file:type_name -> carrel.wire.v1.File
-	41, // 31: carrel.wire.v1.Copy.done:type_name -> carrel.wire.v1.Done
-	1,  // 32: carrel.wire.v1.File.type:type_name -> carrel.wire.v1.FileType
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	6,  // 6: carrel.wire.v1.Setup.volumes:type_name -> carrel.wire.v1.Mount
+	9,  // 7: carrel.wire.v1.Control.ping:type_name -> carrel.wire.v1.Ping
+	13, // 8: carrel.wire.v1.Control.set_time:type_name -> carrel.wire.v1.SetTime
+	14, // 9: carrel.wire.v1.Control.power_off:type_name -> carrel.wire.v1.PowerOff
+	12, // 10: carrel.wire.v1.Control.refused:type_name -> carrel.wire.v1.Refused
+	6,  // 11: carrel.wire.v1.Control.attach:type_name -> carrel.wire.v1.Mount
+	10, // 12: carrel.wire.v1.Control.detach:type_name -> carrel.wire.v1.Detach
+	11, // 13: carrel.wire.v1.Control.refresh:type_name -> carrel.wire.v1.Refresh
+	27, // 14: carrel.wire.v1.Call.exec:type_name -> carrel.wire.v1.Exec
+	37, // 15: carrel.wire.v1.Call.put:type_name -> carrel.wire.v1.Put
+	38, // 16: carrel.wire.v1.Call.get:type_name -> carrel.wire.v1.Get
+	24, // 17: carrel.wire.v1.Call.forward:type_name -> carrel.wire.v1.Forward
+	18, // 18: carrel.wire.v1.Call.review:type_name -> carrel.wire.v1.Review
+	20, // 19: carrel.wire.v1.Reviewed.change:type_name -> carrel.wire.v1.Changed
+	41, // 20: carrel.wire.v1.Reviewed.done:type_name -> carrel.wire.v1.Done
+	0,  // 21: carrel.wire.v1.Changed.type:type_name -> carrel.wire.v1.ChangedType
+	21, // 22: carrel.wire.v1.Reviewing.want:type_name -> carrel.wire.v1.Want
+	22, // 23: carrel.wire.v1.Reviewing.drop:type_name -> carrel.wire.v1.Drop
+	28, // 24: carrel.wire.v1.Exec.limits:type_name -> carrel.wire.v1.Limits
+	30, // 25: carrel.wire.v1.Input.stdin_close:type_name -> carrel.wire.v1.StdinClose
+	31, // 26: carrel.wire.v1.Input.signal:type_name -> carrel.wire.v1.Signal
+	32, // 27: carrel.wire.v1.Input.resize:type_name -> carrel.wire.v1.Resize
+	34, // 28: carrel.wire.v1.Output.started:type_name -> carrel.wire.v1.Started
+	35, // 29: carrel.wire.v1.Output.exit:type_name -> carrel.wire.v1.Exit
+	36, // 30: carrel.wire.v1.Output.failed:type_name -> carrel.wire.v1.Failed
+	40, // 31: carrel.wire.v1.Copy.file:type_name -> carrel.wire.v1.File
+	41, // 32: carrel.wire.v1.Copy.done:type_name -> carrel.wire.v1.Done
+	1,  // 33: carrel.wire.v1.File.type:type_name -> carrel.wire.v1.FileType
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }

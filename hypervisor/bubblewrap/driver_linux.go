@@ -83,7 +83,7 @@ func (d *Driver) Create(ctx context.Context, cfg hypervisor.Config, h hypervisor
 
 // spec is what the wall is to make of a Config.
 func (d *Driver) spec(ctx context.Context, cfg hypervisor.Config) (s wall.Spec, err error) {
-	if err := cfg.Check(); err != nil {
+	if err := cfg.CheckWithoutDisks(); err != nil {
 		return s, &hypervisor.Error{Op: "create guest", Err: err}
 	}
 	s = wall.Spec{Ranged: wall.AsRoot(), Name: cfg.Name, Dir: cfg.Dir, Agent: d.opts.Agent, CPUs: cfg.CPUs, MemoryMiB: cfg.MemoryMiB, Processes: d.opts.MaxProcesses}

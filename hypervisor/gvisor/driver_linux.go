@@ -112,7 +112,7 @@ func ownNamespaces() *syscall.SysProcAttr {
 
 // spec is what the wall is to make of a Config.
 func (d *Driver) spec(ctx context.Context, cfg hypervisor.Config) (s wall.Spec, err error) {
-	if err := cfg.Check(); err != nil {
+	if err := cfg.CheckWithoutDisks(); err != nil {
 		return s, &hypervisor.Error{Op: "create guest", Err: err}
 	}
 	if cfg.Scratch != "" {

@@ -36,7 +36,7 @@ func (d *Driver) Name() string { return "test" }
 
 // Create implements hypervisor.Driver.
 func (d *Driver) Create(_ context.Context, cfg hypervisor.Config, h hypervisor.Handlers) (hypervisor.VM, error) {
-	if err := cfg.Check(); err != nil {
+	if err := cfg.CheckWithoutDisks(); err != nil {
 		return nil, &hypervisor.Error{Op: "create guest", Err: err}
 	}
 	if len(d.opts.Agent) == 0 {

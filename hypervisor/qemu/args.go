@@ -40,10 +40,10 @@ type Machine struct {
 }
 
 // MaxShares is how many shares fit into a guest as devices beside the devices that it
-// cannot do without: vsock, root and, if the Config has one, scratch. The
+// cannot do without: vsock, root, volumes and, if the Config has one, scratch. The
 // memory balloon and the random number device give way to shares.
 func MaxShares(c hypervisor.Config) int {
-	n := Slots - 2
+	n := Slots - 2 - len(c.Volumes)
 	if c.Scratch != "" {
 		n--
 	}
@@ -72,11 +72,14 @@ func Args(c hypervisor.Config, m Machine) []string {
 		}),
 	)
 	if c.Scratch != "" {
-		args = append(args, "-blockdev", arg(map[string]any{
-			"driver": "raw", "node-name": "scratch", "read-only": false, "discard": "unmap",
-			"file": map[string]any{"driver": "file", "filename": c.Scratch, "auto-read-only": false, "discard": "unmap", "locking": "on"},
-		}))
+		args = append(args, "-blockdev", disk("scratch", c.Scratch))
 		devices = append(devices, blk("scratch"))
+	}
+	for _, v := range c.Volumes {
+		args = append(args, "-blockdev", disk(v.Serial, v.Path))
+		d := blk(v.Serial)
+		d["serial"] = v.Serial
+		devices = append(devices, d)
 	}
 	for i, s := range c.Shares[:Devices(c)] {
 		args = append(args, "-chardev", socket(s.Tag, m.Shares[i]))
@@ -133,6 +136,15 @@ func base(c hypervisor.Config, m Machine) []string {
 		"-kernel", c.Kernel,
 		"-initrd", c.Initrd,
 	}
+}
+
+// disk is a raw image that the guest may write. What the guest discards becomes
+// a hole in the file.
+func disk(node, path string) string {
+	return arg(map[string]any{
+		"driver": "raw", "node-name": node, "read-only": false, "discard": "unmap",
+		"file": map[string]any{"driver": "file", "filename": path, "auto-read-only": false, "discard": "unmap", "locking": "on"},
+	})
 }
 
 // blk is a disk. Errors go to the guest as I/O errors: with QEMU's default a

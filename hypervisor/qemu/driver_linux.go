@@ -157,6 +157,14 @@ func (d *Driver) Create(ctx context.Context, cfg hypervisor.Config, h hypervisor
 			return nil, &hypervisor.Error{Op: "open the guest's " + part.what, Err: err, Cure: "carrel image build, or make image"}
 		}
 	}
+	for _, vol := range cfg.Volumes {
+		if fi, err := os.Lstat(vol.Path); err != nil || !fi.Mode().IsRegular() {
+			if err == nil {
+				err = fmt.Errorf("%s is not a regular file", vol.Path)
+			}
+			return nil, &hypervisor.Error{Op: "open the volume for " + vol.GuestPath, Err: err, Cure: "carrel volume ls shows those that there are"}
+		}
+	}
 	f, err := d.find(ctx, cfg.Kernel, cfg.Initrd)
 	if err != nil {
 		return nil, err

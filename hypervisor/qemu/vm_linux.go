@@ -152,9 +152,16 @@ func (v *VM) launch() error {
 	spec.Args = append([]string{program}, Args(v.cfg, v.machine())...)
 	spec.ReadOnly = append(spec.ReadOnly, v.cfg.Kernel, v.cfg.Initrd, v.cfg.Root)
 	spec.FileBytes = uint64(v.cfg.MemoryMiB)<<20 + fileSlack
+	var disks []string
 	if v.cfg.Scratch != "" {
-		spec.ReadWrite = append(spec.ReadWrite, v.cfg.Scratch)
-		fi, err := os.Stat(v.cfg.Scratch)
+		disks = append(disks, v.cfg.Scratch)
+	}
+	for _, vol := range v.cfg.Volumes {
+		disks = append(disks, vol.Path)
+	}
+	for _, path := range disks {
+		spec.ReadWrite = append(spec.ReadWrite, path)
+		fi, err := os.Stat(path)
 		if err != nil {
 			return err
 		}

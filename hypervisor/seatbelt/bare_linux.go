@@ -25,7 +25,7 @@ func (b *Bare) Name() string { return "bare" }
 // Create implements hypervisor.Driver.
 func (b *Bare) Create(_ context.Context, cfg hypervisor.Config, h hypervisor.Handlers) (hypervisor.VM, error) {
 	op := func(err error) error { return &hypervisor.Error{Op: "create guest", Err: err} }
-	if err := cfg.Check(); err != nil {
+	if err := cfg.CheckWithoutDisks(); err != nil {
 		return nil, op(err)
 	}
 	files := filesOf(cfg.Dir, cfg)

@@ -96,7 +96,7 @@ func (d *Driver) Create(_ context.Context, cfg hypervisor.Config, h hypervisor.H
 	if err := d.Check(); err != nil {
 		return nil, err
 	}
-	if err := cfg.Check(); err != nil {
+	if err := cfg.CheckWithoutDisks(); err != nil {
 		return nil, op(err)
 	}
 	cfg.Shares = slices.Clone(cfg.Shares)

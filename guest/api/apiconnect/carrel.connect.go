@@ -35,6 +35,8 @@ const (
 	ShareServiceName = "carrel.v1.ShareService"
 	// ReviewServiceName is the fully-qualified name of the ReviewService service.
 	ReviewServiceName = "carrel.v1.ReviewService"
+	// DiskServiceName is the fully-qualified name of the DiskService service.
+	DiskServiceName = "carrel.v1.DiskService"
 	// EgressServiceName is the fully-qualified name of the EgressService service.
 	EgressServiceName = "carrel.v1.EgressService"
 	// SecretServiceName is the fully-qualified name of the SecretService service.
@@ -101,6 +103,18 @@ const (
 	ReviewServiceUndoProcedure = "/carrel.v1.ReviewService/Undo"
 	// ReviewServiceSummaryProcedure is the fully-qualified name of the ReviewService's Summary RPC.
 	ReviewServiceSummaryProcedure = "/carrel.v1.ReviewService/Summary"
+	// DiskServiceUsageProcedure is the fully-qualified name of the DiskService's Usage RPC.
+	DiskServiceUsageProcedure = "/carrel.v1.DiskService/Usage"
+	// DiskServicePruneProcedure is the fully-qualified name of the DiskService's Prune RPC.
+	DiskServicePruneProcedure = "/carrel.v1.DiskService/Prune"
+	// DiskServiceCreateVolumeProcedure is the fully-qualified name of the DiskService's CreateVolume
+	// RPC.
+	DiskServiceCreateVolumeProcedure = "/carrel.v1.DiskService/CreateVolume"
+	// DiskServiceListVolumesProcedure is the fully-qualified name of the DiskService's ListVolumes RPC.
+	DiskServiceListVolumesProcedure = "/carrel.v1.DiskService/ListVolumes"
+	// DiskServiceRemoveVolumeProcedure is the fully-qualified name of the DiskService's RemoveVolume
+	// RPC.
+	DiskServiceRemoveVolumeProcedure = "/carrel.v1.DiskService/RemoveVolume"
 	// EgressServiceExplainProcedure is the fully-qualified name of the EgressService's Explain RPC.
 	EgressServiceExplainProcedure = "/carrel.v1.EgressService/Explain"
 	// EgressServiceChangeProcedure is the fully-qualified name of the EgressService's Change RPC.
@@ -970,6 +984,190 @@ func (UnimplementedReviewServiceHandler) Undo(context.Context, *connect.Request[
 
 func (UnimplementedReviewServiceHandler) Summary(context.Context, *connect.Request[api.ReviewSummaryRequest]) (*connect.Response[api.ReviewSummary], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ReviewService.Summary is not implemented"))
+}
+
+// DiskServiceClient is a client for the carrel.v1.DiskService service.
+type DiskServiceClient interface {
+	// Usage says what each guest really takes.
+	Usage(context.Context, *connect.Request[api.DiskUsageRequest]) (*connect.Response[api.DiskUsageResponse], error)
+	// Prune removes what nobody needs, or says what that is.
+	Prune(context.Context, *connect.Request[api.PruneRequest]) (*connect.Response[api.PruneResponse], error)
+	// CreateVolume makes an empty volume.
+	CreateVolume(context.Context, *connect.Request[api.CreateVolumeRequest]) (*connect.Response[api.CreateVolumeResponse], error)
+	ListVolumes(context.Context, *connect.Request[api.ListVolumesRequest]) (*connect.Response[api.ListVolumesResponse], error)
+	// RemoveVolume removes a volume and all that is in it. One that a guest names
+	// needs force; one that a running guest has stays.
+	RemoveVolume(context.Context, *connect.Request[api.RemoveVolumeRequest]) (*connect.Response[api.RemoveVolumeResponse], error)
+}
+
+// NewDiskServiceClient constructs a client for the carrel.v1.DiskService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewDiskServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) DiskServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	diskServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("DiskService").Methods()
+	return &diskServiceClient{
+		usage: connect.NewClient[api.DiskUsageRequest, api.DiskUsageResponse](
+			httpClient,
+			baseURL+DiskServiceUsageProcedure,
+			connect.WithSchema(diskServiceMethods.ByName("Usage")),
+			connect.WithClientOptions(opts...),
+		),
+		prune: connect.NewClient[api.PruneRequest, api.PruneResponse](
+			httpClient,
+			baseURL+DiskServicePruneProcedure,
+			connect.WithSchema(diskServiceMethods.ByName("Prune")),
+			connect.WithClientOptions(opts...),
+		),
+		createVolume: connect.NewClient[api.CreateVolumeRequest, api.CreateVolumeResponse](
+			httpClient,
+			baseURL+DiskServiceCreateVolumeProcedure,
+			connect.WithSchema(diskServiceMethods.ByName("CreateVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		listVolumes: connect.NewClient[api.ListVolumesRequest, api.ListVolumesResponse](
+			httpClient,
+			baseURL+DiskServiceListVolumesProcedure,
+			connect.WithSchema(diskServiceMethods.ByName("ListVolumes")),
+			connect.WithClientOptions(opts...),
+		),
+		removeVolume: connect.NewClient[api.RemoveVolumeRequest, api.RemoveVolumeResponse](
+			httpClient,
+			baseURL+DiskServiceRemoveVolumeProcedure,
+			connect.WithSchema(diskServiceMethods.ByName("RemoveVolume")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// diskServiceClient implements DiskServiceClient.
+type diskServiceClient struct {
+	usage        *connect.Client[api.DiskUsageRequest, api.DiskUsageResponse]
+	prune        *connect.Client[api.PruneRequest, api.PruneResponse]
+	createVolume *connect.Client[api.CreateVolumeRequest, api.CreateVolumeResponse]
+	listVolumes  *connect.Client[api.ListVolumesRequest, api.ListVolumesResponse]
+	removeVolume *connect.Client[api.RemoveVolumeRequest, api.RemoveVolumeResponse]
+}
+
+// Usage calls carrel.v1.DiskService.Usage.
+func (c *diskServiceClient) Usage(ctx context.Context, req *connect.Request[api.DiskUsageRequest]) (*connect.Response[api.DiskUsageResponse], error) {
+	return c.usage.CallUnary(ctx, req)
+}
+
+// Prune calls carrel.v1.DiskService.Prune.
+func (c *diskServiceClient) Prune(ctx context.Context, req *connect.Request[api.PruneRequest]) (*connect.Response[api.PruneResponse], error) {
+	return c.prune.CallUnary(ctx, req)
+}
+
+// CreateVolume calls carrel.v1.DiskService.CreateVolume.
+func (c *diskServiceClient) CreateVolume(ctx context.Context, req *connect.Request[api.CreateVolumeRequest]) (*connect.Response[api.CreateVolumeResponse], error) {
+	return c.createVolume.CallUnary(ctx, req)
+}
+
+// ListVolumes calls carrel.v1.DiskService.ListVolumes.
+func (c *diskServiceClient) ListVolumes(ctx context.Context, req *connect.Request[api.ListVolumesRequest]) (*connect.Response[api.ListVolumesResponse], error) {
+	return c.listVolumes.CallUnary(ctx, req)
+}
+
+// RemoveVolume calls carrel.v1.DiskService.RemoveVolume.
+func (c *diskServiceClient) RemoveVolume(ctx context.Context, req *connect.Request[api.RemoveVolumeRequest]) (*connect.Response[api.RemoveVolumeResponse], error) {
+	return c.removeVolume.CallUnary(ctx, req)
+}
+
+// DiskServiceHandler is an implementation of the carrel.v1.DiskService service.
+type DiskServiceHandler interface {
+	// Usage says what each guest really takes.
+	Usage(context.Context, *connect.Request[api.DiskUsageRequest]) (*connect.Response[api.DiskUsageResponse], error)
+	// Prune removes what nobody needs, or says what that is.
+	Prune(context.Context, *connect.Request[api.PruneRequest]) (*connect.Response[api.PruneResponse], error)
+	// CreateVolume makes an empty volume.
+	CreateVolume(context.Context, *connect.Request[api.CreateVolumeRequest]) (*connect.Response[api.CreateVolumeResponse], error)
+	ListVolumes(context.Context, *connect.Request[api.ListVolumesRequest]) (*connect.Response[api.ListVolumesResponse], error)
+	// RemoveVolume removes a volume and all that is in it. One that a guest names
+	// needs force; one that a running guest has stays.
+	RemoveVolume(context.Context, *connect.Request[api.RemoveVolumeRequest]) (*connect.Response[api.RemoveVolumeResponse], error)
+}
+
+// NewDiskServiceHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewDiskServiceHandler(svc DiskServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	diskServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("DiskService").Methods()
+	diskServiceUsageHandler := connect.NewUnaryHandler(
+		DiskServiceUsageProcedure,
+		svc.Usage,
+		connect.WithSchema(diskServiceMethods.ByName("Usage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	diskServicePruneHandler := connect.NewUnaryHandler(
+		DiskServicePruneProcedure,
+		svc.Prune,
+		connect.WithSchema(diskServiceMethods.ByName("Prune")),
+		connect.WithHandlerOptions(opts...),
+	)
+	diskServiceCreateVolumeHandler := connect.NewUnaryHandler(
+		DiskServiceCreateVolumeProcedure,
+		svc.CreateVolume,
+		connect.WithSchema(diskServiceMethods.ByName("CreateVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	diskServiceListVolumesHandler := connect.NewUnaryHandler(
+		DiskServiceListVolumesProcedure,
+		svc.ListVolumes,
+		connect.WithSchema(diskServiceMethods.ByName("ListVolumes")),
+		connect.WithHandlerOptions(opts...),
+	)
+	diskServiceRemoveVolumeHandler := connect.NewUnaryHandler(
+		DiskServiceRemoveVolumeProcedure,
+		svc.RemoveVolume,
+		connect.WithSchema(diskServiceMethods.ByName("RemoveVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/carrel.v1.DiskService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case DiskServiceUsageProcedure:
+			diskServiceUsageHandler.ServeHTTP(w, r)
+		case DiskServicePruneProcedure:
+			diskServicePruneHandler.ServeHTTP(w, r)
+		case DiskServiceCreateVolumeProcedure:
+			diskServiceCreateVolumeHandler.ServeHTTP(w, r)
+		case DiskServiceListVolumesProcedure:
+			diskServiceListVolumesHandler.ServeHTTP(w, r)
+		case DiskServiceRemoveVolumeProcedure:
+			diskServiceRemoveVolumeHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedDiskServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedDiskServiceHandler struct{}
+
+func (UnimplementedDiskServiceHandler) Usage(context.Context, *connect.Request[api.DiskUsageRequest]) (*connect.Response[api.DiskUsageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.DiskService.Usage is not implemented"))
+}
+
+func (UnimplementedDiskServiceHandler) Prune(context.Context, *connect.Request[api.PruneRequest]) (*connect.Response[api.PruneResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.DiskService.Prune is not implemented"))
+}
+
+func (UnimplementedDiskServiceHandler) CreateVolume(context.Context, *connect.Request[api.CreateVolumeRequest]) (*connect.Response[api.CreateVolumeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.DiskService.CreateVolume is not implemented"))
+}
+
+func (UnimplementedDiskServiceHandler) ListVolumes(context.Context, *connect.Request[api.ListVolumesRequest]) (*connect.Response[api.ListVolumesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.DiskService.ListVolumes is not implemented"))
+}
+
+func (UnimplementedDiskServiceHandler) RemoveVolume(context.Context, *connect.Request[api.RemoveVolumeRequest]) (*connect.Response[api.RemoveVolumeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.DiskService.RemoveVolume is not implemented"))
 }
 
 // EgressServiceClient is a client for the carrel.v1.EgressService service.

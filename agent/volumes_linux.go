@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/guest/wire"
+)
+
+// volumesDir is where the disks of volumes are mounted, for the guest's root
+// alone: tasks see a folder of each elsewhere.
+const volumesDir = carrelDir + "/volumes"
+
+// volumeData is that folder: what mkfs puts beside it is nobody's cache.
+const volumeData = "data"
+
+// volumeSerial begins the serial number of a volume's disk.
+const volumeSerial = "volume"
+
+// volumes are the disks that outlive this guest.
+type volumes struct{ places []string }
+
+// mount mounts what Setup says. What is on such a disk was written by another
+// guest, perhaps a hostile one: it is this guest's own kernel that reads it.
+func (v *volumes) mount(ms []*wire.Mount) error {
+	for i, m := range ms {
+		if err := checkMount(m); err != nil {
+			return err
+		}
+		if err := v.one(i, m); err != nil {
+			return fmt.Errorf("mount volume at %.200q in the guest: %w", m.Path, err)
+		}
+	}
+	return nil
+}
+
+func (v *volumes) one(i int, m *wire.Mount) error {
+	disk, err := diskOf(m.Tag)
+	if err != nil {
+		return err
+	}
+	at := filepath.Join(volumesDir, strconv.Itoa(i))
+	if err := os.MkdirAll(volumesDir, 0o700); err != nil {
+		return err
+	}
+	if err := (mnt{disk, at, "ext4", fromHost, diskOptions}).do(); err != nil {
+		return err
+	}
+	v.places = append(v.places, at)
+	data := filepath.Join(at, volumeData)
+	switch err := os.Mkdir(data, 0o755); {
+	case err == nil:
+		if err := os.Lchown(data, taskID, taskID); err != nil {
+			return err
+		}
+	case !errors.Is(err, os.ErrExist):
+		return err
+	}
+	if fi, err := os.Lstat(data); err != nil || !fi.IsDir() {
+		return fmt.Errorf("%s on the volume is no folder: remove the volume, or what a guest has put there", volumeData)
+	}
+	if err := makeLike(m.Path); err != nil {
+		return err
+	}
+	if err := unix.Mount(data, m.Path, "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	v.places = append(v.places, m.Path)
+	return nil
+}
+
+// unmount writes the volumes out and closes their file systems, and with that
+// gives back what was deleted on them: the kernel discards in the background
+// and waits for it when it unmounts (ext4_put_super, fs/ext4/super.c). One that
+// is still in use can only be made read-only.
+func (v *volumes) unmount() {
+	for i := len(v.places) - 1; i >= 0; i-- {
+		if unix.Unmount(v.places[i], unix.UMOUNT_NOFOLLOW) != nil {
+			_ = unix.Mount("", v.places[i], "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+		}
+	}
+	v.places = nil
+}
+
+// taskID is the user and group of tasks that ask for none.
+const taskID = 1000
+
+// diskOf finds a disk by the serial number that the hypervisor gave it.
+func diskOf(serial string) (string, error) {
+	found, err := filepath.Glob("/sys/block/vd*")
+	if err != nil {
+		return "", err
+	}
+	for _, d := range found {
+		if serialOf(d) == serial {
+			return "/dev/" + filepath.Base(d), nil
+		}
+	}
+	return "", fmt.Errorf("the guest has no disk with the serial number %.40q", serial)
+}
+
+func serialOf(block string) string {
+	b, _ := os.ReadFile(block + "/serial")
+	return strings.TrimRight(string(b), "\n\x00")
+}
+
+// makeLike makes a folder and what is missing above it. Each belongs to whom
+// the folder above belongs to: a user's ~/.cache is not to become root's.
+func makeLike(path string) error {
+	var st syscall.Stat_t
+	if err := syscall.Stat("/", &st); err != nil {
+		return err
+	}
+	at := ""
+	for _, name := range strings.Split(strings.Trim(filepath.Clean(path), "/"), "/") {
+		at += "/" + name
+		uid, gid := int(st.Uid), int(st.Gid)
+		err := os.Mkdir(at, 0o755)
+		if err == nil {
+			err = os.Lchown(at, uid, gid)
+		} else if errors.Is(err, os.ErrExist) {
+			err = nil
+		}
+		if err == nil {
+			err = syscall.Stat(at, &st)
+		}
+		if err != nil {
+			return err
+		}
+		if st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
+			return fmt.Errorf("%s is in the way: it is no folder", at)
+		}
+	}
+	return nil
+}

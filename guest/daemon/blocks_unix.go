@@ -1,0 +1,17 @@
+//go:build unix
+
+package daemon
+
+import (
+	"io/fs"
+	"syscall"
+)
+
+// blocksOf is what a file takes on its disk: st_blocks counts 512 bytes each,
+// whatever the file system's own blocks are (stat(2)).
+func blocksOf(fi fs.FileInfo) int64 {
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return int64(st.Blocks) * 512
+	}
+	return fi.Size()
+}

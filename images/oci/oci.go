@@ -74,7 +74,7 @@ type Image struct {
 	Digest   string // sha256:… of the manifest, which pins everything else
 	Platform Platform
 	Config   Config
-	Layers   []Layer // lowest first; there may be none
+	Layers   []Layer // lowest first; one at least
 }
 
 // Layer is one blob of an image.

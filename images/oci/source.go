@@ -2,40 +2,46 @@ package oci
 
 import (
 	"context"
-	"crypto/x509"
 	"fmt"
+	"io"
 )
 
 // Source is where an image comes from: Registry, Layout or Tarball. All go through the same checks.
 type Source interface {
-	open(ctx context.Context) (origin, error)
+	// open reaches the source. tmp is a folder for what must be unpacked first.
+	open(ctx context.Context, tmp string) (origin, error)
 }
 
-// origin is an open Source.
-type origin interface{}
-
-// RegistryOptions say how a registry is reached. The zero value is right for every public one.
-type RegistryOptions struct {
-	// PlainHTTP allows HTTP without TLS, and only to a registry on this host's loopback.
-	PlainHTTP bool
-	// RootCAs replaces the system's roots of trust.
-	RootCAs *x509.CertPool
+// origin is an open Source. What it says is not to be believed: Fetch checks it.
+type origin interface {
+	// root returns the manifest or index that the source names, and the digest that the user asked for, or "".
+	root(ctx context.Context) (raw []byte, pinned string, err error)
+	// blob opens a blob at off. It may begin at 0 instead, and says at which of the two it does. Errors
+	// that another try may mend are errTemporary.
+	blob(ctx context.Context, d descriptor, off int64) (body io.ReadCloser, at int64, err error)
+	close()
 }
 
-// Registry is an image in a registry: python:3.13, ghcr.io/me/it@sha256:…. Credentials come from the
-// user's docker config and its credential helpers.
-func Registry(ref string, opt RegistryOptions) Source { return notYet("registry") }
-
-// Layout is an image in an OCI image layout, a folder. tag chooses by org.opencontainers.image.ref.name
-// or by digest, and may be empty where the folder holds one image.
-func Layout(dir, tag string) Source { return notYet("layout") }
-
-// Tarball is an image in a file that docker save, podman save or skopeo wrote: an OCI layout or a
-// docker archive in a tar, plain or compressed by gzip or zstd. It must hold one image (of a platform).
-func Tarball(path string) Source { return notYet("tarball") }
-
-type notYet string
-
-func (n notYet) open(context.Context) (origin, error) {
-	return nil, fmt.Errorf("images from a %s: %w yet", string(n), ErrUnsupported)
+// readBlob returns a small blob of an origin, verified.
+func readBlob(ctx context.Context, o origin, d descriptor) ([]byte, error) {
+	var raw []byte
+	err := retry(ctx, func() error {
+		body, at, err := o.blob(ctx, d, 0)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		if at != 0 {
+			return fmt.Errorf("it was sent from byte %d: %w", at, ErrMalformed)
+		}
+		raw, err = io.ReadAll(io.LimitReader(body, d.Size+1))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d.Digest, err)
+	}
+	if int64(len(raw)) != d.Size || digestOf(raw) != d.Digest {
+		return nil, fmt.Errorf("%s of %d bytes came as %s of %d: %w", d.Digest, d.Size, digestOf(raw), len(raw), ErrDamaged)
+	}
+	return raw, nil
 }

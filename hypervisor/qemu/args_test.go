@@ -27,6 +27,13 @@ func config(shares int, scratch string) hypervisor.Config {
 	return c
 }
 
+func volumes(c hypervisor.Config, n int) hypervisor.Config {
+	for i := range n {
+		c.Volumes = append(c.Volumes, hypervisor.Volume{Serial: fmt.Sprintf("volume%d", i), Path: fmt.Sprintf("/state/volumes/v%d/disk.img", i), GuestPath: "/cache"})
+	}
+	return c
+}
+
 func machine(v Version, accel string, shares int) Machine {
 	m := Machine{Version: v, Accel: accel, QMP: 4, Console: 5, Vsock: 6}
 	for i := range shares {
@@ -48,6 +55,7 @@ func TestArgsGolden(t *testing.T) {
 		{"7.2-kvm", config(1, "/state/scratch.img"), debian12, KVM, 1},
 		{"7.2-tcg-bare", config(0, ""), debian12, TCG, 0},
 		{"7.2-tcg-full", config(5, "/state/scratch.img"), debian12, TCG, 5},
+		{"7.2-tcg-volumes", volumes(config(5, "/state/scratch.img"), 2), debian12, TCG, 3},
 		{"10.0-tcg", config(1, "/state/scratch.img"), backports, TCG, 1},
 		{"10.0-kvm", config(1, "/state/scratch.img"), backports, KVM, 1},
 	} {

@@ -24,6 +24,9 @@ type systemOptions struct {
 	shares *shares
 	// volumes mount the disks that Setup names; nil: there can be none.
 	volumes *volumes
+	// flush writes everything to the disks, after all tasks have ended; nil
+	// does nothing.
+	flush func()
 }
 
 // system is what an Agent has in such a guest.

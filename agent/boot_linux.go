@@ -95,7 +95,8 @@ func guest(scratch bool) error {
 	o.shares = newShares(m, o.DialHost)
 	o.Prepare, o.Name, o.SetTime = slow.Wait, setName, setClock
 	o.volumes = new(volumes)
-	o.PowerOff = func() { o.volumes.unmount(); flush(disk) }
+	o.flush = func() { o.volumes.unmount(); unix.Sync() }
+	o.PowerOff = func() { flush(disk) }
 	return New(o).Run(context.Background())
 }
 

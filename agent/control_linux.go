@@ -86,6 +86,9 @@ func (a *Agent) host(ctx context.Context, fail func(error)) error {
 		case *wire.Control_PowerOff:
 			last = true
 			a.endTasks(ctx, time.Duration(k.PowerOff.GraceNanos))
+			if a.o.flush != nil { // the host takes the answer for a promise to be gone soon
+				a.o.flush()
+			}
 		default:
 			answer.Error = "this agent does not know what is asked"
 		}

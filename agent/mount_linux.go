@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -32,7 +33,11 @@ const plain = "redirect_dir=off,metacopy=off,index=off"
 // there, and read as zeros without being written as such in the background; and
 // file data that the host could not take ends the file system rather than being
 // read back as zeros later (Documentation/admin-guide/ext4.rst).
-const diskOptions = "discard,noinit_itable,data_err=abort,errors=remount-ro"
+//
+// The blocks that mkfs has reserved are for whom the capability CAP_SYS_RESOURCE
+// makes out; the other one whom ext4 lets at them is resuid, by default uid 0 as
+// which overlayfs writes for everybody.
+const diskOptions = "discard,noinit_itable,data_err=abort,errors=remount-ro,resuid=65533"
 
 const (
 	quiet    = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
@@ -50,10 +55,34 @@ func (m mnt) do() error {
 	if err := os.MkdirAll(m.target, 0o755); err != nil {
 		return err
 	}
-	if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil {
+	mount := unix.Mount
+	if m.fstype == "overlay" {
+		mount = mountPoorly
+	}
+	if err := mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil {
 		return fmt.Errorf("mount %s (%s) at %s: %w", m.source, m.fstype, m.target, err)
 	}
 	return nil
+}
+
+// mountPoorly mounts without CAP_SYS_RESOURCE. An overlay writes with the
+// credentials of who mounted it, whoever asks (fs/overlayfs/file.c), and nobody's
+// file is to take the disk's reserve through one.
+func mountPoorly(source, target, fstype string, flags uintptr, data string) error {
+	runtime.LockOSThread() // capabilities are a thread's
+	defer runtime.UnlockOSThread()
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var all, fewer [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &all[0]); err != nil {
+		return os.NewSyscallError("capget", err)
+	}
+	fewer = all
+	fewer[0].Effective &^= 1 << unix.CAP_SYS_RESOURCE
+	if err := unix.Capset(&hdr, &fewer[0]); err != nil {
+		return os.NewSyscallError("capset", err)
+	}
+	err := unix.Mount(source, target, fstype, flags, data)
+	return errors.Join(err, os.NewSyscallError("capset", unix.Capset(&hdr, &all[0])))
 }
 
 func mountAll(ms ...mnt) error {

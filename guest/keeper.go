@@ -322,7 +322,10 @@ func (k *Keeper) stay(ctx context.Context, g *Guest, out *outside) {
 		case <-k.finished:
 			// Its caller did not come back; or it has volumes, on which what it
 			// wrote is to be there when another guest has them.
-			if len(k.live()) > 0 || len(k.req.Spec.Volumes) > 0 {
+			switch {
+			case len(k.req.Spec.Volumes) > 0:
+				k.stop(g, StopBound)
+			case len(k.live()) > 0:
 				k.stop(g, StopGrace)
 			}
 			return

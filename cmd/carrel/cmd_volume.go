@@ -50,7 +50,9 @@ the next guest that names it: give work that should not mix volumes of its own.`
 		Use: "rm NAME...", Short: "Remove volumes and all that is in them", Example: "  carrel volume rm npm",
 		Args: named("volume", cobra.MinimumNArgs(1)), ValidArgsFunction: volumeNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error { return c.RemoveVolume(ctx, name, force) })
+			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {
+				return c.RemoveVolume(ctx, name, force)
+			})
 		},
 	}
 	rm.Flags().BoolVarP(&force, "force", "f", false, "also if a stopped guest names it")

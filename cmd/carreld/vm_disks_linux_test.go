@@ -129,12 +129,12 @@ func testFullDisk(t *testing.T, c *client.Client) {
 	if r := sh(t, c, "disks", "", "dd if=/dev/zero of=/home/carrel/more bs=1M count=4 2>&1"); !strings.Contains(r.out, "No space left") {
 		t.Errorf("the task's user has room in a full disk: %s", r.out)
 	}
-	if r := sh(t, c, "disks", "root", "dd if=/dev/zero of=/root/more bs=1M count=4 conv=fsync 2>&1"); r.status != 0 {
+	if r := sh(t, c, "disks", "root", "dd if=/dev/zero of=/tmp/more bs=1M count=4 conv=fsync 2>&1"); r.status != 0 {
 		t.Errorf("root has no room in a disk that a task has filled: %s", r.out)
 	}
-	fill("root", "/root/fill")
+	fill("root", "/tmp/fill")
 	alive("root")
-	if r := sh(t, c, "disks", "root", "rm /root/fill /root/more /home/carrel/fill; echo freed > /home/carrel/f && cat /home/carrel/f"); !strings.HasSuffix(r.out, "freed\n") {
+	if r := sh(t, c, "disks", "root", "rm /tmp/fill /tmp/more /home/carrel/fill; echo freed > /home/carrel/f && cat /home/carrel/f"); !strings.HasSuffix(r.out, "freed\n") {
 		t.Errorf("%s", r.out)
 	}
 }

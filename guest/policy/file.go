@@ -327,7 +327,9 @@ func (r *reader) volumes(n *yaml.Node, f *File) {
 				f.VolumeNames = append(f.VolumeNames, p)
 			})
 		}},
-		field{"size", func(v *yaml.Node) { f.MaxVolumeMiB = uint32(r.bytes(v, "volumes.size", minDiskMiB<<20, maxDiskMiB<<20) >> 20) }},
+		field{"size", func(v *yaml.Node) {
+			f.MaxVolumeMiB = uint32(r.bytes(v, "volumes.size", minDiskMiB<<20, maxDiskMiB<<20) >> 20)
+		}},
 		field{"count", func(v *yaml.Node) {
 			n := int(r.number(v, "volumes.count", 0, hypervisor.MaxVolumes))
 			f.MaxVolumes = &n

@@ -147,7 +147,12 @@ func reviewed(t *testing.T) review.ShareRef {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ref := review.ShareRef{Path: filepath.Join(dir, "host"), Store: filepath.Join(dir, "store"), Rules: rules.Options{Mode: rules.Review}}
+	return reviewedIn(t, filepath.Join(dir, "host"), filepath.Join(dir, "store"))
+}
+
+func reviewedIn(t *testing.T, host, store string) review.ShareRef {
+	t.Helper()
+	ref := review.ShareRef{Path: host, Store: store, Rules: rules.Options{Mode: rules.Review}}
 	for _, d := range []string{ref.Path, ref.Store} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			t.Fatal(err)
@@ -178,15 +183,15 @@ func reviewed(t *testing.T) review.ShareRef {
 		}
 		base.Served(n, is)
 	}
-	store, err := review.Open(ref.Store)
+	changed, err := review.Open(ref.Store)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer store.Close()
+	defer changed.Close()
 	ours, theirs := net.Pipe()
 	done := make(chan error, 1)
 	go func() { done <- changes(theirs) }()
-	if _, err := store.Import(t.Context(), ours, review.ImportOptions{Root: root, Rules: set, Base: base, Task: "T"}); err != nil {
+	if _, err := changed.Import(t.Context(), ours, review.ImportOptions{Root: root, Rules: set, Base: base, Task: "T"}); err != nil {
 		t.Fatal(err)
 	}
 	ours.Close()

@@ -3,6 +3,7 @@
 package review
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -137,8 +138,13 @@ func TestApplyKilled(t *testing.T) {
 					break
 				}
 				kills[op+" "+point]++
-				w.open() // as the next process would
-				w.apply(ApplyOptions{Accept: true, Paths: []string{"none"}})
+				w.open()                            // as the next process would
+				if err := w.Recover(); err != nil { // as the next daemon's start does
+					t.Errorf("%s: %v", name, err)
+				}
+				if left, err := w.Undo.unfinished(); err != nil || len(left) > 0 {
+					t.Errorf("%s: not finished: %q, %v", name, left, err)
+				}
 				for _, l := range strings.Split(w.tree(), "\n") {
 					if !lines[l] && l != "" {
 						t.Errorf("%s: after a crash there is %s", name, l)
@@ -185,6 +191,18 @@ func TestApplyKilled(t *testing.T) {
 		}
 	}
 	t.Logf("killed: %v", kills)
+}
+
+// unfinished are the sets that nothing has looked after.
+func (u *Undo) unfinished() (left []string, err error) {
+	ids, err := u.sets()
+	for _, id := range ids {
+		h, rerr := u.read(id)
+		if err = errors.Join(err, rerr); rerr == nil && h.ended.IsZero() {
+			left = append(left, id)
+		}
+	}
+	return left, err
 }
 
 // TestGitImportKilled: a ref is there with all that it reaches, or not at all.

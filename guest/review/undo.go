@@ -70,7 +70,7 @@ func (h *history) counts(p *pre) bool {
 // if the guest still has it; a guest that has let go of it sees what the host
 // has.
 func (t *Target) TakeBack(ctx context.Context, o UndoOptions, tell func(Event) error) error {
-	a, release, err := t.applier(ApplyOptions{Overwrite: o.Overwrite, Paths: o.Paths, Group: o.Group}, tell)
+	a, release, err := t.applier(ApplyOptions{Overwrite: o.Overwrite, Paths: o.Paths, Group: o.Group}, tell, false)
 	if err != nil {
 		return err
 	}

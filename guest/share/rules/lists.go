@@ -179,6 +179,9 @@ var protectedAnywhere = []because{
 	{".git/config.worktree", runByGit},
 	{".git/info/attributes", runByGit},
 	{".git/commondir", elsewhere},
+	// Servers that have no lines in the configuration, in the ways of old.
+	{".git/remotes", "git on the host fetches from what it names, and sends there"},
+	{".git/branches", "git on the host fetches from what it names, and sends there"},
 	// What a rebase, an am, a cherry-pick of several or a bisect leaves half done:
 	// lines of exec, options of merge programs, names that old shells evaluate.
 	{".git/rebase-merge", continued},

@@ -106,6 +106,10 @@ type applier struct {
 	pending map[string]appliedAs
 	sources map[string]*set // of which steps are undone
 	given   map[string][]given
+	// earlier are the histories of what an undo takes back, returned the entries
+	// that come back into the review by it.
+	earlier  map[string]*history
+	returned map[string]*returned
 }
 
 // applier takes the turn to change the folder; wait: after who has it.
@@ -117,7 +121,7 @@ func (t *Target) applier(o ApplyOptions, tell func(Event) error, wait bool) (*ap
 	case !got:
 		return nil, nil, ErrBusy
 	}
-	a := &applier{Target: t, opts: o, emit: tell, made: map[string]bool{}, pending: map[string]appliedAs{}, sources: map[string]*set{}}
+	a := &applier{Target: t, opts: o, emit: tell, made: map[string]bool{}, pending: map[string]appliedAs{}, sources: map[string]*set{}, earlier: map[string]*history{}, returned: map[string]*returned{}}
 	a.w = &putter{root: t.Root, undo: t.Undo, tell: a.settled, settle: a.settle}
 	if err := a.load(); err != nil {
 		unlock()

@@ -60,13 +60,16 @@ func (a *applier) mayClear(e *Entry, is *share.Info) (why string, list []found, 
 func (a *applier) remove(ctx context.Context, list []found, told bool) error {
 	steps := make([]*step, len(list))
 	for n := range list {
-		was := &list[n].is
+		found := &list[n].is
 		steps[n] = &step{path: list[n].path, told: told, judge: func(_ *share.Folder, _ string, is *share.Info) (verdict, error) {
-			if is != nil && !same(is, was) {
+			if is != nil && !same(is, found) {
 				return verdict{refused: changing}, nil
 			}
 			return verdict{}, nil
 		}}
+		if told { // an undo brings it back as a change of its own
+			steps[n].plan.Was = &was{Kind: Removed}
+		}
 	}
 	if err := a.w.plan(steps...); err != nil {
 		return err

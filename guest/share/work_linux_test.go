@@ -61,7 +61,7 @@ func TestGitInRepository(t *testing.T) {
 	if now := git(t, root, "rev-parse", "main"); now != head {
 		t.Errorf("the branch is at %s, and was at %s", now, head)
 	}
-	git(t, root, "checkout", "-q", "main") // a rebase by patches has let go of it before it finds out
+	git(t, root, "checkout", "-q", "main")               // a rebase by patches has let go of it before it finds out
 	git(t, root, "rebase", "-q", "-x", "true", "HEAD~1") // the control: on the host it works
 	for what, args := range map[string][]string{
 		"config": {"config", "core.fsmonitor", "evil"}, "remote": {"remote", "add", "x", "https://example.com"}, "worktree": {"worktree", "add", "-q", "wt"},

@@ -756,7 +756,10 @@ type GuestSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// [a-z0-9][a-z0-9-]{0,30}; empty: two words are chosen.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// An image's name; empty: "default".
+	// An image's name, or a reference to a registry's: "python:3.13". Empty:
+	// "default". What a guest was started from is said with its digest,
+	// "docker.io/library/python:3.13@sha256:...", and that is what it is started
+	// from again.
 	Image string `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
 	// 0: the default, 2.
 	Cpus uint32 `protobuf:"varint,3,opt,name=cpus,proto3" json:"cpus,omitempty"`
@@ -2188,11 +2191,14 @@ func (x *InspectGuestResponse) GetGuest() *Guest {
 
 type TaskSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Argv  []string               `protobuf:"bytes,1,rep,name=argv,proto3" json:"argv,omitempty"`
+	// Empty: the image's own command, where it has one.
+	Argv []string `protobuf:"bytes,1,rep,name=argv,proto3" json:"argv,omitempty"`
 	// NAME=value.
-	Env     []string `protobuf:"bytes,2,rep,name=env,proto3" json:"env,omitempty"`
-	Workdir string   `protobuf:"bytes,3,opt,name=workdir,proto3" json:"workdir,omitempty"`
-	// Empty: 1000.
+	Env []string `protobuf:"bytes,2,rep,name=env,proto3" json:"env,omitempty"`
+	// Empty: the image's; without one, the user's home.
+	Workdir string `protobuf:"bytes,3,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	// Empty: the image's, which is root where an image of a registry names none;
+	// 1000 in images that are built here.
 	User   string      `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	Tty    bool        `protobuf:"varint,5,opt,name=tty,proto3" json:"tty,omitempty"`
 	Rows   uint32      `protobuf:"varint,6,opt,name=rows,proto3" json:"rows,omitempty"`
@@ -7921,7 +7927,9 @@ func (x *ShowAuditResponse) GetRecord() []byte {
 }
 
 type Image struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A built image's name, or the reference of one that was pulled or imported;
+	// its digest when no reference leads to it any more.
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	KernelVersion string                 `protobuf:"bytes,2,opt,name=kernel_version,json=kernelVersion,proto3" json:"kernel_version,omitempty"`
 	Arch          string                 `protobuf:"bytes,3,opt,name=arch,proto3" json:"arch,omitempty"`
@@ -7929,8 +7937,16 @@ type Image struct {
 	Parts         []*ImagePart           `protobuf:"bytes,5,rep,name=parts,proto3" json:"parts,omitempty"`
 	// Bytes of the root file system before compression.
 	RootUncompressed int64 `protobuf:"varint,6,opt,name=root_uncompressed,json=rootUncompressed,proto3" json:"root_uncompressed,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The digest of the manifest, "sha256:..."; empty in a built image.
+	Digest string `protobuf:"bytes,7,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Bytes of the layers as they were downloaded, and how many of these other
+	// images share.
+	LayersSize   int64 `protobuf:"varint,8,opt,name=layers_size,json=layersSize,proto3" json:"layers_size,omitempty"`
+	LayersShared int64 `protobuf:"varint,9,opt,name=layers_shared,json=layersShared,proto3" json:"layers_shared,omitempty"`
+	// What the image says of its tasks.
+	Config        *ImageConfig `protobuf:"bytes,10,opt,name=config,proto3" json:"config,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Image) Reset() {
@@ -8005,6 +8021,110 @@ func (x *Image) GetRootUncompressed() int64 {
 	return 0
 }
 
+func (x *Image) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Image) GetLayersSize() int64 {
+	if x != nil {
+		return x.LayersSize
+	}
+	return 0
+}
+
+func (x *Image) GetLayersShared() int64 {
+	if x != nil {
+		return x.LayersShared
+	}
+	return 0
+}
+
+func (x *Image) GetConfig() *ImageConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+type ImageConfig struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entrypoint    []string               `protobuf:"bytes,1,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
+	Cmd           []string               `protobuf:"bytes,2,rep,name=cmd,proto3" json:"cmd,omitempty"`
+	Env           []string               `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"`
+	User          string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	Workdir       string                 `protobuf:"bytes,5,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageConfig) Reset() {
+	*x = ImageConfig{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageConfig) ProtoMessage() {}
+
+func (x *ImageConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
+func (*ImageConfig) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
+}
+
+func (x *ImageConfig) GetEntrypoint() []string {
+	if x != nil {
+		return x.Entrypoint
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetCmd() []string {
+	if x != nil {
+		return x.Cmd
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetEnv() []string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetWorkdir() string {
+	if x != nil {
+		return x.Workdir
+	}
+	return ""
+}
+
 type ImagePart struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -8016,7 +8136,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8028,7 +8148,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8041,7 +8161,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ImagePart) GetName() string {
@@ -8073,7 +8193,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8085,7 +8205,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8098,7 +8218,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
 }
 
 type ListImagesResponse struct {
@@ -8110,7 +8230,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8122,7 +8242,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8135,7 +8255,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -8154,7 +8274,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8166,7 +8286,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8179,7 +8299,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -8202,7 +8322,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8214,7 +8334,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8227,7 +8347,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -8271,6 +8391,268 @@ func (*BuildImageEvent_Progress) isBuildImageEvent_Kind() {}
 
 func (*BuildImageEvent_Image) isBuildImageEvent_Kind() {}
 
+type PullImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reference     string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullImageRequest) Reset() {
+	*x = PullImageRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullImageRequest) ProtoMessage() {}
+
+func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
+func (*PullImageRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
+}
+
+func (x *PullImageRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+type PullImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*PullImageResponse_Progress
+	//	*PullImageResponse_Image
+	Kind          isPullImageResponse_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullImageResponse) Reset() {
+	*x = PullImageResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullImageResponse) ProtoMessage() {}
+
+func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
+func (*PullImageResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
+}
+
+func (x *PullImageResponse) GetKind() isPullImageResponse_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *PullImageResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Kind.(*PullImageResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *PullImageResponse) GetImage() *Image {
+	if x != nil {
+		if x, ok := x.Kind.(*PullImageResponse_Image); ok {
+			return x.Image
+		}
+	}
+	return nil
+}
+
+type isPullImageResponse_Kind interface {
+	isPullImageResponse_Kind()
+}
+
+type PullImageResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type PullImageResponse_Image struct {
+	Image *Image `protobuf:"bytes,2,opt,name=image,proto3,oneof"`
+}
+
+func (*PullImageResponse_Progress) isPullImageResponse_Kind() {}
+
+func (*PullImageResponse_Image) isPullImageResponse_Kind() {}
+
+type ImportImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// An absolute path: an OCI layout's folder, or a tarball of docker save.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// What it is to be called; empty: its own name, or "imported/" and the file's.
+	Reference     string `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageRequest) Reset() {
+	*x = ImportImageRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageRequest) ProtoMessage() {}
+
+func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
+func (*ImportImageRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
+}
+
+func (x *ImportImageRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ImportImageRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+type ImportImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*ImportImageResponse_Progress
+	//	*ImportImageResponse_Image
+	Kind          isImportImageResponse_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageResponse) Reset() {
+	*x = ImportImageResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageResponse) ProtoMessage() {}
+
+func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
+func (*ImportImageResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
+}
+
+func (x *ImportImageResponse) GetKind() isImportImageResponse_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *ImportImageResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Kind.(*ImportImageResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *ImportImageResponse) GetImage() *Image {
+	if x != nil {
+		if x, ok := x.Kind.(*ImportImageResponse_Image); ok {
+			return x.Image
+		}
+	}
+	return nil
+}
+
+type isImportImageResponse_Kind interface {
+	isImportImageResponse_Kind()
+}
+
+type ImportImageResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type ImportImageResponse_Image struct {
+	Image *Image `protobuf:"bytes,2,opt,name=image,proto3,oneof"`
+}
+
+func (*ImportImageResponse_Progress) isImportImageResponse_Kind() {}
+
+func (*ImportImageResponse_Image) isImportImageResponse_Kind() {}
+
 type VerifyImageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -8280,7 +8662,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8292,7 +8674,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8305,7 +8687,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -8324,7 +8706,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8336,7 +8718,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8349,7 +8731,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -8368,7 +8750,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8380,7 +8762,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8393,7 +8775,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -8411,7 +8793,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8423,7 +8805,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8436,7 +8818,123 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
+}
+
+type PruneImagesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only say what would be removed.
+	DryRun bool `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Also images to which a reference leads, unless a guest uses them.
+	All           bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneImagesRequest) Reset() {
+	*x = PruneImagesRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneImagesRequest) ProtoMessage() {}
+
+func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
+func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
+}
+
+func (x *PruneImagesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PruneImagesRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+type PruneImagesResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Images []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	// Layers that no image needs.
+	Blobs int32 `protobuf:"varint,2,opt,name=blobs,proto3" json:"blobs,omitempty"`
+	// Bytes that are free again, in all.
+	Freed         int64 `protobuf:"varint,3,opt,name=freed,proto3" json:"freed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneImagesResponse) Reset() {
+	*x = PruneImagesResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneImagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneImagesResponse) ProtoMessage() {}
+
+func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
+func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
+}
+
+func (x *PruneImagesResponse) GetImages() []*Image {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *PruneImagesResponse) GetBlobs() int32 {
+	if x != nil {
+		return x.Blobs
+	}
+	return 0
+}
+
+func (x *PruneImagesResponse) GetFreed() int64 {
+	if x != nil {
+		return x.Freed
+	}
+	return 0
 }
 
 type VersionRequest struct {
@@ -8447,7 +8945,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8459,7 +8957,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8472,7 +8970,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
 }
 
 type VersionResponse struct {
@@ -8488,7 +8986,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8500,7 +8998,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8513,7 +9011,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -8552,7 +9050,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8564,7 +9062,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8577,7 +9075,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
 }
 
 type StatusResponse struct {
@@ -8598,7 +9096,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8610,7 +9108,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8623,7 +9121,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -8697,7 +9195,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8709,7 +9207,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8722,7 +9220,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{130}
 }
 
 type Finding struct {
@@ -8740,7 +9238,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8752,7 +9250,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8765,7 +9263,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *Finding) GetCheck() string {
@@ -8805,7 +9303,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8817,7 +9315,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8830,7 +9328,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -8848,7 +9346,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8860,7 +9358,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8873,7 +9371,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
 }
 
 type WatchRequest struct {
@@ -8884,7 +9382,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8896,7 +9394,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8909,7 +9407,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
 }
 
 type ImportReviewRequest struct {
@@ -8922,7 +9420,7 @@ type ImportReviewRequest struct {
 
 func (x *ImportReviewRequest) Reset() {
 	*x = ImportReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8934,7 +9432,7 @@ func (x *ImportReviewRequest) String() string {
 func (*ImportReviewRequest) ProtoMessage() {}
 
 func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8947,7 +9445,7 @@ func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewRequest.ProtoReflect.Descriptor instead.
 func (*ImportReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ImportReviewRequest) GetIgnored() bool {
@@ -8965,7 +9463,7 @@ type ImportReviewResponse struct {
 
 func (x *ImportReviewResponse) Reset() {
 	*x = ImportReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8977,7 +9475,7 @@ func (x *ImportReviewResponse) String() string {
 func (*ImportReviewResponse) ProtoMessage() {}
 
 func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8990,7 +9488,7 @@ func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewResponse.ProtoReflect.Descriptor instead.
 func (*ImportReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
 }
 
 type DropReviewRequest struct {
@@ -9004,7 +9502,7 @@ type DropReviewRequest struct {
 
 func (x *DropReviewRequest) Reset() {
 	*x = DropReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9016,7 +9514,7 @@ func (x *DropReviewRequest) String() string {
 func (*DropReviewRequest) ProtoMessage() {}
 
 func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9029,7 +9527,7 @@ func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewRequest.ProtoReflect.Descriptor instead.
 func (*DropReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{130}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *DropReviewRequest) GetShare() string {
@@ -9054,7 +9552,7 @@ type DropReviewResponse struct {
 
 func (x *DropReviewResponse) Reset() {
 	*x = DropReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9066,7 +9564,7 @@ func (x *DropReviewResponse) String() string {
 func (*DropReviewResponse) ProtoMessage() {}
 
 func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9079,7 +9577,7 @@ func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewResponse.ProtoReflect.Descriptor instead.
 func (*DropReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{138}
 }
 
 type AttachShareRequest struct {
@@ -9093,7 +9591,7 @@ type AttachShareRequest struct {
 
 func (x *AttachShareRequest) Reset() {
 	*x = AttachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9105,7 +9603,7 @@ func (x *AttachShareRequest) String() string {
 func (*AttachShareRequest) ProtoMessage() {}
 
 func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9118,7 +9616,7 @@ func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareRequest.ProtoReflect.Descriptor instead.
 func (*AttachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *AttachShareRequest) GetTag() string {
@@ -9143,7 +9641,7 @@ type AttachShareResponse struct {
 
 func (x *AttachShareResponse) Reset() {
 	*x = AttachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9155,7 +9653,7 @@ func (x *AttachShareResponse) String() string {
 func (*AttachShareResponse) ProtoMessage() {}
 
 func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9168,7 +9666,7 @@ func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareResponse.ProtoReflect.Descriptor instead.
 func (*AttachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{140}
 }
 
 // DetachShareRequest names a share by its tag, or by where the guest sees it.
@@ -9181,7 +9679,7 @@ type DetachShareRequest struct {
 
 func (x *DetachShareRequest) Reset() {
 	*x = DetachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9193,7 +9691,7 @@ func (x *DetachShareRequest) String() string {
 func (*DetachShareRequest) ProtoMessage() {}
 
 func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9206,7 +9704,7 @@ func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareRequest.ProtoReflect.Descriptor instead.
 func (*DetachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *DetachShareRequest) GetTag() string {
@@ -9224,7 +9722,7 @@ type DetachShareResponse struct {
 
 func (x *DetachShareResponse) Reset() {
 	*x = DetachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9236,7 +9734,7 @@ func (x *DetachShareResponse) String() string {
 func (*DetachShareResponse) ProtoMessage() {}
 
 func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9249,7 +9747,7 @@ func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareResponse.ProtoReflect.Descriptor instead.
 func (*DetachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{142}
 }
 
 type ConfigureEdgeRequest struct {
@@ -9264,7 +9762,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9276,7 +9774,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9289,7 +9787,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -9324,7 +9822,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9336,7 +9834,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9349,7 +9847,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{137}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -9385,7 +9883,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9397,7 +9895,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9410,7 +9908,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{138}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{145}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -9443,7 +9941,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9455,7 +9953,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9468,7 +9966,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{139}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -9996,14 +10494,28 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x05R\x04last\"+\n" +
 	"\x11ShowAuditResponse\x12\x16\n" +
-	"\x06record\x18\x01 \x01(\fR\x06record\"\xe5\x01\n" +
+	"\x06record\x18\x01 \x01(\fR\x06record\"\xf3\x02\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0ekernel_version\x18\x02 \x01(\tR\rkernelVersion\x12\x12\n" +
 	"\x04arch\x18\x03 \x01(\tR\x04arch\x124\n" +
 	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12*\n" +
 	"\x05parts\x18\x05 \x03(\v2\x14.carrel.v1.ImagePartR\x05parts\x12+\n" +
-	"\x11root_uncompressed\x18\x06 \x01(\x03R\x10rootUncompressed\"K\n" +
+	"\x11root_uncompressed\x18\x06 \x01(\x03R\x10rootUncompressed\x12\x16\n" +
+	"\x06digest\x18\a \x01(\tR\x06digest\x12\x1f\n" +
+	"\vlayers_size\x18\b \x01(\x03R\n" +
+	"layersSize\x12#\n" +
+	"\rlayers_shared\x18\t \x01(\x03R\flayersShared\x12.\n" +
+	"\x06config\x18\n" +
+	" \x01(\v2\x16.carrel.v1.ImageConfigR\x06config\"\x7f\n" +
+	"\vImageConfig\x12\x1e\n" +
+	"\n" +
+	"entrypoint\x18\x01 \x03(\tR\n" +
+	"entrypoint\x12\x10\n" +
+	"\x03cmd\x18\x02 \x03(\tR\x03cmd\x12\x10\n" +
+	"\x03env\x18\x03 \x03(\tR\x03env\x12\x12\n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\x12\x18\n" +
+	"\aworkdir\x18\x05 \x01(\tR\aworkdir\"K\n" +
 	"\tImagePart\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x12\n" +
@@ -10016,6 +10528,19 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x0fBuildImageEvent\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
 	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
+	"\x04kind\"0\n" +
+	"\x10PullImageRequest\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\"x\n" +
+	"\x11PullImageResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
+	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
+	"\x04kind\"F\n" +
+	"\x12ImportImageRequest\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1c\n" +
+	"\treference\x18\x02 \x01(\tR\treference\"z\n" +
+	"\x13ImportImageResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
+	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
 	"\x04kind\"(\n" +
 	"\x12VerifyImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"=\n" +
@@ -10023,7 +10548,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05image\x18\x01 \x01(\v2\x10.carrel.v1.ImageR\x05image\"(\n" +
 	"\x12RemoveImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
-	"\x13RemoveImageResponse\"\x10\n" +
+	"\x13RemoveImageResponse\"?\n" +
+	"\x12PruneImagesRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x10\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\"k\n" +
+	"\x13PruneImagesResponse\x12(\n" +
+	"\x06images\x18\x01 \x03(\v2\x10.carrel.v1.ImageR\x06images\x12\x14\n" +
+	"\x05blobs\x18\x02 \x01(\x05R\x05blobs\x12\x14\n" +
+	"\x05freed\x18\x03 \x01(\x03R\x05freed\"\x10\n" +
 	"\x0eVersionRequest\"e\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -10203,12 +10735,15 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06Import\x12\x1e.carrel.v1.ImportPolicyRequest\x1a\x1f.carrel.v1.ImportPolicyResponse2\x9c\x01\n" +
 	"\fAuditService\x12G\n" +
 	"\x06Verify\x12\x1d.carrel.v1.VerifyAuditRequest\x1a\x1e.carrel.v1.VerifyAuditResponse\x12C\n" +
-	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse0\x012\xaa\x02\n" +
+	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse0\x012\x82\x04\n" +
 	"\fImageService\x12C\n" +
 	"\x04List\x12\x1c.carrel.v1.ListImagesRequest\x1a\x1d.carrel.v1.ListImagesResponse\x12C\n" +
-	"\x05Build\x12\x1c.carrel.v1.BuildImageRequest\x1a\x1a.carrel.v1.BuildImageEvent0\x01\x12G\n" +
+	"\x05Build\x12\x1c.carrel.v1.BuildImageRequest\x1a\x1a.carrel.v1.BuildImageEvent0\x01\x12C\n" +
+	"\x04Pull\x12\x1b.carrel.v1.PullImageRequest\x1a\x1c.carrel.v1.PullImageResponse0\x01\x12I\n" +
+	"\x06Import\x12\x1d.carrel.v1.ImportImageRequest\x1a\x1e.carrel.v1.ImportImageResponse0\x01\x12G\n" +
 	"\x06Verify\x12\x1d.carrel.v1.VerifyImageRequest\x1a\x1e.carrel.v1.VerifyImageResponse\x12G\n" +
-	"\x06Remove\x12\x1d.carrel.v1.RemoveImageRequest\x1a\x1e.carrel.v1.RemoveImageResponse2\x8f\x02\n" +
+	"\x06Remove\x12\x1d.carrel.v1.RemoveImageRequest\x1a\x1e.carrel.v1.RemoveImageResponse\x12F\n" +
+	"\x05Prune\x12\x1d.carrel.v1.PruneImagesRequest\x1a\x1e.carrel.v1.PruneImagesResponse2\x8f\x02\n" +
 	"\rSystemService\x12@\n" +
 	"\aVersion\x12\x19.carrel.v1.VersionRequest\x1a\x1a.carrel.v1.VersionResponse\x12=\n" +
 	"\x06Status\x12\x18.carrel.v1.StatusRequest\x1a\x19.carrel.v1.StatusResponse\x128\n" +
@@ -10243,7 +10778,7 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 140)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 147)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(EgressAction)(0),             // 0: carrel.v1.EgressAction
 	(ShareMode)(0),                // 1: carrel.v1.ShareMode
@@ -10367,37 +10902,44 @@ var file_carrel_v1_carrel_proto_goTypes = []any{
 	(*ShowAuditRequest)(nil),      // 119: carrel.v1.ShowAuditRequest
 	(*ShowAuditResponse)(nil),     // 120: carrel.v1.ShowAuditResponse
 	(*Image)(nil),                 // 121: carrel.v1.Image
-	(*ImagePart)(nil),             // 122: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 123: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 124: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 125: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 126: carrel.v1.BuildImageEvent
-	(*VerifyImageRequest)(nil),    // 127: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 128: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 129: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 130: carrel.v1.RemoveImageResponse
-	(*VersionRequest)(nil),        // 131: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 132: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 133: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 134: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 135: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 136: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 137: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 138: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 139: carrel.v1.WatchRequest
-	(*ImportReviewRequest)(nil),   // 140: carrel.v1.ImportReviewRequest
-	(*ImportReviewResponse)(nil),  // 141: carrel.v1.ImportReviewResponse
-	(*DropReviewRequest)(nil),     // 142: carrel.v1.DropReviewRequest
-	(*DropReviewResponse)(nil),    // 143: carrel.v1.DropReviewResponse
-	(*AttachShareRequest)(nil),    // 144: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),   // 145: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),    // 146: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),   // 147: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),  // 148: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),            // 149: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),          // 150: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil), // 151: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil), // 152: google.protobuf.Timestamp
+	(*ImageConfig)(nil),           // 122: carrel.v1.ImageConfig
+	(*ImagePart)(nil),             // 123: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),     // 124: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 125: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),     // 126: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),       // 127: carrel.v1.BuildImageEvent
+	(*PullImageRequest)(nil),      // 128: carrel.v1.PullImageRequest
+	(*PullImageResponse)(nil),     // 129: carrel.v1.PullImageResponse
+	(*ImportImageRequest)(nil),    // 130: carrel.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),   // 131: carrel.v1.ImportImageResponse
+	(*VerifyImageRequest)(nil),    // 132: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),   // 133: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),    // 134: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 135: carrel.v1.RemoveImageResponse
+	(*PruneImagesRequest)(nil),    // 136: carrel.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),   // 137: carrel.v1.PruneImagesResponse
+	(*VersionRequest)(nil),        // 138: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),       // 139: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),         // 140: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),        // 141: carrel.v1.StatusResponse
+	(*DoctorRequest)(nil),         // 142: carrel.v1.DoctorRequest
+	(*Finding)(nil),               // 143: carrel.v1.Finding
+	(*ShutdownRequest)(nil),       // 144: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 145: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),          // 146: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),   // 147: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),  // 148: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),     // 149: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),    // 150: carrel.v1.DropReviewResponse
+	(*AttachShareRequest)(nil),    // 151: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),   // 152: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),    // 153: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),   // 154: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),  // 155: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),            // 156: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),          // 157: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil), // 158: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil), // 159: google.protobuf.Timestamp
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	17,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
@@ -10408,8 +10950,8 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	1,   // 5: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
 	3,   // 6: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
 	13,  // 7: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	152, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	152, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	159, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	159, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
 	34,  // 10: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
 	20,  // 11: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
 	19,  // 12: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
@@ -10425,9 +10967,9 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	33,  // 22: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
 	32,  // 23: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
 	4,   // 24: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	152, // 25: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	152, // 26: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	152, // 27: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	159, // 25: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	159, // 26: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	159, // 27: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
 	35,  // 28: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
 	32,  // 29: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
 	34,  // 30: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
@@ -10453,8 +10995,8 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	73,  // 50: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
 	75,  // 51: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
 	75,  // 52: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
-	152, // 53: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	152, // 54: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
+	159, // 53: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	159, // 54: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
 	77,  // 55: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
 	77,  // 56: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
 	16,  // 57: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
@@ -10464,14 +11006,14 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	90,  // 61: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
 	0,   // 62: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
 	16,  // 63: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	152, // 64: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	159, // 64: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
 	8,   // 65: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
 	90,  // 66: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
 	9,   // 67: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
 	19,  // 68: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
 	19,  // 69: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
 	100, // 70: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	152, // 71: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	159, // 71: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
 	10,  // 72: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
 	100, // 73: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
 	99,  // 74: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
@@ -10481,147 +11023,159 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	16,  // 78: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
 	15,  // 79: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
 	112, // 80: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	152, // 81: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	122, // 82: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	121, // 83: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	23,  // 84: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	121, // 85: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	121, // 86: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	152, // 87: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	132, // 88: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	11,  // 89: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	17,  // 90: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	16,  // 91: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	149, // 92: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	150, // 93: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	100, // 94: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	21,  // 95: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	24,  // 96: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	26,  // 97: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	28,  // 98: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	30,  // 99: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	36,  // 100: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	38,  // 101: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	43,  // 102: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	45,  // 103: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	48,  // 104: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	51,  // 105: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	54,  // 106: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	56,  // 107: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	58,  // 108: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	60,  // 109: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	62,  // 110: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	66,  // 111: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	68,  // 112: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	70,  // 113: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	64,  // 114: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	71,  // 115: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
-	74,  // 116: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
-	78,  // 117: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
-	80,  // 118: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
-	82,  // 119: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
-	84,  // 120: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	86,  // 121: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	88,  // 122: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	91,  // 123: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	93,  // 124: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	95,  // 125: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	97,  // 126: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	101, // 127: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	103, // 128: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	105, // 129: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	110, // 130: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	113, // 131: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	115, // 132: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	107, // 133: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	117, // 134: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	119, // 135: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	123, // 136: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	125, // 137: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	127, // 138: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	129, // 139: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	131, // 140: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	133, // 141: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	135, // 142: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	137, // 143: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	139, // 144: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	24,  // 145: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	140, // 146: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	142, // 147: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	144, // 148: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	146, // 149: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	58,  // 150: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	148, // 151: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	91,  // 152: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	93,  // 153: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	95,  // 154: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	97,  // 155: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	22,  // 156: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	25,  // 157: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	27,  // 158: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	29,  // 159: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	31,  // 160: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	37,  // 161: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	42,  // 162: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	44,  // 163: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	47,  // 164: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	49,  // 165: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	52,  // 166: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	55,  // 167: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	57,  // 168: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	59,  // 169: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	61,  // 170: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	63,  // 171: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	67,  // 172: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	69,  // 173: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	67,  // 174: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	65,  // 175: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	72,  // 176: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
-	76,  // 177: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
-	79,  // 178: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
-	81,  // 179: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
-	83,  // 180: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
-	85,  // 181: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	87,  // 182: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	89,  // 183: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	92,  // 184: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	94,  // 185: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	96,  // 186: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	98,  // 187: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	102, // 188: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	104, // 189: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	106, // 190: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	111, // 191: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	114, // 192: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	116, // 193: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	108, // 194: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	118, // 195: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	120, // 196: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	124, // 197: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	126, // 198: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	128, // 199: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	130, // 200: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	132, // 201: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	134, // 202: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	136, // 203: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	138, // 204: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	18,  // 205: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	25,  // 206: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	141, // 207: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	143, // 208: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	145, // 209: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	147, // 210: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	59,  // 211: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	151, // 212: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	92,  // 213: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	94,  // 214: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	96,  // 215: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	98,  // 216: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	156, // [156:217] is the sub-list for method output_type
-	95,  // [95:156] is the sub-list for method input_type
-	95,  // [95:95] is the sub-list for extension type_name
-	95,  // [95:95] is the sub-list for extension extendee
-	0,   // [0:95] is the sub-list for field type_name
+	159, // 81: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	123, // 82: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	122, // 83: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
+	121, // 84: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	23,  // 85: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	121, // 86: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	23,  // 87: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
+	121, // 88: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
+	23,  // 89: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
+	121, // 90: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
+	121, // 91: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	121, // 92: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
+	159, // 93: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	139, // 94: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	11,  // 95: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	17,  // 96: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	16,  // 97: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	156, // 98: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	157, // 99: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	100, // 100: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	21,  // 101: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	24,  // 102: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	26,  // 103: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	28,  // 104: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	30,  // 105: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	36,  // 106: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	38,  // 107: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	43,  // 108: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	45,  // 109: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	48,  // 110: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	51,  // 111: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	54,  // 112: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	56,  // 113: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	58,  // 114: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	60,  // 115: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	62,  // 116: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	66,  // 117: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	68,  // 118: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	70,  // 119: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	64,  // 120: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	71,  // 121: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
+	74,  // 122: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
+	78,  // 123: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
+	80,  // 124: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
+	82,  // 125: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
+	84,  // 126: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	86,  // 127: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	88,  // 128: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	91,  // 129: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	93,  // 130: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	95,  // 131: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	97,  // 132: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	101, // 133: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	103, // 134: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	105, // 135: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	110, // 136: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	113, // 137: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	115, // 138: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	107, // 139: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	117, // 140: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	119, // 141: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	124, // 142: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	126, // 143: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	128, // 144: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
+	130, // 145: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
+	132, // 146: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	134, // 147: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	136, // 148: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
+	138, // 149: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	140, // 150: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	142, // 151: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	144, // 152: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	146, // 153: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	24,  // 154: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	147, // 155: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	149, // 156: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	151, // 157: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	153, // 158: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	58,  // 159: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	155, // 160: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	91,  // 161: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	93,  // 162: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	95,  // 163: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	97,  // 164: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	22,  // 165: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	25,  // 166: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	27,  // 167: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	29,  // 168: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	31,  // 169: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	37,  // 170: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	42,  // 171: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	44,  // 172: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	47,  // 173: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	49,  // 174: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	52,  // 175: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	55,  // 176: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	57,  // 177: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	59,  // 178: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	61,  // 179: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	63,  // 180: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	67,  // 181: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	69,  // 182: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	67,  // 183: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	65,  // 184: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	72,  // 185: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
+	76,  // 186: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
+	79,  // 187: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
+	81,  // 188: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
+	83,  // 189: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
+	85,  // 190: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	87,  // 191: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	89,  // 192: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	92,  // 193: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	94,  // 194: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	96,  // 195: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	98,  // 196: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	102, // 197: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	104, // 198: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	106, // 199: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	111, // 200: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	114, // 201: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	116, // 202: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	108, // 203: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	118, // 204: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	120, // 205: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	125, // 206: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	127, // 207: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	129, // 208: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
+	131, // 209: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
+	133, // 210: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	135, // 211: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	137, // 212: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
+	139, // 213: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	141, // 214: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	143, // 215: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	145, // 216: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	18,  // 217: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	25,  // 218: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	148, // 219: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	150, // 220: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	152, // 221: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	154, // 222: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	59,  // 223: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	158, // 224: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	92,  // 225: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	94,  // 226: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	96,  // 227: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	98,  // 228: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	165, // [165:229] is the sub-list for method output_type
+	101, // [101:165] is the sub-list for method input_type
+	101, // [101:101] is the sub-list for extension type_name
+	101, // [101:101] is the sub-list for extension extendee
+	0,   // [0:101] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -10658,9 +11212,17 @@ func file_carrel_v1_carrel_proto_init() {
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[114].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[115].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
+	}
+	file_carrel_v1_carrel_proto_msgTypes[117].OneofWrappers = []any{
+		(*PullImageResponse_Progress)(nil),
+		(*PullImageResponse_Image)(nil),
+	}
+	file_carrel_v1_carrel_proto_msgTypes[119].OneofWrappers = []any{
+		(*ImportImageResponse_Progress)(nil),
+		(*ImportImageResponse_Image)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -10668,7 +11230,7 @@ func file_carrel_v1_carrel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   140,
+			NumMessages:   147,
 			NumExtensions: 0,
 			NumServices:   14,
 		},

@@ -131,7 +131,8 @@ func (p pruned) among(list []*api.PruneItem) bool {
 //
 //  1. guests of which only what undo needs is left
 //  2. templates of disks that no guest has
-//  3. volumes that no guest names, if they are asked for
+//  3. pulled images to which no name leads, and layers of none
+//  4. volumes that no guest names, if they are asked for
 func (d *Daemon) unneeded(ctx context.Context, volumes bool) (all []pruned, err error) {
 	add := func(kind, name, reason, path string, remove func() error) error {
 		n, err := takes(ctx, path)
@@ -160,6 +161,16 @@ func (d *Daemon) unneeded(ctx context.Context, volumes bool) (all []pruned, err 
 		if err := add("template", name, "no guest has a disk of its size and make", path, func() error { return removeTemplate(dir, name) }); err != nil {
 			return nil, err
 		}
+	}
+	if p, err := d.pruneImages(ctx, false, true); err != nil {
+		return nil, err
+	} else if len(p.Images)+p.Blobs > 0 {
+		// The name counts them, so that it is another one when more have come.
+		item := &api.PruneItem{Kind: "image", Name: fmt.Sprintf("%d images, %d blobs", len(p.Images), p.Blobs), Bytes: p.Bytes, Reason: "no name leads to them, and no guest runs from them"}
+		all = append(all, pruned{item, func() error {
+			_, err := d.pruneImages(ctx, false, false)
+			return err
+		}})
 	}
 	if volumes {
 		names, err := d.volumeNames()

@@ -109,6 +109,9 @@ func (s *imageService) Build(ctx context.Context, r *connect.Request[api.BuildIm
 
 // Pull implements ImageService.
 func (s *imageService) Pull(ctx context.Context, r *connect.Request[api.PullImageRequest], st *connect.ServerStream[api.PullImageResponse]) error {
+	if err := s.d.roomByFile("pull an image", s.d.opts.Place.Cache); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	img, ref, err := s.d.opts.Images.Pull(ctx, r.Msg.Reference, func(e images.Event) {
@@ -126,6 +129,9 @@ func (s *imageService) Pull(ctx context.Context, r *connect.Request[api.PullImag
 func (s *imageService) Import(ctx context.Context, r *connect.Request[api.ImportImageRequest], st *connect.ServerStream[api.ImportImageResponse]) error {
 	if !filepath.IsAbs(r.Msg.Path) {
 		return api.NewError(connect.CodeInvalidArgument, "bad_path", "the path of what is imported is not absolute", "")
+	}
+	if err := s.d.roomByFile("import an image", s.d.opts.Place.Cache); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -285,7 +291,15 @@ func (d *Daemon) imageUsers(ctx context.Context) map[string]imageUser {
 
 // Prune implements ImageService.
 func (s *imageService) Prune(ctx context.Context, r *connect.Request[api.PruneImagesRequest]) (*connect.Response[api.PruneImagesResponse], error) {
-	users := s.d.imageUsers(ctx)
+	p, err := s.d.pruneImages(ctx, r.Msg.All, r.Msg.DryRun)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return connect.NewResponse(&api.PruneImagesResponse{Images: listed(p.Images), Blobs: int32(p.Blobs), Freed: p.Bytes}), nil
+}
+
+func (d *Daemon) pruneImages(ctx context.Context, all, dry bool) (*images.Pruned, error) {
+	users := d.imageUsers(ctx)
 	inUse := func(digest string) bool {
 		for _, u := range users {
 			if strings.HasSuffix(u.image, "@"+digest) || u.image == digest {
@@ -294,11 +308,7 @@ func (s *imageService) Prune(ctx context.Context, r *connect.Request[api.PruneIm
 		}
 		return false
 	}
-	p, err := s.d.opts.Images.Prune(ctx, inUse, r.Msg.All, r.Msg.DryRun)
-	if err != nil {
-		return nil, refusal(err)
-	}
-	return connect.NewResponse(&api.PruneImagesResponse{Images: listed(p.Images), Blobs: int32(p.Blobs), Freed: p.Bytes}), nil
+	return d.opts.Images.Prune(ctx, inUse, all, dry)
 }
 
 func (e *entry) isBusy() bool {

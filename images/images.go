@@ -158,7 +158,9 @@ func (s *Store) removeAlone(ctx context.Context, id string) error {
 		return err
 	}
 	defer free()
-	if err := s.takeAway(id); err != nil {
+	if err := s.takeAway(id); errors.Is(err, os.ErrNotExist) {
+		return notFound(id) // somebody else has removed it meanwhile
+	} else if err != nil {
 		return fmt.Errorf("remove image %s: %w", id, err)
 	}
 	return nil

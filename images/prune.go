@@ -78,7 +78,7 @@ func (s *Store) pruneOne(ctx context.Context, img Image, dry bool) (bool, error)
 	}
 	// The image first: a reference that leads nowhere is mended by a pull, an image
 	// without one is what the next Prune looks for.
-	if err := s.takeAway(img.Name); err != nil {
+	if err := s.takeAway(img.Name); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return false, fmt.Errorf("remove image %s: %w", img.Name, err)
 	}
 	for _, n := range img.Refs {

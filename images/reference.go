@@ -2,6 +2,7 @@ package images
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -26,6 +27,11 @@ const (
 // (distribution-spec, "Pulling manifests").
 const maxReference = 512
 
+// validRepository is the grammar of a repository, with its registry's host where it has one (distribution-spec,
+// "Pulling manifests"; the host as the docker CLI reads it). What parses references for us takes more.
+var validRepository = regexp.MustCompile(`^((localhost|[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?/)?` +
+	`[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+
 // ParseReference reads what a person writes: python, python:3.13, ghcr.io/me/it@sha256:...
 func ParseReference(s string) (Reference, error) {
 	if len(s) > maxReference {
@@ -40,8 +46,12 @@ func ParseReference(s string) (Reference, error) {
 			return bad()
 		}
 	}
+	repo := base
+	if i := strings.LastIndexByte(base, ':'); i > strings.LastIndexByte(base, '/') {
+		repo = base[:i]
+	}
 	t, err := name.NewTag(base)
-	if err != nil {
+	if err != nil || !validRepository.MatchString(repo) {
 		return bad()
 	}
 	full := t.Name()

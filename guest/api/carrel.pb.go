@@ -1543,7 +1543,9 @@ type Timings struct {
 	GuestUpNanos   int64 `protobuf:"varint,3,opt,name=guest_up_nanos,json=guestUpNanos,proto3" json:"guest_up_nanos,omitempty"`
 	GuestInitNanos int64 `protobuf:"varint,4,opt,name=guest_init_nanos,json=guestInitNanos,proto3" json:"guest_init_nanos,omitempty"`
 	// Hello to Ready.
-	SetupNanos    int64 `protobuf:"varint,5,opt,name=setup_nanos,json=setupNanos,proto3" json:"setup_nanos,omitempty"`
+	SetupNanos int64 `protobuf:"varint,5,opt,name=setup_nanos,json=setupNanos,proto3" json:"setup_nanos,omitempty"`
+	// The parts of the start, and of what came after it, at most 64.
+	Spans         []*Span `protobuf:"bytes,6,rep,name=spans,proto3" json:"spans,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1613,6 +1615,86 @@ func (x *Timings) GetSetupNanos() int64 {
 	return 0
 }
 
+func (x *Timings) GetSpans() []*Span {
+	if x != nil {
+		return x.Spans
+	}
+	return nil
+}
+
+// Span is one part of a start, a task or an end, by the host's clock.
+type Span struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "qemu started", "hello", ...; at most 64 bytes.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Which process measured it: "carrel", "daemon" or "keeper". "guest" is a
+	// guest's own claim, cut to what the host saw.
+	By string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	// Nanoseconds since 1970 UTC.
+	BeginNanos    int64 `protobuf:"varint,3,opt,name=begin_nanos,json=beginNanos,proto3" json:"begin_nanos,omitempty"`
+	EndNanos      int64 `protobuf:"varint,4,opt,name=end_nanos,json=endNanos,proto3" json:"end_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Span) Reset() {
+	*x = Span{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Span) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Span) ProtoMessage() {}
+
+func (x *Span) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Span.ProtoReflect.Descriptor instead.
+func (*Span) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Span) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Span) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Span) GetBeginNanos() int64 {
+	if x != nil {
+		return x.BeginNanos
+	}
+	return 0
+}
+
+func (x *Span) GetEndNanos() int64 {
+	if x != nil {
+		return x.EndNanos
+	}
+	return 0
+}
+
 type StartGuestRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Spec  *GuestSpec             `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
@@ -1624,7 +1706,7 @@ type StartGuestRequest struct {
 
 func (x *StartGuestRequest) Reset() {
 	*x = StartGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1718,7 @@ func (x *StartGuestRequest) String() string {
 func (*StartGuestRequest) ProtoMessage() {}
 
 func (x *StartGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1731,7 @@ func (x *StartGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartGuestRequest.ProtoReflect.Descriptor instead.
 func (*StartGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StartGuestRequest) GetSpec() *GuestSpec {
@@ -1680,7 +1762,7 @@ type StartGuestEvent struct {
 
 func (x *StartGuestEvent) Reset() {
 	*x = StartGuestEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1692,7 +1774,7 @@ func (x *StartGuestEvent) String() string {
 func (*StartGuestEvent) ProtoMessage() {}
 
 func (x *StartGuestEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1705,7 +1787,7 @@ func (x *StartGuestEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartGuestEvent.ProtoReflect.Descriptor instead.
 func (*StartGuestEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StartGuestEvent) GetKind() isStartGuestEvent_Kind {
@@ -1780,7 +1862,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1792,7 +1874,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1805,7 +1887,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Progress) GetStage() string {
@@ -1847,7 +1929,7 @@ type StopGuestRequest struct {
 
 func (x *StopGuestRequest) Reset() {
 	*x = StopGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +1941,7 @@ func (x *StopGuestRequest) String() string {
 func (*StopGuestRequest) ProtoMessage() {}
 
 func (x *StopGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +1954,7 @@ func (x *StopGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopGuestRequest.ProtoReflect.Descriptor instead.
 func (*StopGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{12}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StopGuestRequest) GetName() string {
@@ -1898,7 +1980,7 @@ type StopGuestResponse struct {
 
 func (x *StopGuestResponse) Reset() {
 	*x = StopGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +1992,7 @@ func (x *StopGuestResponse) String() string {
 func (*StopGuestResponse) ProtoMessage() {}
 
 func (x *StopGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2005,7 @@ func (x *StopGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopGuestResponse.ProtoReflect.Descriptor instead.
 func (*StopGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{13}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StopGuestResponse) GetGuest() *Guest {
@@ -1943,7 +2025,7 @@ type RemoveGuestRequest struct {
 
 func (x *RemoveGuestRequest) Reset() {
 	*x = RemoveGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2037,7 @@ func (x *RemoveGuestRequest) String() string {
 func (*RemoveGuestRequest) ProtoMessage() {}
 
 func (x *RemoveGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2050,7 @@ func (x *RemoveGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGuestRequest.ProtoReflect.Descriptor instead.
 func (*RemoveGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{14}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RemoveGuestRequest) GetName() string {
@@ -1993,7 +2075,7 @@ type RemoveGuestResponse struct {
 
 func (x *RemoveGuestResponse) Reset() {
 	*x = RemoveGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2087,7 @@ func (x *RemoveGuestResponse) String() string {
 func (*RemoveGuestResponse) ProtoMessage() {}
 
 func (x *RemoveGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2100,7 @@ func (x *RemoveGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGuestResponse.ProtoReflect.Descriptor instead.
 func (*RemoveGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{15}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{16}
 }
 
 type ListGuestsRequest struct {
@@ -2029,7 +2111,7 @@ type ListGuestsRequest struct {
 
 func (x *ListGuestsRequest) Reset() {
 	*x = ListGuestsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2041,7 +2123,7 @@ func (x *ListGuestsRequest) String() string {
 func (*ListGuestsRequest) ProtoMessage() {}
 
 func (x *ListGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2054,7 +2136,7 @@ func (x *ListGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGuestsRequest.ProtoReflect.Descriptor instead.
 func (*ListGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{16}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{17}
 }
 
 type ListGuestsResponse struct {
@@ -2066,7 +2148,7 @@ type ListGuestsResponse struct {
 
 func (x *ListGuestsResponse) Reset() {
 	*x = ListGuestsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2160,7 @@ func (x *ListGuestsResponse) String() string {
 func (*ListGuestsResponse) ProtoMessage() {}
 
 func (x *ListGuestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2173,7 @@ func (x *ListGuestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGuestsResponse.ProtoReflect.Descriptor instead.
 func (*ListGuestsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{17}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListGuestsResponse) GetGuests() []*Guest {
@@ -2110,7 +2192,7 @@ type InspectGuestRequest struct {
 
 func (x *InspectGuestRequest) Reset() {
 	*x = InspectGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2122,7 +2204,7 @@ func (x *InspectGuestRequest) String() string {
 func (*InspectGuestRequest) ProtoMessage() {}
 
 func (x *InspectGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2135,7 +2217,7 @@ func (x *InspectGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectGuestRequest.ProtoReflect.Descriptor instead.
 func (*InspectGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{18}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *InspectGuestRequest) GetName() string {
@@ -2154,7 +2236,7 @@ type InspectGuestResponse struct {
 
 func (x *InspectGuestResponse) Reset() {
 	*x = InspectGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2248,7 @@ func (x *InspectGuestResponse) String() string {
 func (*InspectGuestResponse) ProtoMessage() {}
 
 func (x *InspectGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,12 +2261,109 @@ func (x *InspectGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectGuestResponse.ProtoReflect.Descriptor instead.
 func (*InspectGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{19}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *InspectGuestResponse) GetGuest() *Guest {
 	if x != nil {
 		return x.Guest
+	}
+	return nil
+}
+
+type TraceGuestRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Wait for the guest's end and for what becomes of it then.
+	Ended         bool `protobuf:"varint,2,opt,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceGuestRequest) Reset() {
+	*x = TraceGuestRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceGuestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceGuestRequest) ProtoMessage() {}
+
+func (x *TraceGuestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceGuestRequest.ProtoReflect.Descriptor instead.
+func (*TraceGuestRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *TraceGuestRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TraceGuestRequest) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+type TraceGuestResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Spans         []*Span                `protobuf:"bytes,1,rep,name=spans,proto3" json:"spans,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceGuestResponse) Reset() {
+	*x = TraceGuestResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceGuestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceGuestResponse) ProtoMessage() {}
+
+func (x *TraceGuestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceGuestResponse.ProtoReflect.Descriptor instead.
+func (*TraceGuestResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *TraceGuestResponse) GetSpans() []*Span {
+	if x != nil {
+		return x.Spans
 	}
 	return nil
 }
@@ -2213,7 +2392,7 @@ type TaskSpec struct {
 
 func (x *TaskSpec) Reset() {
 	*x = TaskSpec{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2404,7 @@ func (x *TaskSpec) String() string {
 func (*TaskSpec) ProtoMessage() {}
 
 func (x *TaskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2417,7 @@ func (x *TaskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
 func (*TaskSpec) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{20}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TaskSpec) GetArgv() []string {
@@ -2324,7 +2503,7 @@ type TaskLimits struct {
 
 func (x *TaskLimits) Reset() {
 	*x = TaskLimits{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2515,7 @@ func (x *TaskLimits) String() string {
 func (*TaskLimits) ProtoMessage() {}
 
 func (x *TaskLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2528,7 @@ func (x *TaskLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskLimits.ProtoReflect.Descriptor instead.
 func (*TaskLimits) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{21}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TaskLimits) GetMemoryBytes() uint64 {
@@ -2407,7 +2586,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2598,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2611,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{22}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Task) GetId() string {
@@ -2510,7 +2689,7 @@ type Ending struct {
 
 func (x *Ending) Reset() {
 	*x = Ending{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2522,7 +2701,7 @@ func (x *Ending) String() string {
 func (*Ending) ProtoMessage() {}
 
 func (x *Ending) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2535,7 +2714,7 @@ func (x *Ending) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ending.ProtoReflect.Descriptor instead.
 func (*Ending) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{23}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Ending) GetStatus() int32 {
@@ -2585,7 +2764,7 @@ type StartTaskRequest struct {
 
 func (x *StartTaskRequest) Reset() {
 	*x = StartTaskRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +2776,7 @@ func (x *StartTaskRequest) String() string {
 func (*StartTaskRequest) ProtoMessage() {}
 
 func (x *StartTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +2789,7 @@ func (x *StartTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartTaskRequest.ProtoReflect.Descriptor instead.
 func (*StartTaskRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{24}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StartTaskRequest) GetGuest() string {
@@ -2643,7 +2822,7 @@ type StartTaskResponse struct {
 
 func (x *StartTaskResponse) Reset() {
 	*x = StartTaskResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2655,7 +2834,7 @@ func (x *StartTaskResponse) String() string {
 func (*StartTaskResponse) ProtoMessage() {}
 
 func (x *StartTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2668,7 +2847,7 @@ func (x *StartTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartTaskResponse.ProtoReflect.Descriptor instead.
 func (*StartTaskResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{25}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StartTaskResponse) GetTask() *Task {
@@ -2694,7 +2873,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +2885,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2898,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{26}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AttachRequest) GetKind() isAttachRequest_Kind {
@@ -2826,7 +3005,7 @@ type AttachOpen struct {
 
 func (x *AttachOpen) Reset() {
 	*x = AttachOpen{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2838,7 +3017,7 @@ func (x *AttachOpen) String() string {
 func (*AttachOpen) ProtoMessage() {}
 
 func (x *AttachOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2851,7 +3030,7 @@ func (x *AttachOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachOpen.ProtoReflect.Descriptor instead.
 func (*AttachOpen) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{27}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AttachOpen) GetGuest() string {
@@ -2897,7 +3076,7 @@ type StdinClose struct {
 
 func (x *StdinClose) Reset() {
 	*x = StdinClose{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2909,7 +3088,7 @@ func (x *StdinClose) String() string {
 func (*StdinClose) ProtoMessage() {}
 
 func (x *StdinClose) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2922,7 +3101,7 @@ func (x *StdinClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinClose.ProtoReflect.Descriptor instead.
 func (*StdinClose) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{28}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{31}
 }
 
 type Resize struct {
@@ -2935,7 +3114,7 @@ type Resize struct {
 
 func (x *Resize) Reset() {
 	*x = Resize{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2947,7 +3126,7 @@ func (x *Resize) String() string {
 func (*Resize) ProtoMessage() {}
 
 func (x *Resize) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2960,7 +3139,7 @@ func (x *Resize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resize.ProtoReflect.Descriptor instead.
 func (*Resize) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{29}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Resize) GetRows() uint32 {
@@ -2996,7 +3175,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3008,7 +3187,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3021,7 +3200,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{30}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AttachResponse) GetKind() isAttachResponse_Kind {
@@ -3144,7 +3323,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3156,7 +3335,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3169,7 +3348,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{31}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListTasksRequest) GetGuest() string {
@@ -3188,7 +3367,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3200,7 +3379,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3213,7 +3392,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{32}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListTasksResponse) GetTasks() []*Task {
@@ -3237,7 +3416,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3249,7 +3428,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3262,7 +3441,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{33}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PutRequest) GetKind() isPutRequest_Kind {
@@ -3334,7 +3513,7 @@ type PutOpen struct {
 
 func (x *PutOpen) Reset() {
 	*x = PutOpen{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3346,7 +3525,7 @@ func (x *PutOpen) String() string {
 func (*PutOpen) ProtoMessage() {}
 
 func (x *PutOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3359,7 +3538,7 @@ func (x *PutOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutOpen.ProtoReflect.Descriptor instead.
 func (*PutOpen) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{34}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PutOpen) GetGuest() string {
@@ -3398,7 +3577,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3410,7 +3589,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3423,7 +3602,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{35}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
 }
 
 type GetRequest struct {
@@ -3437,7 +3616,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3449,7 +3628,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3462,7 +3641,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{36}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetRequest) GetGuest() string {
@@ -3499,7 +3678,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3511,7 +3690,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3524,7 +3703,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{37}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetResponse) GetKind() isGetResponse_Kind {
@@ -3586,7 +3765,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3598,7 +3777,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3611,7 +3790,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *File) GetName() string {
@@ -3658,7 +3837,7 @@ type ListSharesRequest struct {
 
 func (x *ListSharesRequest) Reset() {
 	*x = ListSharesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3670,7 +3849,7 @@ func (x *ListSharesRequest) String() string {
 func (*ListSharesRequest) ProtoMessage() {}
 
 func (x *ListSharesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3683,7 +3862,7 @@ func (x *ListSharesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSharesRequest.ProtoReflect.Descriptor instead.
 func (*ListSharesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListSharesRequest) GetGuest() string {
@@ -3702,7 +3881,7 @@ type ListSharesResponse struct {
 
 func (x *ListSharesResponse) Reset() {
 	*x = ListSharesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3714,7 +3893,7 @@ func (x *ListSharesResponse) String() string {
 func (*ListSharesResponse) ProtoMessage() {}
 
 func (x *ListSharesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3727,7 +3906,7 @@ func (x *ListSharesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSharesResponse.ProtoReflect.Descriptor instead.
 func (*ListSharesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListSharesResponse) GetShares() []*SharedFolder {
@@ -3751,7 +3930,7 @@ type SharedFolder struct {
 
 func (x *SharedFolder) Reset() {
 	*x = SharedFolder{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3763,7 +3942,7 @@ func (x *SharedFolder) String() string {
 func (*SharedFolder) ProtoMessage() {}
 
 func (x *SharedFolder) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3776,7 +3955,7 @@ func (x *SharedFolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SharedFolder.ProtoReflect.Descriptor instead.
 func (*SharedFolder) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SharedFolder) GetShare() *Share {
@@ -3810,7 +3989,7 @@ type AddShareRequest struct {
 
 func (x *AddShareRequest) Reset() {
 	*x = AddShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3822,7 +4001,7 @@ func (x *AddShareRequest) String() string {
 func (*AddShareRequest) ProtoMessage() {}
 
 func (x *AddShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3835,7 +4014,7 @@ func (x *AddShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddShareRequest.ProtoReflect.Descriptor instead.
 func (*AddShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AddShareRequest) GetGuest() string {
@@ -3861,7 +4040,7 @@ type AddShareResponse struct {
 
 func (x *AddShareResponse) Reset() {
 	*x = AddShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3873,7 +4052,7 @@ func (x *AddShareResponse) String() string {
 func (*AddShareResponse) ProtoMessage() {}
 
 func (x *AddShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3886,7 +4065,7 @@ func (x *AddShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddShareResponse.ProtoReflect.Descriptor instead.
 func (*AddShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AddShareResponse) GetShare() *SharedFolder {
@@ -3910,7 +4089,7 @@ type RemoveShareRequest struct {
 
 func (x *RemoveShareRequest) Reset() {
 	*x = RemoveShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3922,7 +4101,7 @@ func (x *RemoveShareRequest) String() string {
 func (*RemoveShareRequest) ProtoMessage() {}
 
 func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3935,7 +4114,7 @@ func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareRequest.ProtoReflect.Descriptor instead.
 func (*RemoveShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RemoveShareRequest) GetGuest() string {
@@ -3967,7 +4146,7 @@ type RemoveShareResponse struct {
 
 func (x *RemoveShareResponse) Reset() {
 	*x = RemoveShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3979,7 +4158,7 @@ func (x *RemoveShareResponse) String() string {
 func (*RemoveShareResponse) ProtoMessage() {}
 
 func (x *RemoveShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3992,7 +4171,7 @@ func (x *RemoveShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareResponse.ProtoReflect.Descriptor instead.
 func (*RemoveShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
 }
 
 type RefreshShareRequest struct {
@@ -4006,7 +4185,7 @@ type RefreshShareRequest struct {
 
 func (x *RefreshShareRequest) Reset() {
 	*x = RefreshShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4018,7 +4197,7 @@ func (x *RefreshShareRequest) String() string {
 func (*RefreshShareRequest) ProtoMessage() {}
 
 func (x *RefreshShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4031,7 +4210,7 @@ func (x *RefreshShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshShareRequest.ProtoReflect.Descriptor instead.
 func (*RefreshShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RefreshShareRequest) GetGuest() string {
@@ -4056,7 +4235,7 @@ type RefreshShareResponse struct {
 
 func (x *RefreshShareResponse) Reset() {
 	*x = RefreshShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4068,7 +4247,7 @@ func (x *RefreshShareResponse) String() string {
 func (*RefreshShareResponse) ProtoMessage() {}
 
 func (x *RefreshShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4081,7 +4260,7 @@ func (x *RefreshShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshShareResponse.ProtoReflect.Descriptor instead.
 func (*RefreshShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
 }
 
 type ExplainShareRequest struct {
@@ -4097,7 +4276,7 @@ type ExplainShareRequest struct {
 
 func (x *ExplainShareRequest) Reset() {
 	*x = ExplainShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4109,7 +4288,7 @@ func (x *ExplainShareRequest) String() string {
 func (*ExplainShareRequest) ProtoMessage() {}
 
 func (x *ExplainShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4122,7 +4301,7 @@ func (x *ExplainShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainShareRequest.ProtoReflect.Descriptor instead.
 func (*ExplainShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ExplainShareRequest) GetGuest() string {
@@ -4162,7 +4341,7 @@ type ExplainShareResponse struct {
 
 func (x *ExplainShareResponse) Reset() {
 	*x = ExplainShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4174,7 +4353,7 @@ func (x *ExplainShareResponse) String() string {
 func (*ExplainShareResponse) ProtoMessage() {}
 
 func (x *ExplainShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4187,7 +4366,7 @@ func (x *ExplainShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainShareResponse.ProtoReflect.Descriptor instead.
 func (*ExplainShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ExplainShareResponse) GetHidden() bool {
@@ -4242,7 +4421,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4254,7 +4433,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4267,7 +4446,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DiffRequest) GetGuest() string {
@@ -4345,7 +4524,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4357,7 +4536,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4370,7 +4549,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Change) GetPath() string {
@@ -4508,7 +4687,7 @@ type ReviewSummaryRequest struct {
 
 func (x *ReviewSummaryRequest) Reset() {
 	*x = ReviewSummaryRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4520,7 +4699,7 @@ func (x *ReviewSummaryRequest) String() string {
 func (*ReviewSummaryRequest) ProtoMessage() {}
 
 func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4533,7 +4712,7 @@ func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummaryRequest.ProtoReflect.Descriptor instead.
 func (*ReviewSummaryRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReviewSummaryRequest) GetGuest() string {
@@ -4565,7 +4744,7 @@ type ReviewSummary struct {
 
 func (x *ReviewSummary) Reset() {
 	*x = ReviewSummary{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4577,7 +4756,7 @@ func (x *ReviewSummary) String() string {
 func (*ReviewSummary) ProtoMessage() {}
 
 func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4590,7 +4769,7 @@ func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummary.ProtoReflect.Descriptor instead.
 func (*ReviewSummary) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ReviewSummary) GetAdded() int32 {
@@ -4680,7 +4859,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4692,7 +4871,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4705,7 +4884,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ApplyRequest) GetGuest() string {
@@ -4778,7 +4957,7 @@ type ApplyEvent struct {
 
 func (x *ApplyEvent) Reset() {
 	*x = ApplyEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4790,7 +4969,7 @@ func (x *ApplyEvent) String() string {
 func (*ApplyEvent) ProtoMessage() {}
 
 func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4803,7 +4982,7 @@ func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyEvent.ProtoReflect.Descriptor instead.
 func (*ApplyEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ApplyEvent) GetPath() string {
@@ -4844,7 +5023,7 @@ type DiscardRequest struct {
 
 func (x *DiscardRequest) Reset() {
 	*x = DiscardRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4856,7 +5035,7 @@ func (x *DiscardRequest) String() string {
 func (*DiscardRequest) ProtoMessage() {}
 
 func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4869,7 +5048,7 @@ func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
 func (*DiscardRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DiscardRequest) GetGuest() string {
@@ -4895,7 +5074,7 @@ type DiscardResponse struct {
 
 func (x *DiscardResponse) Reset() {
 	*x = DiscardResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4907,7 +5086,7 @@ func (x *DiscardResponse) String() string {
 func (*DiscardResponse) ProtoMessage() {}
 
 func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4920,7 +5099,7 @@ func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
 func (*DiscardResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DiscardResponse) GetDiscarded() int32 {
@@ -4945,7 +5124,7 @@ type UndoRequest struct {
 
 func (x *UndoRequest) Reset() {
 	*x = UndoRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4957,7 +5136,7 @@ func (x *UndoRequest) String() string {
 func (*UndoRequest) ProtoMessage() {}
 
 func (x *UndoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4970,7 +5149,7 @@ func (x *UndoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoRequest.ProtoReflect.Descriptor instead.
 func (*UndoRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *UndoRequest) GetGuest() string {
@@ -5011,7 +5190,7 @@ type DiskUsageRequest struct {
 
 func (x *DiskUsageRequest) Reset() {
 	*x = DiskUsageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5023,7 +5202,7 @@ func (x *DiskUsageRequest) String() string {
 func (*DiskUsageRequest) ProtoMessage() {}
 
 func (x *DiskUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5036,7 +5215,7 @@ func (x *DiskUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsageRequest.ProtoReflect.Descriptor instead.
 func (*DiskUsageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DiskUsageRequest) GetGuest() string {
@@ -5058,7 +5237,7 @@ type DiskUsageResponse struct {
 
 func (x *DiskUsageResponse) Reset() {
 	*x = DiskUsageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5070,7 +5249,7 @@ func (x *DiskUsageResponse) String() string {
 func (*DiskUsageResponse) ProtoMessage() {}
 
 func (x *DiskUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5083,7 +5262,7 @@ func (x *DiskUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsageResponse.ProtoReflect.Descriptor instead.
 func (*DiskUsageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *DiskUsageResponse) GetGuests() []*GuestUsage {
@@ -5126,7 +5305,7 @@ type GuestUsage struct {
 
 func (x *GuestUsage) Reset() {
 	*x = GuestUsage{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5138,7 +5317,7 @@ func (x *GuestUsage) String() string {
 func (*GuestUsage) ProtoMessage() {}
 
 func (x *GuestUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5151,7 +5330,7 @@ func (x *GuestUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestUsage.ProtoReflect.Descriptor instead.
 func (*GuestUsage) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GuestUsage) GetGuest() string {
@@ -5203,7 +5382,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5215,7 +5394,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5228,7 +5407,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *PruneRequest) GetDryRun() bool {
@@ -5271,7 +5450,7 @@ type PruneItem struct {
 
 func (x *PruneItem) Reset() {
 	*x = PruneItem{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5283,7 +5462,7 @@ func (x *PruneItem) String() string {
 func (*PruneItem) ProtoMessage() {}
 
 func (x *PruneItem) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5296,7 +5475,7 @@ func (x *PruneItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneItem.ProtoReflect.Descriptor instead.
 func (*PruneItem) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *PruneItem) GetKind() string {
@@ -5345,7 +5524,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5357,7 +5536,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5370,7 +5549,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PruneResponse) GetItems() []*PruneItem {
@@ -5406,7 +5585,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5418,7 +5597,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5431,7 +5610,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Volume) GetName() string {
@@ -5494,7 +5673,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5506,7 +5685,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5519,7 +5698,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -5545,7 +5724,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5557,7 +5736,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5570,7 +5749,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *Volume {
@@ -5588,7 +5767,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5600,7 +5779,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5613,7 +5792,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
 }
 
 type ListVolumesResponse struct {
@@ -5625,7 +5804,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5637,7 +5816,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5650,7 +5829,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -5670,7 +5849,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5682,7 +5861,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5695,7 +5874,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -5720,7 +5899,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5732,7 +5911,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5745,7 +5924,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
 }
 
 type ExplainEgressRequest struct {
@@ -5757,7 +5936,7 @@ type ExplainEgressRequest struct {
 
 func (x *ExplainEgressRequest) Reset() {
 	*x = ExplainEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5769,7 +5948,7 @@ func (x *ExplainEgressRequest) String() string {
 func (*ExplainEgressRequest) ProtoMessage() {}
 
 func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5782,7 +5961,7 @@ func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
 func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ExplainEgressRequest) GetGuest() string {
@@ -5804,7 +5983,7 @@ type ExplainEgressResponse struct {
 
 func (x *ExplainEgressResponse) Reset() {
 	*x = ExplainEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5816,7 +5995,7 @@ func (x *ExplainEgressResponse) String() string {
 func (*ExplainEgressResponse) ProtoMessage() {}
 
 func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5829,7 +6008,7 @@ func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
 func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ExplainEgressResponse) GetRules() []*EgressRule {
@@ -5858,7 +6037,7 @@ type ChangeEgressRequest struct {
 
 func (x *ChangeEgressRequest) Reset() {
 	*x = ChangeEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5870,7 +6049,7 @@ func (x *ChangeEgressRequest) String() string {
 func (*ChangeEgressRequest) ProtoMessage() {}
 
 func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5883,7 +6062,7 @@ func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressRequest.ProtoReflect.Descriptor instead.
 func (*ChangeEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ChangeEgressRequest) GetGuest() string {
@@ -5918,7 +6097,7 @@ type ChangeEgressResponse struct {
 
 func (x *ChangeEgressResponse) Reset() {
 	*x = ChangeEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5930,7 +6109,7 @@ func (x *ChangeEgressResponse) String() string {
 func (*ChangeEgressResponse) ProtoMessage() {}
 
 func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5943,7 +6122,7 @@ func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressResponse.ProtoReflect.Descriptor instead.
 func (*ChangeEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ChangeEgressResponse) GetRules() []*EgressRule {
@@ -5974,7 +6153,7 @@ type TestEgressRequest struct {
 
 func (x *TestEgressRequest) Reset() {
 	*x = TestEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5986,7 +6165,7 @@ func (x *TestEgressRequest) String() string {
 func (*TestEgressRequest) ProtoMessage() {}
 
 func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5999,7 +6178,7 @@ func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressRequest.ProtoReflect.Descriptor instead.
 func (*TestEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *TestEgressRequest) GetGuest() string {
@@ -6032,7 +6211,7 @@ type TestEgressResponse struct {
 
 func (x *TestEgressResponse) Reset() {
 	*x = TestEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6044,7 +6223,7 @@ func (x *TestEgressResponse) String() string {
 func (*TestEgressResponse) ProtoMessage() {}
 
 func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6057,7 +6236,7 @@ func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressResponse.ProtoReflect.Descriptor instead.
 func (*TestEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *TestEgressResponse) GetVerdict() *EgressVerdict {
@@ -6085,7 +6264,7 @@ type EgressVerdict struct {
 
 func (x *EgressVerdict) Reset() {
 	*x = EgressVerdict{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6097,7 +6276,7 @@ func (x *EgressVerdict) String() string {
 func (*EgressVerdict) ProtoMessage() {}
 
 func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6110,7 +6289,7 @@ func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressVerdict.ProtoReflect.Descriptor instead.
 func (*EgressVerdict) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *EgressVerdict) GetAction() EgressAction {
@@ -6161,7 +6340,7 @@ type WatchEgressRequest struct {
 
 func (x *WatchEgressRequest) Reset() {
 	*x = WatchEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6173,7 +6352,7 @@ func (x *WatchEgressRequest) String() string {
 func (*WatchEgressRequest) ProtoMessage() {}
 
 func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6186,7 +6365,7 @@ func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEgressRequest.ProtoReflect.Descriptor instead.
 func (*WatchEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *WatchEgressRequest) GetGuest() string {
@@ -6244,7 +6423,7 @@ type EgressEvent struct {
 
 func (x *EgressEvent) Reset() {
 	*x = EgressEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6256,7 +6435,7 @@ func (x *EgressEvent) String() string {
 func (*EgressEvent) ProtoMessage() {}
 
 func (x *EgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6269,7 +6448,7 @@ func (x *EgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
 func (*EgressEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *EgressEvent) GetSequence() uint64 {
@@ -6395,7 +6574,7 @@ type AnswerEgressRequest struct {
 
 func (x *AnswerEgressRequest) Reset() {
 	*x = AnswerEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6407,7 +6586,7 @@ func (x *AnswerEgressRequest) String() string {
 func (*AnswerEgressRequest) ProtoMessage() {}
 
 func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6420,7 +6599,7 @@ func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressRequest.ProtoReflect.Descriptor instead.
 func (*AnswerEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *AnswerEgressRequest) GetGuest() string {
@@ -6452,7 +6631,7 @@ type AnswerEgressResponse struct {
 
 func (x *AnswerEgressResponse) Reset() {
 	*x = AnswerEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6464,7 +6643,7 @@ func (x *AnswerEgressResponse) String() string {
 func (*AnswerEgressResponse) ProtoMessage() {}
 
 func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6477,7 +6656,7 @@ func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressResponse.ProtoReflect.Descriptor instead.
 func (*AnswerEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
 }
 
 type PublishRequest struct {
@@ -6490,7 +6669,7 @@ type PublishRequest struct {
 
 func (x *PublishRequest) Reset() {
 	*x = PublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6502,7 +6681,7 @@ func (x *PublishRequest) String() string {
 func (*PublishRequest) ProtoMessage() {}
 
 func (x *PublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6515,7 +6694,7 @@ func (x *PublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
 func (*PublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *PublishRequest) GetGuest() string {
@@ -6541,7 +6720,7 @@ type PublishResponse struct {
 
 func (x *PublishResponse) Reset() {
 	*x = PublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6553,7 +6732,7 @@ func (x *PublishResponse) String() string {
 func (*PublishResponse) ProtoMessage() {}
 
 func (x *PublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6566,7 +6745,7 @@ func (x *PublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishResponse.ProtoReflect.Descriptor instead.
 func (*PublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *PublishResponse) GetPort() *Port {
@@ -6586,7 +6765,7 @@ type UnpublishRequest struct {
 
 func (x *UnpublishRequest) Reset() {
 	*x = UnpublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6598,7 +6777,7 @@ func (x *UnpublishRequest) String() string {
 func (*UnpublishRequest) ProtoMessage() {}
 
 func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6611,7 +6790,7 @@ func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishRequest.ProtoReflect.Descriptor instead.
 func (*UnpublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *UnpublishRequest) GetGuest() string {
@@ -6636,7 +6815,7 @@ type UnpublishResponse struct {
 
 func (x *UnpublishResponse) Reset() {
 	*x = UnpublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6648,7 +6827,7 @@ func (x *UnpublishResponse) String() string {
 func (*UnpublishResponse) ProtoMessage() {}
 
 func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6661,7 +6840,7 @@ func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishResponse.ProtoReflect.Descriptor instead.
 func (*UnpublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
 }
 
 // Secret is what is known of a credential beside its value.
@@ -6679,7 +6858,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6691,7 +6870,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6704,7 +6883,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *Secret) GetName() string {
@@ -6771,7 +6950,7 @@ type SecretDefinition struct {
 
 func (x *SecretDefinition) Reset() {
 	*x = SecretDefinition{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6783,7 +6962,7 @@ func (x *SecretDefinition) String() string {
 func (*SecretDefinition) ProtoMessage() {}
 
 func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6796,7 +6975,7 @@ func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretDefinition.ProtoReflect.Descriptor instead.
 func (*SecretDefinition) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *SecretDefinition) GetPreset() string {
@@ -6909,7 +7088,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6921,7 +7100,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6934,7 +7113,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -6967,7 +7146,7 @@ type SetSecretResponse struct {
 
 func (x *SetSecretResponse) Reset() {
 	*x = SetSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6979,7 +7158,7 @@ func (x *SetSecretResponse) String() string {
 func (*SetSecretResponse) ProtoMessage() {}
 
 func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6992,7 +7171,7 @@ func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretResponse.ProtoReflect.Descriptor instead.
 func (*SetSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *SetSecretResponse) GetSecret() *Secret {
@@ -7010,7 +7189,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7022,7 +7201,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7035,7 +7214,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
 }
 
 type ListSecretsResponse struct {
@@ -7047,7 +7226,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7059,7 +7238,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7072,7 +7251,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*Secret {
@@ -7091,7 +7270,7 @@ type RemoveSecretRequest struct {
 
 func (x *RemoveSecretRequest) Reset() {
 	*x = RemoveSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7103,7 +7282,7 @@ func (x *RemoveSecretRequest) String() string {
 func (*RemoveSecretRequest) ProtoMessage() {}
 
 func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7116,7 +7295,7 @@ func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RemoveSecretRequest) GetName() string {
@@ -7134,7 +7313,7 @@ type RemoveSecretResponse struct {
 
 func (x *RemoveSecretResponse) Reset() {
 	*x = RemoveSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7146,7 +7325,7 @@ func (x *RemoveSecretResponse) String() string {
 func (*RemoveSecretResponse) ProtoMessage() {}
 
 func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7159,7 +7338,7 @@ func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
 }
 
 type ImportPolicyRequest struct {
@@ -7174,7 +7353,7 @@ type ImportPolicyRequest struct {
 
 func (x *ImportPolicyRequest) Reset() {
 	*x = ImportPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7186,7 +7365,7 @@ func (x *ImportPolicyRequest) String() string {
 func (*ImportPolicyRequest) ProtoMessage() {}
 
 func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7199,7 +7378,7 @@ func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ImportPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ImportPolicyRequest) GetFrom() string {
@@ -7227,7 +7406,7 @@ type ImportPolicyResponse struct {
 
 func (x *ImportPolicyResponse) Reset() {
 	*x = ImportPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7239,7 +7418,7 @@ func (x *ImportPolicyResponse) String() string {
 func (*ImportPolicyResponse) ProtoMessage() {}
 
 func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7252,7 +7431,7 @@ func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ImportPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ImportPolicyResponse) GetPolicy() []byte {
@@ -7281,7 +7460,7 @@ type ImportedKey struct {
 
 func (x *ImportedKey) Reset() {
 	*x = ImportedKey{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7293,7 +7472,7 @@ func (x *ImportedKey) String() string {
 func (*ImportedKey) ProtoMessage() {}
 
 func (x *ImportedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7306,7 +7485,7 @@ func (x *ImportedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedKey.ProtoReflect.Descriptor instead.
 func (*ImportedKey) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ImportedKey) GetKey() string {
@@ -7344,7 +7523,7 @@ type CheckPolicyRequest struct {
 
 func (x *CheckPolicyRequest) Reset() {
 	*x = CheckPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7356,7 +7535,7 @@ func (x *CheckPolicyRequest) String() string {
 func (*CheckPolicyRequest) ProtoMessage() {}
 
 func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7369,7 +7548,7 @@ func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyRequest.ProtoReflect.Descriptor instead.
 func (*CheckPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *CheckPolicyRequest) GetContent() []byte {
@@ -7403,7 +7582,7 @@ type CheckPolicyResponse struct {
 
 func (x *CheckPolicyResponse) Reset() {
 	*x = CheckPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7415,7 +7594,7 @@ func (x *CheckPolicyResponse) String() string {
 func (*CheckPolicyResponse) ProtoMessage() {}
 
 func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7428,7 +7607,7 @@ func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyResponse.ProtoReflect.Descriptor instead.
 func (*CheckPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *CheckPolicyResponse) GetProblems() []*PolicyProblem {
@@ -7456,7 +7635,7 @@ type PolicyProblem struct {
 
 func (x *PolicyProblem) Reset() {
 	*x = PolicyProblem{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7468,7 +7647,7 @@ func (x *PolicyProblem) String() string {
 func (*PolicyProblem) ProtoMessage() {}
 
 func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7481,7 +7660,7 @@ func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyProblem.ProtoReflect.Descriptor instead.
 func (*PolicyProblem) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *PolicyProblem) GetLine() int32 {
@@ -7516,7 +7695,7 @@ type RequestPolicyRequest struct {
 
 func (x *RequestPolicyRequest) Reset() {
 	*x = RequestPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7528,7 +7707,7 @@ func (x *RequestPolicyRequest) String() string {
 func (*RequestPolicyRequest) ProtoMessage() {}
 
 func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7541,7 +7720,7 @@ func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyRequest.ProtoReflect.Descriptor instead.
 func (*RequestPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RequestPolicyRequest) GetFolder() string {
@@ -7565,7 +7744,7 @@ type RequestPolicyResponse struct {
 
 func (x *RequestPolicyResponse) Reset() {
 	*x = RequestPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7577,7 +7756,7 @@ func (x *RequestPolicyResponse) String() string {
 func (*RequestPolicyResponse) ProtoMessage() {}
 
 func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7590,7 +7769,7 @@ func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyResponse.ProtoReflect.Descriptor instead.
 func (*RequestPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RequestPolicyResponse) GetPresent() bool {
@@ -7638,7 +7817,7 @@ type AgreePolicyRequest struct {
 
 func (x *AgreePolicyRequest) Reset() {
 	*x = AgreePolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7650,7 +7829,7 @@ func (x *AgreePolicyRequest) String() string {
 func (*AgreePolicyRequest) ProtoMessage() {}
 
 func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7663,7 +7842,7 @@ func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyRequest.ProtoReflect.Descriptor instead.
 func (*AgreePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *AgreePolicyRequest) GetFolder() string {
@@ -7688,7 +7867,7 @@ type AgreePolicyResponse struct {
 
 func (x *AgreePolicyResponse) Reset() {
 	*x = AgreePolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7700,7 +7879,7 @@ func (x *AgreePolicyResponse) String() string {
 func (*AgreePolicyResponse) ProtoMessage() {}
 
 func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7713,7 +7892,7 @@ func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyResponse.ProtoReflect.Descriptor instead.
 func (*AgreePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
 }
 
 type VerifyAuditRequest struct {
@@ -7725,7 +7904,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7737,7 +7916,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7750,7 +7929,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *VerifyAuditRequest) GetGuest() string {
@@ -7774,7 +7953,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7786,7 +7965,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7799,7 +7978,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *VerifyAuditResponse) GetRecords() int64 {
@@ -7840,7 +8019,7 @@ type ShowAuditRequest struct {
 
 func (x *ShowAuditRequest) Reset() {
 	*x = ShowAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7852,7 +8031,7 @@ func (x *ShowAuditRequest) String() string {
 func (*ShowAuditRequest) ProtoMessage() {}
 
 func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7865,7 +8044,7 @@ func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditRequest.ProtoReflect.Descriptor instead.
 func (*ShowAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ShowAuditRequest) GetGuest() string {
@@ -7891,7 +8070,7 @@ type ShowAuditResponse struct {
 
 func (x *ShowAuditResponse) Reset() {
 	*x = ShowAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7903,7 +8082,7 @@ func (x *ShowAuditResponse) String() string {
 func (*ShowAuditResponse) ProtoMessage() {}
 
 func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7916,7 +8095,7 @@ func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditResponse.ProtoReflect.Descriptor instead.
 func (*ShowAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ShowAuditResponse) GetRecord() []byte {
@@ -7951,7 +8130,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7963,7 +8142,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7976,7 +8155,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *Image) GetName() string {
@@ -8062,7 +8241,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8074,7 +8253,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8087,7 +8266,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ImageConfig) GetEntrypoint() []string {
@@ -8136,7 +8315,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8148,7 +8327,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8161,7 +8340,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ImagePart) GetName() string {
@@ -8193,7 +8372,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8205,7 +8384,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8218,7 +8397,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
 }
 
 type ListImagesResponse struct {
@@ -8230,7 +8409,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8242,7 +8421,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8255,7 +8434,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -8274,7 +8453,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8286,7 +8465,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8299,7 +8478,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -8322,7 +8501,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8334,7 +8513,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8347,7 +8526,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -8400,7 +8579,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8412,7 +8591,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8425,7 +8604,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *PullImageRequest) GetReference() string {
@@ -8448,7 +8627,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8460,7 +8639,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8473,7 +8652,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *PullImageResponse) GetKind() isPullImageResponse_Kind {
@@ -8529,7 +8708,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8541,7 +8720,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8554,7 +8733,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *ImportImageRequest) GetPath() string {
@@ -8584,7 +8763,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8596,7 +8775,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8609,7 +8788,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ImportImageResponse) GetKind() isImportImageResponse_Kind {
@@ -8662,7 +8841,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8674,7 +8853,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8687,7 +8866,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -8706,7 +8885,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8718,7 +8897,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8731,7 +8910,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -8750,7 +8929,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8762,7 +8941,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8775,7 +8954,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -8793,7 +8972,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8805,7 +8984,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8818,7 +8997,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
 }
 
 type PruneImagesRequest struct {
@@ -8833,7 +9012,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8845,7 +9024,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8858,7 +9037,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *PruneImagesRequest) GetDryRun() bool {
@@ -8888,7 +9067,7 @@ type PruneImagesResponse struct {
 
 func (x *PruneImagesResponse) Reset() {
 	*x = PruneImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8900,7 +9079,7 @@ func (x *PruneImagesResponse) String() string {
 func (*PruneImagesResponse) ProtoMessage() {}
 
 func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8913,7 +9092,7 @@ func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
 func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *PruneImagesResponse) GetImages() []*Image {
@@ -8945,7 +9124,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8957,7 +9136,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8970,7 +9149,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
 }
 
 type VersionResponse struct {
@@ -8986,7 +9165,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8998,7 +9177,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9011,7 +9190,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -9050,7 +9229,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9062,7 +9241,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9075,7 +9254,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
 }
 
 type StatusResponse struct {
@@ -9096,7 +9275,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9108,7 +9287,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9121,7 +9300,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -9195,7 +9374,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9207,7 +9386,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9220,7 +9399,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{130}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
 }
 
 type Finding struct {
@@ -9238,7 +9417,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9250,7 +9429,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9263,7 +9442,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *Finding) GetCheck() string {
@@ -9303,7 +9482,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9315,7 +9494,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9328,7 +9507,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -9346,7 +9525,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9358,7 +9537,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9371,7 +9550,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
 }
 
 type WatchRequest struct {
@@ -9382,7 +9561,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9394,7 +9573,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9407,7 +9586,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{137}
 }
 
 type ImportReviewRequest struct {
@@ -9420,7 +9599,7 @@ type ImportReviewRequest struct {
 
 func (x *ImportReviewRequest) Reset() {
 	*x = ImportReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9432,7 +9611,7 @@ func (x *ImportReviewRequest) String() string {
 func (*ImportReviewRequest) ProtoMessage() {}
 
 func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9445,7 +9624,7 @@ func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewRequest.ProtoReflect.Descriptor instead.
 func (*ImportReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *ImportReviewRequest) GetIgnored() bool {
@@ -9463,7 +9642,7 @@ type ImportReviewResponse struct {
 
 func (x *ImportReviewResponse) Reset() {
 	*x = ImportReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9475,7 +9654,7 @@ func (x *ImportReviewResponse) String() string {
 func (*ImportReviewResponse) ProtoMessage() {}
 
 func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9488,7 +9667,7 @@ func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewResponse.ProtoReflect.Descriptor instead.
 func (*ImportReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{139}
 }
 
 type DropReviewRequest struct {
@@ -9502,7 +9681,7 @@ type DropReviewRequest struct {
 
 func (x *DropReviewRequest) Reset() {
 	*x = DropReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9514,7 +9693,7 @@ func (x *DropReviewRequest) String() string {
 func (*DropReviewRequest) ProtoMessage() {}
 
 func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9527,7 +9706,7 @@ func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewRequest.ProtoReflect.Descriptor instead.
 func (*DropReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{137}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *DropReviewRequest) GetShare() string {
@@ -9552,7 +9731,7 @@ type DropReviewResponse struct {
 
 func (x *DropReviewResponse) Reset() {
 	*x = DropReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9564,7 +9743,7 @@ func (x *DropReviewResponse) String() string {
 func (*DropReviewResponse) ProtoMessage() {}
 
 func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9577,7 +9756,7 @@ func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewResponse.ProtoReflect.Descriptor instead.
 func (*DropReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{138}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{141}
 }
 
 type AttachShareRequest struct {
@@ -9591,7 +9770,7 @@ type AttachShareRequest struct {
 
 func (x *AttachShareRequest) Reset() {
 	*x = AttachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9603,7 +9782,7 @@ func (x *AttachShareRequest) String() string {
 func (*AttachShareRequest) ProtoMessage() {}
 
 func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9616,7 +9795,7 @@ func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareRequest.ProtoReflect.Descriptor instead.
 func (*AttachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{139}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *AttachShareRequest) GetTag() string {
@@ -9641,7 +9820,7 @@ type AttachShareResponse struct {
 
 func (x *AttachShareResponse) Reset() {
 	*x = AttachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9653,7 +9832,7 @@ func (x *AttachShareResponse) String() string {
 func (*AttachShareResponse) ProtoMessage() {}
 
 func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9666,7 +9845,7 @@ func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareResponse.ProtoReflect.Descriptor instead.
 func (*AttachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{140}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{143}
 }
 
 // DetachShareRequest names a share by its tag, or by where the guest sees it.
@@ -9679,7 +9858,7 @@ type DetachShareRequest struct {
 
 func (x *DetachShareRequest) Reset() {
 	*x = DetachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9691,7 +9870,7 @@ func (x *DetachShareRequest) String() string {
 func (*DetachShareRequest) ProtoMessage() {}
 
 func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9704,7 +9883,7 @@ func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareRequest.ProtoReflect.Descriptor instead.
 func (*DetachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{141}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *DetachShareRequest) GetTag() string {
@@ -9722,7 +9901,7 @@ type DetachShareResponse struct {
 
 func (x *DetachShareResponse) Reset() {
 	*x = DetachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9734,7 +9913,7 @@ func (x *DetachShareResponse) String() string {
 func (*DetachShareResponse) ProtoMessage() {}
 
 func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9747,7 +9926,7 @@ func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareResponse.ProtoReflect.Descriptor instead.
 func (*DetachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{142}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{145}
 }
 
 type ConfigureEdgeRequest struct {
@@ -9762,7 +9941,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9774,7 +9953,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9787,7 +9966,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{143}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -9822,7 +10001,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9834,7 +10013,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9847,7 +10026,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{144}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -9883,7 +10062,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9895,7 +10074,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9908,7 +10087,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{145}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -9941,7 +10120,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9953,7 +10132,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9966,7 +10145,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{146}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{149}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -10058,7 +10237,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\fhost_address\x18\x01 \x01(\tR\vhostAddress\x12\x1b\n" +
 	"\thost_port\x18\x02 \x01(\rR\bhostPort\x12\x1d\n" +
 	"\n" +
-	"guest_port\x18\x03 \x01(\rR\tguestPort\"\xbc\x01\n" +
+	"guest_port\x18\x03 \x01(\rR\tguestPort\"\xe3\x01\n" +
 	"\aTimings\x12!\n" +
 	"\fkeeper_nanos\x18\x01 \x01(\x03R\vkeeperNanos\x12\x1d\n" +
 	"\n" +
@@ -10066,7 +10245,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x0eguest_up_nanos\x18\x03 \x01(\x03R\fguestUpNanos\x12(\n" +
 	"\x10guest_init_nanos\x18\x04 \x01(\x03R\x0eguestInitNanos\x12\x1f\n" +
 	"\vsetup_nanos\x18\x05 \x01(\x03R\n" +
-	"setupNanos\"X\n" +
+	"setupNanos\x12%\n" +
+	"\x05spans\x18\x06 \x03(\v2\x0f.carrel.v1.SpanR\x05spans\"h\n" +
+	"\x04Span\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x1f\n" +
+	"\vbegin_nanos\x18\x03 \x01(\x03R\n" +
+	"beginNanos\x12\x1b\n" +
+	"\tend_nanos\x18\x04 \x01(\x03R\bendNanos\"X\n" +
 	"\x11StartGuestRequest\x12(\n" +
 	"\x04spec\x18\x01 \x01(\v2\x14.carrel.v1.GuestSpecR\x04spec\x12\x19\n" +
 	"\bonly_new\x18\x02 \x01(\bR\aonlyNew\"\x90\x01\n" +
@@ -10096,7 +10282,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x13InspectGuestRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\">\n" +
 	"\x14InspectGuestResponse\x12&\n" +
-	"\x05guest\x18\x01 \x01(\v2\x10.carrel.v1.GuestR\x05guest\"\x82\x02\n" +
+	"\x05guest\x18\x01 \x01(\v2\x10.carrel.v1.GuestR\x05guest\"=\n" +
+	"\x11TraceGuestRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05ended\x18\x02 \x01(\bR\x05ended\";\n" +
+	"\x12TraceGuestResponse\x12%\n" +
+	"\x05spans\x18\x01 \x03(\v2\x0f.carrel.v1.SpanR\x05spans\"\x82\x02\n" +
 	"\bTaskSpec\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
 	"\x03env\x18\x02 \x03(\tR\x03env\x12\x18\n" +
@@ -10684,13 +10875,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x19FINDING_LEVEL_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINDING_LEVEL_GOOD\x10\x01\x12\x16\n" +
 	"\x12FINDING_LEVEL_NOTE\x10\x02\x12\x15\n" +
-	"\x11FINDING_LEVEL_BAD\x10\x032\xf0\x02\n" +
+	"\x11FINDING_LEVEL_BAD\x10\x032\xb6\x03\n" +
 	"\fGuestService\x12C\n" +
 	"\x05Start\x12\x1c.carrel.v1.StartGuestRequest\x1a\x1a.carrel.v1.StartGuestEvent0\x01\x12A\n" +
 	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse\x12G\n" +
 	"\x06Remove\x12\x1d.carrel.v1.RemoveGuestRequest\x1a\x1e.carrel.v1.RemoveGuestResponse\x12C\n" +
 	"\x04List\x12\x1c.carrel.v1.ListGuestsRequest\x1a\x1d.carrel.v1.ListGuestsResponse\x12J\n" +
-	"\aInspect\x12\x1e.carrel.v1.InspectGuestRequest\x1a\x1f.carrel.v1.InspectGuestResponse2\xd7\x01\n" +
+	"\aInspect\x12\x1e.carrel.v1.InspectGuestRequest\x1a\x1f.carrel.v1.InspectGuestResponse\x12D\n" +
+	"\x05Trace\x12\x1c.carrel.v1.TraceGuestRequest\x1a\x1d.carrel.v1.TraceGuestResponse2\xd7\x01\n" +
 	"\vTaskService\x12B\n" +
 	"\x05Start\x12\x1b.carrel.v1.StartTaskRequest\x1a\x1c.carrel.v1.StartTaskResponse\x12A\n" +
 	"\x06Attach\x12\x18.carrel.v1.AttachRequest\x1a\x19.carrel.v1.AttachResponse(\x010\x01\x12A\n" +
@@ -10778,7 +10970,7 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 147)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 150)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(EgressAction)(0),             // 0: carrel.v1.EgressAction
 	(ShareMode)(0),                // 1: carrel.v1.ShareMode
@@ -10801,145 +10993,148 @@ var file_carrel_v1_carrel_proto_goTypes = []any{
 	(*Guest)(nil),                 // 18: carrel.v1.Guest
 	(*Port)(nil),                  // 19: carrel.v1.Port
 	(*Timings)(nil),               // 20: carrel.v1.Timings
-	(*StartGuestRequest)(nil),     // 21: carrel.v1.StartGuestRequest
-	(*StartGuestEvent)(nil),       // 22: carrel.v1.StartGuestEvent
-	(*Progress)(nil),              // 23: carrel.v1.Progress
-	(*StopGuestRequest)(nil),      // 24: carrel.v1.StopGuestRequest
-	(*StopGuestResponse)(nil),     // 25: carrel.v1.StopGuestResponse
-	(*RemoveGuestRequest)(nil),    // 26: carrel.v1.RemoveGuestRequest
-	(*RemoveGuestResponse)(nil),   // 27: carrel.v1.RemoveGuestResponse
-	(*ListGuestsRequest)(nil),     // 28: carrel.v1.ListGuestsRequest
-	(*ListGuestsResponse)(nil),    // 29: carrel.v1.ListGuestsResponse
-	(*InspectGuestRequest)(nil),   // 30: carrel.v1.InspectGuestRequest
-	(*InspectGuestResponse)(nil),  // 31: carrel.v1.InspectGuestResponse
-	(*TaskSpec)(nil),              // 32: carrel.v1.TaskSpec
-	(*TaskLimits)(nil),            // 33: carrel.v1.TaskLimits
-	(*Task)(nil),                  // 34: carrel.v1.Task
-	(*Ending)(nil),                // 35: carrel.v1.Ending
-	(*StartTaskRequest)(nil),      // 36: carrel.v1.StartTaskRequest
-	(*StartTaskResponse)(nil),     // 37: carrel.v1.StartTaskResponse
-	(*AttachRequest)(nil),         // 38: carrel.v1.AttachRequest
-	(*AttachOpen)(nil),            // 39: carrel.v1.AttachOpen
-	(*StdinClose)(nil),            // 40: carrel.v1.StdinClose
-	(*Resize)(nil),                // 41: carrel.v1.Resize
-	(*AttachResponse)(nil),        // 42: carrel.v1.AttachResponse
-	(*ListTasksRequest)(nil),      // 43: carrel.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),     // 44: carrel.v1.ListTasksResponse
-	(*PutRequest)(nil),            // 45: carrel.v1.PutRequest
-	(*PutOpen)(nil),               // 46: carrel.v1.PutOpen
-	(*PutResponse)(nil),           // 47: carrel.v1.PutResponse
-	(*GetRequest)(nil),            // 48: carrel.v1.GetRequest
-	(*GetResponse)(nil),           // 49: carrel.v1.GetResponse
-	(*File)(nil),                  // 50: carrel.v1.File
-	(*ListSharesRequest)(nil),     // 51: carrel.v1.ListSharesRequest
-	(*ListSharesResponse)(nil),    // 52: carrel.v1.ListSharesResponse
-	(*SharedFolder)(nil),          // 53: carrel.v1.SharedFolder
-	(*AddShareRequest)(nil),       // 54: carrel.v1.AddShareRequest
-	(*AddShareResponse)(nil),      // 55: carrel.v1.AddShareResponse
-	(*RemoveShareRequest)(nil),    // 56: carrel.v1.RemoveShareRequest
-	(*RemoveShareResponse)(nil),   // 57: carrel.v1.RemoveShareResponse
-	(*RefreshShareRequest)(nil),   // 58: carrel.v1.RefreshShareRequest
-	(*RefreshShareResponse)(nil),  // 59: carrel.v1.RefreshShareResponse
-	(*ExplainShareRequest)(nil),   // 60: carrel.v1.ExplainShareRequest
-	(*ExplainShareResponse)(nil),  // 61: carrel.v1.ExplainShareResponse
-	(*DiffRequest)(nil),           // 62: carrel.v1.DiffRequest
-	(*Change)(nil),                // 63: carrel.v1.Change
-	(*ReviewSummaryRequest)(nil),  // 64: carrel.v1.ReviewSummaryRequest
-	(*ReviewSummary)(nil),         // 65: carrel.v1.ReviewSummary
-	(*ApplyRequest)(nil),          // 66: carrel.v1.ApplyRequest
-	(*ApplyEvent)(nil),            // 67: carrel.v1.ApplyEvent
-	(*DiscardRequest)(nil),        // 68: carrel.v1.DiscardRequest
-	(*DiscardResponse)(nil),       // 69: carrel.v1.DiscardResponse
-	(*UndoRequest)(nil),           // 70: carrel.v1.UndoRequest
-	(*DiskUsageRequest)(nil),      // 71: carrel.v1.DiskUsageRequest
-	(*DiskUsageResponse)(nil),     // 72: carrel.v1.DiskUsageResponse
-	(*GuestUsage)(nil),            // 73: carrel.v1.GuestUsage
-	(*PruneRequest)(nil),          // 74: carrel.v1.PruneRequest
-	(*PruneItem)(nil),             // 75: carrel.v1.PruneItem
-	(*PruneResponse)(nil),         // 76: carrel.v1.PruneResponse
-	(*Volume)(nil),                // 77: carrel.v1.Volume
-	(*CreateVolumeRequest)(nil),   // 78: carrel.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),  // 79: carrel.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),    // 80: carrel.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),   // 81: carrel.v1.ListVolumesResponse
-	(*RemoveVolumeRequest)(nil),   // 82: carrel.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),  // 83: carrel.v1.RemoveVolumeResponse
-	(*ExplainEgressRequest)(nil),  // 84: carrel.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil), // 85: carrel.v1.ExplainEgressResponse
-	(*ChangeEgressRequest)(nil),   // 86: carrel.v1.ChangeEgressRequest
-	(*ChangeEgressResponse)(nil),  // 87: carrel.v1.ChangeEgressResponse
-	(*TestEgressRequest)(nil),     // 88: carrel.v1.TestEgressRequest
-	(*TestEgressResponse)(nil),    // 89: carrel.v1.TestEgressResponse
-	(*EgressVerdict)(nil),         // 90: carrel.v1.EgressVerdict
-	(*WatchEgressRequest)(nil),    // 91: carrel.v1.WatchEgressRequest
-	(*EgressEvent)(nil),           // 92: carrel.v1.EgressEvent
-	(*AnswerEgressRequest)(nil),   // 93: carrel.v1.AnswerEgressRequest
-	(*AnswerEgressResponse)(nil),  // 94: carrel.v1.AnswerEgressResponse
-	(*PublishRequest)(nil),        // 95: carrel.v1.PublishRequest
-	(*PublishResponse)(nil),       // 96: carrel.v1.PublishResponse
-	(*UnpublishRequest)(nil),      // 97: carrel.v1.UnpublishRequest
-	(*UnpublishResponse)(nil),     // 98: carrel.v1.UnpublishResponse
-	(*Secret)(nil),                // 99: carrel.v1.Secret
-	(*SecretDefinition)(nil),      // 100: carrel.v1.SecretDefinition
-	(*SetSecretRequest)(nil),      // 101: carrel.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),     // 102: carrel.v1.SetSecretResponse
-	(*ListSecretsRequest)(nil),    // 103: carrel.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 104: carrel.v1.ListSecretsResponse
-	(*RemoveSecretRequest)(nil),   // 105: carrel.v1.RemoveSecretRequest
-	(*RemoveSecretResponse)(nil),  // 106: carrel.v1.RemoveSecretResponse
-	(*ImportPolicyRequest)(nil),   // 107: carrel.v1.ImportPolicyRequest
-	(*ImportPolicyResponse)(nil),  // 108: carrel.v1.ImportPolicyResponse
-	(*ImportedKey)(nil),           // 109: carrel.v1.ImportedKey
-	(*CheckPolicyRequest)(nil),    // 110: carrel.v1.CheckPolicyRequest
-	(*CheckPolicyResponse)(nil),   // 111: carrel.v1.CheckPolicyResponse
-	(*PolicyProblem)(nil),         // 112: carrel.v1.PolicyProblem
-	(*RequestPolicyRequest)(nil),  // 113: carrel.v1.RequestPolicyRequest
-	(*RequestPolicyResponse)(nil), // 114: carrel.v1.RequestPolicyResponse
-	(*AgreePolicyRequest)(nil),    // 115: carrel.v1.AgreePolicyRequest
-	(*AgreePolicyResponse)(nil),   // 116: carrel.v1.AgreePolicyResponse
-	(*VerifyAuditRequest)(nil),    // 117: carrel.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),   // 118: carrel.v1.VerifyAuditResponse
-	(*ShowAuditRequest)(nil),      // 119: carrel.v1.ShowAuditRequest
-	(*ShowAuditResponse)(nil),     // 120: carrel.v1.ShowAuditResponse
-	(*Image)(nil),                 // 121: carrel.v1.Image
-	(*ImageConfig)(nil),           // 122: carrel.v1.ImageConfig
-	(*ImagePart)(nil),             // 123: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 124: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 125: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 126: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 127: carrel.v1.BuildImageEvent
-	(*PullImageRequest)(nil),      // 128: carrel.v1.PullImageRequest
-	(*PullImageResponse)(nil),     // 129: carrel.v1.PullImageResponse
-	(*ImportImageRequest)(nil),    // 130: carrel.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),   // 131: carrel.v1.ImportImageResponse
-	(*VerifyImageRequest)(nil),    // 132: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 133: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 134: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 135: carrel.v1.RemoveImageResponse
-	(*PruneImagesRequest)(nil),    // 136: carrel.v1.PruneImagesRequest
-	(*PruneImagesResponse)(nil),   // 137: carrel.v1.PruneImagesResponse
-	(*VersionRequest)(nil),        // 138: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 139: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 140: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 141: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 142: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 143: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 144: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 145: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 146: carrel.v1.WatchRequest
-	(*ImportReviewRequest)(nil),   // 147: carrel.v1.ImportReviewRequest
-	(*ImportReviewResponse)(nil),  // 148: carrel.v1.ImportReviewResponse
-	(*DropReviewRequest)(nil),     // 149: carrel.v1.DropReviewRequest
-	(*DropReviewResponse)(nil),    // 150: carrel.v1.DropReviewResponse
-	(*AttachShareRequest)(nil),    // 151: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),   // 152: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),    // 153: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),   // 154: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),  // 155: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),            // 156: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),          // 157: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil), // 158: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil), // 159: google.protobuf.Timestamp
+	(*Span)(nil),                  // 21: carrel.v1.Span
+	(*StartGuestRequest)(nil),     // 22: carrel.v1.StartGuestRequest
+	(*StartGuestEvent)(nil),       // 23: carrel.v1.StartGuestEvent
+	(*Progress)(nil),              // 24: carrel.v1.Progress
+	(*StopGuestRequest)(nil),      // 25: carrel.v1.StopGuestRequest
+	(*StopGuestResponse)(nil),     // 26: carrel.v1.StopGuestResponse
+	(*RemoveGuestRequest)(nil),    // 27: carrel.v1.RemoveGuestRequest
+	(*RemoveGuestResponse)(nil),   // 28: carrel.v1.RemoveGuestResponse
+	(*ListGuestsRequest)(nil),     // 29: carrel.v1.ListGuestsRequest
+	(*ListGuestsResponse)(nil),    // 30: carrel.v1.ListGuestsResponse
+	(*InspectGuestRequest)(nil),   // 31: carrel.v1.InspectGuestRequest
+	(*InspectGuestResponse)(nil),  // 32: carrel.v1.InspectGuestResponse
+	(*TraceGuestRequest)(nil),     // 33: carrel.v1.TraceGuestRequest
+	(*TraceGuestResponse)(nil),    // 34: carrel.v1.TraceGuestResponse
+	(*TaskSpec)(nil),              // 35: carrel.v1.TaskSpec
+	(*TaskLimits)(nil),            // 36: carrel.v1.TaskLimits
+	(*Task)(nil),                  // 37: carrel.v1.Task
+	(*Ending)(nil),                // 38: carrel.v1.Ending
+	(*StartTaskRequest)(nil),      // 39: carrel.v1.StartTaskRequest
+	(*StartTaskResponse)(nil),     // 40: carrel.v1.StartTaskResponse
+	(*AttachRequest)(nil),         // 41: carrel.v1.AttachRequest
+	(*AttachOpen)(nil),            // 42: carrel.v1.AttachOpen
+	(*StdinClose)(nil),            // 43: carrel.v1.StdinClose
+	(*Resize)(nil),                // 44: carrel.v1.Resize
+	(*AttachResponse)(nil),        // 45: carrel.v1.AttachResponse
+	(*ListTasksRequest)(nil),      // 46: carrel.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),     // 47: carrel.v1.ListTasksResponse
+	(*PutRequest)(nil),            // 48: carrel.v1.PutRequest
+	(*PutOpen)(nil),               // 49: carrel.v1.PutOpen
+	(*PutResponse)(nil),           // 50: carrel.v1.PutResponse
+	(*GetRequest)(nil),            // 51: carrel.v1.GetRequest
+	(*GetResponse)(nil),           // 52: carrel.v1.GetResponse
+	(*File)(nil),                  // 53: carrel.v1.File
+	(*ListSharesRequest)(nil),     // 54: carrel.v1.ListSharesRequest
+	(*ListSharesResponse)(nil),    // 55: carrel.v1.ListSharesResponse
+	(*SharedFolder)(nil),          // 56: carrel.v1.SharedFolder
+	(*AddShareRequest)(nil),       // 57: carrel.v1.AddShareRequest
+	(*AddShareResponse)(nil),      // 58: carrel.v1.AddShareResponse
+	(*RemoveShareRequest)(nil),    // 59: carrel.v1.RemoveShareRequest
+	(*RemoveShareResponse)(nil),   // 60: carrel.v1.RemoveShareResponse
+	(*RefreshShareRequest)(nil),   // 61: carrel.v1.RefreshShareRequest
+	(*RefreshShareResponse)(nil),  // 62: carrel.v1.RefreshShareResponse
+	(*ExplainShareRequest)(nil),   // 63: carrel.v1.ExplainShareRequest
+	(*ExplainShareResponse)(nil),  // 64: carrel.v1.ExplainShareResponse
+	(*DiffRequest)(nil),           // 65: carrel.v1.DiffRequest
+	(*Change)(nil),                // 66: carrel.v1.Change
+	(*ReviewSummaryRequest)(nil),  // 67: carrel.v1.ReviewSummaryRequest
+	(*ReviewSummary)(nil),         // 68: carrel.v1.ReviewSummary
+	(*ApplyRequest)(nil),          // 69: carrel.v1.ApplyRequest
+	(*ApplyEvent)(nil),            // 70: carrel.v1.ApplyEvent
+	(*DiscardRequest)(nil),        // 71: carrel.v1.DiscardRequest
+	(*DiscardResponse)(nil),       // 72: carrel.v1.DiscardResponse
+	(*UndoRequest)(nil),           // 73: carrel.v1.UndoRequest
+	(*DiskUsageRequest)(nil),      // 74: carrel.v1.DiskUsageRequest
+	(*DiskUsageResponse)(nil),     // 75: carrel.v1.DiskUsageResponse
+	(*GuestUsage)(nil),            // 76: carrel.v1.GuestUsage
+	(*PruneRequest)(nil),          // 77: carrel.v1.PruneRequest
+	(*PruneItem)(nil),             // 78: carrel.v1.PruneItem
+	(*PruneResponse)(nil),         // 79: carrel.v1.PruneResponse
+	(*Volume)(nil),                // 80: carrel.v1.Volume
+	(*CreateVolumeRequest)(nil),   // 81: carrel.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),  // 82: carrel.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),    // 83: carrel.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),   // 84: carrel.v1.ListVolumesResponse
+	(*RemoveVolumeRequest)(nil),   // 85: carrel.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),  // 86: carrel.v1.RemoveVolumeResponse
+	(*ExplainEgressRequest)(nil),  // 87: carrel.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil), // 88: carrel.v1.ExplainEgressResponse
+	(*ChangeEgressRequest)(nil),   // 89: carrel.v1.ChangeEgressRequest
+	(*ChangeEgressResponse)(nil),  // 90: carrel.v1.ChangeEgressResponse
+	(*TestEgressRequest)(nil),     // 91: carrel.v1.TestEgressRequest
+	(*TestEgressResponse)(nil),    // 92: carrel.v1.TestEgressResponse
+	(*EgressVerdict)(nil),         // 93: carrel.v1.EgressVerdict
+	(*WatchEgressRequest)(nil),    // 94: carrel.v1.WatchEgressRequest
+	(*EgressEvent)(nil),           // 95: carrel.v1.EgressEvent
+	(*AnswerEgressRequest)(nil),   // 96: carrel.v1.AnswerEgressRequest
+	(*AnswerEgressResponse)(nil),  // 97: carrel.v1.AnswerEgressResponse
+	(*PublishRequest)(nil),        // 98: carrel.v1.PublishRequest
+	(*PublishResponse)(nil),       // 99: carrel.v1.PublishResponse
+	(*UnpublishRequest)(nil),      // 100: carrel.v1.UnpublishRequest
+	(*UnpublishResponse)(nil),     // 101: carrel.v1.UnpublishResponse
+	(*Secret)(nil),                // 102: carrel.v1.Secret
+	(*SecretDefinition)(nil),      // 103: carrel.v1.SecretDefinition
+	(*SetSecretRequest)(nil),      // 104: carrel.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),     // 105: carrel.v1.SetSecretResponse
+	(*ListSecretsRequest)(nil),    // 106: carrel.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 107: carrel.v1.ListSecretsResponse
+	(*RemoveSecretRequest)(nil),   // 108: carrel.v1.RemoveSecretRequest
+	(*RemoveSecretResponse)(nil),  // 109: carrel.v1.RemoveSecretResponse
+	(*ImportPolicyRequest)(nil),   // 110: carrel.v1.ImportPolicyRequest
+	(*ImportPolicyResponse)(nil),  // 111: carrel.v1.ImportPolicyResponse
+	(*ImportedKey)(nil),           // 112: carrel.v1.ImportedKey
+	(*CheckPolicyRequest)(nil),    // 113: carrel.v1.CheckPolicyRequest
+	(*CheckPolicyResponse)(nil),   // 114: carrel.v1.CheckPolicyResponse
+	(*PolicyProblem)(nil),         // 115: carrel.v1.PolicyProblem
+	(*RequestPolicyRequest)(nil),  // 116: carrel.v1.RequestPolicyRequest
+	(*RequestPolicyResponse)(nil), // 117: carrel.v1.RequestPolicyResponse
+	(*AgreePolicyRequest)(nil),    // 118: carrel.v1.AgreePolicyRequest
+	(*AgreePolicyResponse)(nil),   // 119: carrel.v1.AgreePolicyResponse
+	(*VerifyAuditRequest)(nil),    // 120: carrel.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),   // 121: carrel.v1.VerifyAuditResponse
+	(*ShowAuditRequest)(nil),      // 122: carrel.v1.ShowAuditRequest
+	(*ShowAuditResponse)(nil),     // 123: carrel.v1.ShowAuditResponse
+	(*Image)(nil),                 // 124: carrel.v1.Image
+	(*ImageConfig)(nil),           // 125: carrel.v1.ImageConfig
+	(*ImagePart)(nil),             // 126: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),     // 127: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 128: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),     // 129: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),       // 130: carrel.v1.BuildImageEvent
+	(*PullImageRequest)(nil),      // 131: carrel.v1.PullImageRequest
+	(*PullImageResponse)(nil),     // 132: carrel.v1.PullImageResponse
+	(*ImportImageRequest)(nil),    // 133: carrel.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),   // 134: carrel.v1.ImportImageResponse
+	(*VerifyImageRequest)(nil),    // 135: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),   // 136: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),    // 137: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 138: carrel.v1.RemoveImageResponse
+	(*PruneImagesRequest)(nil),    // 139: carrel.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),   // 140: carrel.v1.PruneImagesResponse
+	(*VersionRequest)(nil),        // 141: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),       // 142: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),         // 143: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),        // 144: carrel.v1.StatusResponse
+	(*DoctorRequest)(nil),         // 145: carrel.v1.DoctorRequest
+	(*Finding)(nil),               // 146: carrel.v1.Finding
+	(*ShutdownRequest)(nil),       // 147: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 148: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),          // 149: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),   // 150: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),  // 151: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),     // 152: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),    // 153: carrel.v1.DropReviewResponse
+	(*AttachShareRequest)(nil),    // 154: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),   // 155: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),    // 156: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),   // 157: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),  // 158: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),            // 159: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),          // 160: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil), // 161: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil), // 162: google.protobuf.Timestamp
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	17,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
@@ -10950,232 +11145,236 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	1,   // 5: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
 	3,   // 6: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
 	13,  // 7: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	159, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	159, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
-	34,  // 10: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
+	162, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	162, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	37,  // 10: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
 	20,  // 11: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
 	19,  // 12: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
-	65,  // 13: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
+	68,  // 13: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
 	2,   // 14: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
-	53,  // 15: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
-	13,  // 16: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	23,  // 17: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
-	18,  // 18: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
-	18,  // 19: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
-	18,  // 20: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
-	18,  // 21: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
-	33,  // 22: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
-	32,  // 23: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
-	4,   // 24: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	159, // 25: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	159, // 26: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	159, // 27: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	35,  // 28: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
-	32,  // 29: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
-	34,  // 30: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
-	39,  // 31: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
-	40,  // 32: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
-	41,  // 33: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
-	34,  // 34: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
-	34,  // 35: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
-	34,  // 36: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
-	46,  // 37: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
-	50,  // 38: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
-	50,  // 39: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
-	5,   // 40: carrel.v1.File.type:type_name -> carrel.v1.FileType
-	53,  // 41: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
-	17,  // 42: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
-	17,  // 43: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
-	53,  // 44: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
-	17,  // 45: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
-	6,   // 46: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
-	7,   // 47: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
-	7,   // 48: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
-	6,   // 49: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
-	73,  // 50: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
-	75,  // 51: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
-	75,  // 52: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
-	159, // 53: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	159, // 54: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
-	77,  // 55: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
-	77,  // 56: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
-	16,  // 57: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	16,  // 58: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	16,  // 59: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	16,  // 60: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	90,  // 61: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	0,   // 62: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	16,  // 63: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	159, // 64: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	8,   // 65: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	90,  // 66: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	9,   // 67: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	19,  // 68: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	19,  // 69: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	100, // 70: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	159, // 71: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	10,  // 72: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	100, // 73: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	99,  // 74: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	99,  // 75: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	109, // 76: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	112, // 77: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	16,  // 78: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	15,  // 79: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	112, // 80: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	159, // 81: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	123, // 82: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	122, // 83: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
-	121, // 84: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	23,  // 85: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	121, // 86: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	23,  // 87: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
-	121, // 88: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
-	23,  // 89: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
-	121, // 90: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
-	121, // 91: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	121, // 92: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
-	159, // 93: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	139, // 94: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	11,  // 95: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	17,  // 96: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	16,  // 97: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	156, // 98: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	157, // 99: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	100, // 100: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	21,  // 101: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	24,  // 102: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	26,  // 103: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	28,  // 104: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	30,  // 105: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	36,  // 106: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	38,  // 107: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	43,  // 108: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	45,  // 109: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	48,  // 110: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	51,  // 111: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	54,  // 112: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	56,  // 113: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	58,  // 114: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	60,  // 115: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	62,  // 116: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	66,  // 117: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	68,  // 118: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	70,  // 119: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	64,  // 120: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	71,  // 121: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
-	74,  // 122: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
-	78,  // 123: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
-	80,  // 124: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
-	82,  // 125: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
-	84,  // 126: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	86,  // 127: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	88,  // 128: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	91,  // 129: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	93,  // 130: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	95,  // 131: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	97,  // 132: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	101, // 133: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	103, // 134: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	105, // 135: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	110, // 136: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	113, // 137: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	115, // 138: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	107, // 139: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	117, // 140: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	119, // 141: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	124, // 142: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	126, // 143: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	128, // 144: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
-	130, // 145: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
-	132, // 146: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	134, // 147: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	136, // 148: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
-	138, // 149: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	140, // 150: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	142, // 151: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	144, // 152: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	146, // 153: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	24,  // 154: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	147, // 155: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	149, // 156: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	151, // 157: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	153, // 158: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	58,  // 159: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	155, // 160: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	91,  // 161: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	93,  // 162: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	95,  // 163: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	97,  // 164: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	22,  // 165: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	25,  // 166: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	27,  // 167: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	29,  // 168: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	31,  // 169: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	37,  // 170: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	42,  // 171: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	44,  // 172: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	47,  // 173: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	49,  // 174: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	52,  // 175: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	55,  // 176: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	57,  // 177: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	59,  // 178: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	61,  // 179: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	63,  // 180: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	67,  // 181: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	69,  // 182: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	67,  // 183: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	65,  // 184: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	72,  // 185: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
-	76,  // 186: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
-	79,  // 187: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
-	81,  // 188: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
-	83,  // 189: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
-	85,  // 190: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	87,  // 191: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	89,  // 192: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	92,  // 193: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	94,  // 194: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	96,  // 195: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	98,  // 196: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	102, // 197: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	104, // 198: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	106, // 199: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	111, // 200: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	114, // 201: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	116, // 202: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	108, // 203: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	118, // 204: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	120, // 205: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	125, // 206: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	127, // 207: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	129, // 208: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
-	131, // 209: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
-	133, // 210: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	135, // 211: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	137, // 212: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
-	139, // 213: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	141, // 214: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	143, // 215: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	145, // 216: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	18,  // 217: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	25,  // 218: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	148, // 219: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	150, // 220: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	152, // 221: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	154, // 222: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	59,  // 223: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	158, // 224: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	92,  // 225: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	94,  // 226: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	96,  // 227: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	98,  // 228: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	165, // [165:229] is the sub-list for method output_type
-	101, // [101:165] is the sub-list for method input_type
-	101, // [101:101] is the sub-list for extension type_name
-	101, // [101:101] is the sub-list for extension extendee
-	0,   // [0:101] is the sub-list for field type_name
+	56,  // 15: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
+	21,  // 16: carrel.v1.Timings.spans:type_name -> carrel.v1.Span
+	13,  // 17: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	24,  // 18: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
+	18,  // 19: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
+	18,  // 20: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
+	18,  // 21: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
+	18,  // 22: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
+	21,  // 23: carrel.v1.TraceGuestResponse.spans:type_name -> carrel.v1.Span
+	36,  // 24: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
+	35,  // 25: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
+	4,   // 26: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
+	162, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	162, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	162, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	38,  // 30: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
+	35,  // 31: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
+	37,  // 32: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
+	42,  // 33: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
+	43,  // 34: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
+	44,  // 35: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
+	37,  // 36: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
+	37,  // 37: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
+	37,  // 38: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
+	49,  // 39: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
+	53,  // 40: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
+	53,  // 41: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
+	5,   // 42: carrel.v1.File.type:type_name -> carrel.v1.FileType
+	56,  // 43: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
+	17,  // 44: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
+	17,  // 45: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
+	56,  // 46: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
+	17,  // 47: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
+	6,   // 48: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
+	7,   // 49: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
+	7,   // 50: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
+	6,   // 51: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	76,  // 52: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
+	78,  // 53: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
+	78,  // 54: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
+	162, // 55: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	162, // 56: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
+	80,  // 57: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
+	80,  // 58: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
+	16,  // 59: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	16,  // 60: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	16,  // 61: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	16,  // 62: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	93,  // 63: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	0,   // 64: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	16,  // 65: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	162, // 66: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	8,   // 67: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	93,  // 68: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	9,   // 69: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	19,  // 70: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	19,  // 71: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	103, // 72: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	162, // 73: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	10,  // 74: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	103, // 75: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	102, // 76: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	102, // 77: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	112, // 78: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	115, // 79: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	16,  // 80: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	15,  // 81: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	115, // 82: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	162, // 83: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	126, // 84: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	125, // 85: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
+	124, // 86: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	24,  // 87: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	124, // 88: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	24,  // 89: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
+	124, // 90: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
+	24,  // 91: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
+	124, // 92: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
+	124, // 93: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	124, // 94: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
+	162, // 95: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	142, // 96: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	11,  // 97: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	17,  // 98: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	16,  // 99: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	159, // 100: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	160, // 101: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	103, // 102: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	22,  // 103: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	25,  // 104: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	27,  // 105: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	29,  // 106: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	31,  // 107: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	33,  // 108: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
+	39,  // 109: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	41,  // 110: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	46,  // 111: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	48,  // 112: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	51,  // 113: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	54,  // 114: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	57,  // 115: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	59,  // 116: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	61,  // 117: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	63,  // 118: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	65,  // 119: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	69,  // 120: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	71,  // 121: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	73,  // 122: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	67,  // 123: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	74,  // 124: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
+	77,  // 125: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
+	81,  // 126: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
+	83,  // 127: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
+	85,  // 128: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
+	87,  // 129: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	89,  // 130: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	91,  // 131: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	94,  // 132: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	96,  // 133: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	98,  // 134: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	100, // 135: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	104, // 136: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	106, // 137: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	108, // 138: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	113, // 139: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	116, // 140: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	118, // 141: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	110, // 142: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	120, // 143: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	122, // 144: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	127, // 145: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	129, // 146: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	131, // 147: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
+	133, // 148: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
+	135, // 149: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	137, // 150: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	139, // 151: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
+	141, // 152: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	143, // 153: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	145, // 154: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	147, // 155: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	149, // 156: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	25,  // 157: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	150, // 158: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	152, // 159: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	154, // 160: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	156, // 161: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	61,  // 162: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	158, // 163: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	94,  // 164: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	96,  // 165: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	98,  // 166: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	100, // 167: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	23,  // 168: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	26,  // 169: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	28,  // 170: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	30,  // 171: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	32,  // 172: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	34,  // 173: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
+	40,  // 174: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	45,  // 175: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	47,  // 176: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	50,  // 177: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	52,  // 178: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	55,  // 179: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	58,  // 180: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	60,  // 181: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	62,  // 182: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	64,  // 183: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	66,  // 184: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	70,  // 185: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	72,  // 186: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	70,  // 187: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	68,  // 188: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	75,  // 189: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
+	79,  // 190: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
+	82,  // 191: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
+	84,  // 192: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
+	86,  // 193: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
+	88,  // 194: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	90,  // 195: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	92,  // 196: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	95,  // 197: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	97,  // 198: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	99,  // 199: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	101, // 200: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	105, // 201: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	107, // 202: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	109, // 203: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	114, // 204: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	117, // 205: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	119, // 206: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	111, // 207: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	121, // 208: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	123, // 209: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	128, // 210: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	130, // 211: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	132, // 212: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
+	134, // 213: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
+	136, // 214: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	138, // 215: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	140, // 216: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
+	142, // 217: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	144, // 218: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	146, // 219: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	148, // 220: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	18,  // 221: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	26,  // 222: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	151, // 223: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	153, // 224: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	155, // 225: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	157, // 226: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	62,  // 227: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	161, // 228: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	95,  // 229: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	97,  // 230: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	99,  // 231: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	101, // 232: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	168, // [168:233] is the sub-list for method output_type
+	103, // [103:168] is the sub-list for method input_type
+	103, // [103:103] is the sub-list for extension type_name
+	103, // [103:103] is the sub-list for extension extendee
+	0,   // [0:103] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -11183,19 +11382,19 @@ func file_carrel_v1_carrel_proto_init() {
 	if File_carrel_v1_carrel_proto != nil {
 		return
 	}
-	file_carrel_v1_carrel_proto_msgTypes[10].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[11].OneofWrappers = []any{
 		(*StartGuestEvent_Progress)(nil),
 		(*StartGuestEvent_Notice)(nil),
 		(*StartGuestEvent_Guest)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[26].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[29].OneofWrappers = []any{
 		(*AttachRequest_Open)(nil),
 		(*AttachRequest_Stdin)(nil),
 		(*AttachRequest_StdinClose)(nil),
 		(*AttachRequest_Signal)(nil),
 		(*AttachRequest_Resize)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[30].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[33].OneofWrappers = []any{
 		(*AttachResponse_Stdout)(nil),
 		(*AttachResponse_Stderr)(nil),
 		(*AttachResponse_Dropped)(nil),
@@ -11203,24 +11402,24 @@ func file_carrel_v1_carrel_proto_init() {
 		(*AttachResponse_Task)(nil),
 		(*AttachResponse_Notice)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[33].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[36].OneofWrappers = []any{
 		(*PutRequest_Open)(nil),
 		(*PutRequest_File)(nil),
 		(*PutRequest_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[37].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[40].OneofWrappers = []any{
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[115].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[118].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[117].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[120].OneofWrappers = []any{
 		(*PullImageResponse_Progress)(nil),
 		(*PullImageResponse_Image)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[119].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[122].OneofWrappers = []any{
 		(*ImportImageResponse_Progress)(nil),
 		(*ImportImageResponse_Image)(nil),
 	}
@@ -11230,7 +11429,7 @@ func file_carrel_v1_carrel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   147,
+			NumMessages:   150,
 			NumExtensions: 0,
 			NumServices:   14,
 		},

@@ -212,6 +212,8 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 			}
 		}
 	}
+	trace := e.begins()
+	decided := trace.Begin("policy decided")
 	e.rules.Lock() // what changes before the egress process is known would be lost
 	held := sync.OnceFunc(e.rules.Unlock)
 	defer held()
@@ -219,6 +221,7 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	if err != nil {
 		return nil, err
 	}
+	decided()
 	for _, said := range x.requests {
 		if err := notice(said); err != nil {
 			return nil, err
@@ -242,11 +245,14 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	}
 	spec := proto.Clone(granted).(*api.GuestSpec) // without what repositories ask for, which may change
 	spec.Egress = info.Spec.Egress
+	verified := trace.Begin("image verified")
 	parts, release, err := d.opts.Parts(ctx, spec.Image)
 	if err != nil {
 		return nil, err
 	}
 	defer release() // the guest has opened them then, and its keeper holds the image
+	verified()
+	made := trace.Begin("folder made")
 	parts.Dir, parts.Volumes = filepath.Join(d.guests, e.name), volumesIn(d.opts.Place.State)
 	if err := d.readyVolumes(ctx, e, granted, x.rules, notice); err != nil {
 		return nil, err
@@ -270,6 +276,8 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 			}
 		}
 	}
+	made()
+	configured := trace.Begin("rules and secrets")
 	conf, err := d.configuration(ctx, x, parts.Dir, false)
 	if err != nil {
 		return nil, err
@@ -283,9 +291,10 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 		Ephemeral: granted.Ephemeral, Boundary: granted.Boundary, Volumes: granted.Volumes,
 		Egress: &api.EgressSpec{Presets: granted.Egress.GetPresets(), Secrets: x.grant.Secrets(), Rules: conf.Rules},
 	})
+	configured()
 	socket, outer := guest.SocketPath(d.opts.Place.Run, e.name), guest.EdgeSocketPath(d.opts.Place.Run, e.name)
 	e.setCause("")
-	err = d.spawn(
+	err = d.spawn(trace,
 		guest.KeepRequest{Spec: granted, Rules: x.rules, Pins: x.grant.Pins(), Parts: parts, Socket: socket, Env: placeholders(conf.Secrets)},
 		guest.EdgeRequest{Guest: e.name, Socket: outer, Audit: audit, Configure: conf})
 	if err != nil {
@@ -302,9 +311,11 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	held()
 	d.owned.Go(func() { d.follow(d.ctx, e) })
 
+	ready := trace.Begin("keeper says ready")
 	info, err = e.wait(ctx, func(i *api.Guest, k *keeper) bool {
 		return k == nil || i.State == api.GuestState_GUEST_STATE_READY
 	})
+	ready()
 	if err != nil { // the caller went away
 		d.end(context.WithoutCancel(ctx), e, 0)
 		e.wait(d.ctx, func(_ *api.Guest, k *keeper) bool { return k == nil })

@@ -110,6 +110,9 @@ func (d *Daemon) discardMine(e *entry) error {
 	if !mine { // another guest has the name by now, or this one runs
 		return nil
 	}
+	if d.changing(e) && len(d.opts.Review) > 0 { // with its store goes what knows which names of the user's folder are ours
+		d.recoverChange(d.ctx, e)
+	}
 	if err := guest.Discard(d.guests, e.name); err != nil {
 		d.log.Error("remove", "guest", e.name, "error", err)
 		return err

@@ -141,7 +141,7 @@ var edgeEnv = []string{"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 // keptEnv is what a guest's processes inherit of the environment.
 func keptEnv(more ...string) (env []string) {
-	for _, k := range append([]string{"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_RUNTIME_DIR", "SystemRoot", "CARREL_CRASH", "CARREL_CRASH_MARK", "GORACE", "GOCOVERDIR"}, more...) {
+	for _, k := range append([]string{"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_RUNTIME_DIR", "SystemRoot", "CARREL_CRASH", "CARREL_CRASH_MARK", "CARREL_CRASH_REVIEW", "CARREL_CRASH_REVIEW_MARK", "GORACE", "GOCOVERDIR"}, more...) {
 		if v, ok := os.LookupEnv(k); ok {
 			env = append(env, k+"="+v)
 		}

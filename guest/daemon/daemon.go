@@ -76,6 +76,7 @@ type Daemon struct {
 
 	mu      sync.Mutex
 	table   map[string]*entry
+	past    []*entry // removed a moment ago, the last first
 	closing bool
 	stop    chan struct{} // closed by Shutdown
 	stopped sync.Once

@@ -231,7 +231,13 @@ func (u *Undo) unfinished() (left []string, err error) {
 	ids, err := u.sets()
 	for _, id := range ids {
 		h, rerr := u.read(id)
-		if err = errors.Join(err, rerr); rerr == nil && h.ended.IsZero() {
+		if err = errors.Join(err, rerr); rerr != nil {
+			continue
+		}
+		if b, ended := u.glance(id); ended == h.ended.IsZero() || b.Kind != h.begin.Kind {
+			err = errors.Join(err, fmt.Errorf("at a glance, %s is of kind %q and ended: %v; it is of %q and ended at %v", id, b.Kind, ended, h.begin.Kind, h.ended))
+		}
+		if h.ended.IsZero() {
 			left = append(left, id)
 		}
 	}

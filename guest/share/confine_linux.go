@@ -123,7 +123,7 @@ var allowedCalls = []string{
 var changingCalls = []string{"fchmod", "utimensat"}
 
 // ownCalls is what keeping files in a folder of its own takes beside that.
-var ownCalls = []string{"copy_file_range"}
+var ownCalls = []string{"copy_file_range", "sync_file_range"}
 
 // restrictCalls installs one filter for the list and one for each condition on an argument. They are apart because the library's
 // program goes on comparing the argument, not the call's number, after a condition that does not hold.

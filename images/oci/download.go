@@ -18,7 +18,10 @@ import (
 // errTemporary marks what another try may mend.
 var errTemporary = errors.New("temporary failure")
 
-const lockSuffix = ".lock"
+const (
+	lockSuffix = ".lock"
+	worthIt    = 1 << 20 // bytes that make a broken try one that does not count
+)
 
 // fetchBlob brings one blob. What has come lies in partial/<hex>, and is taken up where it ends by the
 // next try, also by another process's; only bytes that were hashed to the blob's digest get its name.
@@ -51,7 +54,14 @@ func (b *Blobs) fetchBlob(ctx context.Context, o origin, d descriptor, m *meter)
 	}
 	fresh := w.n == 0
 	for {
-		err := retry(ctx, func() error { return w.fill(ctx, o, d) })
+		err := retry(ctx, func() error {
+			for { // a connection that breaks now and then may do so as often as it likes
+				had := w.n
+				if err := w.fill(ctx, o, d); !errors.Is(err, errTemporary) || w.n-had < worthIt {
+					return err
+				}
+			}
+		})
 		if err != nil {
 			return err // what has come stays for the next time
 		}

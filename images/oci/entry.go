@@ -64,6 +64,10 @@ func (t *tree) apply(h *tar.Header, content io.Reader) error {
 		}
 	case tar.TypeReg:
 		n.off, n.size = t.spool.end, h.Size
+		// A sparse file is long in the spool and short in the tar, so the tar's own ratio does not see it.
+		if h.Size > t.most-t.spool.end || h.Size > t.spool.max-t.spool.end {
+			return fmt.Errorf("%w: a file of %d bytes", ErrTooBig, h.Size)
+		}
 		// Written before the name is given, so that a limit leaves no half file in the tree.
 		if k, err := io.Copy(t.spool, content); err != nil {
 			return err

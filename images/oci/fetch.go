@@ -13,6 +13,15 @@ import (
 // Fetch brings the image of src for p into the store: resolves it, and downloads what is not there
 // yet, or is there and damaged. report may be nil. Of two processes that want the same blob, one waits for the other.
 func (b *Blobs) Fetch(ctx context.Context, src Source, p Platform, report func(Progress)) (*Image, error) {
+	img, err := b.fetch(ctx, src, p, report)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", clip(src.String()), err)
+	}
+	img.Ref = src.String()
+	return img, nil
+}
+
+func (b *Blobs) fetch(ctx context.Context, src Source, p Platform, report func(Progress)) (*Image, error) {
 	release, err := b.Hold(ctx)
 	if err != nil {
 		return nil, err

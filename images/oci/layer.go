@@ -22,6 +22,12 @@ type unpacker struct {
 	unpacked int64 // bytes of tars so far
 }
 
+// begin makes ready for layer i, whose blob has size bytes.
+func (u *unpacker) begin(i int, size int64) {
+	u.tree.layer = uint16(i)
+	u.tree.most = u.tree.spool.end + ratioFloor + size*u.lim.Ratio
+}
+
 // layer applies one layer, whose blob has been verified. The tar is hashed on its way, and what
 // lies behind its end is read too, as diffID covers all of it.
 func (u *unpacker) layer(ctx context.Context, blob io.Reader, diffID string, took func(int64)) error {
@@ -44,7 +50,7 @@ func (u *unpacker) layer(ctx context.Context, blob io.Reader, diffID string, too
 		if errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
-			return tarError(err)
+			return headerError(err)
 		}
 		if err := u.tree.apply(h, tr); err != nil {
 			return fmt.Errorf("entry %q: %w", clip(h.Name), tarError(err))
@@ -69,6 +75,14 @@ func tarError(err error) error {
 		return fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
 	return err
+}
+
+// headerError is tarError for where nothing is done but reading headers.
+func headerError(err error) error {
+	if errors.Is(err, ErrTooBig) || errors.As(err, new(readError)) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrMalformed, err)
 }
 
 // flate marks an error of a decompressor.

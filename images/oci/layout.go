@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 )
 
 // Layout is an image in an OCI image layout, a folder. tag chooses by org.opencontainers.image.ref.name
@@ -30,17 +31,19 @@ type files interface {
 // layout is an OCI image layout in a folder or a tar (image-spec, image-layout.md).
 type layout struct {
 	files
-	what, tag string
+	tag string
 }
 
 type layoutDir struct{ dir, tag string }
+
+func (l layoutDir) String() string { return strings.TrimSuffix(l.dir+":"+l.tag, ":") }
 
 func (l layoutDir) open(context.Context, string) (origin, error) {
 	r, err := os.OpenRoot(l.dir)
 	if err != nil {
 		return nil, fmt.Errorf("image layout: %w", err)
 	}
-	return &layout{folder{r}, l.dir, l.tag}, nil
+	return &layout{folder{r}, l.tag}, nil
 }
 
 // folder is a layout's folder: a link in it that leads out is an error.
@@ -78,26 +81,29 @@ func small(f files, name string, limit int64) ([]byte, error) {
 func (l *layout) root(context.Context) ([]byte, string, error) {
 	raw, err := small(l, "index.json", maxManifest)
 	if err != nil {
-		return nil, "", fmt.Errorf("image layout %s: %w", l.what, err)
+		return nil, "", fmt.Errorf("image layout: %w", err)
 	}
 	if l.tag == "" {
 		return raw, "", nil
 	}
 	d, err := parseDocument(raw)
 	if err != nil {
-		return nil, "", fmt.Errorf("image layout %s: index.json: %w", l.what, err)
+		return nil, "", fmt.Errorf("image layout: index.json: %w", err)
 	}
 	for _, m := range d.Manifests {
-		if (m.Annotations["org.opencontainers.image.ref.name"] != l.tag && m.Digest != l.tag) || m.check(maxManifest) != nil {
+		if m.Annotations["org.opencontainers.image.ref.name"] != l.tag && m.Digest != l.tag {
 			continue
+		}
+		if err := m.check(maxManifest); err != nil {
+			return nil, "", fmt.Errorf("image layout: tag %q: %w", clip(l.tag), err)
 		}
 		raw, err := readBlob(context.Background(), l, m)
 		if err != nil {
-			return nil, "", fmt.Errorf("image layout %s: manifest %w", l.what, err)
+			return nil, "", fmt.Errorf("image layout: manifest %w", err)
 		}
 		return raw, m.Digest, nil
 	}
-	return nil, "", fmt.Errorf("image layout %s: tag %q: %w", l.what, l.tag, ErrNotFound)
+	return nil, "", fmt.Errorf("image layout: tag %q: %w", clip(l.tag), ErrNotFound)
 }
 
 func (l *layout) blob(_ context.Context, d descriptor, off int64) (io.ReadCloser, int64, error) {
@@ -130,6 +136,8 @@ func opened(f files, name string, size, off int64) (io.ReadCloser, int64, error)
 // tarball is the path of an archive.
 type tarball string
 
+func (t tarball) String() string { return string(t) }
+
 const (
 	maxMembers = 100_000 // of an archive
 	maxArchive = 64 << 30
@@ -138,15 +146,15 @@ const (
 func (t tarball) open(ctx context.Context, tmp string) (origin, error) {
 	a, err := openArchive(ctx, string(t), tmp)
 	if err != nil {
-		return nil, fmt.Errorf("image archive %s: %w", string(t), err)
+		return nil, fmt.Errorf("image archive: %w", err)
 	}
 	if _, ok := a.members["index.json"]; ok {
-		return &layout{a, string(t), ""}, nil
+		return &layout{a, ""}, nil
 	}
 	o, err := newDockerArchive(ctx, a)
 	if err != nil {
 		a.close()
-		return nil, fmt.Errorf("image archive %s: %w", string(t), err)
+		return nil, fmt.Errorf("image archive: %w", err)
 	}
 	return o, nil
 }
@@ -204,7 +212,7 @@ func (a *archive) scan(ctx context.Context) error {
 		if errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
-			return tarError(err)
+			return headerError(err)
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

@@ -150,7 +150,7 @@ func choose(d *document, p Platform) (descriptor, error) {
 	if len(bare) == 1 && len(found) == 0 {
 		return bare[0], bare[0].check(maxManifest)
 	}
-	return descriptor{}, fmt.Errorf("for %s: %w: the index has %d without a platform and %s", p, ErrNotFound, len(bare), strings.Join(found, ", "))
+	return descriptor{}, fmt.Errorf("for %s: %w: the index has images for [%s] and %d for no platform", p, ErrNotFound, strings.Join(found, ", "), len(bare))
 }
 
 // fits says whether an image for has runs where want is asked for. A variant that nobody asks for is

@@ -32,6 +32,8 @@ type RegistryOptions struct {
 // user's docker config and its credential helpers.
 func Registry(ref string, opt RegistryOptions) Source { return registry{ref, opt} }
 
+func (r registry) String() string { return r.ref }
+
 type registry struct {
 	ref string
 	opt RegistryOptions
@@ -50,7 +52,7 @@ type remote struct {
 
 func (r registry) open(ctx context.Context, _ string) (origin, error) {
 	if len(r.ref) > maxRef {
-		return nil, fmt.Errorf("image reference of %d bytes: %w", len(r.ref), ErrMalformed)
+		return nil, fmt.Errorf("%w: a reference of %d bytes", ErrMalformed, len(r.ref))
 	}
 	var opts []name.Option
 	if r.opt.PlainHTTP {
@@ -58,7 +60,7 @@ func (r registry) open(ctx context.Context, _ string) (origin, error) {
 	}
 	ref, err := name.ParseReference(r.ref, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("image %q: %w: %w (NAME[:TAG][@sha256:…], with the registry's host before it if it is not Docker's)", r.ref, ErrMalformed, err)
+		return nil, fmt.Errorf("%w: %w (NAME[:TAG][@sha256:…], with the registry's host before it if it is not Docker's)", ErrMalformed, err)
 	}
 	reg := ref.Context().Registry
 	auth, err := authn.Resolve(ctx, authn.DefaultKeychain, ref.Context())
@@ -98,10 +100,7 @@ func (o *remote) root(ctx context.Context) (raw []byte, pinned string, err error
 		raw, err = o.manifest(ctx, o.ref.Identifier())
 		return err
 	})
-	if err != nil {
-		return nil, "", fmt.Errorf("image %s: %w", o.ref, err)
-	}
-	return raw, pinned, nil
+	return raw, pinned, err
 }
 
 func (o *remote) manifest(ctx context.Context, id string) ([]byte, error) {

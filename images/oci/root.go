@@ -32,7 +32,7 @@ func (b *Blobs) WriteRoot(ctx context.Context, img *Image, dst *os.File, lim Lim
 	defer sp.close()
 	u := &unpacker{tree: newTree(sp, lim.orDefault().Entries), lim: lim.orDefault()}
 	for i, l := range img.Layers {
-		u.tree.layer = uint16(i)
+		u.begin(i, l.Size)
 		if err := b.layer(ctx, u, l, m.add); err != nil {
 			return Stats{}, fmt.Errorf("image %s: layer %d of %d, %s: %w", img.name(), i+1, len(img.Layers), l.Digest, err)
 		}

@@ -10,6 +10,8 @@ import (
 type Source interface {
 	// open reaches the source. tmp is a folder for what must be unpacked first.
 	open(ctx context.Context, tmp string) (origin, error)
+	// String is how the user named it.
+	String() string
 }
 
 // origin is an open Source. What it says is not to be believed: Fetch checks it.

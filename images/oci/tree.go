@@ -21,6 +21,7 @@ type tree struct {
 	seed    maphash.Seed
 	room    int // entries that may still be added
 	layer   uint16
+	most    int64 // where the spool may end with this layer, by its Ratio
 }
 
 // inode is one file. Number 0 is the root.

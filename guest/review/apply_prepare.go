@@ -140,6 +140,13 @@ func (w *putter) keep(p *prepared) error {
 			h.Close()
 			return nil, errMoved
 		}
+		if p.op == opSwap && p.want.kind == File { // the new one has what the user noted on the old
+			fresh := p.open[0]
+			if err := errors.Join(fresh.CopyAttributes(h), fresh.Chmod(p.want.perm)); err != nil {
+				h.Close()
+				return nil, err
+			}
+		}
 		return h, nil
 	}
 	var err error

@@ -145,7 +145,10 @@ func TestApplyKilled(t *testing.T) {
 					break
 				}
 				kills[op+" "+point]++
-				w.open()                            // as the next process would
+				w.open() // as the next process would
+				if _, err := w.Undo.unfinished(); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
 				if err := w.Recover(); err != nil { // as the next daemon's start does
 					t.Errorf("%s: %v", name, err)
 				}

@@ -104,6 +104,9 @@ func (s *set) content(name string, size int64, open func() (share.Reader, error)
 	if err = clone(h, r); err != nil {
 		err = copyAll(h, r, size)
 	}
+	if from, is := r.(*share.Handle); is && err == nil {
+		h.CopyAttributes(from) // as far as this file system takes them: of a file that is only changed the folder still has them
+	}
 	if err != nil {
 		h.Close()
 		s.folder.Unlink(name)

@@ -70,11 +70,7 @@ func (t *task) set(f func(*api.Task)) *api.Task {
 
 // Start implements TaskService: the task is on disk before this answers.
 func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskRequest]) (*connect.Response[api.StartTaskResponse], error) {
-	spec, err := k.complete(r.Msg.Spec)
-	if err == nil {
-		err = checkTask(spec)
-	}
-	if err != nil {
+	if err := checkTask(r.Msg.Spec); err != nil {
 		return nil, api.NewError(connect.CodeInvalidArgument, "bad_task", err.Error(), "")
 	}
 	if len(r.Msg.IdempotencyKey) > 128 {
@@ -94,10 +90,11 @@ func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskReques
 		return nil, api.NewError(connect.CodeResourceExhausted, "too_many_tasks", fmt.Sprintf("%d tasks run in guest %s, which is the limit", n, k.info.Name), "wait for one to end")
 	}
 	t := &task{done: make(chan struct{}), ended: make(chan struct{}), in: newInput(), now: &api.Task{
-		Id: ulid.Make().String(), Guest: k.info.Name, Spec: spec,
+		Id: ulid.Make().String(), Guest: k.info.Name, Spec: r.Msg.Spec,
 		State: api.TaskState_TASK_STATE_QUEUED, Created: timestamppb.Now(),
 	}}
 	t.dir = k.spoolDir(t.now.Id)
+	var err error
 	if t.spool, err = newSpool(t.dir, SpoolMax); err != nil {
 		return nil, api.NewError(connect.CodeInternal, "disk", "the task's output cannot be kept: "+err.Error(), "make room on the disk that holds "+k.dir)
 	}
@@ -184,6 +181,7 @@ func (k *Keeper) forgetLocked() {
 // run takes one task from queued to its one ending.
 func (k *Keeper) run(g *Guest, t *task) {
 	defer k.running.Done()
+	begun := time.Now()
 	k.record(t, k.journal.note, func(a *api.Task) { a.State, a.Started = api.TaskState_TASK_STATE_RUNNING, timestamppb.Now() })
 	// Never the environment: it may hold what the user gave with -e.
 	k.say("task.started", map[string]any{"task": t.now.Id, "argv": t.now.Spec.Argv, "user": t.now.Spec.User})
@@ -201,13 +199,17 @@ func (k *Keeper) run(g *Guest, t *task) {
 		return g.Exec(context.Background(), t.now.Id, t.now.Spec, t.spool, t.in)
 	}()
 	close(t.ended)
+	k.trace.task("task runs", begun)
+	over := time.Now()
 	k.importAfter(g, t)
+	k.trace.task("changes brought over", over)
 	select {
 	case <-g.Gone(): // whoever is told of this ending must not find the guest ready
 		k.update(func(i *api.Guest) { i.State = api.GuestState_GUEST_STATE_STOPPING })
 	default:
 	}
 	Crash("task: ended, before its output is whole")
+	sealed := time.Now()
 	t.spool.seal()
 	Crash("task: ended, before that is recorded")
 	last := k.record(t, k.journal.add, func(a *api.Task) {
@@ -216,6 +218,7 @@ func (k *Keeper) run(g *Guest, t *task) {
 			a.State = api.TaskState_TASK_STATE_INTERRUPTED
 		}
 	})
+	k.trace.task("end recorded", sealed)
 	k.say("task.ended", map[string]any{"task": last.Id, "status": e.Status, "signal": e.Signal, "cause": e.Cause})
 	k.log.Info("task ended", "task", last.Id, "state", last.State, "status", e.Status)
 	Crash("task: its end recorded, before it is told")
@@ -290,7 +293,7 @@ func checkTask(s *api.TaskSpec) error {
 		return fmt.Errorf("the working directory %q is not an absolute path", clip(s.Workdir))
 	case s.TimeoutNanos < 0:
 		return errors.New("the time limit is negative")
-	case !userName(s.User):
+	case len(s.User) > 32 || !userName(s.User):
 		return fmt.Errorf("the user %q is neither a name nor a number", clip(s.User))
 	}
 	total := len(s.Workdir)
@@ -313,21 +316,12 @@ func checkTask(s *api.TaskSpec) error {
 }
 
 func userName(s string) bool {
-	user, group, both := strings.Cut(s, ":")
-	return s == "" || oneName(user) && (!both || oneName(group))
-}
-
-// oneName says whether s can be a user's or a group's name, or a number. Images have
-// names that useradd(8) would not make.
-func oneName(s string) bool {
 	for i := range len(s) {
-		c := s[i]
-		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_'
-		if !alnum && (c != '-' && c != '.' || i == 0) {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' && (c != '-' || i == 0) {
 			return false
 		}
 	}
-	return len(s) >= 1 && len(s) <= 32
+	return true
 }
 
 func clip(s string) string {

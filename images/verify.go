@@ -10,12 +10,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 )
 
-// Get returns an image whose parts are what its manifest says. Kernel and initrd (some 20 MB) are
-// hashed every time. The root (some 400 MB, a second of hashing) is hashed unless its file is to
-// the kernel the very one that was hashed last; see record. Errors wrap ErrNotFound or ErrDamaged.
+// Get returns an image whose parts are what its manifest says. A part is hashed unless its file is
+// to the kernel the very one that was hashed last; see record. Errors wrap ErrNotFound or ErrDamaged.
 func (s *Store) Get(ctx context.Context, name string) (*Image, error) {
 	return s.verify(ctx, name, false)
 }
@@ -32,17 +30,12 @@ func (s *Store) verify(ctx context.Context, name string, full bool) (*Image, err
 		return nil, err
 	}
 	for _, p := range img.Manifest.Parts {
-		path := filepath.Join(s.dir(name), p.Name)
-		if p.Name == Root {
-			err = s.verifyRoot(ctx, name, p, full)
-		} else {
-			_, err = checkPart(ctx, path, p)
-		}
+		err := s.verifyPart(ctx, name, p, full)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 		if err != nil {
-			return nil, s.damaged(name, err)
+			return nil, damaged(name, err)
 		}
 	}
 	return img, nil
@@ -50,7 +43,7 @@ func (s *Store) verify(ctx context.Context, name string, full bool) (*Image, err
 
 // load reads an image's manifest and nothing else.
 func (s *Store) load(name string) (*Image, error) {
-	if err := checkID(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return nil, err
 	}
 	dir := s.dir(name)
@@ -59,24 +52,23 @@ func (s *Store) load(name string) (*Image, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("image %s: %w", name, err)
 	} else if !fi.IsDir() {
-		return nil, s.damaged(name, fmt.Errorf("%s is not a folder", dir))
+		return nil, damaged(name, fmt.Errorf("%s is not a folder", dir))
 	}
 	b, err := readSmall(filepath.Join(dir, manifestName), maxManifest)
 	if err != nil {
-		return nil, s.damaged(name, err)
+		return nil, damaged(name, err)
 	}
 	m, err := parseManifest(b)
 	if err != nil {
-		return nil, s.damaged(name, err)
+		return nil, damaged(name, err)
 	}
 	if m.Name != name {
-		return nil, s.damaged(name, fmt.Errorf("manifest: made for image %s", m.Name))
+		return nil, damaged(name, fmt.Errorf("manifest: made for image %s", m.Name))
 	}
-	img := &Image{Name: name, Manifest: *m, Root: filepath.Join(dir, Root)}
-	if m.Origin == nil {
-		img.Kernel, img.Initrd = filepath.Join(dir, Kernel), filepath.Join(dir, Initrd)
-	}
-	return img, nil
+	return &Image{
+		Name: name, Manifest: *m,
+		Kernel: filepath.Join(dir, Kernel), Initrd: filepath.Join(dir, Initrd), Root: filepath.Join(dir, Root),
+	}, nil
 }
 
 // checkPart hashes one file against the manifest and returns the identity that it had meanwhile.
@@ -117,7 +109,7 @@ type identity struct {
 	known              bool  // whether the platform gives all five
 }
 
-// record is what a full hash of the root left behind. It spares the next starts that hash as long
+// record is what a full hash of a part left behind. It spares the next starts that hash as long
 // as device, inode, size, mtime and ctime are the same: any write, truncation, replacement or
 // utimes through the file system changes ctime, which no program can set. It does not see
 // a disk that returns other bytes than were written; Verify does. It lies beside the image, 0600,
@@ -132,9 +124,9 @@ type record struct {
 	Ctime  int64  `json:"ctime"`
 }
 
-func (s *Store) verifyRoot(ctx context.Context, name string, p Part, full bool) error {
+func (s *Store) verifyPart(ctx context.Context, name string, p Part, full bool) error {
 	dir := s.dir(name)
-	path := filepath.Join(dir, Root)
+	path := filepath.Join(dir, p.Name)
 	if !full {
 		f, err := openPart(path)
 		if err != nil {
@@ -145,7 +137,7 @@ func (s *Store) verifyRoot(ctx context.Context, name string, p Part, full bool) 
 		if err != nil {
 			return fmt.Errorf("part %s: %w", p.Name, err)
 		}
-		if id.known && readRecord(dir) == id.record(p.SHA256) && id.Size == p.Size {
+		if id.known && readRecord(dir, p.Name) == id.record(p.SHA256) && id.Size == p.Size {
 			return nil
 		}
 	}
@@ -155,7 +147,7 @@ func (s *Store) verifyRoot(ctx context.Context, name string, p Part, full bool) 
 	}
 	if id.known {
 		// A record that cannot be written costs a hash at the next start, nothing else.
-		_ = writeRecord(dir, id.record(p.SHA256))
+		_ = writeRecord(dir, p.Name, id.record(p.SHA256))
 	}
 	return nil
 }
@@ -164,22 +156,30 @@ func (id identity) record(sum string) record {
 	return record{SHA256: sum, Dev: id.Dev, Ino: id.Ino, Size: id.Size, Mtime: id.Mtime, Ctime: id.Ctime}
 }
 
+// recordOf is the file with the record of a part.
+func recordOf(part string) string {
+	if part == Root {
+		return recordName
+	}
+	return part + "." + recordName
+}
+
 // readRecord returns the zero record, which matches no file, if there is none that can be read.
-func readRecord(dir string) record {
+func readRecord(dir, part string) record {
 	var r record
-	b, err := readSmall(filepath.Join(dir, recordName), 4096)
+	b, err := readSmall(filepath.Join(dir, recordOf(part)), 4096)
 	if err != nil || json.Unmarshal(b, &r) != nil {
 		return record{}
 	}
 	return r
 }
 
-func writeRecord(dir string, r record) error {
+func writeRecord(dir, part string, r record) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, recordName+".*") // 0600
+	f, err := os.CreateTemp(dir, recordOf(part)+".*") // 0600
 	if err != nil {
 		return err
 	}
@@ -188,7 +188,7 @@ func writeRecord(dir string, r record) error {
 		os.Remove(f.Name())
 		return err
 	}
-	if err := os.Rename(f.Name(), filepath.Join(dir, recordName)); err != nil {
+	if err := os.Rename(f.Name(), filepath.Join(dir, recordOf(part))); err != nil {
 		os.Remove(f.Name())
 		return err
 	}
@@ -233,16 +233,6 @@ func hashReader(ctx context.Context, r io.Reader) (string, int64, error) {
 	}
 }
 
-// damaged says what is wrong with an image, and the command that makes it whole: a build for a built
-// one; for a pulled one a pull, which needs no registry as long as its layers are here and whole.
-func (s *Store) damaged(id string, err error) error {
-	cure := "carrel image build " + id
-	if h, ok := strings.CutPrefix(id, "sha256-"); ok && isHash(h) {
-		repo := "IMAGE"
-		if refs, err := s.refs(); err == nil && len(refs[digestPrefix+h]) > 0 {
-			repo, _, _ = strings.Cut(refs[digestPrefix+h][0], "@")
-		}
-		cure = "carrel image pull " + repo + "@" + digestPrefix + h
-	}
-	return fmt.Errorf("image %s: %w: %w (%s makes it anew)", id, ErrDamaged, err, cure)
+func damaged(name string, err error) error {
+	return fmt.Errorf("image %s: %w: %w (carrel image build %s makes it anew)", name, ErrDamaged, err, name)
 }

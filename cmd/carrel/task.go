@@ -27,8 +27,8 @@ type taskFlags struct {
 
 func (f *taskFlags) add(fs *pflag.FlagSet) {
 	fs.StringArrayVarP(&f.env, "env", "e", nil, "set a variable: `NAME=VALUE`, or NAME to pass this one on")
-	fs.StringVarP(&f.workdir, "workdir", "w", "", "`folder` in the guest to run in (default: the shared one, or the image's)")
-	fs.StringVarP(&f.user, "user", "u", "", "`user` in the guest, USER or USER:GROUP (default: the image's, or 1000; root is the guest's root only)")
+	fs.StringVarP(&f.workdir, "workdir", "w", "", "`folder` in the guest to run in (default: the shared one)")
+	fs.StringVarP(&f.user, "user", "u", "", "`user` in the guest (default 1000; root is the guest's root only)")
 	fs.BoolVarP(&f.input, "interactive", "i", false, "pass standard input on")
 	fs.BoolVarP(&f.tty, "tty", "t", false, "lend the task this terminal (implies -i)")
 	fs.DurationVar(&f.timeout, "timeout", 0, "end the task after this `time`, with status 124")
@@ -37,7 +37,7 @@ func (f *taskFlags) add(fs *pflag.FlagSet) {
 // task checks the flags and builds the task; its guest and folder may come
 // later.
 func (a *app) task(f *taskFlags, args []string) (*client.Task, error) {
-	t := &client.Task{Args: args, ImageCommand: len(args) == 0, Dir: f.workdir, User: f.user, TTY: f.tty, Timeout: f.timeout, Notice: a.note}
+	t := &client.Task{Args: args, Dir: f.workdir, User: f.user, TTY: f.tty, Timeout: f.timeout, Notice: a.note}
 	for _, e := range f.env {
 		name, _, has := strings.Cut(e, "=")
 		if !has {
@@ -87,7 +87,9 @@ func (a *app) do(ctx context.Context, c *client.Client, t client.Task, left stri
 		proc <- p
 		p.Signal(client.SIGPIPE)
 	}
-	t.Stdout, t.Stderr = &heard{w: out, tell: tell}, &heard{w: errw, tell: tell}
+	begun, once := time.Now(), new(sync.Once)
+	heardFirst := func() { a.timings.add("task, to its first output", begun) }
+	t.Stdout, t.Stderr = first{&heard{w: out, tell: tell}, once, heardFirst}, first{&heard{w: errw, tell: tell}, once, heardFirst}
 
 	restore := func() {}
 	if t.TTY {
@@ -108,6 +110,7 @@ func (a *app) do(ctx context.Context, c *client.Client, t client.Task, left stri
 	if err != nil {
 		return err
 	}
+	a.timings.add("task accepted", begun)
 	proc <- p
 	detach := a.signals.attach(p, left, restore)
 	defer detach()
@@ -118,7 +121,9 @@ func (a *app) do(ctx context.Context, c *client.Client, t client.Task, left stri
 			}
 		})()
 	}
-	return p.Wait()
+	err = p.Wait()
+	a.timings.add("task, to the end delivered", begun)
+	return err
 }
 
 // heard passes a task's output on. When nobody reads it any more, as in

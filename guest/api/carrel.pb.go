@@ -756,10 +756,7 @@ type GuestSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// [a-z0-9][a-z0-9-]{0,30}; empty: two words are chosen.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// An image's name, or a reference to a registry's: "python:3.13". Empty:
-	// "default". What a guest was started from is said with its digest,
-	// "docker.io/library/python:3.13@sha256:...", and that is what it is started
-	// from again.
+	// An image's name; empty: "default".
 	Image string `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
 	// 0: the default, 2.
 	Cpus uint32 `protobuf:"varint,3,opt,name=cpus,proto3" json:"cpus,omitempty"`
@@ -1479,7 +1476,9 @@ type Timings struct {
 	GuestUpNanos   int64 `protobuf:"varint,3,opt,name=guest_up_nanos,json=guestUpNanos,proto3" json:"guest_up_nanos,omitempty"`
 	GuestInitNanos int64 `protobuf:"varint,4,opt,name=guest_init_nanos,json=guestInitNanos,proto3" json:"guest_init_nanos,omitempty"`
 	// Hello to Ready.
-	SetupNanos    int64 `protobuf:"varint,5,opt,name=setup_nanos,json=setupNanos,proto3" json:"setup_nanos,omitempty"`
+	SetupNanos int64 `protobuf:"varint,5,opt,name=setup_nanos,json=setupNanos,proto3" json:"setup_nanos,omitempty"`
+	// The parts of the start, and of what came after it, at most 64.
+	Spans         []*Span `protobuf:"bytes,6,rep,name=spans,proto3" json:"spans,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1549,6 +1548,86 @@ func (x *Timings) GetSetupNanos() int64 {
 	return 0
 }
 
+func (x *Timings) GetSpans() []*Span {
+	if x != nil {
+		return x.Spans
+	}
+	return nil
+}
+
+// Span is one part of a start, a task or an end, by the host's clock.
+type Span struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "qemu started", "hello", ...; at most 64 bytes.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Which process measured it: "carrel", "daemon" or "keeper". "guest" is a
+	// guest's own claim, cut to what the host saw.
+	By string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	// Nanoseconds since 1970 UTC.
+	BeginNanos    int64 `protobuf:"varint,3,opt,name=begin_nanos,json=beginNanos,proto3" json:"begin_nanos,omitempty"`
+	EndNanos      int64 `protobuf:"varint,4,opt,name=end_nanos,json=endNanos,proto3" json:"end_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Span) Reset() {
+	*x = Span{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Span) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Span) ProtoMessage() {}
+
+func (x *Span) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Span.ProtoReflect.Descriptor instead.
+func (*Span) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Span) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Span) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Span) GetBeginNanos() int64 {
+	if x != nil {
+		return x.BeginNanos
+	}
+	return 0
+}
+
+func (x *Span) GetEndNanos() int64 {
+	if x != nil {
+		return x.EndNanos
+	}
+	return 0
+}
+
 type StartGuestRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Spec  *GuestSpec             `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
@@ -1560,7 +1639,7 @@ type StartGuestRequest struct {
 
 func (x *StartGuestRequest) Reset() {
 	*x = StartGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1651,7 @@ func (x *StartGuestRequest) String() string {
 func (*StartGuestRequest) ProtoMessage() {}
 
 func (x *StartGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1664,7 @@ func (x *StartGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartGuestRequest.ProtoReflect.Descriptor instead.
 func (*StartGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StartGuestRequest) GetSpec() *GuestSpec {
@@ -1616,7 +1695,7 @@ type StartGuestEvent struct {
 
 func (x *StartGuestEvent) Reset() {
 	*x = StartGuestEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +1707,7 @@ func (x *StartGuestEvent) String() string {
 func (*StartGuestEvent) ProtoMessage() {}
 
 func (x *StartGuestEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1641,7 +1720,7 @@ func (x *StartGuestEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartGuestEvent.ProtoReflect.Descriptor instead.
 func (*StartGuestEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StartGuestEvent) GetKind() isStartGuestEvent_Kind {
@@ -1716,7 +1795,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +1807,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +1820,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Progress) GetStage() string {
@@ -1783,7 +1862,7 @@ type StopGuestRequest struct {
 
 func (x *StopGuestRequest) Reset() {
 	*x = StopGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1795,7 +1874,7 @@ func (x *StopGuestRequest) String() string {
 func (*StopGuestRequest) ProtoMessage() {}
 
 func (x *StopGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1808,7 +1887,7 @@ func (x *StopGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopGuestRequest.ProtoReflect.Descriptor instead.
 func (*StopGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StopGuestRequest) GetName() string {
@@ -1834,7 +1913,7 @@ type StopGuestResponse struct {
 
 func (x *StopGuestResponse) Reset() {
 	*x = StopGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +1925,7 @@ func (x *StopGuestResponse) String() string {
 func (*StopGuestResponse) ProtoMessage() {}
 
 func (x *StopGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +1938,7 @@ func (x *StopGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopGuestResponse.ProtoReflect.Descriptor instead.
 func (*StopGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{12}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StopGuestResponse) GetGuest() *Guest {
@@ -1879,7 +1958,7 @@ type RemoveGuestRequest struct {
 
 func (x *RemoveGuestRequest) Reset() {
 	*x = RemoveGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1891,7 +1970,7 @@ func (x *RemoveGuestRequest) String() string {
 func (*RemoveGuestRequest) ProtoMessage() {}
 
 func (x *RemoveGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1904,7 +1983,7 @@ func (x *RemoveGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGuestRequest.ProtoReflect.Descriptor instead.
 func (*RemoveGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{13}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveGuestRequest) GetName() string {
@@ -1929,7 +2008,7 @@ type RemoveGuestResponse struct {
 
 func (x *RemoveGuestResponse) Reset() {
 	*x = RemoveGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2020,7 @@ func (x *RemoveGuestResponse) String() string {
 func (*RemoveGuestResponse) ProtoMessage() {}
 
 func (x *RemoveGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2033,7 @@ func (x *RemoveGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGuestResponse.ProtoReflect.Descriptor instead.
 func (*RemoveGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{14}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{15}
 }
 
 type ListGuestsRequest struct {
@@ -1965,7 +2044,7 @@ type ListGuestsRequest struct {
 
 func (x *ListGuestsRequest) Reset() {
 	*x = ListGuestsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1977,7 +2056,7 @@ func (x *ListGuestsRequest) String() string {
 func (*ListGuestsRequest) ProtoMessage() {}
 
 func (x *ListGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1990,7 +2069,7 @@ func (x *ListGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGuestsRequest.ProtoReflect.Descriptor instead.
 func (*ListGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{15}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{16}
 }
 
 type ListGuestsResponse struct {
@@ -2002,7 +2081,7 @@ type ListGuestsResponse struct {
 
 func (x *ListGuestsResponse) Reset() {
 	*x = ListGuestsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2014,7 +2093,7 @@ func (x *ListGuestsResponse) String() string {
 func (*ListGuestsResponse) ProtoMessage() {}
 
 func (x *ListGuestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2027,7 +2106,7 @@ func (x *ListGuestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGuestsResponse.ProtoReflect.Descriptor instead.
 func (*ListGuestsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{16}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListGuestsResponse) GetGuests() []*Guest {
@@ -2046,7 +2125,7 @@ type InspectGuestRequest struct {
 
 func (x *InspectGuestRequest) Reset() {
 	*x = InspectGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2058,7 +2137,7 @@ func (x *InspectGuestRequest) String() string {
 func (*InspectGuestRequest) ProtoMessage() {}
 
 func (x *InspectGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2071,7 +2150,7 @@ func (x *InspectGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectGuestRequest.ProtoReflect.Descriptor instead.
 func (*InspectGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{17}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *InspectGuestRequest) GetName() string {
@@ -2090,7 +2169,7 @@ type InspectGuestResponse struct {
 
 func (x *InspectGuestResponse) Reset() {
 	*x = InspectGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2102,7 +2181,7 @@ func (x *InspectGuestResponse) String() string {
 func (*InspectGuestResponse) ProtoMessage() {}
 
 func (x *InspectGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2115,7 +2194,7 @@ func (x *InspectGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectGuestResponse.ProtoReflect.Descriptor instead.
 func (*InspectGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{18}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *InspectGuestResponse) GetGuest() *Guest {
@@ -2125,16 +2204,110 @@ func (x *InspectGuestResponse) GetGuest() *Guest {
 	return nil
 }
 
+type TraceGuestRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Wait for the guest's end and for what becomes of it then.
+	Ended         bool `protobuf:"varint,2,opt,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceGuestRequest) Reset() {
+	*x = TraceGuestRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceGuestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceGuestRequest) ProtoMessage() {}
+
+func (x *TraceGuestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceGuestRequest.ProtoReflect.Descriptor instead.
+func (*TraceGuestRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *TraceGuestRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TraceGuestRequest) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+type TraceGuestResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Spans         []*Span                `protobuf:"bytes,1,rep,name=spans,proto3" json:"spans,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceGuestResponse) Reset() {
+	*x = TraceGuestResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceGuestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceGuestResponse) ProtoMessage() {}
+
+func (x *TraceGuestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceGuestResponse.ProtoReflect.Descriptor instead.
+func (*TraceGuestResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *TraceGuestResponse) GetSpans() []*Span {
+	if x != nil {
+		return x.Spans
+	}
+	return nil
+}
+
 type TaskSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Empty: the image's own command, where it has one.
-	Argv []string `protobuf:"bytes,1,rep,name=argv,proto3" json:"argv,omitempty"`
+	Argv  []string               `protobuf:"bytes,1,rep,name=argv,proto3" json:"argv,omitempty"`
 	// NAME=value.
-	Env []string `protobuf:"bytes,2,rep,name=env,proto3" json:"env,omitempty"`
-	// Empty: the image's; without one, the user's home.
-	Workdir string `protobuf:"bytes,3,opt,name=workdir,proto3" json:"workdir,omitempty"`
-	// Empty: the image's, which is root where an image of a registry names none;
-	// 1000 in images that are built here.
+	Env     []string `protobuf:"bytes,2,rep,name=env,proto3" json:"env,omitempty"`
+	Workdir string   `protobuf:"bytes,3,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	// Empty: 1000.
 	User   string      `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	Tty    bool        `protobuf:"varint,5,opt,name=tty,proto3" json:"tty,omitempty"`
 	Rows   uint32      `protobuf:"varint,6,opt,name=rows,proto3" json:"rows,omitempty"`
@@ -2149,7 +2322,7 @@ type TaskSpec struct {
 
 func (x *TaskSpec) Reset() {
 	*x = TaskSpec{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2161,7 +2334,7 @@ func (x *TaskSpec) String() string {
 func (*TaskSpec) ProtoMessage() {}
 
 func (x *TaskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2174,7 +2347,7 @@ func (x *TaskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
 func (*TaskSpec) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{19}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TaskSpec) GetArgv() []string {
@@ -2260,7 +2433,7 @@ type TaskLimits struct {
 
 func (x *TaskLimits) Reset() {
 	*x = TaskLimits{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2272,7 +2445,7 @@ func (x *TaskLimits) String() string {
 func (*TaskLimits) ProtoMessage() {}
 
 func (x *TaskLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2285,7 +2458,7 @@ func (x *TaskLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskLimits.ProtoReflect.Descriptor instead.
 func (*TaskLimits) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{20}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TaskLimits) GetMemoryBytes() uint64 {
@@ -2343,7 +2516,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2355,7 +2528,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2368,7 +2541,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{21}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Task) GetId() string {
@@ -2446,7 +2619,7 @@ type Ending struct {
 
 func (x *Ending) Reset() {
 	*x = Ending{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2458,7 +2631,7 @@ func (x *Ending) String() string {
 func (*Ending) ProtoMessage() {}
 
 func (x *Ending) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2471,7 +2644,7 @@ func (x *Ending) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ending.ProtoReflect.Descriptor instead.
 func (*Ending) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{22}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Ending) GetStatus() int32 {
@@ -2521,7 +2694,7 @@ type StartTaskRequest struct {
 
 func (x *StartTaskRequest) Reset() {
 	*x = StartTaskRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2533,7 +2706,7 @@ func (x *StartTaskRequest) String() string {
 func (*StartTaskRequest) ProtoMessage() {}
 
 func (x *StartTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2546,7 +2719,7 @@ func (x *StartTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartTaskRequest.ProtoReflect.Descriptor instead.
 func (*StartTaskRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{23}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StartTaskRequest) GetGuest() string {
@@ -2579,7 +2752,7 @@ type StartTaskResponse struct {
 
 func (x *StartTaskResponse) Reset() {
 	*x = StartTaskResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +2764,7 @@ func (x *StartTaskResponse) String() string {
 func (*StartTaskResponse) ProtoMessage() {}
 
 func (x *StartTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +2777,7 @@ func (x *StartTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartTaskResponse.ProtoReflect.Descriptor instead.
 func (*StartTaskResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{24}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StartTaskResponse) GetTask() *Task {
@@ -2630,7 +2803,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2642,7 +2815,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2655,7 +2828,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{25}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AttachRequest) GetKind() isAttachRequest_Kind {
@@ -2762,7 +2935,7 @@ type AttachOpen struct {
 
 func (x *AttachOpen) Reset() {
 	*x = AttachOpen{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2774,7 +2947,7 @@ func (x *AttachOpen) String() string {
 func (*AttachOpen) ProtoMessage() {}
 
 func (x *AttachOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2787,7 +2960,7 @@ func (x *AttachOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachOpen.ProtoReflect.Descriptor instead.
 func (*AttachOpen) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{26}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AttachOpen) GetGuest() string {
@@ -2833,7 +3006,7 @@ type StdinClose struct {
 
 func (x *StdinClose) Reset() {
 	*x = StdinClose{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2845,7 +3018,7 @@ func (x *StdinClose) String() string {
 func (*StdinClose) ProtoMessage() {}
 
 func (x *StdinClose) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2858,7 +3031,7 @@ func (x *StdinClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinClose.ProtoReflect.Descriptor instead.
 func (*StdinClose) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{27}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{30}
 }
 
 type Resize struct {
@@ -2871,7 +3044,7 @@ type Resize struct {
 
 func (x *Resize) Reset() {
 	*x = Resize{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2883,7 +3056,7 @@ func (x *Resize) String() string {
 func (*Resize) ProtoMessage() {}
 
 func (x *Resize) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2896,7 +3069,7 @@ func (x *Resize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resize.ProtoReflect.Descriptor instead.
 func (*Resize) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{28}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Resize) GetRows() uint32 {
@@ -2932,7 +3105,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2944,7 +3117,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2957,7 +3130,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{29}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AttachResponse) GetKind() isAttachResponse_Kind {
@@ -3080,7 +3253,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3092,7 +3265,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3105,7 +3278,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{30}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListTasksRequest) GetGuest() string {
@@ -3124,7 +3297,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3136,7 +3309,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3149,7 +3322,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{31}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListTasksResponse) GetTasks() []*Task {
@@ -3173,7 +3346,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3185,7 +3358,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3198,7 +3371,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{32}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PutRequest) GetKind() isPutRequest_Kind {
@@ -3270,7 +3443,7 @@ type PutOpen struct {
 
 func (x *PutOpen) Reset() {
 	*x = PutOpen{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3282,7 +3455,7 @@ func (x *PutOpen) String() string {
 func (*PutOpen) ProtoMessage() {}
 
 func (x *PutOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3295,7 +3468,7 @@ func (x *PutOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutOpen.ProtoReflect.Descriptor instead.
 func (*PutOpen) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{33}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PutOpen) GetGuest() string {
@@ -3334,7 +3507,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3346,7 +3519,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3359,7 +3532,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{34}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{37}
 }
 
 type GetRequest struct {
@@ -3373,7 +3546,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3385,7 +3558,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3398,7 +3571,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{35}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetRequest) GetGuest() string {
@@ -3435,7 +3608,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3447,7 +3620,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3460,7 +3633,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{36}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetResponse) GetKind() isGetResponse_Kind {
@@ -3522,7 +3695,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3534,7 +3707,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3547,7 +3720,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{37}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *File) GetName() string {
@@ -3594,7 +3767,7 @@ type ListSharesRequest struct {
 
 func (x *ListSharesRequest) Reset() {
 	*x = ListSharesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3606,7 +3779,7 @@ func (x *ListSharesRequest) String() string {
 func (*ListSharesRequest) ProtoMessage() {}
 
 func (x *ListSharesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3619,7 +3792,7 @@ func (x *ListSharesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSharesRequest.ProtoReflect.Descriptor instead.
 func (*ListSharesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListSharesRequest) GetGuest() string {
@@ -3638,7 +3811,7 @@ type ListSharesResponse struct {
 
 func (x *ListSharesResponse) Reset() {
 	*x = ListSharesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3650,7 +3823,7 @@ func (x *ListSharesResponse) String() string {
 func (*ListSharesResponse) ProtoMessage() {}
 
 func (x *ListSharesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3663,7 +3836,7 @@ func (x *ListSharesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSharesResponse.ProtoReflect.Descriptor instead.
 func (*ListSharesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListSharesResponse) GetShares() []*SharedFolder {
@@ -3687,7 +3860,7 @@ type SharedFolder struct {
 
 func (x *SharedFolder) Reset() {
 	*x = SharedFolder{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3699,7 +3872,7 @@ func (x *SharedFolder) String() string {
 func (*SharedFolder) ProtoMessage() {}
 
 func (x *SharedFolder) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3712,7 +3885,7 @@ func (x *SharedFolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SharedFolder.ProtoReflect.Descriptor instead.
 func (*SharedFolder) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SharedFolder) GetShare() *Share {
@@ -3746,7 +3919,7 @@ type AddShareRequest struct {
 
 func (x *AddShareRequest) Reset() {
 	*x = AddShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3758,7 +3931,7 @@ func (x *AddShareRequest) String() string {
 func (*AddShareRequest) ProtoMessage() {}
 
 func (x *AddShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3771,7 +3944,7 @@ func (x *AddShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddShareRequest.ProtoReflect.Descriptor instead.
 func (*AddShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AddShareRequest) GetGuest() string {
@@ -3797,7 +3970,7 @@ type AddShareResponse struct {
 
 func (x *AddShareResponse) Reset() {
 	*x = AddShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3809,7 +3982,7 @@ func (x *AddShareResponse) String() string {
 func (*AddShareResponse) ProtoMessage() {}
 
 func (x *AddShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3822,7 +3995,7 @@ func (x *AddShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddShareResponse.ProtoReflect.Descriptor instead.
 func (*AddShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AddShareResponse) GetShare() *SharedFolder {
@@ -3846,7 +4019,7 @@ type RemoveShareRequest struct {
 
 func (x *RemoveShareRequest) Reset() {
 	*x = RemoveShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3858,7 +4031,7 @@ func (x *RemoveShareRequest) String() string {
 func (*RemoveShareRequest) ProtoMessage() {}
 
 func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3871,7 +4044,7 @@ func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareRequest.ProtoReflect.Descriptor instead.
 func (*RemoveShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RemoveShareRequest) GetGuest() string {
@@ -3903,7 +4076,7 @@ type RemoveShareResponse struct {
 
 func (x *RemoveShareResponse) Reset() {
 	*x = RemoveShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3915,7 +4088,7 @@ func (x *RemoveShareResponse) String() string {
 func (*RemoveShareResponse) ProtoMessage() {}
 
 func (x *RemoveShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3928,7 +4101,7 @@ func (x *RemoveShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareResponse.ProtoReflect.Descriptor instead.
 func (*RemoveShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
 }
 
 type RefreshShareRequest struct {
@@ -3942,7 +4115,7 @@ type RefreshShareRequest struct {
 
 func (x *RefreshShareRequest) Reset() {
 	*x = RefreshShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3954,7 +4127,7 @@ func (x *RefreshShareRequest) String() string {
 func (*RefreshShareRequest) ProtoMessage() {}
 
 func (x *RefreshShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3967,7 +4140,7 @@ func (x *RefreshShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshShareRequest.ProtoReflect.Descriptor instead.
 func (*RefreshShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RefreshShareRequest) GetGuest() string {
@@ -3992,7 +4165,7 @@ type RefreshShareResponse struct {
 
 func (x *RefreshShareResponse) Reset() {
 	*x = RefreshShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4004,7 +4177,7 @@ func (x *RefreshShareResponse) String() string {
 func (*RefreshShareResponse) ProtoMessage() {}
 
 func (x *RefreshShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4017,7 +4190,7 @@ func (x *RefreshShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshShareResponse.ProtoReflect.Descriptor instead.
 func (*RefreshShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
 }
 
 type ExplainShareRequest struct {
@@ -4033,7 +4206,7 @@ type ExplainShareRequest struct {
 
 func (x *ExplainShareRequest) Reset() {
 	*x = ExplainShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4045,7 +4218,7 @@ func (x *ExplainShareRequest) String() string {
 func (*ExplainShareRequest) ProtoMessage() {}
 
 func (x *ExplainShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4058,7 +4231,7 @@ func (x *ExplainShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainShareRequest.ProtoReflect.Descriptor instead.
 func (*ExplainShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ExplainShareRequest) GetGuest() string {
@@ -4098,7 +4271,7 @@ type ExplainShareResponse struct {
 
 func (x *ExplainShareResponse) Reset() {
 	*x = ExplainShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4110,7 +4283,7 @@ func (x *ExplainShareResponse) String() string {
 func (*ExplainShareResponse) ProtoMessage() {}
 
 func (x *ExplainShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4123,7 +4296,7 @@ func (x *ExplainShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainShareResponse.ProtoReflect.Descriptor instead.
 func (*ExplainShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ExplainShareResponse) GetHidden() bool {
@@ -4178,7 +4351,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4190,7 +4363,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4203,7 +4376,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DiffRequest) GetGuest() string {
@@ -4281,7 +4454,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4293,7 +4466,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4306,7 +4479,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Change) GetPath() string {
@@ -4444,7 +4617,7 @@ type ReviewSummaryRequest struct {
 
 func (x *ReviewSummaryRequest) Reset() {
 	*x = ReviewSummaryRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4456,7 +4629,7 @@ func (x *ReviewSummaryRequest) String() string {
 func (*ReviewSummaryRequest) ProtoMessage() {}
 
 func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4469,7 +4642,7 @@ func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummaryRequest.ProtoReflect.Descriptor instead.
 func (*ReviewSummaryRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReviewSummaryRequest) GetGuest() string {
@@ -4501,7 +4674,7 @@ type ReviewSummary struct {
 
 func (x *ReviewSummary) Reset() {
 	*x = ReviewSummary{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4513,7 +4686,7 @@ func (x *ReviewSummary) String() string {
 func (*ReviewSummary) ProtoMessage() {}
 
 func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4526,7 +4699,7 @@ func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummary.ProtoReflect.Descriptor instead.
 func (*ReviewSummary) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReviewSummary) GetAdded() int32 {
@@ -4616,7 +4789,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4628,7 +4801,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4641,7 +4814,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ApplyRequest) GetGuest() string {
@@ -4714,7 +4887,7 @@ type ApplyEvent struct {
 
 func (x *ApplyEvent) Reset() {
 	*x = ApplyEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4726,7 +4899,7 @@ func (x *ApplyEvent) String() string {
 func (*ApplyEvent) ProtoMessage() {}
 
 func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4739,7 +4912,7 @@ func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyEvent.ProtoReflect.Descriptor instead.
 func (*ApplyEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ApplyEvent) GetPath() string {
@@ -4780,7 +4953,7 @@ type DiscardRequest struct {
 
 func (x *DiscardRequest) Reset() {
 	*x = DiscardRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4792,7 +4965,7 @@ func (x *DiscardRequest) String() string {
 func (*DiscardRequest) ProtoMessage() {}
 
 func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4805,7 +4978,7 @@ func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
 func (*DiscardRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DiscardRequest) GetGuest() string {
@@ -4831,7 +5004,7 @@ type DiscardResponse struct {
 
 func (x *DiscardResponse) Reset() {
 	*x = DiscardResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4843,7 +5016,7 @@ func (x *DiscardResponse) String() string {
 func (*DiscardResponse) ProtoMessage() {}
 
 func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4856,7 +5029,7 @@ func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
 func (*DiscardResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DiscardResponse) GetDiscarded() int32 {
@@ -4881,7 +5054,7 @@ type UndoRequest struct {
 
 func (x *UndoRequest) Reset() {
 	*x = UndoRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4893,7 +5066,7 @@ func (x *UndoRequest) String() string {
 func (*UndoRequest) ProtoMessage() {}
 
 func (x *UndoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4906,7 +5079,7 @@ func (x *UndoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoRequest.ProtoReflect.Descriptor instead.
 func (*UndoRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *UndoRequest) GetGuest() string {
@@ -4946,7 +5119,7 @@ type ExplainEgressRequest struct {
 
 func (x *ExplainEgressRequest) Reset() {
 	*x = ExplainEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4958,7 +5131,7 @@ func (x *ExplainEgressRequest) String() string {
 func (*ExplainEgressRequest) ProtoMessage() {}
 
 func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4971,7 +5144,7 @@ func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
 func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ExplainEgressRequest) GetGuest() string {
@@ -4993,7 +5166,7 @@ type ExplainEgressResponse struct {
 
 func (x *ExplainEgressResponse) Reset() {
 	*x = ExplainEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5005,7 +5178,7 @@ func (x *ExplainEgressResponse) String() string {
 func (*ExplainEgressResponse) ProtoMessage() {}
 
 func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5018,7 +5191,7 @@ func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
 func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ExplainEgressResponse) GetRules() []*EgressRule {
@@ -5047,7 +5220,7 @@ type ChangeEgressRequest struct {
 
 func (x *ChangeEgressRequest) Reset() {
 	*x = ChangeEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5059,7 +5232,7 @@ func (x *ChangeEgressRequest) String() string {
 func (*ChangeEgressRequest) ProtoMessage() {}
 
 func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5072,7 +5245,7 @@ func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressRequest.ProtoReflect.Descriptor instead.
 func (*ChangeEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ChangeEgressRequest) GetGuest() string {
@@ -5107,7 +5280,7 @@ type ChangeEgressResponse struct {
 
 func (x *ChangeEgressResponse) Reset() {
 	*x = ChangeEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5119,7 +5292,7 @@ func (x *ChangeEgressResponse) String() string {
 func (*ChangeEgressResponse) ProtoMessage() {}
 
 func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5132,7 +5305,7 @@ func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressResponse.ProtoReflect.Descriptor instead.
 func (*ChangeEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ChangeEgressResponse) GetRules() []*EgressRule {
@@ -5163,7 +5336,7 @@ type TestEgressRequest struct {
 
 func (x *TestEgressRequest) Reset() {
 	*x = TestEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5175,7 +5348,7 @@ func (x *TestEgressRequest) String() string {
 func (*TestEgressRequest) ProtoMessage() {}
 
 func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5188,7 +5361,7 @@ func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressRequest.ProtoReflect.Descriptor instead.
 func (*TestEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *TestEgressRequest) GetGuest() string {
@@ -5221,7 +5394,7 @@ type TestEgressResponse struct {
 
 func (x *TestEgressResponse) Reset() {
 	*x = TestEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5233,7 +5406,7 @@ func (x *TestEgressResponse) String() string {
 func (*TestEgressResponse) ProtoMessage() {}
 
 func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5246,7 +5419,7 @@ func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressResponse.ProtoReflect.Descriptor instead.
 func (*TestEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *TestEgressResponse) GetVerdict() *EgressVerdict {
@@ -5274,7 +5447,7 @@ type EgressVerdict struct {
 
 func (x *EgressVerdict) Reset() {
 	*x = EgressVerdict{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5286,7 +5459,7 @@ func (x *EgressVerdict) String() string {
 func (*EgressVerdict) ProtoMessage() {}
 
 func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5299,7 +5472,7 @@ func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressVerdict.ProtoReflect.Descriptor instead.
 func (*EgressVerdict) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *EgressVerdict) GetAction() EgressAction {
@@ -5350,7 +5523,7 @@ type WatchEgressRequest struct {
 
 func (x *WatchEgressRequest) Reset() {
 	*x = WatchEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5362,7 +5535,7 @@ func (x *WatchEgressRequest) String() string {
 func (*WatchEgressRequest) ProtoMessage() {}
 
 func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5375,7 +5548,7 @@ func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEgressRequest.ProtoReflect.Descriptor instead.
 func (*WatchEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *WatchEgressRequest) GetGuest() string {
@@ -5433,7 +5606,7 @@ type EgressEvent struct {
 
 func (x *EgressEvent) Reset() {
 	*x = EgressEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5445,7 +5618,7 @@ func (x *EgressEvent) String() string {
 func (*EgressEvent) ProtoMessage() {}
 
 func (x *EgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5458,7 +5631,7 @@ func (x *EgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
 func (*EgressEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *EgressEvent) GetSequence() uint64 {
@@ -5584,7 +5757,7 @@ type AnswerEgressRequest struct {
 
 func (x *AnswerEgressRequest) Reset() {
 	*x = AnswerEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5596,7 +5769,7 @@ func (x *AnswerEgressRequest) String() string {
 func (*AnswerEgressRequest) ProtoMessage() {}
 
 func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5609,7 +5782,7 @@ func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressRequest.ProtoReflect.Descriptor instead.
 func (*AnswerEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *AnswerEgressRequest) GetGuest() string {
@@ -5641,7 +5814,7 @@ type AnswerEgressResponse struct {
 
 func (x *AnswerEgressResponse) Reset() {
 	*x = AnswerEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5653,7 +5826,7 @@ func (x *AnswerEgressResponse) String() string {
 func (*AnswerEgressResponse) ProtoMessage() {}
 
 func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5666,7 +5839,7 @@ func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressResponse.ProtoReflect.Descriptor instead.
 func (*AnswerEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
 }
 
 type PublishRequest struct {
@@ -5679,7 +5852,7 @@ type PublishRequest struct {
 
 func (x *PublishRequest) Reset() {
 	*x = PublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5691,7 +5864,7 @@ func (x *PublishRequest) String() string {
 func (*PublishRequest) ProtoMessage() {}
 
 func (x *PublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5704,7 +5877,7 @@ func (x *PublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
 func (*PublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *PublishRequest) GetGuest() string {
@@ -5730,7 +5903,7 @@ type PublishResponse struct {
 
 func (x *PublishResponse) Reset() {
 	*x = PublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5742,7 +5915,7 @@ func (x *PublishResponse) String() string {
 func (*PublishResponse) ProtoMessage() {}
 
 func (x *PublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5755,7 +5928,7 @@ func (x *PublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishResponse.ProtoReflect.Descriptor instead.
 func (*PublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *PublishResponse) GetPort() *Port {
@@ -5775,7 +5948,7 @@ type UnpublishRequest struct {
 
 func (x *UnpublishRequest) Reset() {
 	*x = UnpublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5787,7 +5960,7 @@ func (x *UnpublishRequest) String() string {
 func (*UnpublishRequest) ProtoMessage() {}
 
 func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5800,7 +5973,7 @@ func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishRequest.ProtoReflect.Descriptor instead.
 func (*UnpublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *UnpublishRequest) GetGuest() string {
@@ -5825,7 +5998,7 @@ type UnpublishResponse struct {
 
 func (x *UnpublishResponse) Reset() {
 	*x = UnpublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5837,7 +6010,7 @@ func (x *UnpublishResponse) String() string {
 func (*UnpublishResponse) ProtoMessage() {}
 
 func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5850,7 +6023,7 @@ func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishResponse.ProtoReflect.Descriptor instead.
 func (*UnpublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
 }
 
 // Secret is what is known of a credential beside its value.
@@ -5868,7 +6041,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5880,7 +6053,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5893,7 +6066,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Secret) GetName() string {
@@ -5960,7 +6133,7 @@ type SecretDefinition struct {
 
 func (x *SecretDefinition) Reset() {
 	*x = SecretDefinition{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5972,7 +6145,7 @@ func (x *SecretDefinition) String() string {
 func (*SecretDefinition) ProtoMessage() {}
 
 func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5985,7 +6158,7 @@ func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretDefinition.ProtoReflect.Descriptor instead.
 func (*SecretDefinition) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *SecretDefinition) GetPreset() string {
@@ -6098,7 +6271,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6110,7 +6283,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6123,7 +6296,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -6156,7 +6329,7 @@ type SetSecretResponse struct {
 
 func (x *SetSecretResponse) Reset() {
 	*x = SetSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6168,7 +6341,7 @@ func (x *SetSecretResponse) String() string {
 func (*SetSecretResponse) ProtoMessage() {}
 
 func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6181,7 +6354,7 @@ func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretResponse.ProtoReflect.Descriptor instead.
 func (*SetSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SetSecretResponse) GetSecret() *Secret {
@@ -6199,7 +6372,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6211,7 +6384,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6224,7 +6397,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
 }
 
 type ListSecretsResponse struct {
@@ -6236,7 +6409,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6248,7 +6421,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6261,7 +6434,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*Secret {
@@ -6280,7 +6453,7 @@ type RemoveSecretRequest struct {
 
 func (x *RemoveSecretRequest) Reset() {
 	*x = RemoveSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6292,7 +6465,7 @@ func (x *RemoveSecretRequest) String() string {
 func (*RemoveSecretRequest) ProtoMessage() {}
 
 func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6305,7 +6478,7 @@ func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RemoveSecretRequest) GetName() string {
@@ -6323,7 +6496,7 @@ type RemoveSecretResponse struct {
 
 func (x *RemoveSecretResponse) Reset() {
 	*x = RemoveSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6335,7 +6508,7 @@ func (x *RemoveSecretResponse) String() string {
 func (*RemoveSecretResponse) ProtoMessage() {}
 
 func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6348,7 +6521,7 @@ func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
 }
 
 type ImportPolicyRequest struct {
@@ -6363,7 +6536,7 @@ type ImportPolicyRequest struct {
 
 func (x *ImportPolicyRequest) Reset() {
 	*x = ImportPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6375,7 +6548,7 @@ func (x *ImportPolicyRequest) String() string {
 func (*ImportPolicyRequest) ProtoMessage() {}
 
 func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6388,7 +6561,7 @@ func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ImportPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ImportPolicyRequest) GetFrom() string {
@@ -6416,7 +6589,7 @@ type ImportPolicyResponse struct {
 
 func (x *ImportPolicyResponse) Reset() {
 	*x = ImportPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6428,7 +6601,7 @@ func (x *ImportPolicyResponse) String() string {
 func (*ImportPolicyResponse) ProtoMessage() {}
 
 func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6441,7 +6614,7 @@ func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ImportPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ImportPolicyResponse) GetPolicy() []byte {
@@ -6470,7 +6643,7 @@ type ImportedKey struct {
 
 func (x *ImportedKey) Reset() {
 	*x = ImportedKey{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6482,7 +6655,7 @@ func (x *ImportedKey) String() string {
 func (*ImportedKey) ProtoMessage() {}
 
 func (x *ImportedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6495,7 +6668,7 @@ func (x *ImportedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedKey.ProtoReflect.Descriptor instead.
 func (*ImportedKey) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ImportedKey) GetKey() string {
@@ -6533,7 +6706,7 @@ type CheckPolicyRequest struct {
 
 func (x *CheckPolicyRequest) Reset() {
 	*x = CheckPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6545,7 +6718,7 @@ func (x *CheckPolicyRequest) String() string {
 func (*CheckPolicyRequest) ProtoMessage() {}
 
 func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6558,7 +6731,7 @@ func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyRequest.ProtoReflect.Descriptor instead.
 func (*CheckPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CheckPolicyRequest) GetContent() []byte {
@@ -6592,7 +6765,7 @@ type CheckPolicyResponse struct {
 
 func (x *CheckPolicyResponse) Reset() {
 	*x = CheckPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6604,7 +6777,7 @@ func (x *CheckPolicyResponse) String() string {
 func (*CheckPolicyResponse) ProtoMessage() {}
 
 func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6617,7 +6790,7 @@ func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyResponse.ProtoReflect.Descriptor instead.
 func (*CheckPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *CheckPolicyResponse) GetProblems() []*PolicyProblem {
@@ -6645,7 +6818,7 @@ type PolicyProblem struct {
 
 func (x *PolicyProblem) Reset() {
 	*x = PolicyProblem{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6657,7 +6830,7 @@ func (x *PolicyProblem) String() string {
 func (*PolicyProblem) ProtoMessage() {}
 
 func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6670,7 +6843,7 @@ func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyProblem.ProtoReflect.Descriptor instead.
 func (*PolicyProblem) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *PolicyProblem) GetLine() int32 {
@@ -6705,7 +6878,7 @@ type RequestPolicyRequest struct {
 
 func (x *RequestPolicyRequest) Reset() {
 	*x = RequestPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6717,7 +6890,7 @@ func (x *RequestPolicyRequest) String() string {
 func (*RequestPolicyRequest) ProtoMessage() {}
 
 func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6730,7 +6903,7 @@ func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyRequest.ProtoReflect.Descriptor instead.
 func (*RequestPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RequestPolicyRequest) GetFolder() string {
@@ -6754,7 +6927,7 @@ type RequestPolicyResponse struct {
 
 func (x *RequestPolicyResponse) Reset() {
 	*x = RequestPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6766,7 +6939,7 @@ func (x *RequestPolicyResponse) String() string {
 func (*RequestPolicyResponse) ProtoMessage() {}
 
 func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6779,7 +6952,7 @@ func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyResponse.ProtoReflect.Descriptor instead.
 func (*RequestPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *RequestPolicyResponse) GetPresent() bool {
@@ -6827,7 +7000,7 @@ type AgreePolicyRequest struct {
 
 func (x *AgreePolicyRequest) Reset() {
 	*x = AgreePolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6839,7 +7012,7 @@ func (x *AgreePolicyRequest) String() string {
 func (*AgreePolicyRequest) ProtoMessage() {}
 
 func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6852,7 +7025,7 @@ func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyRequest.ProtoReflect.Descriptor instead.
 func (*AgreePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *AgreePolicyRequest) GetFolder() string {
@@ -6877,7 +7050,7 @@ type AgreePolicyResponse struct {
 
 func (x *AgreePolicyResponse) Reset() {
 	*x = AgreePolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6889,7 +7062,7 @@ func (x *AgreePolicyResponse) String() string {
 func (*AgreePolicyResponse) ProtoMessage() {}
 
 func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6902,7 +7075,7 @@ func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyResponse.ProtoReflect.Descriptor instead.
 func (*AgreePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
 }
 
 type VerifyAuditRequest struct {
@@ -6914,7 +7087,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6926,7 +7099,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6939,7 +7112,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *VerifyAuditRequest) GetGuest() string {
@@ -6963,7 +7136,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6975,7 +7148,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6988,7 +7161,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *VerifyAuditResponse) GetRecords() int64 {
@@ -7029,7 +7202,7 @@ type ShowAuditRequest struct {
 
 func (x *ShowAuditRequest) Reset() {
 	*x = ShowAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7041,7 +7214,7 @@ func (x *ShowAuditRequest) String() string {
 func (*ShowAuditRequest) ProtoMessage() {}
 
 func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7054,7 +7227,7 @@ func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditRequest.ProtoReflect.Descriptor instead.
 func (*ShowAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ShowAuditRequest) GetGuest() string {
@@ -7080,7 +7253,7 @@ type ShowAuditResponse struct {
 
 func (x *ShowAuditResponse) Reset() {
 	*x = ShowAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7092,7 +7265,7 @@ func (x *ShowAuditResponse) String() string {
 func (*ShowAuditResponse) ProtoMessage() {}
 
 func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7105,7 +7278,7 @@ func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditResponse.ProtoReflect.Descriptor instead.
 func (*ShowAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ShowAuditResponse) GetRecord() []byte {
@@ -7116,9 +7289,7 @@ func (x *ShowAuditResponse) GetRecord() []byte {
 }
 
 type Image struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// A built image's name, or the reference of one that was pulled or imported;
-	// its digest when no reference leads to it any more.
+	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	KernelVersion string                 `protobuf:"bytes,2,opt,name=kernel_version,json=kernelVersion,proto3" json:"kernel_version,omitempty"`
 	Arch          string                 `protobuf:"bytes,3,opt,name=arch,proto3" json:"arch,omitempty"`
@@ -7126,21 +7297,13 @@ type Image struct {
 	Parts         []*ImagePart           `protobuf:"bytes,5,rep,name=parts,proto3" json:"parts,omitempty"`
 	// Bytes of the root file system before compression.
 	RootUncompressed int64 `protobuf:"varint,6,opt,name=root_uncompressed,json=rootUncompressed,proto3" json:"root_uncompressed,omitempty"`
-	// The digest of the manifest, "sha256:..."; empty in a built image.
-	Digest string `protobuf:"bytes,7,opt,name=digest,proto3" json:"digest,omitempty"`
-	// Bytes of the layers as they were downloaded, and how many of these other
-	// images share.
-	LayersSize   int64 `protobuf:"varint,8,opt,name=layers_size,json=layersSize,proto3" json:"layers_size,omitempty"`
-	LayersShared int64 `protobuf:"varint,9,opt,name=layers_shared,json=layersShared,proto3" json:"layers_shared,omitempty"`
-	// What the image says of its tasks.
-	Config        *ImageConfig `protobuf:"bytes,10,opt,name=config,proto3" json:"config,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7152,7 +7315,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7165,7 +7328,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *Image) GetName() string {
@@ -7210,110 +7373,6 @@ func (x *Image) GetRootUncompressed() int64 {
 	return 0
 }
 
-func (x *Image) GetDigest() string {
-	if x != nil {
-		return x.Digest
-	}
-	return ""
-}
-
-func (x *Image) GetLayersSize() int64 {
-	if x != nil {
-		return x.LayersSize
-	}
-	return 0
-}
-
-func (x *Image) GetLayersShared() int64 {
-	if x != nil {
-		return x.LayersShared
-	}
-	return 0
-}
-
-func (x *Image) GetConfig() *ImageConfig {
-	if x != nil {
-		return x.Config
-	}
-	return nil
-}
-
-type ImageConfig struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Entrypoint    []string               `protobuf:"bytes,1,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
-	Cmd           []string               `protobuf:"bytes,2,rep,name=cmd,proto3" json:"cmd,omitempty"`
-	Env           []string               `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"`
-	User          string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
-	Workdir       string                 `protobuf:"bytes,5,opt,name=workdir,proto3" json:"workdir,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ImageConfig) Reset() {
-	*x = ImageConfig{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ImageConfig) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ImageConfig) ProtoMessage() {}
-
-func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
-func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
-}
-
-func (x *ImageConfig) GetEntrypoint() []string {
-	if x != nil {
-		return x.Entrypoint
-	}
-	return nil
-}
-
-func (x *ImageConfig) GetCmd() []string {
-	if x != nil {
-		return x.Cmd
-	}
-	return nil
-}
-
-func (x *ImageConfig) GetEnv() []string {
-	if x != nil {
-		return x.Env
-	}
-	return nil
-}
-
-func (x *ImageConfig) GetUser() string {
-	if x != nil {
-		return x.User
-	}
-	return ""
-}
-
-func (x *ImageConfig) GetWorkdir() string {
-	if x != nil {
-		return x.Workdir
-	}
-	return ""
-}
-
 type ImagePart struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -7325,7 +7384,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7337,7 +7396,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7350,7 +7409,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ImagePart) GetName() string {
@@ -7382,7 +7441,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7394,7 +7453,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7407,7 +7466,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
 }
 
 type ListImagesResponse struct {
@@ -7419,7 +7478,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7431,7 +7490,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7444,7 +7503,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -7463,7 +7522,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7475,7 +7534,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7488,7 +7547,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -7511,7 +7570,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7523,7 +7582,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7536,7 +7595,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -7580,268 +7639,6 @@ func (*BuildImageEvent_Progress) isBuildImageEvent_Kind() {}
 
 func (*BuildImageEvent_Image) isBuildImageEvent_Kind() {}
 
-type PullImageRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reference     string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PullImageRequest) Reset() {
-	*x = PullImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PullImageRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PullImageRequest) ProtoMessage() {}
-
-func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
-func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
-}
-
-func (x *PullImageRequest) GetReference() string {
-	if x != nil {
-		return x.Reference
-	}
-	return ""
-}
-
-type PullImageResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Types that are valid to be assigned to Kind:
-	//
-	//	*PullImageResponse_Progress
-	//	*PullImageResponse_Image
-	Kind          isPullImageResponse_Kind `protobuf_oneof:"kind"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PullImageResponse) Reset() {
-	*x = PullImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PullImageResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PullImageResponse) ProtoMessage() {}
-
-func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
-func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
-}
-
-func (x *PullImageResponse) GetKind() isPullImageResponse_Kind {
-	if x != nil {
-		return x.Kind
-	}
-	return nil
-}
-
-func (x *PullImageResponse) GetProgress() *Progress {
-	if x != nil {
-		if x, ok := x.Kind.(*PullImageResponse_Progress); ok {
-			return x.Progress
-		}
-	}
-	return nil
-}
-
-func (x *PullImageResponse) GetImage() *Image {
-	if x != nil {
-		if x, ok := x.Kind.(*PullImageResponse_Image); ok {
-			return x.Image
-		}
-	}
-	return nil
-}
-
-type isPullImageResponse_Kind interface {
-	isPullImageResponse_Kind()
-}
-
-type PullImageResponse_Progress struct {
-	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
-}
-
-type PullImageResponse_Image struct {
-	Image *Image `protobuf:"bytes,2,opt,name=image,proto3,oneof"`
-}
-
-func (*PullImageResponse_Progress) isPullImageResponse_Kind() {}
-
-func (*PullImageResponse_Image) isPullImageResponse_Kind() {}
-
-type ImportImageRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// An absolute path: an OCI layout's folder, or a tarball of docker save.
-	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	// What it is to be called; empty: its own name, or "imported/" and the file's.
-	Reference     string `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ImportImageRequest) Reset() {
-	*x = ImportImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ImportImageRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ImportImageRequest) ProtoMessage() {}
-
-func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
-func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
-}
-
-func (x *ImportImageRequest) GetPath() string {
-	if x != nil {
-		return x.Path
-	}
-	return ""
-}
-
-func (x *ImportImageRequest) GetReference() string {
-	if x != nil {
-		return x.Reference
-	}
-	return ""
-}
-
-type ImportImageResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Types that are valid to be assigned to Kind:
-	//
-	//	*ImportImageResponse_Progress
-	//	*ImportImageResponse_Image
-	Kind          isImportImageResponse_Kind `protobuf_oneof:"kind"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ImportImageResponse) Reset() {
-	*x = ImportImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ImportImageResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ImportImageResponse) ProtoMessage() {}
-
-func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
-func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
-}
-
-func (x *ImportImageResponse) GetKind() isImportImageResponse_Kind {
-	if x != nil {
-		return x.Kind
-	}
-	return nil
-}
-
-func (x *ImportImageResponse) GetProgress() *Progress {
-	if x != nil {
-		if x, ok := x.Kind.(*ImportImageResponse_Progress); ok {
-			return x.Progress
-		}
-	}
-	return nil
-}
-
-func (x *ImportImageResponse) GetImage() *Image {
-	if x != nil {
-		if x, ok := x.Kind.(*ImportImageResponse_Image); ok {
-			return x.Image
-		}
-	}
-	return nil
-}
-
-type isImportImageResponse_Kind interface {
-	isImportImageResponse_Kind()
-}
-
-type ImportImageResponse_Progress struct {
-	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
-}
-
-type ImportImageResponse_Image struct {
-	Image *Image `protobuf:"bytes,2,opt,name=image,proto3,oneof"`
-}
-
-func (*ImportImageResponse_Progress) isImportImageResponse_Kind() {}
-
-func (*ImportImageResponse_Image) isImportImageResponse_Kind() {}
-
 type VerifyImageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -7851,7 +7648,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7863,7 +7660,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7876,7 +7673,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -7895,7 +7692,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7907,7 +7704,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7920,7 +7717,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -7939,7 +7736,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7951,7 +7748,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7964,7 +7761,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -7982,7 +7779,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7994,7 +7791,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8007,123 +7804,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
-}
-
-type PruneImagesRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only say what would be removed.
-	DryRun bool `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	// Also images to which a reference leads, unless a guest uses them.
-	All           bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PruneImagesRequest) Reset() {
-	*x = PruneImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PruneImagesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PruneImagesRequest) ProtoMessage() {}
-
-func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
-func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
-}
-
-func (x *PruneImagesRequest) GetDryRun() bool {
-	if x != nil {
-		return x.DryRun
-	}
-	return false
-}
-
-func (x *PruneImagesRequest) GetAll() bool {
-	if x != nil {
-		return x.All
-	}
-	return false
-}
-
-type PruneImagesResponse struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Images []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
-	// Layers that no image needs.
-	Blobs int32 `protobuf:"varint,2,opt,name=blobs,proto3" json:"blobs,omitempty"`
-	// Bytes that are free again, in all.
-	Freed         int64 `protobuf:"varint,3,opt,name=freed,proto3" json:"freed,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PruneImagesResponse) Reset() {
-	*x = PruneImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PruneImagesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PruneImagesResponse) ProtoMessage() {}
-
-func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
-func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
-}
-
-func (x *PruneImagesResponse) GetImages() []*Image {
-	if x != nil {
-		return x.Images
-	}
-	return nil
-}
-
-func (x *PruneImagesResponse) GetBlobs() int32 {
-	if x != nil {
-		return x.Blobs
-	}
-	return 0
-}
-
-func (x *PruneImagesResponse) GetFreed() int64 {
-	if x != nil {
-		return x.Freed
-	}
-	return 0
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
 }
 
 type VersionRequest struct {
@@ -8134,7 +7815,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8146,7 +7827,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8159,7 +7840,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
 }
 
 type VersionResponse struct {
@@ -8175,7 +7856,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8187,7 +7868,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8200,7 +7881,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -8239,7 +7920,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8251,7 +7932,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8264,7 +7945,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
 }
 
 type StatusResponse struct {
@@ -8285,7 +7966,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8297,7 +7978,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8310,7 +7991,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -8384,7 +8065,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8396,7 +8077,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8409,7 +8090,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
 }
 
 type Finding struct {
@@ -8427,7 +8108,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8439,7 +8120,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8452,7 +8133,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *Finding) GetCheck() string {
@@ -8492,7 +8173,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8504,7 +8185,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8517,7 +8198,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -8535,7 +8216,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8547,7 +8228,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8560,7 +8241,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
 }
 
 type WatchRequest struct {
@@ -8571,7 +8252,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8583,7 +8264,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8596,7 +8277,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
 }
 
 type ImportReviewRequest struct {
@@ -8609,7 +8290,7 @@ type ImportReviewRequest struct {
 
 func (x *ImportReviewRequest) Reset() {
 	*x = ImportReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8621,7 +8302,7 @@ func (x *ImportReviewRequest) String() string {
 func (*ImportReviewRequest) ProtoMessage() {}
 
 func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8634,7 +8315,7 @@ func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewRequest.ProtoReflect.Descriptor instead.
 func (*ImportReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *ImportReviewRequest) GetIgnored() bool {
@@ -8652,7 +8333,7 @@ type ImportReviewResponse struct {
 
 func (x *ImportReviewResponse) Reset() {
 	*x = ImportReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8664,7 +8345,7 @@ func (x *ImportReviewResponse) String() string {
 func (*ImportReviewResponse) ProtoMessage() {}
 
 func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8677,7 +8358,7 @@ func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewResponse.ProtoReflect.Descriptor instead.
 func (*ImportReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
 }
 
 type DropReviewRequest struct {
@@ -8691,7 +8372,7 @@ type DropReviewRequest struct {
 
 func (x *DropReviewRequest) Reset() {
 	*x = DropReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8703,7 +8384,7 @@ func (x *DropReviewRequest) String() string {
 func (*DropReviewRequest) ProtoMessage() {}
 
 func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8716,7 +8397,7 @@ func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewRequest.ProtoReflect.Descriptor instead.
 func (*DropReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *DropReviewRequest) GetShare() string {
@@ -8741,7 +8422,7 @@ type DropReviewResponse struct {
 
 func (x *DropReviewResponse) Reset() {
 	*x = DropReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8753,7 +8434,7 @@ func (x *DropReviewResponse) String() string {
 func (*DropReviewResponse) ProtoMessage() {}
 
 func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8766,7 +8447,7 @@ func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewResponse.ProtoReflect.Descriptor instead.
 func (*DropReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
 }
 
 type AttachShareRequest struct {
@@ -8780,7 +8461,7 @@ type AttachShareRequest struct {
 
 func (x *AttachShareRequest) Reset() {
 	*x = AttachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8792,7 +8473,7 @@ func (x *AttachShareRequest) String() string {
 func (*AttachShareRequest) ProtoMessage() {}
 
 func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8805,7 +8486,7 @@ func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareRequest.ProtoReflect.Descriptor instead.
 func (*AttachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *AttachShareRequest) GetTag() string {
@@ -8830,7 +8511,7 @@ type AttachShareResponse struct {
 
 func (x *AttachShareResponse) Reset() {
 	*x = AttachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8842,7 +8523,7 @@ func (x *AttachShareResponse) String() string {
 func (*AttachShareResponse) ProtoMessage() {}
 
 func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8855,7 +8536,7 @@ func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareResponse.ProtoReflect.Descriptor instead.
 func (*AttachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
 }
 
 // DetachShareRequest names a share by its tag, or by where the guest sees it.
@@ -8868,7 +8549,7 @@ type DetachShareRequest struct {
 
 func (x *DetachShareRequest) Reset() {
 	*x = DetachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8880,7 +8561,7 @@ func (x *DetachShareRequest) String() string {
 func (*DetachShareRequest) ProtoMessage() {}
 
 func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8893,7 +8574,7 @@ func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareRequest.ProtoReflect.Descriptor instead.
 func (*DetachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *DetachShareRequest) GetTag() string {
@@ -8911,7 +8592,7 @@ type DetachShareResponse struct {
 
 func (x *DetachShareResponse) Reset() {
 	*x = DetachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8923,7 +8604,7 @@ func (x *DetachShareResponse) String() string {
 func (*DetachShareResponse) ProtoMessage() {}
 
 func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8936,7 +8617,7 @@ func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareResponse.ProtoReflect.Descriptor instead.
 func (*DetachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
 }
 
 type ConfigureEdgeRequest struct {
@@ -8951,7 +8632,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8963,7 +8644,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8976,7 +8657,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -9011,7 +8692,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9023,7 +8704,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9036,7 +8717,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{130}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -9072,7 +8753,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9084,7 +8765,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9097,7 +8778,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -9130,7 +8811,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9142,7 +8823,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9155,7 +8836,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -9242,7 +8923,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\fhost_address\x18\x01 \x01(\tR\vhostAddress\x12\x1b\n" +
 	"\thost_port\x18\x02 \x01(\rR\bhostPort\x12\x1d\n" +
 	"\n" +
-	"guest_port\x18\x03 \x01(\rR\tguestPort\"\xbc\x01\n" +
+	"guest_port\x18\x03 \x01(\rR\tguestPort\"\xe3\x01\n" +
 	"\aTimings\x12!\n" +
 	"\fkeeper_nanos\x18\x01 \x01(\x03R\vkeeperNanos\x12\x1d\n" +
 	"\n" +
@@ -9250,7 +8931,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x0eguest_up_nanos\x18\x03 \x01(\x03R\fguestUpNanos\x12(\n" +
 	"\x10guest_init_nanos\x18\x04 \x01(\x03R\x0eguestInitNanos\x12\x1f\n" +
 	"\vsetup_nanos\x18\x05 \x01(\x03R\n" +
-	"setupNanos\"X\n" +
+	"setupNanos\x12%\n" +
+	"\x05spans\x18\x06 \x03(\v2\x0f.carrel.v1.SpanR\x05spans\"h\n" +
+	"\x04Span\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x1f\n" +
+	"\vbegin_nanos\x18\x03 \x01(\x03R\n" +
+	"beginNanos\x12\x1b\n" +
+	"\tend_nanos\x18\x04 \x01(\x03R\bendNanos\"X\n" +
 	"\x11StartGuestRequest\x12(\n" +
 	"\x04spec\x18\x01 \x01(\v2\x14.carrel.v1.GuestSpecR\x04spec\x12\x19\n" +
 	"\bonly_new\x18\x02 \x01(\bR\aonlyNew\"\x90\x01\n" +
@@ -9280,7 +8968,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x13InspectGuestRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\">\n" +
 	"\x14InspectGuestResponse\x12&\n" +
-	"\x05guest\x18\x01 \x01(\v2\x10.carrel.v1.GuestR\x05guest\"\x82\x02\n" +
+	"\x05guest\x18\x01 \x01(\v2\x10.carrel.v1.GuestR\x05guest\"=\n" +
+	"\x11TraceGuestRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05ended\x18\x02 \x01(\bR\x05ended\";\n" +
+	"\x12TraceGuestResponse\x12%\n" +
+	"\x05spans\x18\x01 \x03(\v2\x0f.carrel.v1.SpanR\x05spans\"\x82\x02\n" +
 	"\bTaskSpec\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
 	"\x03env\x18\x02 \x03(\tR\x03env\x12\x18\n" +
@@ -9626,28 +9319,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x05R\x04last\"+\n" +
 	"\x11ShowAuditResponse\x12\x16\n" +
-	"\x06record\x18\x01 \x01(\fR\x06record\"\xf3\x02\n" +
+	"\x06record\x18\x01 \x01(\fR\x06record\"\xe5\x01\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0ekernel_version\x18\x02 \x01(\tR\rkernelVersion\x12\x12\n" +
 	"\x04arch\x18\x03 \x01(\tR\x04arch\x124\n" +
 	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12*\n" +
 	"\x05parts\x18\x05 \x03(\v2\x14.carrel.v1.ImagePartR\x05parts\x12+\n" +
-	"\x11root_uncompressed\x18\x06 \x01(\x03R\x10rootUncompressed\x12\x16\n" +
-	"\x06digest\x18\a \x01(\tR\x06digest\x12\x1f\n" +
-	"\vlayers_size\x18\b \x01(\x03R\n" +
-	"layersSize\x12#\n" +
-	"\rlayers_shared\x18\t \x01(\x03R\flayersShared\x12.\n" +
-	"\x06config\x18\n" +
-	" \x01(\v2\x16.carrel.v1.ImageConfigR\x06config\"\x7f\n" +
-	"\vImageConfig\x12\x1e\n" +
-	"\n" +
-	"entrypoint\x18\x01 \x03(\tR\n" +
-	"entrypoint\x12\x10\n" +
-	"\x03cmd\x18\x02 \x03(\tR\x03cmd\x12\x10\n" +
-	"\x03env\x18\x03 \x03(\tR\x03env\x12\x12\n" +
-	"\x04user\x18\x04 \x01(\tR\x04user\x12\x18\n" +
-	"\aworkdir\x18\x05 \x01(\tR\aworkdir\"K\n" +
+	"\x11root_uncompressed\x18\x06 \x01(\x03R\x10rootUncompressed\"K\n" +
 	"\tImagePart\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x12\n" +
@@ -9660,19 +9339,6 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x0fBuildImageEvent\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
 	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
-	"\x04kind\"0\n" +
-	"\x10PullImageRequest\x12\x1c\n" +
-	"\treference\x18\x01 \x01(\tR\treference\"x\n" +
-	"\x11PullImageResponse\x121\n" +
-	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
-	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
-	"\x04kind\"F\n" +
-	"\x12ImportImageRequest\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1c\n" +
-	"\treference\x18\x02 \x01(\tR\treference\"z\n" +
-	"\x13ImportImageResponse\x121\n" +
-	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
-	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
 	"\x04kind\"(\n" +
 	"\x12VerifyImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"=\n" +
@@ -9680,14 +9346,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05image\x18\x01 \x01(\v2\x10.carrel.v1.ImageR\x05image\"(\n" +
 	"\x12RemoveImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
-	"\x13RemoveImageResponse\"?\n" +
-	"\x12PruneImagesRequest\x12\x17\n" +
-	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x10\n" +
-	"\x03all\x18\x02 \x01(\bR\x03all\"k\n" +
-	"\x13PruneImagesResponse\x12(\n" +
-	"\x06images\x18\x01 \x03(\v2\x10.carrel.v1.ImageR\x06images\x12\x14\n" +
-	"\x05blobs\x18\x02 \x01(\x05R\x05blobs\x12\x14\n" +
-	"\x05freed\x18\x03 \x01(\x03R\x05freed\"\x10\n" +
+	"\x13RemoveImageResponse\"\x10\n" +
 	"\x0eVersionRequest\"e\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -9816,13 +9475,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x19FINDING_LEVEL_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINDING_LEVEL_GOOD\x10\x01\x12\x16\n" +
 	"\x12FINDING_LEVEL_NOTE\x10\x02\x12\x15\n" +
-	"\x11FINDING_LEVEL_BAD\x10\x032\xf0\x02\n" +
+	"\x11FINDING_LEVEL_BAD\x10\x032\xb6\x03\n" +
 	"\fGuestService\x12C\n" +
 	"\x05Start\x12\x1c.carrel.v1.StartGuestRequest\x1a\x1a.carrel.v1.StartGuestEvent0\x01\x12A\n" +
 	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse\x12G\n" +
 	"\x06Remove\x12\x1d.carrel.v1.RemoveGuestRequest\x1a\x1e.carrel.v1.RemoveGuestResponse\x12C\n" +
 	"\x04List\x12\x1c.carrel.v1.ListGuestsRequest\x1a\x1d.carrel.v1.ListGuestsResponse\x12J\n" +
-	"\aInspect\x12\x1e.carrel.v1.InspectGuestRequest\x1a\x1f.carrel.v1.InspectGuestResponse2\xd7\x01\n" +
+	"\aInspect\x12\x1e.carrel.v1.InspectGuestRequest\x1a\x1f.carrel.v1.InspectGuestResponse\x12D\n" +
+	"\x05Trace\x12\x1c.carrel.v1.TraceGuestRequest\x1a\x1d.carrel.v1.TraceGuestResponse2\xd7\x01\n" +
 	"\vTaskService\x12B\n" +
 	"\x05Start\x12\x1b.carrel.v1.StartTaskRequest\x1a\x1c.carrel.v1.StartTaskResponse\x12A\n" +
 	"\x06Attach\x12\x18.carrel.v1.AttachRequest\x1a\x19.carrel.v1.AttachResponse(\x010\x01\x12A\n" +
@@ -9861,15 +9521,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06Import\x12\x1e.carrel.v1.ImportPolicyRequest\x1a\x1f.carrel.v1.ImportPolicyResponse2\x9c\x01\n" +
 	"\fAuditService\x12G\n" +
 	"\x06Verify\x12\x1d.carrel.v1.VerifyAuditRequest\x1a\x1e.carrel.v1.VerifyAuditResponse\x12C\n" +
-	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse0\x012\x82\x04\n" +
+	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse0\x012\xaa\x02\n" +
 	"\fImageService\x12C\n" +
 	"\x04List\x12\x1c.carrel.v1.ListImagesRequest\x1a\x1d.carrel.v1.ListImagesResponse\x12C\n" +
-	"\x05Build\x12\x1c.carrel.v1.BuildImageRequest\x1a\x1a.carrel.v1.BuildImageEvent0\x01\x12C\n" +
-	"\x04Pull\x12\x1b.carrel.v1.PullImageRequest\x1a\x1c.carrel.v1.PullImageResponse0\x01\x12I\n" +
-	"\x06Import\x12\x1d.carrel.v1.ImportImageRequest\x1a\x1e.carrel.v1.ImportImageResponse0\x01\x12G\n" +
+	"\x05Build\x12\x1c.carrel.v1.BuildImageRequest\x1a\x1a.carrel.v1.BuildImageEvent0\x01\x12G\n" +
 	"\x06Verify\x12\x1d.carrel.v1.VerifyImageRequest\x1a\x1e.carrel.v1.VerifyImageResponse\x12G\n" +
-	"\x06Remove\x12\x1d.carrel.v1.RemoveImageRequest\x1a\x1e.carrel.v1.RemoveImageResponse\x12F\n" +
-	"\x05Prune\x12\x1d.carrel.v1.PruneImagesRequest\x1a\x1e.carrel.v1.PruneImagesResponse2\x8f\x02\n" +
+	"\x06Remove\x12\x1d.carrel.v1.RemoveImageRequest\x1a\x1e.carrel.v1.RemoveImageResponse2\x8f\x02\n" +
 	"\rSystemService\x12@\n" +
 	"\aVersion\x12\x19.carrel.v1.VersionRequest\x1a\x1a.carrel.v1.VersionResponse\x12=\n" +
 	"\x06Status\x12\x18.carrel.v1.StatusRequest\x1a\x19.carrel.v1.StatusResponse\x128\n" +
@@ -9904,7 +9561,7 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 133)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 129)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(EgressAction)(0),             // 0: carrel.v1.EgressAction
 	(ShareMode)(0),                // 1: carrel.v1.ShareMode
@@ -9926,132 +9583,128 @@ var file_carrel_v1_carrel_proto_goTypes = []any{
 	(*Guest)(nil),                 // 17: carrel.v1.Guest
 	(*Port)(nil),                  // 18: carrel.v1.Port
 	(*Timings)(nil),               // 19: carrel.v1.Timings
-	(*StartGuestRequest)(nil),     // 20: carrel.v1.StartGuestRequest
-	(*StartGuestEvent)(nil),       // 21: carrel.v1.StartGuestEvent
-	(*Progress)(nil),              // 22: carrel.v1.Progress
-	(*StopGuestRequest)(nil),      // 23: carrel.v1.StopGuestRequest
-	(*StopGuestResponse)(nil),     // 24: carrel.v1.StopGuestResponse
-	(*RemoveGuestRequest)(nil),    // 25: carrel.v1.RemoveGuestRequest
-	(*RemoveGuestResponse)(nil),   // 26: carrel.v1.RemoveGuestResponse
-	(*ListGuestsRequest)(nil),     // 27: carrel.v1.ListGuestsRequest
-	(*ListGuestsResponse)(nil),    // 28: carrel.v1.ListGuestsResponse
-	(*InspectGuestRequest)(nil),   // 29: carrel.v1.InspectGuestRequest
-	(*InspectGuestResponse)(nil),  // 30: carrel.v1.InspectGuestResponse
-	(*TaskSpec)(nil),              // 31: carrel.v1.TaskSpec
-	(*TaskLimits)(nil),            // 32: carrel.v1.TaskLimits
-	(*Task)(nil),                  // 33: carrel.v1.Task
-	(*Ending)(nil),                // 34: carrel.v1.Ending
-	(*StartTaskRequest)(nil),      // 35: carrel.v1.StartTaskRequest
-	(*StartTaskResponse)(nil),     // 36: carrel.v1.StartTaskResponse
-	(*AttachRequest)(nil),         // 37: carrel.v1.AttachRequest
-	(*AttachOpen)(nil),            // 38: carrel.v1.AttachOpen
-	(*StdinClose)(nil),            // 39: carrel.v1.StdinClose
-	(*Resize)(nil),                // 40: carrel.v1.Resize
-	(*AttachResponse)(nil),        // 41: carrel.v1.AttachResponse
-	(*ListTasksRequest)(nil),      // 42: carrel.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),     // 43: carrel.v1.ListTasksResponse
-	(*PutRequest)(nil),            // 44: carrel.v1.PutRequest
-	(*PutOpen)(nil),               // 45: carrel.v1.PutOpen
-	(*PutResponse)(nil),           // 46: carrel.v1.PutResponse
-	(*GetRequest)(nil),            // 47: carrel.v1.GetRequest
-	(*GetResponse)(nil),           // 48: carrel.v1.GetResponse
-	(*File)(nil),                  // 49: carrel.v1.File
-	(*ListSharesRequest)(nil),     // 50: carrel.v1.ListSharesRequest
-	(*ListSharesResponse)(nil),    // 51: carrel.v1.ListSharesResponse
-	(*SharedFolder)(nil),          // 52: carrel.v1.SharedFolder
-	(*AddShareRequest)(nil),       // 53: carrel.v1.AddShareRequest
-	(*AddShareResponse)(nil),      // 54: carrel.v1.AddShareResponse
-	(*RemoveShareRequest)(nil),    // 55: carrel.v1.RemoveShareRequest
-	(*RemoveShareResponse)(nil),   // 56: carrel.v1.RemoveShareResponse
-	(*RefreshShareRequest)(nil),   // 57: carrel.v1.RefreshShareRequest
-	(*RefreshShareResponse)(nil),  // 58: carrel.v1.RefreshShareResponse
-	(*ExplainShareRequest)(nil),   // 59: carrel.v1.ExplainShareRequest
-	(*ExplainShareResponse)(nil),  // 60: carrel.v1.ExplainShareResponse
-	(*DiffRequest)(nil),           // 61: carrel.v1.DiffRequest
-	(*Change)(nil),                // 62: carrel.v1.Change
-	(*ReviewSummaryRequest)(nil),  // 63: carrel.v1.ReviewSummaryRequest
-	(*ReviewSummary)(nil),         // 64: carrel.v1.ReviewSummary
-	(*ApplyRequest)(nil),          // 65: carrel.v1.ApplyRequest
-	(*ApplyEvent)(nil),            // 66: carrel.v1.ApplyEvent
-	(*DiscardRequest)(nil),        // 67: carrel.v1.DiscardRequest
-	(*DiscardResponse)(nil),       // 68: carrel.v1.DiscardResponse
-	(*UndoRequest)(nil),           // 69: carrel.v1.UndoRequest
-	(*ExplainEgressRequest)(nil),  // 70: carrel.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil), // 71: carrel.v1.ExplainEgressResponse
-	(*ChangeEgressRequest)(nil),   // 72: carrel.v1.ChangeEgressRequest
-	(*ChangeEgressResponse)(nil),  // 73: carrel.v1.ChangeEgressResponse
-	(*TestEgressRequest)(nil),     // 74: carrel.v1.TestEgressRequest
-	(*TestEgressResponse)(nil),    // 75: carrel.v1.TestEgressResponse
-	(*EgressVerdict)(nil),         // 76: carrel.v1.EgressVerdict
-	(*WatchEgressRequest)(nil),    // 77: carrel.v1.WatchEgressRequest
-	(*EgressEvent)(nil),           // 78: carrel.v1.EgressEvent
-	(*AnswerEgressRequest)(nil),   // 79: carrel.v1.AnswerEgressRequest
-	(*AnswerEgressResponse)(nil),  // 80: carrel.v1.AnswerEgressResponse
-	(*PublishRequest)(nil),        // 81: carrel.v1.PublishRequest
-	(*PublishResponse)(nil),       // 82: carrel.v1.PublishResponse
-	(*UnpublishRequest)(nil),      // 83: carrel.v1.UnpublishRequest
-	(*UnpublishResponse)(nil),     // 84: carrel.v1.UnpublishResponse
-	(*Secret)(nil),                // 85: carrel.v1.Secret
-	(*SecretDefinition)(nil),      // 86: carrel.v1.SecretDefinition
-	(*SetSecretRequest)(nil),      // 87: carrel.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),     // 88: carrel.v1.SetSecretResponse
-	(*ListSecretsRequest)(nil),    // 89: carrel.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 90: carrel.v1.ListSecretsResponse
-	(*RemoveSecretRequest)(nil),   // 91: carrel.v1.RemoveSecretRequest
-	(*RemoveSecretResponse)(nil),  // 92: carrel.v1.RemoveSecretResponse
-	(*ImportPolicyRequest)(nil),   // 93: carrel.v1.ImportPolicyRequest
-	(*ImportPolicyResponse)(nil),  // 94: carrel.v1.ImportPolicyResponse
-	(*ImportedKey)(nil),           // 95: carrel.v1.ImportedKey
-	(*CheckPolicyRequest)(nil),    // 96: carrel.v1.CheckPolicyRequest
-	(*CheckPolicyResponse)(nil),   // 97: carrel.v1.CheckPolicyResponse
-	(*PolicyProblem)(nil),         // 98: carrel.v1.PolicyProblem
-	(*RequestPolicyRequest)(nil),  // 99: carrel.v1.RequestPolicyRequest
-	(*RequestPolicyResponse)(nil), // 100: carrel.v1.RequestPolicyResponse
-	(*AgreePolicyRequest)(nil),    // 101: carrel.v1.AgreePolicyRequest
-	(*AgreePolicyResponse)(nil),   // 102: carrel.v1.AgreePolicyResponse
-	(*VerifyAuditRequest)(nil),    // 103: carrel.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),   // 104: carrel.v1.VerifyAuditResponse
-	(*ShowAuditRequest)(nil),      // 105: carrel.v1.ShowAuditRequest
-	(*ShowAuditResponse)(nil),     // 106: carrel.v1.ShowAuditResponse
-	(*Image)(nil),                 // 107: carrel.v1.Image
-	(*ImageConfig)(nil),           // 108: carrel.v1.ImageConfig
-	(*ImagePart)(nil),             // 109: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 110: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 111: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 112: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 113: carrel.v1.BuildImageEvent
-	(*PullImageRequest)(nil),      // 114: carrel.v1.PullImageRequest
-	(*PullImageResponse)(nil),     // 115: carrel.v1.PullImageResponse
-	(*ImportImageRequest)(nil),    // 116: carrel.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),   // 117: carrel.v1.ImportImageResponse
-	(*VerifyImageRequest)(nil),    // 118: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 119: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 120: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 121: carrel.v1.RemoveImageResponse
-	(*PruneImagesRequest)(nil),    // 122: carrel.v1.PruneImagesRequest
-	(*PruneImagesResponse)(nil),   // 123: carrel.v1.PruneImagesResponse
-	(*VersionRequest)(nil),        // 124: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 125: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 126: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 127: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 128: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 129: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 130: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 131: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 132: carrel.v1.WatchRequest
-	(*ImportReviewRequest)(nil),   // 133: carrel.v1.ImportReviewRequest
-	(*ImportReviewResponse)(nil),  // 134: carrel.v1.ImportReviewResponse
-	(*DropReviewRequest)(nil),     // 135: carrel.v1.DropReviewRequest
-	(*DropReviewResponse)(nil),    // 136: carrel.v1.DropReviewResponse
-	(*AttachShareRequest)(nil),    // 137: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),   // 138: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),    // 139: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),   // 140: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),  // 141: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),            // 142: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),          // 143: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil), // 144: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil), // 145: google.protobuf.Timestamp
+	(*Span)(nil),                  // 20: carrel.v1.Span
+	(*StartGuestRequest)(nil),     // 21: carrel.v1.StartGuestRequest
+	(*StartGuestEvent)(nil),       // 22: carrel.v1.StartGuestEvent
+	(*Progress)(nil),              // 23: carrel.v1.Progress
+	(*StopGuestRequest)(nil),      // 24: carrel.v1.StopGuestRequest
+	(*StopGuestResponse)(nil),     // 25: carrel.v1.StopGuestResponse
+	(*RemoveGuestRequest)(nil),    // 26: carrel.v1.RemoveGuestRequest
+	(*RemoveGuestResponse)(nil),   // 27: carrel.v1.RemoveGuestResponse
+	(*ListGuestsRequest)(nil),     // 28: carrel.v1.ListGuestsRequest
+	(*ListGuestsResponse)(nil),    // 29: carrel.v1.ListGuestsResponse
+	(*InspectGuestRequest)(nil),   // 30: carrel.v1.InspectGuestRequest
+	(*InspectGuestResponse)(nil),  // 31: carrel.v1.InspectGuestResponse
+	(*TraceGuestRequest)(nil),     // 32: carrel.v1.TraceGuestRequest
+	(*TraceGuestResponse)(nil),    // 33: carrel.v1.TraceGuestResponse
+	(*TaskSpec)(nil),              // 34: carrel.v1.TaskSpec
+	(*TaskLimits)(nil),            // 35: carrel.v1.TaskLimits
+	(*Task)(nil),                  // 36: carrel.v1.Task
+	(*Ending)(nil),                // 37: carrel.v1.Ending
+	(*StartTaskRequest)(nil),      // 38: carrel.v1.StartTaskRequest
+	(*StartTaskResponse)(nil),     // 39: carrel.v1.StartTaskResponse
+	(*AttachRequest)(nil),         // 40: carrel.v1.AttachRequest
+	(*AttachOpen)(nil),            // 41: carrel.v1.AttachOpen
+	(*StdinClose)(nil),            // 42: carrel.v1.StdinClose
+	(*Resize)(nil),                // 43: carrel.v1.Resize
+	(*AttachResponse)(nil),        // 44: carrel.v1.AttachResponse
+	(*ListTasksRequest)(nil),      // 45: carrel.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),     // 46: carrel.v1.ListTasksResponse
+	(*PutRequest)(nil),            // 47: carrel.v1.PutRequest
+	(*PutOpen)(nil),               // 48: carrel.v1.PutOpen
+	(*PutResponse)(nil),           // 49: carrel.v1.PutResponse
+	(*GetRequest)(nil),            // 50: carrel.v1.GetRequest
+	(*GetResponse)(nil),           // 51: carrel.v1.GetResponse
+	(*File)(nil),                  // 52: carrel.v1.File
+	(*ListSharesRequest)(nil),     // 53: carrel.v1.ListSharesRequest
+	(*ListSharesResponse)(nil),    // 54: carrel.v1.ListSharesResponse
+	(*SharedFolder)(nil),          // 55: carrel.v1.SharedFolder
+	(*AddShareRequest)(nil),       // 56: carrel.v1.AddShareRequest
+	(*AddShareResponse)(nil),      // 57: carrel.v1.AddShareResponse
+	(*RemoveShareRequest)(nil),    // 58: carrel.v1.RemoveShareRequest
+	(*RemoveShareResponse)(nil),   // 59: carrel.v1.RemoveShareResponse
+	(*RefreshShareRequest)(nil),   // 60: carrel.v1.RefreshShareRequest
+	(*RefreshShareResponse)(nil),  // 61: carrel.v1.RefreshShareResponse
+	(*ExplainShareRequest)(nil),   // 62: carrel.v1.ExplainShareRequest
+	(*ExplainShareResponse)(nil),  // 63: carrel.v1.ExplainShareResponse
+	(*DiffRequest)(nil),           // 64: carrel.v1.DiffRequest
+	(*Change)(nil),                // 65: carrel.v1.Change
+	(*ReviewSummaryRequest)(nil),  // 66: carrel.v1.ReviewSummaryRequest
+	(*ReviewSummary)(nil),         // 67: carrel.v1.ReviewSummary
+	(*ApplyRequest)(nil),          // 68: carrel.v1.ApplyRequest
+	(*ApplyEvent)(nil),            // 69: carrel.v1.ApplyEvent
+	(*DiscardRequest)(nil),        // 70: carrel.v1.DiscardRequest
+	(*DiscardResponse)(nil),       // 71: carrel.v1.DiscardResponse
+	(*UndoRequest)(nil),           // 72: carrel.v1.UndoRequest
+	(*ExplainEgressRequest)(nil),  // 73: carrel.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil), // 74: carrel.v1.ExplainEgressResponse
+	(*ChangeEgressRequest)(nil),   // 75: carrel.v1.ChangeEgressRequest
+	(*ChangeEgressResponse)(nil),  // 76: carrel.v1.ChangeEgressResponse
+	(*TestEgressRequest)(nil),     // 77: carrel.v1.TestEgressRequest
+	(*TestEgressResponse)(nil),    // 78: carrel.v1.TestEgressResponse
+	(*EgressVerdict)(nil),         // 79: carrel.v1.EgressVerdict
+	(*WatchEgressRequest)(nil),    // 80: carrel.v1.WatchEgressRequest
+	(*EgressEvent)(nil),           // 81: carrel.v1.EgressEvent
+	(*AnswerEgressRequest)(nil),   // 82: carrel.v1.AnswerEgressRequest
+	(*AnswerEgressResponse)(nil),  // 83: carrel.v1.AnswerEgressResponse
+	(*PublishRequest)(nil),        // 84: carrel.v1.PublishRequest
+	(*PublishResponse)(nil),       // 85: carrel.v1.PublishResponse
+	(*UnpublishRequest)(nil),      // 86: carrel.v1.UnpublishRequest
+	(*UnpublishResponse)(nil),     // 87: carrel.v1.UnpublishResponse
+	(*Secret)(nil),                // 88: carrel.v1.Secret
+	(*SecretDefinition)(nil),      // 89: carrel.v1.SecretDefinition
+	(*SetSecretRequest)(nil),      // 90: carrel.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),     // 91: carrel.v1.SetSecretResponse
+	(*ListSecretsRequest)(nil),    // 92: carrel.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 93: carrel.v1.ListSecretsResponse
+	(*RemoveSecretRequest)(nil),   // 94: carrel.v1.RemoveSecretRequest
+	(*RemoveSecretResponse)(nil),  // 95: carrel.v1.RemoveSecretResponse
+	(*ImportPolicyRequest)(nil),   // 96: carrel.v1.ImportPolicyRequest
+	(*ImportPolicyResponse)(nil),  // 97: carrel.v1.ImportPolicyResponse
+	(*ImportedKey)(nil),           // 98: carrel.v1.ImportedKey
+	(*CheckPolicyRequest)(nil),    // 99: carrel.v1.CheckPolicyRequest
+	(*CheckPolicyResponse)(nil),   // 100: carrel.v1.CheckPolicyResponse
+	(*PolicyProblem)(nil),         // 101: carrel.v1.PolicyProblem
+	(*RequestPolicyRequest)(nil),  // 102: carrel.v1.RequestPolicyRequest
+	(*RequestPolicyResponse)(nil), // 103: carrel.v1.RequestPolicyResponse
+	(*AgreePolicyRequest)(nil),    // 104: carrel.v1.AgreePolicyRequest
+	(*AgreePolicyResponse)(nil),   // 105: carrel.v1.AgreePolicyResponse
+	(*VerifyAuditRequest)(nil),    // 106: carrel.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),   // 107: carrel.v1.VerifyAuditResponse
+	(*ShowAuditRequest)(nil),      // 108: carrel.v1.ShowAuditRequest
+	(*ShowAuditResponse)(nil),     // 109: carrel.v1.ShowAuditResponse
+	(*Image)(nil),                 // 110: carrel.v1.Image
+	(*ImagePart)(nil),             // 111: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),     // 112: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 113: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),     // 114: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),       // 115: carrel.v1.BuildImageEvent
+	(*VerifyImageRequest)(nil),    // 116: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),   // 117: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),    // 118: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 119: carrel.v1.RemoveImageResponse
+	(*VersionRequest)(nil),        // 120: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),       // 121: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),         // 122: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),        // 123: carrel.v1.StatusResponse
+	(*DoctorRequest)(nil),         // 124: carrel.v1.DoctorRequest
+	(*Finding)(nil),               // 125: carrel.v1.Finding
+	(*ShutdownRequest)(nil),       // 126: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 127: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),          // 128: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),   // 129: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),  // 130: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),     // 131: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),    // 132: carrel.v1.DropReviewResponse
+	(*AttachShareRequest)(nil),    // 133: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),   // 134: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),    // 135: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),   // 136: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),  // 137: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),            // 138: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),          // 139: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil), // 140: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil), // 141: google.protobuf.Timestamp
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	16,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
@@ -10061,215 +9714,207 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	1,   // 4: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
 	3,   // 5: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
 	13,  // 6: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	145, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	145, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
-	33,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
+	141, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	141, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	36,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
 	19,  // 10: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
 	18,  // 11: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
-	64,  // 12: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
+	67,  // 12: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
 	2,   // 13: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
-	52,  // 14: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
-	13,  // 15: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	22,  // 16: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
-	17,  // 17: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
-	17,  // 18: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
-	17,  // 19: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
-	17,  // 20: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
-	32,  // 21: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
-	31,  // 22: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
-	4,   // 23: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	145, // 24: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	145, // 25: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	145, // 26: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	34,  // 27: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
-	31,  // 28: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
-	33,  // 29: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
-	38,  // 30: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
-	39,  // 31: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
-	40,  // 32: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
-	33,  // 33: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
-	33,  // 34: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
-	33,  // 35: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
-	45,  // 36: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
-	49,  // 37: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
-	49,  // 38: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
-	5,   // 39: carrel.v1.File.type:type_name -> carrel.v1.FileType
-	52,  // 40: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
-	16,  // 41: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
-	16,  // 42: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
-	52,  // 43: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
-	16,  // 44: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
-	6,   // 45: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
-	7,   // 46: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
-	7,   // 47: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
-	6,   // 48: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
-	15,  // 49: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	15,  // 50: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	15,  // 51: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	15,  // 52: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	76,  // 53: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	0,   // 54: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	15,  // 55: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	145, // 56: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	8,   // 57: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	76,  // 58: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	9,   // 59: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	18,  // 60: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	18,  // 61: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	86,  // 62: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	145, // 63: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	10,  // 64: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	86,  // 65: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	85,  // 66: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	85,  // 67: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	95,  // 68: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	98,  // 69: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	15,  // 70: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	14,  // 71: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	98,  // 72: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	145, // 73: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	109, // 74: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	108, // 75: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
-	107, // 76: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	22,  // 77: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	107, // 78: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	22,  // 79: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
-	107, // 80: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
-	22,  // 81: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
-	107, // 82: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
-	107, // 83: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	107, // 84: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
-	145, // 85: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	125, // 86: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	11,  // 87: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	16,  // 88: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	15,  // 89: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	142, // 90: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	143, // 91: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	86,  // 92: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	20,  // 93: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	23,  // 94: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	25,  // 95: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	27,  // 96: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	29,  // 97: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	35,  // 98: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	37,  // 99: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	42,  // 100: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	44,  // 101: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	47,  // 102: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	50,  // 103: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	53,  // 104: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	55,  // 105: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	57,  // 106: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	59,  // 107: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	61,  // 108: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	65,  // 109: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	67,  // 110: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	69,  // 111: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	63,  // 112: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	70,  // 113: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	72,  // 114: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	74,  // 115: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	77,  // 116: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	79,  // 117: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	81,  // 118: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	83,  // 119: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	87,  // 120: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	89,  // 121: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	91,  // 122: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	96,  // 123: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	99,  // 124: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	101, // 125: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	93,  // 126: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	103, // 127: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	105, // 128: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	110, // 129: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	112, // 130: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	114, // 131: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
-	116, // 132: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
-	118, // 133: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	120, // 134: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	122, // 135: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
-	124, // 136: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	126, // 137: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	128, // 138: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	130, // 139: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	132, // 140: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	23,  // 141: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	133, // 142: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	135, // 143: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	137, // 144: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	139, // 145: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	57,  // 146: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	141, // 147: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	77,  // 148: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	79,  // 149: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	81,  // 150: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	83,  // 151: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	21,  // 152: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	24,  // 153: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	26,  // 154: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	28,  // 155: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	30,  // 156: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	36,  // 157: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	41,  // 158: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	43,  // 159: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	46,  // 160: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	48,  // 161: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	51,  // 162: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	54,  // 163: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	56,  // 164: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	58,  // 165: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	60,  // 166: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	62,  // 167: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	66,  // 168: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	68,  // 169: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	66,  // 170: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	64,  // 171: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	71,  // 172: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	73,  // 173: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	75,  // 174: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	78,  // 175: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	80,  // 176: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	82,  // 177: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	84,  // 178: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	88,  // 179: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	90,  // 180: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	92,  // 181: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	97,  // 182: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	100, // 183: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	102, // 184: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	94,  // 185: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	104, // 186: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	106, // 187: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	111, // 188: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	113, // 189: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	115, // 190: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
-	117, // 191: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
-	119, // 192: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	121, // 193: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	123, // 194: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
-	125, // 195: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	127, // 196: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	129, // 197: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	131, // 198: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	17,  // 199: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	24,  // 200: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	134, // 201: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	136, // 202: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	138, // 203: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	140, // 204: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	58,  // 205: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	144, // 206: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	78,  // 207: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	80,  // 208: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	82,  // 209: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	84,  // 210: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	152, // [152:211] is the sub-list for method output_type
-	93,  // [93:152] is the sub-list for method input_type
-	93,  // [93:93] is the sub-list for extension type_name
-	93,  // [93:93] is the sub-list for extension extendee
-	0,   // [0:93] is the sub-list for field type_name
+	55,  // 14: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
+	20,  // 15: carrel.v1.Timings.spans:type_name -> carrel.v1.Span
+	13,  // 16: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	23,  // 17: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
+	17,  // 18: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
+	17,  // 19: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
+	17,  // 20: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
+	17,  // 21: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
+	20,  // 22: carrel.v1.TraceGuestResponse.spans:type_name -> carrel.v1.Span
+	35,  // 23: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
+	34,  // 24: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
+	4,   // 25: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
+	141, // 26: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	141, // 27: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	141, // 28: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	37,  // 29: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
+	34,  // 30: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
+	36,  // 31: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
+	41,  // 32: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
+	42,  // 33: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
+	43,  // 34: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
+	36,  // 35: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
+	36,  // 36: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
+	36,  // 37: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
+	48,  // 38: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
+	52,  // 39: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
+	52,  // 40: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
+	5,   // 41: carrel.v1.File.type:type_name -> carrel.v1.FileType
+	55,  // 42: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
+	16,  // 43: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
+	16,  // 44: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
+	55,  // 45: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
+	16,  // 46: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
+	6,   // 47: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
+	7,   // 48: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
+	7,   // 49: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
+	6,   // 50: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	15,  // 51: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	15,  // 52: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	15,  // 53: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	15,  // 54: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	79,  // 55: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	0,   // 56: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	15,  // 57: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	141, // 58: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	8,   // 59: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	79,  // 60: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	9,   // 61: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	18,  // 62: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	18,  // 63: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	89,  // 64: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	141, // 65: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	10,  // 66: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	89,  // 67: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	88,  // 68: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	88,  // 69: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	98,  // 70: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	101, // 71: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	15,  // 72: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	14,  // 73: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	101, // 74: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	141, // 75: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	111, // 76: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	110, // 77: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	23,  // 78: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	110, // 79: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	110, // 80: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	141, // 81: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	121, // 82: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	11,  // 83: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	16,  // 84: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	15,  // 85: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	138, // 86: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	139, // 87: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	89,  // 88: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	21,  // 89: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	24,  // 90: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	26,  // 91: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	28,  // 92: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	30,  // 93: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	32,  // 94: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
+	38,  // 95: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	40,  // 96: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	45,  // 97: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	47,  // 98: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	50,  // 99: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	53,  // 100: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	56,  // 101: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	58,  // 102: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	60,  // 103: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	62,  // 104: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	64,  // 105: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	68,  // 106: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	70,  // 107: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	72,  // 108: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	66,  // 109: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	73,  // 110: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	75,  // 111: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	77,  // 112: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	80,  // 113: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	82,  // 114: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	84,  // 115: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	86,  // 116: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	90,  // 117: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	92,  // 118: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	94,  // 119: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	99,  // 120: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	102, // 121: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	104, // 122: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	96,  // 123: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	106, // 124: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	108, // 125: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	112, // 126: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	114, // 127: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	116, // 128: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	118, // 129: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	120, // 130: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	122, // 131: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	124, // 132: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	126, // 133: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	128, // 134: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	24,  // 135: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	129, // 136: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	131, // 137: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	133, // 138: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	135, // 139: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	60,  // 140: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	137, // 141: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	80,  // 142: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	82,  // 143: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	84,  // 144: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	86,  // 145: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	22,  // 146: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	25,  // 147: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	27,  // 148: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	29,  // 149: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	31,  // 150: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	33,  // 151: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
+	39,  // 152: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	44,  // 153: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	46,  // 154: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	49,  // 155: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	51,  // 156: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	54,  // 157: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	57,  // 158: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	59,  // 159: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	61,  // 160: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	63,  // 161: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	65,  // 162: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	69,  // 163: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	71,  // 164: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	69,  // 165: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	67,  // 166: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	74,  // 167: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	76,  // 168: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	78,  // 169: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	81,  // 170: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	83,  // 171: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	85,  // 172: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	87,  // 173: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	91,  // 174: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	93,  // 175: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	95,  // 176: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	100, // 177: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	103, // 178: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	105, // 179: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	97,  // 180: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	107, // 181: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	109, // 182: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	113, // 183: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	115, // 184: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	117, // 185: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	119, // 186: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	121, // 187: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	123, // 188: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	125, // 189: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	127, // 190: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	17,  // 191: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	25,  // 192: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	130, // 193: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	132, // 194: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	134, // 195: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	136, // 196: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	61,  // 197: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	140, // 198: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	81,  // 199: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	83,  // 200: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	85,  // 201: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	87,  // 202: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	146, // [146:203] is the sub-list for method output_type
+	89,  // [89:146] is the sub-list for method input_type
+	89,  // [89:89] is the sub-list for extension type_name
+	89,  // [89:89] is the sub-list for extension extendee
+	0,   // [0:89] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -10277,19 +9922,19 @@ func file_carrel_v1_carrel_proto_init() {
 	if File_carrel_v1_carrel_proto != nil {
 		return
 	}
-	file_carrel_v1_carrel_proto_msgTypes[9].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[10].OneofWrappers = []any{
 		(*StartGuestEvent_Progress)(nil),
 		(*StartGuestEvent_Notice)(nil),
 		(*StartGuestEvent_Guest)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[25].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[28].OneofWrappers = []any{
 		(*AttachRequest_Open)(nil),
 		(*AttachRequest_Stdin)(nil),
 		(*AttachRequest_StdinClose)(nil),
 		(*AttachRequest_Signal)(nil),
 		(*AttachRequest_Resize)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[29].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[32].OneofWrappers = []any{
 		(*AttachResponse_Stdout)(nil),
 		(*AttachResponse_Stderr)(nil),
 		(*AttachResponse_Dropped)(nil),
@@ -10297,26 +9942,18 @@ func file_carrel_v1_carrel_proto_init() {
 		(*AttachResponse_Task)(nil),
 		(*AttachResponse_Notice)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[32].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[35].OneofWrappers = []any{
 		(*PutRequest_Open)(nil),
 		(*PutRequest_File)(nil),
 		(*PutRequest_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[36].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[39].OneofWrappers = []any{
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[101].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[103].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
-	}
-	file_carrel_v1_carrel_proto_msgTypes[103].OneofWrappers = []any{
-		(*PullImageResponse_Progress)(nil),
-		(*PullImageResponse_Image)(nil),
-	}
-	file_carrel_v1_carrel_proto_msgTypes[105].OneofWrappers = []any{
-		(*ImportImageResponse_Progress)(nil),
-		(*ImportImageResponse_Image)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -10324,7 +9961,7 @@ func file_carrel_v1_carrel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   133,
+			NumMessages:   129,
 			NumExtensions: 0,
 			NumServices:   13,
 		},

@@ -2,9 +2,7 @@ package client
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -32,25 +30,6 @@ func CheckName(what, name string) error {
 	}
 }
 
-// CheckImage says what is wrong with the name of an image, or a reference to a
-// registry's. What a reference means is the daemon's to say.
-func CheckImage(image string) error {
-	bad := len(image) > 512 || !strings.ContainsAny(image, "/:@") || strings.ContainsAny(image[:min(1, len(image))], "/:@.-_") || strings.Contains(image, "//")
-	for i := 0; !bad && i < len(image); i++ {
-		c := image[i]
-		bad = (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("._-/:@", rune(c))
-	}
-	if !bad && !strings.Contains("/"+image+"/", "/../") {
-		return nil
-	}
-	err := CheckName("image", image)
-	var own *Error
-	if errors.As(err, &own) {
-		own.Cure = "an image is named with " + strings.TrimPrefix(own.Cure, "use ") + "; one of a registry like python:3.13 or ghcr.io/owner/name:tag"
-	}
-	return err
-}
-
 // GuestOptions say how StartGuest treats a name that exists.
 type GuestOptions struct {
 	// OnlyNew refuses a name that exists, even when that guest is stopped.
@@ -69,7 +48,7 @@ func (c *Client) StartGuest(ctx context.Context, spec *api.GuestSpec, o GuestOpt
 		}
 	}
 	if spec.GetImage() != "" {
-		if err := checkStored(spec.Image); err != nil {
+		if err := CheckName("image", spec.Image); err != nil {
 			return nil, err
 		}
 	}
@@ -152,4 +131,18 @@ func (c *Client) Tasks(ctx context.Context, guest string) ([]*api.Task, error) {
 		return nil, wrap("list the tasks of guest "+guest, err)
 	}
 	return res.Msg.Tasks, nil
+}
+
+// Trace returns the parts of a guest's last start and of what came after it, as
+// the daemon and the keeper measured them; with ended it waits until the guest
+// has ended and what becomes of it is settled.
+func (c *Client) Trace(ctx context.Context, name string, ended bool) ([]*api.Span, error) {
+	if err := CheckName("guest", name); err != nil {
+		return nil, err
+	}
+	res, err := c.guests.Trace(ctx, connect.NewRequest(&api.TraceGuestRequest{Name: name, Ended: ended}))
+	if err != nil {
+		return nil, wrap("the timings of guest "+name, err)
+	}
+	return res.Msg.Spans, nil
 }

@@ -34,9 +34,8 @@ type Options struct {
 	Place  place.Place
 	Rules  policy.Rules
 	Images *images.Store
-	// Parts finds and verifies an image's parts for one start. They stay until
-	// release is called.
-	Parts func(ctx context.Context, image string) (parts policy.Parts, release func(), err error)
+	// Parts finds and verifies an image's parts for one start.
+	Parts func(ctx context.Context, image string) (policy.Parts, error)
 	// Keeper is the command that runs a keeper; its request comes on
 	// descriptor 3, its first word on 4, and 5 leads to its egress process.
 	Keeper []string
@@ -77,6 +76,7 @@ type Daemon struct {
 
 	mu      sync.Mutex
 	table   map[string]*entry
+	past    []*entry // removed a moment ago, the last first
 	closing bool
 	stop    chan struct{} // closed by Shutdown
 	stopped sync.Once

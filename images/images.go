@@ -6,7 +6,8 @@
 //	images/sha256-<hex>/   root.erofs, manifest.json: one that was pulled or imported, by its digest
 //	refs/                  which digest a reference such as python:3.13 leads to
 //	oci/                   manifests, configs and layers; see package oci
-//	kernel/<key>/          a built kernel, root/<key>/ a built root: kept by the hash of all that went into them
+//	kernel/<key>/          a built kernel, root/<key>/ a built root: kept by the hash of all that went into them;
+//	                       kernel-arm64/<key>/ is a kernel for that architecture
 //	tmp/, half/            builds and pulls under way; what is found there without a living one is rubbish
 //	locks/                 see hold
 //

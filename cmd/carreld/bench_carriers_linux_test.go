@@ -35,12 +35,17 @@ type compared struct {
 }
 
 // carriers compares both carriers, and a share in review, with virtiofsd and with
-// a disk of the guest's, in one guest whose caches are cold each time.
-func (b *bench) carriers(w *world) {
+// a disk of the guest's, in one guest whose caches are cold each time. layers
+// alone compares a review's layer with that disk.
+func (b *bench) carriers(w *world, layers bool) {
 	b.Run("carriers", func(t *testing.T) { // whose end takes the machine down
 		sub := *b
 		sub.T = t
-		sub.compareCarriers(w)
+		if layers {
+			sub.compareLayers(w)
+		} else {
+			sub.compareCarriers(w)
+		}
 		b.all = sub.all
 	})
 	if b.Failed() {
@@ -109,6 +114,35 @@ func (b *bench) compareCarriers(w *world) {
 			b.ratio(p.ours+"_over_"+p.peer+"_"+op.word, "carrier_"+p.peer+"_"+op.word, speeds[p.ours], speeds[p.peer], p.goal, "of one round each, in speed")
 		}
 	}
+}
+
+// compareLayers is the packages of compareCarriers, for the disk and what lies on
+// it alone: more of them and more rounds, which these can do in the same time.
+func (b *bench) compareLayers(w *world) {
+	m := newCarriersMachine(b, w)
+	files, said := 20_000, "20,000"
+	if b.accel.Name == qemu.TCG {
+		files, said = 4000, "4,000 (20,000 with KVM)"
+	}
+	sides := []carrier{carriers[0], carriers[1], carriers[5]}
+	var turns []func() float64
+	for _, c := range sides {
+		turns = append(turns, func() float64 {
+			b.clearCarrier(m, c)
+			m.do("mount", c.mount, 0)
+			took := m.do("packages", c.mount, files)
+			m.do("umount", c.mount, 0)
+			return float64(files) / took
+		})
+	}
+	x := b.rounds(2*b.n, turns...)
+	how := said + " files of 0.2 to 4 KiB created as npm does, in folders of five"
+	for i, c := range sides {
+		b.median("layers_"+c.name+"_packages", "files/s", x[i], limit{}, how+"; "+c.how)
+		how = "the same"
+	}
+	b.ratio("layers_review_over_local_packages", "layers_local_packages", x[2], x[0], least(0.9), "of one round each, in speed")
+	b.ratio("layers_layer_over_local_packages", "layers_local_packages", x[1], x[0], limit{}, "of one round each, in speed")
 }
 
 // clearCarrier removes what was made before: on the host where that has it, as

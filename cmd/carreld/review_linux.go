@@ -27,6 +27,7 @@ func runReview() error {
 		if err != nil {
 			return err
 		}
+		answers.Together = req.Diff != nil
 		return serveReview(req, answers)
 	}()
 	return errors.Join(answers.End(err), out.Close())

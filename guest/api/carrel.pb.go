@@ -4165,7 +4165,9 @@ type DiffRequest struct {
 	// Lines around each change; 0: 3.
 	Context uint32 `protobuf:"varint,4,opt,name=context,proto3" json:"context,omitempty"`
 	// Take also what the host's ignore rules leave out.
-	Ignored       bool `protobuf:"varint,5,opt,name=ignored,proto3" json:"ignored,omitempty"`
+	Ignored bool `protobuf:"varint,5,opt,name=ignored,proto3" json:"ignored,omitempty"`
+	// End with a message that has Change.beside and nothing else.
+	Beside        bool `protobuf:"varint,6,opt,name=beside,proto3" json:"beside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4235,6 +4237,13 @@ func (x *DiffRequest) GetIgnored() bool {
 	return false
 }
 
+func (x *DiffRequest) GetBeside() bool {
+	if x != nil {
+		return x.Beside
+	}
+	return false
+}
+
 // Change is one entry that the guest made, changed or removed.
 type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4268,7 +4277,9 @@ type Change struct {
 	Task string `protobuf:"bytes,17,opt,name=task,proto3" json:"task,omitempty"`
 	// What the guest's entry is, as 20 bytes that no other one has: ApplyRequest
 	// takes them, so that what was looked at is what is applied.
-	Seen          []byte `protobuf:"bytes,18,opt,name=seen,proto3" json:"seen,omitempty"`
+	Seen []byte `protobuf:"bytes,18,opt,name=seen,proto3" json:"seen,omitempty"`
+	// Of the last message, if it was asked for.
+	Beside        *Beside `protobuf:"bytes,19,opt,name=beside,proto3" json:"beside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4429,6 +4440,77 @@ func (x *Change) GetSeen() []byte {
 	return nil
 }
 
+func (x *Change) GetBeside() *Beside {
+	if x != nil {
+		return x.Beside
+	}
+	return nil
+}
+
+// Beside is what the guest has changed and a diff of all does not show.
+type Beside struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Entries that the host's ignore rules leave out.
+	Ignored int32 `protobuf:"varint,1,opt,name=ignored,proto3" json:"ignored,omitempty"`
+	// Entries within .git.
+	Git int32 `protobuf:"varint,2,opt,name=git,proto3" json:"git,omitempty"`
+	// Why there is more than is known; empty: there is not.
+	Incomplete    string `protobuf:"bytes,3,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Beside) Reset() {
+	*x = Beside{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Beside) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Beside) ProtoMessage() {}
+
+func (x *Beside) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Beside.ProtoReflect.Descriptor instead.
+func (*Beside) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *Beside) GetIgnored() int32 {
+	if x != nil {
+		return x.Ignored
+	}
+	return 0
+}
+
+func (x *Beside) GetGit() int32 {
+	if x != nil {
+		return x.Git
+	}
+	return 0
+}
+
+func (x *Beside) GetIncomplete() string {
+	if x != nil {
+		return x.Incomplete
+	}
+	return ""
+}
+
 type ReviewSummaryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
@@ -4438,7 +4520,7 @@ type ReviewSummaryRequest struct {
 
 func (x *ReviewSummaryRequest) Reset() {
 	*x = ReviewSummaryRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4450,7 +4532,7 @@ func (x *ReviewSummaryRequest) String() string {
 func (*ReviewSummaryRequest) ProtoMessage() {}
 
 func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4463,7 +4545,7 @@ func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummaryRequest.ProtoReflect.Descriptor instead.
 func (*ReviewSummaryRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ReviewSummaryRequest) GetGuest() string {
@@ -4495,7 +4577,7 @@ type ReviewSummary struct {
 
 func (x *ReviewSummary) Reset() {
 	*x = ReviewSummary{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4507,7 +4589,7 @@ func (x *ReviewSummary) String() string {
 func (*ReviewSummary) ProtoMessage() {}
 
 func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4520,7 +4602,7 @@ func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummary.ProtoReflect.Descriptor instead.
 func (*ReviewSummary) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ReviewSummary) GetAdded() int32 {
@@ -4610,7 +4692,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4622,7 +4704,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4635,7 +4717,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ApplyRequest) GetGuest() string {
@@ -4708,7 +4790,7 @@ type ApplyEvent struct {
 
 func (x *ApplyEvent) Reset() {
 	*x = ApplyEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4720,7 +4802,7 @@ func (x *ApplyEvent) String() string {
 func (*ApplyEvent) ProtoMessage() {}
 
 func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4733,7 +4815,7 @@ func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyEvent.ProtoReflect.Descriptor instead.
 func (*ApplyEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ApplyEvent) GetPath() string {
@@ -4774,7 +4856,7 @@ type DiscardRequest struct {
 
 func (x *DiscardRequest) Reset() {
 	*x = DiscardRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4786,7 +4868,7 @@ func (x *DiscardRequest) String() string {
 func (*DiscardRequest) ProtoMessage() {}
 
 func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4799,7 +4881,7 @@ func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
 func (*DiscardRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DiscardRequest) GetGuest() string {
@@ -4825,7 +4907,7 @@ type DiscardResponse struct {
 
 func (x *DiscardResponse) Reset() {
 	*x = DiscardResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4837,7 +4919,7 @@ func (x *DiscardResponse) String() string {
 func (*DiscardResponse) ProtoMessage() {}
 
 func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4850,7 +4932,7 @@ func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
 func (*DiscardResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DiscardResponse) GetDiscarded() int32 {
@@ -4875,7 +4957,7 @@ type UndoRequest struct {
 
 func (x *UndoRequest) Reset() {
 	*x = UndoRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4887,7 +4969,7 @@ func (x *UndoRequest) String() string {
 func (*UndoRequest) ProtoMessage() {}
 
 func (x *UndoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4900,7 +4982,7 @@ func (x *UndoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoRequest.ProtoReflect.Descriptor instead.
 func (*UndoRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *UndoRequest) GetGuest() string {
@@ -4940,7 +5022,7 @@ type ExplainEgressRequest struct {
 
 func (x *ExplainEgressRequest) Reset() {
 	*x = ExplainEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4952,7 +5034,7 @@ func (x *ExplainEgressRequest) String() string {
 func (*ExplainEgressRequest) ProtoMessage() {}
 
 func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4965,7 +5047,7 @@ func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
 func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExplainEgressRequest) GetGuest() string {
@@ -4987,7 +5069,7 @@ type ExplainEgressResponse struct {
 
 func (x *ExplainEgressResponse) Reset() {
 	*x = ExplainEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4999,7 +5081,7 @@ func (x *ExplainEgressResponse) String() string {
 func (*ExplainEgressResponse) ProtoMessage() {}
 
 func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5012,7 +5094,7 @@ func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
 func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExplainEgressResponse) GetRules() []*EgressRule {
@@ -5041,7 +5123,7 @@ type ChangeEgressRequest struct {
 
 func (x *ChangeEgressRequest) Reset() {
 	*x = ChangeEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5053,7 +5135,7 @@ func (x *ChangeEgressRequest) String() string {
 func (*ChangeEgressRequest) ProtoMessage() {}
 
 func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5066,7 +5148,7 @@ func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressRequest.ProtoReflect.Descriptor instead.
 func (*ChangeEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ChangeEgressRequest) GetGuest() string {
@@ -5101,7 +5183,7 @@ type ChangeEgressResponse struct {
 
 func (x *ChangeEgressResponse) Reset() {
 	*x = ChangeEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5113,7 +5195,7 @@ func (x *ChangeEgressResponse) String() string {
 func (*ChangeEgressResponse) ProtoMessage() {}
 
 func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5126,7 +5208,7 @@ func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressResponse.ProtoReflect.Descriptor instead.
 func (*ChangeEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ChangeEgressResponse) GetRules() []*EgressRule {
@@ -5157,7 +5239,7 @@ type TestEgressRequest struct {
 
 func (x *TestEgressRequest) Reset() {
 	*x = TestEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5169,7 +5251,7 @@ func (x *TestEgressRequest) String() string {
 func (*TestEgressRequest) ProtoMessage() {}
 
 func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5182,7 +5264,7 @@ func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressRequest.ProtoReflect.Descriptor instead.
 func (*TestEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *TestEgressRequest) GetGuest() string {
@@ -5215,7 +5297,7 @@ type TestEgressResponse struct {
 
 func (x *TestEgressResponse) Reset() {
 	*x = TestEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5227,7 +5309,7 @@ func (x *TestEgressResponse) String() string {
 func (*TestEgressResponse) ProtoMessage() {}
 
 func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5240,7 +5322,7 @@ func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressResponse.ProtoReflect.Descriptor instead.
 func (*TestEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *TestEgressResponse) GetVerdict() *EgressVerdict {
@@ -5268,7 +5350,7 @@ type EgressVerdict struct {
 
 func (x *EgressVerdict) Reset() {
 	*x = EgressVerdict{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5280,7 +5362,7 @@ func (x *EgressVerdict) String() string {
 func (*EgressVerdict) ProtoMessage() {}
 
 func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5293,7 +5375,7 @@ func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressVerdict.ProtoReflect.Descriptor instead.
 func (*EgressVerdict) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *EgressVerdict) GetAction() EgressAction {
@@ -5344,7 +5426,7 @@ type WatchEgressRequest struct {
 
 func (x *WatchEgressRequest) Reset() {
 	*x = WatchEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5356,7 +5438,7 @@ func (x *WatchEgressRequest) String() string {
 func (*WatchEgressRequest) ProtoMessage() {}
 
 func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5369,7 +5451,7 @@ func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEgressRequest.ProtoReflect.Descriptor instead.
 func (*WatchEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *WatchEgressRequest) GetGuest() string {
@@ -5427,7 +5509,7 @@ type EgressEvent struct {
 
 func (x *EgressEvent) Reset() {
 	*x = EgressEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5439,7 +5521,7 @@ func (x *EgressEvent) String() string {
 func (*EgressEvent) ProtoMessage() {}
 
 func (x *EgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5452,7 +5534,7 @@ func (x *EgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
 func (*EgressEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *EgressEvent) GetSequence() uint64 {
@@ -5578,7 +5660,7 @@ type AnswerEgressRequest struct {
 
 func (x *AnswerEgressRequest) Reset() {
 	*x = AnswerEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5590,7 +5672,7 @@ func (x *AnswerEgressRequest) String() string {
 func (*AnswerEgressRequest) ProtoMessage() {}
 
 func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5603,7 +5685,7 @@ func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressRequest.ProtoReflect.Descriptor instead.
 func (*AnswerEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *AnswerEgressRequest) GetGuest() string {
@@ -5635,7 +5717,7 @@ type AnswerEgressResponse struct {
 
 func (x *AnswerEgressResponse) Reset() {
 	*x = AnswerEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5647,7 +5729,7 @@ func (x *AnswerEgressResponse) String() string {
 func (*AnswerEgressResponse) ProtoMessage() {}
 
 func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5660,7 +5742,7 @@ func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressResponse.ProtoReflect.Descriptor instead.
 func (*AnswerEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
 }
 
 type PublishRequest struct {
@@ -5673,7 +5755,7 @@ type PublishRequest struct {
 
 func (x *PublishRequest) Reset() {
 	*x = PublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5685,7 +5767,7 @@ func (x *PublishRequest) String() string {
 func (*PublishRequest) ProtoMessage() {}
 
 func (x *PublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5698,7 +5780,7 @@ func (x *PublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
 func (*PublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *PublishRequest) GetGuest() string {
@@ -5724,7 +5806,7 @@ type PublishResponse struct {
 
 func (x *PublishResponse) Reset() {
 	*x = PublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5736,7 +5818,7 @@ func (x *PublishResponse) String() string {
 func (*PublishResponse) ProtoMessage() {}
 
 func (x *PublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5749,7 +5831,7 @@ func (x *PublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishResponse.ProtoReflect.Descriptor instead.
 func (*PublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *PublishResponse) GetPort() *Port {
@@ -5769,7 +5851,7 @@ type UnpublishRequest struct {
 
 func (x *UnpublishRequest) Reset() {
 	*x = UnpublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5781,7 +5863,7 @@ func (x *UnpublishRequest) String() string {
 func (*UnpublishRequest) ProtoMessage() {}
 
 func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5794,7 +5876,7 @@ func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishRequest.ProtoReflect.Descriptor instead.
 func (*UnpublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *UnpublishRequest) GetGuest() string {
@@ -5819,7 +5901,7 @@ type UnpublishResponse struct {
 
 func (x *UnpublishResponse) Reset() {
 	*x = UnpublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5831,7 +5913,7 @@ func (x *UnpublishResponse) String() string {
 func (*UnpublishResponse) ProtoMessage() {}
 
 func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5844,7 +5926,7 @@ func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishResponse.ProtoReflect.Descriptor instead.
 func (*UnpublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
 }
 
 // Secret is what is known of a credential beside its value.
@@ -5862,7 +5944,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5874,7 +5956,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5887,7 +5969,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Secret) GetName() string {
@@ -5954,7 +6036,7 @@ type SecretDefinition struct {
 
 func (x *SecretDefinition) Reset() {
 	*x = SecretDefinition{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5966,7 +6048,7 @@ func (x *SecretDefinition) String() string {
 func (*SecretDefinition) ProtoMessage() {}
 
 func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5979,7 +6061,7 @@ func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretDefinition.ProtoReflect.Descriptor instead.
 func (*SecretDefinition) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *SecretDefinition) GetPreset() string {
@@ -6092,7 +6174,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6104,7 +6186,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6117,7 +6199,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -6150,7 +6232,7 @@ type SetSecretResponse struct {
 
 func (x *SetSecretResponse) Reset() {
 	*x = SetSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6162,7 +6244,7 @@ func (x *SetSecretResponse) String() string {
 func (*SetSecretResponse) ProtoMessage() {}
 
 func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6175,7 +6257,7 @@ func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretResponse.ProtoReflect.Descriptor instead.
 func (*SetSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *SetSecretResponse) GetSecret() *Secret {
@@ -6193,7 +6275,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6205,7 +6287,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6218,7 +6300,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
 }
 
 type ListSecretsResponse struct {
@@ -6230,7 +6312,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6242,7 +6324,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6255,7 +6337,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*Secret {
@@ -6274,7 +6356,7 @@ type RemoveSecretRequest struct {
 
 func (x *RemoveSecretRequest) Reset() {
 	*x = RemoveSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6286,7 +6368,7 @@ func (x *RemoveSecretRequest) String() string {
 func (*RemoveSecretRequest) ProtoMessage() {}
 
 func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6299,7 +6381,7 @@ func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *RemoveSecretRequest) GetName() string {
@@ -6317,7 +6399,7 @@ type RemoveSecretResponse struct {
 
 func (x *RemoveSecretResponse) Reset() {
 	*x = RemoveSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6329,7 +6411,7 @@ func (x *RemoveSecretResponse) String() string {
 func (*RemoveSecretResponse) ProtoMessage() {}
 
 func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6342,7 +6424,7 @@ func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
 }
 
 type ImportPolicyRequest struct {
@@ -6357,7 +6439,7 @@ type ImportPolicyRequest struct {
 
 func (x *ImportPolicyRequest) Reset() {
 	*x = ImportPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6369,7 +6451,7 @@ func (x *ImportPolicyRequest) String() string {
 func (*ImportPolicyRequest) ProtoMessage() {}
 
 func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6382,7 +6464,7 @@ func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ImportPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ImportPolicyRequest) GetFrom() string {
@@ -6410,7 +6492,7 @@ type ImportPolicyResponse struct {
 
 func (x *ImportPolicyResponse) Reset() {
 	*x = ImportPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6422,7 +6504,7 @@ func (x *ImportPolicyResponse) String() string {
 func (*ImportPolicyResponse) ProtoMessage() {}
 
 func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6435,7 +6517,7 @@ func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ImportPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ImportPolicyResponse) GetPolicy() []byte {
@@ -6464,7 +6546,7 @@ type ImportedKey struct {
 
 func (x *ImportedKey) Reset() {
 	*x = ImportedKey{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6476,7 +6558,7 @@ func (x *ImportedKey) String() string {
 func (*ImportedKey) ProtoMessage() {}
 
 func (x *ImportedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6489,7 +6571,7 @@ func (x *ImportedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedKey.ProtoReflect.Descriptor instead.
 func (*ImportedKey) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ImportedKey) GetKey() string {
@@ -6527,7 +6609,7 @@ type CheckPolicyRequest struct {
 
 func (x *CheckPolicyRequest) Reset() {
 	*x = CheckPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6539,7 +6621,7 @@ func (x *CheckPolicyRequest) String() string {
 func (*CheckPolicyRequest) ProtoMessage() {}
 
 func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6552,7 +6634,7 @@ func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyRequest.ProtoReflect.Descriptor instead.
 func (*CheckPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *CheckPolicyRequest) GetContent() []byte {
@@ -6586,7 +6668,7 @@ type CheckPolicyResponse struct {
 
 func (x *CheckPolicyResponse) Reset() {
 	*x = CheckPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6598,7 +6680,7 @@ func (x *CheckPolicyResponse) String() string {
 func (*CheckPolicyResponse) ProtoMessage() {}
 
 func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6611,7 +6693,7 @@ func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyResponse.ProtoReflect.Descriptor instead.
 func (*CheckPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *CheckPolicyResponse) GetProblems() []*PolicyProblem {
@@ -6639,7 +6721,7 @@ type PolicyProblem struct {
 
 func (x *PolicyProblem) Reset() {
 	*x = PolicyProblem{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6651,7 +6733,7 @@ func (x *PolicyProblem) String() string {
 func (*PolicyProblem) ProtoMessage() {}
 
 func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6664,7 +6746,7 @@ func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyProblem.ProtoReflect.Descriptor instead.
 func (*PolicyProblem) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *PolicyProblem) GetLine() int32 {
@@ -6699,7 +6781,7 @@ type RequestPolicyRequest struct {
 
 func (x *RequestPolicyRequest) Reset() {
 	*x = RequestPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6711,7 +6793,7 @@ func (x *RequestPolicyRequest) String() string {
 func (*RequestPolicyRequest) ProtoMessage() {}
 
 func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6724,7 +6806,7 @@ func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyRequest.ProtoReflect.Descriptor instead.
 func (*RequestPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RequestPolicyRequest) GetFolder() string {
@@ -6748,7 +6830,7 @@ type RequestPolicyResponse struct {
 
 func (x *RequestPolicyResponse) Reset() {
 	*x = RequestPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6760,7 +6842,7 @@ func (x *RequestPolicyResponse) String() string {
 func (*RequestPolicyResponse) ProtoMessage() {}
 
 func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6773,7 +6855,7 @@ func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyResponse.ProtoReflect.Descriptor instead.
 func (*RequestPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RequestPolicyResponse) GetPresent() bool {
@@ -6821,7 +6903,7 @@ type AgreePolicyRequest struct {
 
 func (x *AgreePolicyRequest) Reset() {
 	*x = AgreePolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6833,7 +6915,7 @@ func (x *AgreePolicyRequest) String() string {
 func (*AgreePolicyRequest) ProtoMessage() {}
 
 func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6846,7 +6928,7 @@ func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyRequest.ProtoReflect.Descriptor instead.
 func (*AgreePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *AgreePolicyRequest) GetFolder() string {
@@ -6871,7 +6953,7 @@ type AgreePolicyResponse struct {
 
 func (x *AgreePolicyResponse) Reset() {
 	*x = AgreePolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6883,7 +6965,7 @@ func (x *AgreePolicyResponse) String() string {
 func (*AgreePolicyResponse) ProtoMessage() {}
 
 func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6896,7 +6978,7 @@ func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyResponse.ProtoReflect.Descriptor instead.
 func (*AgreePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
 }
 
 type VerifyAuditRequest struct {
@@ -6908,7 +6990,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6920,7 +7002,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6933,7 +7015,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *VerifyAuditRequest) GetGuest() string {
@@ -6957,7 +7039,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6969,7 +7051,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6982,7 +7064,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *VerifyAuditResponse) GetRecords() int64 {
@@ -7023,7 +7105,7 @@ type ShowAuditRequest struct {
 
 func (x *ShowAuditRequest) Reset() {
 	*x = ShowAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7035,7 +7117,7 @@ func (x *ShowAuditRequest) String() string {
 func (*ShowAuditRequest) ProtoMessage() {}
 
 func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7048,7 +7130,7 @@ func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditRequest.ProtoReflect.Descriptor instead.
 func (*ShowAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ShowAuditRequest) GetGuest() string {
@@ -7074,7 +7156,7 @@ type ShowAuditResponse struct {
 
 func (x *ShowAuditResponse) Reset() {
 	*x = ShowAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7086,7 +7168,7 @@ func (x *ShowAuditResponse) String() string {
 func (*ShowAuditResponse) ProtoMessage() {}
 
 func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7099,7 +7181,7 @@ func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditResponse.ProtoReflect.Descriptor instead.
 func (*ShowAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ShowAuditResponse) GetRecord() []byte {
@@ -7124,7 +7206,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7136,7 +7218,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7149,7 +7231,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *Image) GetName() string {
@@ -7205,7 +7287,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7217,7 +7299,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7230,7 +7312,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ImagePart) GetName() string {
@@ -7262,7 +7344,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7274,7 +7356,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7287,7 +7369,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
 }
 
 type ListImagesResponse struct {
@@ -7299,7 +7381,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7311,7 +7393,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7324,7 +7406,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -7343,7 +7425,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7355,7 +7437,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7368,7 +7450,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -7391,7 +7473,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7403,7 +7485,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7416,7 +7498,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -7469,7 +7551,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7481,7 +7563,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7494,7 +7576,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -7513,7 +7595,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7525,7 +7607,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7538,7 +7620,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -7557,7 +7639,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7569,7 +7651,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7582,7 +7664,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -7600,7 +7682,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7612,7 +7694,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7625,7 +7707,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
 }
 
 type VersionRequest struct {
@@ -7636,7 +7718,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7648,7 +7730,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7661,7 +7743,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
 }
 
 type VersionResponse struct {
@@ -7677,7 +7759,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7689,7 +7771,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7702,7 +7784,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -7741,7 +7823,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7753,7 +7835,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7766,7 +7848,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
 }
 
 type StatusResponse struct {
@@ -7787,7 +7869,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7799,7 +7881,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7812,7 +7894,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -7886,7 +7968,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7898,7 +7980,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7911,7 +7993,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
 }
 
 type Finding struct {
@@ -7929,7 +8011,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7941,7 +8023,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7954,7 +8036,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *Finding) GetCheck() string {
@@ -7994,7 +8076,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8006,7 +8088,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8019,7 +8101,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -8037,7 +8119,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8049,7 +8131,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8062,7 +8144,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
 }
 
 type WatchRequest struct {
@@ -8073,7 +8155,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8085,7 +8167,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8098,7 +8180,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
 }
 
 type ImportReviewRequest struct {
@@ -8111,7 +8193,7 @@ type ImportReviewRequest struct {
 
 func (x *ImportReviewRequest) Reset() {
 	*x = ImportReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8123,7 +8205,7 @@ func (x *ImportReviewRequest) String() string {
 func (*ImportReviewRequest) ProtoMessage() {}
 
 func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8136,7 +8218,7 @@ func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewRequest.ProtoReflect.Descriptor instead.
 func (*ImportReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ImportReviewRequest) GetIgnored() bool {
@@ -8154,7 +8236,7 @@ type ImportReviewResponse struct {
 
 func (x *ImportReviewResponse) Reset() {
 	*x = ImportReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8166,7 +8248,7 @@ func (x *ImportReviewResponse) String() string {
 func (*ImportReviewResponse) ProtoMessage() {}
 
 func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8179,7 +8261,7 @@ func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewResponse.ProtoReflect.Descriptor instead.
 func (*ImportReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
 }
 
 type DropReviewRequest struct {
@@ -8193,7 +8275,7 @@ type DropReviewRequest struct {
 
 func (x *DropReviewRequest) Reset() {
 	*x = DropReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8205,7 +8287,7 @@ func (x *DropReviewRequest) String() string {
 func (*DropReviewRequest) ProtoMessage() {}
 
 func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8218,7 +8300,7 @@ func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewRequest.ProtoReflect.Descriptor instead.
 func (*DropReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *DropReviewRequest) GetShare() string {
@@ -8243,7 +8325,7 @@ type DropReviewResponse struct {
 
 func (x *DropReviewResponse) Reset() {
 	*x = DropReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8255,7 +8337,7 @@ func (x *DropReviewResponse) String() string {
 func (*DropReviewResponse) ProtoMessage() {}
 
 func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8268,7 +8350,7 @@ func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewResponse.ProtoReflect.Descriptor instead.
 func (*DropReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
 }
 
 type AttachShareRequest struct {
@@ -8282,7 +8364,7 @@ type AttachShareRequest struct {
 
 func (x *AttachShareRequest) Reset() {
 	*x = AttachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8294,7 +8376,7 @@ func (x *AttachShareRequest) String() string {
 func (*AttachShareRequest) ProtoMessage() {}
 
 func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8307,7 +8389,7 @@ func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareRequest.ProtoReflect.Descriptor instead.
 func (*AttachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *AttachShareRequest) GetTag() string {
@@ -8332,7 +8414,7 @@ type AttachShareResponse struct {
 
 func (x *AttachShareResponse) Reset() {
 	*x = AttachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8344,7 +8426,7 @@ func (x *AttachShareResponse) String() string {
 func (*AttachShareResponse) ProtoMessage() {}
 
 func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8357,7 +8439,7 @@ func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareResponse.ProtoReflect.Descriptor instead.
 func (*AttachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
 }
 
 // DetachShareRequest names a share by its tag, or by where the guest sees it.
@@ -8370,7 +8452,7 @@ type DetachShareRequest struct {
 
 func (x *DetachShareRequest) Reset() {
 	*x = DetachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8382,7 +8464,7 @@ func (x *DetachShareRequest) String() string {
 func (*DetachShareRequest) ProtoMessage() {}
 
 func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8395,7 +8477,7 @@ func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareRequest.ProtoReflect.Descriptor instead.
 func (*DetachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *DetachShareRequest) GetTag() string {
@@ -8413,7 +8495,7 @@ type DetachShareResponse struct {
 
 func (x *DetachShareResponse) Reset() {
 	*x = DetachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8425,7 +8507,7 @@ func (x *DetachShareResponse) String() string {
 func (*DetachShareResponse) ProtoMessage() {}
 
 func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8438,7 +8520,7 @@ func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareResponse.ProtoReflect.Descriptor instead.
 func (*DetachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
 }
 
 type ConfigureEdgeRequest struct {
@@ -8453,7 +8535,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8465,7 +8547,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8478,7 +8560,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -8513,7 +8595,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8525,7 +8607,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8538,7 +8620,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -8574,7 +8656,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8586,7 +8668,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8599,7 +8681,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -8632,7 +8714,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8644,7 +8726,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8657,7 +8739,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -8917,13 +8999,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\tprotected\x18\x02 \x01(\bR\tprotected\x12\x18\n" +
 	"\apattern\x18\x03 \x01(\tR\apattern\x12\x16\n" +
 	"\x06origin\x18\x04 \x01(\tR\x06origin\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x86\x01\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x9e\x01\n" +
 	"\vDiffRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x14\n" +
 	"\x05paths\x18\x02 \x03(\tR\x05paths\x12\x17\n" +
 	"\ano_text\x18\x03 \x01(\bR\x06noText\x12\x18\n" +
 	"\acontext\x18\x04 \x01(\rR\acontext\x12\x18\n" +
-	"\aignored\x18\x05 \x01(\bR\aignored\"\xf1\x03\n" +
+	"\aignored\x18\x05 \x01(\bR\aignored\x12\x16\n" +
+	"\x06beside\x18\x06 \x01(\bR\x06beside\"\x9c\x04\n" +
 	"\x06Change\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12)\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x15.carrel.v1.ChangeKindR\x04kind\x12(\n" +
@@ -8944,7 +9027,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\awarning\x18\x0f \x01(\tR\awarning\x12\x1a\n" +
 	"\bconflict\x18\x10 \x01(\tR\bconflict\x12\x12\n" +
 	"\x04task\x18\x11 \x01(\tR\x04task\x12\x12\n" +
-	"\x04seen\x18\x12 \x01(\fR\x04seen\",\n" +
+	"\x04seen\x18\x12 \x01(\fR\x04seen\x12)\n" +
+	"\x06beside\x18\x13 \x01(\v2\x11.carrel.v1.BesideR\x06beside\"T\n" +
+	"\x06Beside\x12\x18\n" +
+	"\aignored\x18\x01 \x01(\x05R\aignored\x12\x10\n" +
+	"\x03git\x18\x02 \x01(\x05R\x03git\x12\x1e\n" +
+	"\n" +
+	"incomplete\x18\x03 \x01(\tR\n" +
+	"incomplete\",\n" +
 	"\x14ReviewSummaryRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\"\xfb\x01\n" +
 	"\rReviewSummary\x12\x14\n" +
@@ -9369,7 +9459,7 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 126)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 127)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(EgressAction)(0),             // 0: carrel.v1.EgressAction
 	(ShareMode)(0),                // 1: carrel.v1.ShareMode
@@ -9434,82 +9524,83 @@ var file_carrel_v1_carrel_proto_goTypes = []any{
 	(*ExplainShareResponse)(nil),  // 60: carrel.v1.ExplainShareResponse
 	(*DiffRequest)(nil),           // 61: carrel.v1.DiffRequest
 	(*Change)(nil),                // 62: carrel.v1.Change
-	(*ReviewSummaryRequest)(nil),  // 63: carrel.v1.ReviewSummaryRequest
-	(*ReviewSummary)(nil),         // 64: carrel.v1.ReviewSummary
-	(*ApplyRequest)(nil),          // 65: carrel.v1.ApplyRequest
-	(*ApplyEvent)(nil),            // 66: carrel.v1.ApplyEvent
-	(*DiscardRequest)(nil),        // 67: carrel.v1.DiscardRequest
-	(*DiscardResponse)(nil),       // 68: carrel.v1.DiscardResponse
-	(*UndoRequest)(nil),           // 69: carrel.v1.UndoRequest
-	(*ExplainEgressRequest)(nil),  // 70: carrel.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil), // 71: carrel.v1.ExplainEgressResponse
-	(*ChangeEgressRequest)(nil),   // 72: carrel.v1.ChangeEgressRequest
-	(*ChangeEgressResponse)(nil),  // 73: carrel.v1.ChangeEgressResponse
-	(*TestEgressRequest)(nil),     // 74: carrel.v1.TestEgressRequest
-	(*TestEgressResponse)(nil),    // 75: carrel.v1.TestEgressResponse
-	(*EgressVerdict)(nil),         // 76: carrel.v1.EgressVerdict
-	(*WatchEgressRequest)(nil),    // 77: carrel.v1.WatchEgressRequest
-	(*EgressEvent)(nil),           // 78: carrel.v1.EgressEvent
-	(*AnswerEgressRequest)(nil),   // 79: carrel.v1.AnswerEgressRequest
-	(*AnswerEgressResponse)(nil),  // 80: carrel.v1.AnswerEgressResponse
-	(*PublishRequest)(nil),        // 81: carrel.v1.PublishRequest
-	(*PublishResponse)(nil),       // 82: carrel.v1.PublishResponse
-	(*UnpublishRequest)(nil),      // 83: carrel.v1.UnpublishRequest
-	(*UnpublishResponse)(nil),     // 84: carrel.v1.UnpublishResponse
-	(*Secret)(nil),                // 85: carrel.v1.Secret
-	(*SecretDefinition)(nil),      // 86: carrel.v1.SecretDefinition
-	(*SetSecretRequest)(nil),      // 87: carrel.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),     // 88: carrel.v1.SetSecretResponse
-	(*ListSecretsRequest)(nil),    // 89: carrel.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 90: carrel.v1.ListSecretsResponse
-	(*RemoveSecretRequest)(nil),   // 91: carrel.v1.RemoveSecretRequest
-	(*RemoveSecretResponse)(nil),  // 92: carrel.v1.RemoveSecretResponse
-	(*ImportPolicyRequest)(nil),   // 93: carrel.v1.ImportPolicyRequest
-	(*ImportPolicyResponse)(nil),  // 94: carrel.v1.ImportPolicyResponse
-	(*ImportedKey)(nil),           // 95: carrel.v1.ImportedKey
-	(*CheckPolicyRequest)(nil),    // 96: carrel.v1.CheckPolicyRequest
-	(*CheckPolicyResponse)(nil),   // 97: carrel.v1.CheckPolicyResponse
-	(*PolicyProblem)(nil),         // 98: carrel.v1.PolicyProblem
-	(*RequestPolicyRequest)(nil),  // 99: carrel.v1.RequestPolicyRequest
-	(*RequestPolicyResponse)(nil), // 100: carrel.v1.RequestPolicyResponse
-	(*AgreePolicyRequest)(nil),    // 101: carrel.v1.AgreePolicyRequest
-	(*AgreePolicyResponse)(nil),   // 102: carrel.v1.AgreePolicyResponse
-	(*VerifyAuditRequest)(nil),    // 103: carrel.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),   // 104: carrel.v1.VerifyAuditResponse
-	(*ShowAuditRequest)(nil),      // 105: carrel.v1.ShowAuditRequest
-	(*ShowAuditResponse)(nil),     // 106: carrel.v1.ShowAuditResponse
-	(*Image)(nil),                 // 107: carrel.v1.Image
-	(*ImagePart)(nil),             // 108: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 109: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 110: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 111: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 112: carrel.v1.BuildImageEvent
-	(*VerifyImageRequest)(nil),    // 113: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 114: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 115: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 116: carrel.v1.RemoveImageResponse
-	(*VersionRequest)(nil),        // 117: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 118: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 119: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 120: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 121: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 122: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 123: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 124: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 125: carrel.v1.WatchRequest
-	(*ImportReviewRequest)(nil),   // 126: carrel.v1.ImportReviewRequest
-	(*ImportReviewResponse)(nil),  // 127: carrel.v1.ImportReviewResponse
-	(*DropReviewRequest)(nil),     // 128: carrel.v1.DropReviewRequest
-	(*DropReviewResponse)(nil),    // 129: carrel.v1.DropReviewResponse
-	(*AttachShareRequest)(nil),    // 130: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),   // 131: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),    // 132: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),   // 133: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),  // 134: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),            // 135: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),          // 136: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil), // 137: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil), // 138: google.protobuf.Timestamp
+	(*Beside)(nil),                // 63: carrel.v1.Beside
+	(*ReviewSummaryRequest)(nil),  // 64: carrel.v1.ReviewSummaryRequest
+	(*ReviewSummary)(nil),         // 65: carrel.v1.ReviewSummary
+	(*ApplyRequest)(nil),          // 66: carrel.v1.ApplyRequest
+	(*ApplyEvent)(nil),            // 67: carrel.v1.ApplyEvent
+	(*DiscardRequest)(nil),        // 68: carrel.v1.DiscardRequest
+	(*DiscardResponse)(nil),       // 69: carrel.v1.DiscardResponse
+	(*UndoRequest)(nil),           // 70: carrel.v1.UndoRequest
+	(*ExplainEgressRequest)(nil),  // 71: carrel.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil), // 72: carrel.v1.ExplainEgressResponse
+	(*ChangeEgressRequest)(nil),   // 73: carrel.v1.ChangeEgressRequest
+	(*ChangeEgressResponse)(nil),  // 74: carrel.v1.ChangeEgressResponse
+	(*TestEgressRequest)(nil),     // 75: carrel.v1.TestEgressRequest
+	(*TestEgressResponse)(nil),    // 76: carrel.v1.TestEgressResponse
+	(*EgressVerdict)(nil),         // 77: carrel.v1.EgressVerdict
+	(*WatchEgressRequest)(nil),    // 78: carrel.v1.WatchEgressRequest
+	(*EgressEvent)(nil),           // 79: carrel.v1.EgressEvent
+	(*AnswerEgressRequest)(nil),   // 80: carrel.v1.AnswerEgressRequest
+	(*AnswerEgressResponse)(nil),  // 81: carrel.v1.AnswerEgressResponse
+	(*PublishRequest)(nil),        // 82: carrel.v1.PublishRequest
+	(*PublishResponse)(nil),       // 83: carrel.v1.PublishResponse
+	(*UnpublishRequest)(nil),      // 84: carrel.v1.UnpublishRequest
+	(*UnpublishResponse)(nil),     // 85: carrel.v1.UnpublishResponse
+	(*Secret)(nil),                // 86: carrel.v1.Secret
+	(*SecretDefinition)(nil),      // 87: carrel.v1.SecretDefinition
+	(*SetSecretRequest)(nil),      // 88: carrel.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),     // 89: carrel.v1.SetSecretResponse
+	(*ListSecretsRequest)(nil),    // 90: carrel.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 91: carrel.v1.ListSecretsResponse
+	(*RemoveSecretRequest)(nil),   // 92: carrel.v1.RemoveSecretRequest
+	(*RemoveSecretResponse)(nil),  // 93: carrel.v1.RemoveSecretResponse
+	(*ImportPolicyRequest)(nil),   // 94: carrel.v1.ImportPolicyRequest
+	(*ImportPolicyResponse)(nil),  // 95: carrel.v1.ImportPolicyResponse
+	(*ImportedKey)(nil),           // 96: carrel.v1.ImportedKey
+	(*CheckPolicyRequest)(nil),    // 97: carrel.v1.CheckPolicyRequest
+	(*CheckPolicyResponse)(nil),   // 98: carrel.v1.CheckPolicyResponse
+	(*PolicyProblem)(nil),         // 99: carrel.v1.PolicyProblem
+	(*RequestPolicyRequest)(nil),  // 100: carrel.v1.RequestPolicyRequest
+	(*RequestPolicyResponse)(nil), // 101: carrel.v1.RequestPolicyResponse
+	(*AgreePolicyRequest)(nil),    // 102: carrel.v1.AgreePolicyRequest
+	(*AgreePolicyResponse)(nil),   // 103: carrel.v1.AgreePolicyResponse
+	(*VerifyAuditRequest)(nil),    // 104: carrel.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),   // 105: carrel.v1.VerifyAuditResponse
+	(*ShowAuditRequest)(nil),      // 106: carrel.v1.ShowAuditRequest
+	(*ShowAuditResponse)(nil),     // 107: carrel.v1.ShowAuditResponse
+	(*Image)(nil),                 // 108: carrel.v1.Image
+	(*ImagePart)(nil),             // 109: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),     // 110: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 111: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),     // 112: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),       // 113: carrel.v1.BuildImageEvent
+	(*VerifyImageRequest)(nil),    // 114: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),   // 115: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),    // 116: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 117: carrel.v1.RemoveImageResponse
+	(*VersionRequest)(nil),        // 118: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),       // 119: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),         // 120: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),        // 121: carrel.v1.StatusResponse
+	(*DoctorRequest)(nil),         // 122: carrel.v1.DoctorRequest
+	(*Finding)(nil),               // 123: carrel.v1.Finding
+	(*ShutdownRequest)(nil),       // 124: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 125: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),          // 126: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),   // 127: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),  // 128: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),     // 129: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),    // 130: carrel.v1.DropReviewResponse
+	(*AttachShareRequest)(nil),    // 131: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),   // 132: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),    // 133: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),   // 134: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),  // 135: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),            // 136: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),          // 137: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil), // 138: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil), // 139: google.protobuf.Timestamp
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	16,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
@@ -9519,12 +9610,12 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	1,   // 4: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
 	3,   // 5: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
 	13,  // 6: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	138, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	138, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	139, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	139, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
 	33,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
 	19,  // 10: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
 	18,  // 11: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
-	64,  // 12: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
+	65,  // 12: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
 	2,   // 13: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
 	52,  // 14: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
 	13,  // 15: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
@@ -9536,9 +9627,9 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	32,  // 21: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
 	31,  // 22: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
 	4,   // 23: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	138, // 24: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	138, // 25: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	138, // 26: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	139, // 24: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	139, // 25: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	139, // 26: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
 	34,  // 27: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
 	31,  // 28: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
 	33,  // 29: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
@@ -9560,162 +9651,163 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	6,   // 45: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
 	7,   // 46: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
 	7,   // 47: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
-	6,   // 48: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
-	15,  // 49: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	15,  // 50: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	15,  // 51: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	15,  // 52: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	76,  // 53: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	0,   // 54: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	15,  // 55: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	138, // 56: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	8,   // 57: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	76,  // 58: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	9,   // 59: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	18,  // 60: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	18,  // 61: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	86,  // 62: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	138, // 63: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	10,  // 64: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	86,  // 65: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	85,  // 66: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	85,  // 67: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	95,  // 68: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	98,  // 69: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	15,  // 70: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	14,  // 71: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	98,  // 72: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	138, // 73: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	108, // 74: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	107, // 75: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	22,  // 76: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	107, // 77: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	107, // 78: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	138, // 79: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	118, // 80: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	11,  // 81: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	16,  // 82: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	15,  // 83: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	135, // 84: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	136, // 85: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	86,  // 86: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	20,  // 87: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	23,  // 88: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	25,  // 89: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	27,  // 90: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	29,  // 91: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	35,  // 92: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	37,  // 93: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	42,  // 94: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	44,  // 95: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	47,  // 96: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	50,  // 97: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	53,  // 98: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	55,  // 99: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	57,  // 100: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	59,  // 101: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	61,  // 102: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	65,  // 103: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	67,  // 104: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	69,  // 105: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	63,  // 106: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	70,  // 107: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	72,  // 108: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	74,  // 109: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	77,  // 110: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	79,  // 111: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	81,  // 112: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	83,  // 113: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	87,  // 114: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	89,  // 115: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	91,  // 116: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	96,  // 117: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	99,  // 118: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	101, // 119: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	93,  // 120: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	103, // 121: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	105, // 122: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	109, // 123: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	111, // 124: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	113, // 125: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	115, // 126: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	117, // 127: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	119, // 128: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	121, // 129: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	123, // 130: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	125, // 131: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	23,  // 132: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	126, // 133: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	128, // 134: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	130, // 135: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	132, // 136: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	57,  // 137: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	134, // 138: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	77,  // 139: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	79,  // 140: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	81,  // 141: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	83,  // 142: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	21,  // 143: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	24,  // 144: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	26,  // 145: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	28,  // 146: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	30,  // 147: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	36,  // 148: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	41,  // 149: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	43,  // 150: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	46,  // 151: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	48,  // 152: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	51,  // 153: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	54,  // 154: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	56,  // 155: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	58,  // 156: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	60,  // 157: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	62,  // 158: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	66,  // 159: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	68,  // 160: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	66,  // 161: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	64,  // 162: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	71,  // 163: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	73,  // 164: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	75,  // 165: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	78,  // 166: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	80,  // 167: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	82,  // 168: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	84,  // 169: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	88,  // 170: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	90,  // 171: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	92,  // 172: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	97,  // 173: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	100, // 174: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	102, // 175: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	94,  // 176: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	104, // 177: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	106, // 178: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	110, // 179: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	112, // 180: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	114, // 181: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	116, // 182: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	118, // 183: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	120, // 184: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	122, // 185: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	124, // 186: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	17,  // 187: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	24,  // 188: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	127, // 189: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	129, // 190: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	131, // 191: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	133, // 192: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	58,  // 193: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	137, // 194: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	78,  // 195: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	80,  // 196: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	82,  // 197: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	84,  // 198: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	143, // [143:199] is the sub-list for method output_type
-	87,  // [87:143] is the sub-list for method input_type
-	87,  // [87:87] is the sub-list for extension type_name
-	87,  // [87:87] is the sub-list for extension extendee
-	0,   // [0:87] is the sub-list for field type_name
+	63,  // 48: carrel.v1.Change.beside:type_name -> carrel.v1.Beside
+	6,   // 49: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	15,  // 50: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	15,  // 51: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	15,  // 52: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	15,  // 53: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	77,  // 54: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	0,   // 55: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	15,  // 56: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	139, // 57: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	8,   // 58: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	77,  // 59: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	9,   // 60: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	18,  // 61: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	18,  // 62: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	87,  // 63: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	139, // 64: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	10,  // 65: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	87,  // 66: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	86,  // 67: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	86,  // 68: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	96,  // 69: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	99,  // 70: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	15,  // 71: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	14,  // 72: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	99,  // 73: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	139, // 74: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	109, // 75: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	108, // 76: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	22,  // 77: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	108, // 78: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	108, // 79: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	139, // 80: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	119, // 81: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	11,  // 82: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	16,  // 83: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	15,  // 84: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	136, // 85: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	137, // 86: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	87,  // 87: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	20,  // 88: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	23,  // 89: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	25,  // 90: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	27,  // 91: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	29,  // 92: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	35,  // 93: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	37,  // 94: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	42,  // 95: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	44,  // 96: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	47,  // 97: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	50,  // 98: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	53,  // 99: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	55,  // 100: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	57,  // 101: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	59,  // 102: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	61,  // 103: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	66,  // 104: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	68,  // 105: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	70,  // 106: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	64,  // 107: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	71,  // 108: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	73,  // 109: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	75,  // 110: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	78,  // 111: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	80,  // 112: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	82,  // 113: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	84,  // 114: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	88,  // 115: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	90,  // 116: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	92,  // 117: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	97,  // 118: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	100, // 119: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	102, // 120: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	94,  // 121: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	104, // 122: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	106, // 123: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	110, // 124: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	112, // 125: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	114, // 126: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	116, // 127: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	118, // 128: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	120, // 129: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	122, // 130: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	124, // 131: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	126, // 132: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	23,  // 133: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	127, // 134: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	129, // 135: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	131, // 136: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	133, // 137: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	57,  // 138: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	135, // 139: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	78,  // 140: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	80,  // 141: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	82,  // 142: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	84,  // 143: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	21,  // 144: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	24,  // 145: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	26,  // 146: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	28,  // 147: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	30,  // 148: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	36,  // 149: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	41,  // 150: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	43,  // 151: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	46,  // 152: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	48,  // 153: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	51,  // 154: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	54,  // 155: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	56,  // 156: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	58,  // 157: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	60,  // 158: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	62,  // 159: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	67,  // 160: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	69,  // 161: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	67,  // 162: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	65,  // 163: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	72,  // 164: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	74,  // 165: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	76,  // 166: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	79,  // 167: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	81,  // 168: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	83,  // 169: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	85,  // 170: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	89,  // 171: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	91,  // 172: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	93,  // 173: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	98,  // 174: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	101, // 175: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	103, // 176: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	95,  // 177: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	105, // 178: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	107, // 179: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	111, // 180: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	113, // 181: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	115, // 182: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	117, // 183: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	119, // 184: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	121, // 185: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	123, // 186: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	125, // 187: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	17,  // 188: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	24,  // 189: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	128, // 190: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	130, // 191: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	132, // 192: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	134, // 193: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	58,  // 194: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	138, // 195: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	79,  // 196: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	81,  // 197: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	83,  // 198: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	85,  // 199: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	144, // [144:200] is the sub-list for method output_type
+	88,  // [88:144] is the sub-list for method input_type
+	88,  // [88:88] is the sub-list for extension type_name
+	88,  // [88:88] is the sub-list for extension extendee
+	0,   // [0:88] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -9752,7 +9844,7 @@ func file_carrel_v1_carrel_proto_init() {
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[100].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[101].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
 	}
@@ -9762,7 +9854,7 @@ func file_carrel_v1_carrel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   126,
+			NumMessages:   127,
 			NumExtensions: 0,
 			NumServices:   13,
 		},

@@ -173,12 +173,14 @@ func (s *Store) sweep() error {
 
 // sweepAlone is sweep while importing is held.
 func (s *Store) sweepAlone() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	unlock, _, err := s.lock("lock", true)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	idx, err := s.readIndex()
+	idx, err := s.readIndex(&s.idx)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package review
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -471,6 +472,18 @@ func FuzzImport(f *testing.F) {
 		wire.Write(&b, m)
 	}
 	f.Add([]byte(b))
+	b = nil
+	for i := range 3 { // contents that come back to back
+		wire.Write(&b, changeFrame(&wire.Changed{Name: fmt.Sprint("f", i), Type: 1, Size: int64(i), Stamp: []byte("s")}))
+	}
+	wire.Write(&b, doneFrame(""))
+	for i := range 3 {
+		if i > 0 {
+			wire.Write(&b, dataFrame([]byte("xyz")[:i]))
+		}
+		wire.Write(&b, doneFrame(""))
+	}
+	f.Add([]byte(b))
 	w := newScene(f, map[string]string{"a": "b", "d/x": "y"})
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		conn := struct {
@@ -493,7 +506,7 @@ func FuzzImport(f *testing.F) {
 			}
 		}
 		slices.SortFunc(idx.entries, func(a, b Entry) int { return less(a.Name, b.Name) })
-		if _, err := parseIndex(idx.marshal()); err != nil {
+		if _, err := parseIndex(idx.marshal(), &index{}); err != nil {
 			t.Error(err)
 		}
 		im.letGo()

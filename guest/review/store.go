@@ -1,6 +1,7 @@
 package review
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,6 +32,8 @@ type Store struct {
 
 	mu  sync.Mutex
 	idx index
+	// swept: what had no name when this process came was removed.
+	swept bool
 }
 
 // Open opens the store in a folder that is there. A folder without an index is
@@ -80,7 +83,7 @@ func (s *Store) Reload() error {
 }
 
 func (s *Store) reloadLocked() error {
-	idx, err := s.readIndex()
+	idx, err := s.readIndex(&s.idx)
 	if err != nil {
 		s.idx = index{}
 		return fmt.Errorf("read the review in %s: %w", s.dir, err)
@@ -165,8 +168,10 @@ func (s *Store) replaceIndex(do func(*index), anew bool) error {
 	if err := s.reloadLocked(); err != nil && !(anew && errors.Is(err, ErrDamaged)) {
 		return err
 	}
+	was := s.idx.sum
+	s.idx.sum = [sha256.Size]byte{} // until it is written
 	do(&s.idx)
-	return s.writeIndex(&s.idx)
+	return s.writeIndex(&s.idx, was)
 }
 
 // lock takes a lock among processes; got is false if somebody else has it and

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 
 	"github.com/carrel-vm/carrel/guest/wire"
@@ -88,11 +89,14 @@ func (im *importer) reuse(e *kept) bool {
 	if old == nil || old.Kind != File || old.Stamp != e.Stamp || old.Size != e.Size || old.Blob == "" {
 		return false
 	}
-	if is, err := im.s.root.Lstat(blobPath(old.Blob)); err != nil || !is.Mode().IsRegular() || is.Size() != e.Size {
-		return false
-	}
-	e.Blob = old.Blob
-	return true
+	err := im.s.atBlob(old.Blob, func(in *os.Root, at string) error {
+		is, err := in.Lstat(at)
+		if err == nil && is.Mode().IsRegular() && is.Size() == e.Size {
+			e.Blob = old.Blob
+		}
+		return err
+	})
+	return err == nil && e.Blob != ""
 }
 
 // equal says that the host has the same file already.

@@ -30,8 +30,9 @@ type Store struct {
 	dir  string
 	root *os.Root
 
-	mu  sync.Mutex
-	idx index
+	mu    sync.Mutex
+	idx   index
+	blobs *os.Root // the folder of contents, once somebody has looked for one
 	// swept: what had no name when this process came was removed.
 	swept bool
 }
@@ -73,7 +74,14 @@ func open(dir string) (*Store, error) {
 }
 
 // Close lets go of the folder. It may be called twice.
-func (s *Store) Close() error { return s.root.Close() }
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.blobs != nil {
+		s.blobs.Close()
+	}
+	return s.root.Close()
+}
 
 // Reload reads the index as it is now.
 func (s *Store) Reload() error {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/carrel-vm/carrel/agent/selftest"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -20,6 +21,8 @@ import (
 const (
 	// probeWord asks for nothing but a sign of life.
 	probeWord = "carrel.probe=1"
+	// selfTestWord asks what the kernel has of what a guest needs.
+	selfTestWord = "carrel.selftest=1"
 	// scratchWord says that there is a disk that takes the guest's changes.
 	scratchWord = "carrel.scratch="
 )
@@ -53,6 +56,12 @@ func Boot() {
 		for _, w := range words {
 			if w == probeWord {
 				fmt.Println(ProbeOK)
+				reboot()
+			}
+			if w == selfTestWord {
+				_ = selftest.Print(os.Stdout, selftest.Run(selftest.All()))
+				// The serial port is slower than the reboot: tcdrain(3).
+				_ = unix.IoctlSetInt(int(os.Stdout.Fd()), unix.TCSBRK, 1)
 				reboot()
 			}
 			scratch = scratch || strings.HasPrefix(w, scratchWord)

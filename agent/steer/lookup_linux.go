@@ -108,3 +108,15 @@ func (l *lookup) setSocket(key uint32, s syscall.Conn) error {
 	}
 	return nil
 }
+
+// TryLookup loads a program of the kind that steers connections, which changes nothing, and drops it again.
+func TryLookup() error {
+	a := &assembler{}
+	a.set(0, skPass)
+	a.exit()
+	fd, err := loadProgram(a.finish())
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}

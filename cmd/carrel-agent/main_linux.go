@@ -4,16 +4,18 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 
 	"github.com/carrel-vm/carrel/agent"
+	"github.com/carrel-vm/carrel/agent/selftest"
 )
 
 func main() {
 	agent.Reexec()
-	verbs := map[string]func([]string) error{"beside": beside, "serve": serve, "wall": wall, "sandbox": sandbox, "probe": probe}
+	verbs := map[string]func([]string) error{"beside": beside, "serve": serve, "wall": wall, "sandbox": sandbox, "probe": probe, "selftest": selfTest}
 	if len(os.Args) > 1 && verbs[os.Args[1]] != nil {
 		if err := verbs[os.Args[1]](os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "carrel-agent:", err)
@@ -42,6 +44,24 @@ func serve(args []string) error {
 func probe([]string) error {
 	fmt.Println(agent.ProbeOK)
 	return nil
+}
+
+// selfTest says what the kernel has of what a guest needs, and fails if that is not all.
+func selfTest(args []string) error {
+	f := flag.NewFlagSet("selftest", flag.ExitOnError)
+	asJSON := f.Bool("json", false, "print a JSON array")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("the self-test needs root (carrel run -u root -- /proc/1/exe selftest)")
+	}
+	results := selftest.Run(selftest.All())
+	show := selftest.Print
+	if *asJSON {
+		show = selftest.PrintJSON
+	}
+	return errors.Join(show(os.Stdout, results), selftest.Err(results))
 }
 
 func sandbox(args []string) error {

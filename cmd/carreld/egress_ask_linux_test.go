@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -12,21 +14,30 @@ import (
 
 // A rule that asks: the connection waits, nothing leaves meanwhile, and the
 // answer that a person gives on the command line decides about it: a no, a yes
-// that counts once, and one for this guest.
+// that counts once, one for this guest, and one for every guest.
 func testEgressAsk(t *testing.T, s *site) {
 	const other = "other.example.com"
 	var asks []*api.EgressRule
-	for _, h := range []string{other, egresstest.CDN} {
+	for _, h := range []string{other, egresstest.CDN, egresstest.Tenant} {
 		asks = append(asks, &api.EgressRule{Action: api.EgressAction_EGRESS_ACTION_ASK, Host: h, Ports: []uint32{80}})
 	}
 	s.change(t, asks, nil)
+	file := filepath.Join(s.home, "config", "policy.yaml")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer func() {
+		if text, status := s.carrel(t, "deny", s.guest, egresstest.Tenant+":80"); status != 0 {
+			t.Errorf("carrel deny: %s", text)
+		}
+		write(t, file, string(before))
 		s.change(t, nil, asks)
 		if text, status := s.carrel(t, "deny", s.guest, other+":80"); status != 0 { // takes the yes back
 			t.Errorf("carrel deny: %s", text)
 		}
 	}()
-	for _, x := range []struct{ host, answer, want string }{{other, "--once", "this is"}, {egresstest.CDN, "--deny", "403"}, {other, "--guest", "this is"}} {
+	for _, x := range []struct{ host, answer, want string }{{other, "--once", "this is"}, {egresstest.CDN, "--deny", "403"}, {other, "--guest", "this is"}, {egresstest.Tenant, "--always", "this is"}} {
 		host, url := x.host, "http://"+x.host+"/"
 		since := s.last(t)
 		s.net.Reset()
@@ -69,10 +80,14 @@ func testEgressAsk(t *testing.T, s *site) {
 			t.Fatalf("%s: the connection still waits", x.answer)
 		}
 	}
-	// The last answer is a rule of this guest now: nobody is asked again.
+	// The answer for every guest stands in the user's file.
+	if after, err := os.ReadFile(file); err != nil || strings.Contains(string(before), egresstest.Tenant) || !strings.Contains(string(after), egresstest.Tenant) {
+		t.Errorf("after --always, %s: %v\n%s", file, err, after)
+	}
+	// The answer for this guest is a rule of it now: nobody is asked again.
 	url := "http://" + other + "/"
 	if got := s.plain(t, "get", url)[url]; !strings.Contains(got, "this is") {
 		t.Errorf("after --guest: %s", got)
 	}
-	s.quiet(t, other)
+	s.quiet(t, other, egresstest.Tenant)
 }

@@ -122,7 +122,9 @@ func testEgressJVM(t *testing.T, s *site) {
 	}
 	run(t, os.Environ(), filepath.Join(filepath.Dir(real), "javac"), "-d", jre, "testdata/jvm/Fetch.java")
 	origin, second, attacker := "https://"+egresstest.Origin+"/", "https://"+egresstest.Second+"/", "https://"+egresstest.Attacker+"/"
-	got := s.lines(t, fmt.Sprintf("/tools/jre/bin/java -cp /tools/jre Fetch /etc/ssl/certs/ca-certificates.crt %s %s %s http://%s/", origin, second, attacker, egresstest.Attacker))
+	// On one processor: QEMU's software emulation of several has run code on one
+	// that the JVM's compiler was patching on another (SIGILL, QEMU 7.2).
+	got := s.lines(t, fmt.Sprintf("taskset -c 0 /tools/jre/bin/java -cp /tools/jre Fetch /etc/ssl/certs/ca-certificates.crt %s %s %s http://%s/", origin, second, attacker, egresstest.Attacker))
 	for url, want := range map[string]string{
 		origin: "this is " + egresstest.Origin, second: "this is " + egresstest.Second, attacker: "access_denied", "http://" + egresstest.Attacker + "/": "403 carrel: egress to",
 	} {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -32,9 +33,15 @@ func Program(t testing.TB, pkg string) string {
 	if dir := os.Getenv(Programs); dir != "" {
 		return filepath.Join(dir, filepath.Base(pkg))
 	}
+	return ProgramFor(t, runtime.GOARCH, pkg)
+}
+
+// ProgramFor is Program for guests of another architecture.
+func ProgramFor(t testing.TB, arch, pkg string) string {
+	t.Helper()
 	out := filepath.Join(t.TempDir(), filepath.Base(pkg))
 	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", out, pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOOS=linux", "GOARCH="+arch)
 	if b, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", pkg, err, b)
 	}
@@ -79,6 +86,20 @@ func Kernel(t testing.TB) string {
 	if k := os.Getenv("CARREL_TEST_KERNEL"); k != "" {
 		return k
 	}
+	return cachedKernel(t, "kernel", "make image, or set CARREL_TEST_KERNEL")
+}
+
+// KernelARM64 returns the newest kernel for that architecture in Carrel's cache.
+func KernelARM64(t testing.TB) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("the third ring needs a built kernel and emulated machines: make test runs it")
+	}
+	return cachedKernel(t, "kernel-arm64", "make kernel ARCH=arm64")
+}
+
+func cachedKernel(t testing.TB, kind, cure string) string {
+	t.Helper()
 	cache := os.Getenv("CARREL_CACHE")
 	if home := os.Getenv("CARREL_HOME"); cache == "" && home != "" {
 		cache = filepath.Join(home, "cache")
@@ -88,14 +109,14 @@ func Kernel(t testing.TB) string {
 	}
 	var newest string
 	var when int64
-	found, _ := filepath.Glob(filepath.Join(cache, "kernel", "*", "vmlinuz")) // the pattern is sound
+	found, _ := filepath.Glob(filepath.Join(cache, kind, "*", "vmlinuz")) // the pattern is sound
 	for _, f := range found {
 		if fi, err := os.Stat(f); err == nil && fi.ModTime().UnixNano() > when {
 			newest, when = f, fi.ModTime().UnixNano()
 		}
 	}
 	if newest == "" {
-		t.Fatalf("no kernel in %s/kernel: make image, or set CARREL_TEST_KERNEL", cache)
+		t.Fatalf("no kernel in %s/%s: %s", cache, kind, cure)
 	}
 	return newest
 }

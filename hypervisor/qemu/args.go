@@ -3,6 +3,7 @@ package qemu
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,6 +31,8 @@ var buses = [Slots]int{7, 6, 5, 4, 2, 1, 0, 3}
 // are file descriptors that QEMU inherits, each one end of a socket pair.
 type Machine struct {
 	Version Version
+	// Arch is the guest's, AMD64 or ARM64; empty: AMD64.
+	Arch string
 	// Accel is KVM or TCG.
 	Accel string
 	// QMP, Console and Vsock carry QEMU's monitor, the guest's serial port
@@ -94,27 +97,23 @@ func Args(c hypervisor.Config, m Machine) []string {
 		devices = append(devices, rng)
 	}
 	for i, d := range devices {
-		d["bus"] = fmt.Sprintf("virtio-mmio-bus.%d", buses[i])
+		archOf(m.Arch).put(d, fmt.Sprintf("virtio-mmio-bus.%d", buses[i]))
 		args = append(args, "-device", arg(d))
 	}
-	return append(args, "-append", Cmdline(c, m.Accel))
+	return append(args, "-append", Cmdline(c, m))
 }
 
 // base is what a guest and the accelerator's trial boot have in common.
 func base(c hypervisor.Config, m Machine) []string {
-	machine := []string{
-		// memory-merge would let one guest measure another's pages.
-		"microvm", "acpi=off", "rtc=on", "pcie=off", "usb=off", "graphics=off", "x-option-roms=off", "mem-merge=off", "dump-guest-core=off",
-		"memory-backend=ram",
-	}
-	// Nested virtualisation is a large attack surface that no task needs.
-	accel, cpu := "tcg,thread=multi", "max,svm=off"
+	a := archOf(m.Arch)
+	// memory-merge would let one guest measure another's pages.
+	machine := append(slices.Clone(a.machine), "mem-merge=off", "dump-guest-core=off", "memory-backend=ram")
+	accel, cpu := "tcg,thread=multi", a.cpu
 	if m.Accel == KVM {
-		// Under emulation the kernel spins for ever without these two.
-		machine = append(machine, "pit=off", "pic=off")
-		accel, cpu = "kvm", "host,vmx=off,svm=off"
+		machine = append(machine, a.machineKVM...)
+		accel, cpu = "kvm", a.cpuKVM
 	}
-	return []string{
+	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-name", "carrel-" + c.Name,
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -125,14 +124,18 @@ func base(c hypervisor.Config, m Machine) []string {
 		"-m", strconv.Itoa(c.MemoryMiB) + "M",
 		// vhost-user devices need memory that they can map.
 		"-object", arg(map[string]any{"qom-type": "memory-backend-memfd", "id": "ram", "size": int64(c.MemoryMiB) << 20, "share": true}),
-		"-global", "virtio-mmio.force-legacy=false",
+	}
+	for _, g := range a.globals {
+		args = append(args, "-global", g)
+	}
+	return append(args,
 		"-chardev", socket("qmp", m.QMP),
 		"-mon", "chardev=qmp,mode=control",
 		"-chardev", socket("console", m.Console),
 		"-serial", "chardev:console",
 		"-kernel", c.Kernel,
 		"-initrd", c.Initrd,
-	}
+	)
 }
 
 // blk is a disk. Errors go to the guest as I/O errors: with QEMU's default a
@@ -153,18 +156,11 @@ func arg(m map[string]any) string {
 
 // Cmdline is the guest kernel's command line. QEMU appends where the virtio
 // devices are.
-func Cmdline(c hypervisor.Config, accel string) string {
-	words := []string{
-		"quiet", "console=ttyS0",
-		// A panic and a reboot both end QEMU at once: triple fault, -no-reboot.
-		"reboot=t", "panic=-1",
-		"random.trust_cpu=on",
-	}
-	if accel == TCG {
-		// The kernel tries whether its timer interrupts, too soon for an
-		// emulated processor on a busy host, and may give up. With KVM it
-		// knows better by itself.
-		words = append(words, "no_timer_check")
+func Cmdline(c hypervisor.Config, m Machine) string {
+	a := archOf(m.Arch)
+	words := slices.Clone(a.words)
+	if m.Accel == TCG {
+		words = append(words, a.wordsTCG...)
 	}
 	if c.Scratch != "" {
 		words = append(words, "carrel.scratch=/dev/vdb")

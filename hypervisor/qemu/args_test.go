@@ -48,11 +48,17 @@ func TestArgsGolden(t *testing.T) {
 		{"7.2-kvm", config(1, "/state/scratch.img"), debian12, KVM, 1},
 		{"7.2-tcg-bare", config(0, ""), debian12, TCG, 0},
 		{"7.2-tcg-full", config(5, "/state/scratch.img"), debian12, TCG, 5},
+		{"7.2-tcg-arm64", config(1, "/state/scratch.img"), debian12, TCG, 1},
+		{"7.2-kvm-arm64", config(0, ""), debian12, KVM, 0},
 		{"10.0-tcg", config(1, "/state/scratch.img"), backports, TCG, 1},
 		{"10.0-kvm", config(1, "/state/scratch.img"), backports, KVM, 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := strings.Join(Args(tc.cfg, machine(tc.v, tc.accel, tc.shares)), "\n") + "\n"
+			m := machine(tc.v, tc.accel, tc.shares)
+			if strings.HasSuffix(tc.name, "-arm64") {
+				m.Arch = ARM64
+			}
+			got := strings.Join(Args(tc.cfg, m), "\n") + "\n"
 			file := filepath.Join("testdata", tc.name+".golden")
 			if *update {
 				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {

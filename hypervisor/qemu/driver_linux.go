@@ -15,7 +15,10 @@ import (
 
 // Options are what a Driver is made from.
 type Options struct {
-	// Binary is QEMU's path; empty: qemu-system-x86_64 in PATH.
+	// Arch is that of the guests, AMD64 or ARM64; empty: AMD64. Guests of another
+	// architecture than this machine's are emulated.
+	Arch string
+	// Binary is QEMU's path; empty: that of the architecture in PATH.
 	Binary string
 	// Shim is a command that calls ConfineMain: {"/usr/bin/carreld", "confine"}.
 	Shim []string
@@ -41,29 +44,26 @@ type facts struct {
 	accel   Accel
 }
 
-const (
-	program     = "qemu-system-x86_64"
-	installCure = "sudo apt-get install qemu-system-x86, or scripts/setup"
-)
-
 // New returns a driver. Whether QEMU is there shows at Version, Probe or Create.
 func New(o Options) *Driver { return &Driver{opts: o, known: map[string]facts{}} }
+
+func (d *Driver) arch() architecture { return archOf(d.opts.Arch) }
 
 // Name implements hypervisor.Driver.
 func (d *Driver) Name() string { return "qemu" }
 
 // Version says which QEMU it would use, for people to read.
 func (d *Driver) Version(ctx context.Context) (string, error) {
-	binary, err := findBinary(d.opts.Binary)
+	binary, err := d.findBinary()
 	if err != nil {
-		return "", &hypervisor.Error{Op: "find qemu", Err: err, Cure: installCure}
+		return "", &hypervisor.Error{Op: "find qemu", Err: err, Cure: d.arch().cure}
 	}
 	v, err := version(ctx, binary)
 	if err == nil && v.Less(MinVersion) {
 		err = fmt.Errorf("%v is the oldest that will do, %s is %v", MinVersion, binary, v)
 	}
 	if err != nil {
-		return "", &hypervisor.Error{Op: "use qemu", Err: err, Cure: installCure}
+		return "", &hypervisor.Error{Op: "use qemu", Err: err, Cure: d.arch().cure}
 	}
 	return fmt.Sprintf("QEMU emulator %v, %s", v, binary), nil
 }
@@ -107,12 +107,12 @@ func (d *Driver) find(ctx context.Context, kernel, initrd string) (facts, error)
 	if ok {
 		return f, nil
 	}
-	binary, err := findBinary(d.opts.Binary)
+	binary, err := d.findBinary()
 	if err != nil {
-		return facts{}, &hypervisor.Error{Op: "find qemu", Err: err, Cure: installCure}
+		return facts{}, &hypervisor.Error{Op: "find qemu", Err: err, Cure: d.arch().cure}
 	}
 	f.binary = binary
-	f.version, f.accel, err = probe(ctx, ProbeInput{QEMU: binary, Shim: d.opts.Shim, Kernel: kernel, Initrd: initrd, CacheDir: d.opts.CacheDir})
+	f.version, f.accel, err = probe(ctx, ProbeInput{QEMU: binary, Arch: d.opts.Arch, Shim: d.opts.Shim, Kernel: kernel, Initrd: initrd, CacheDir: d.opts.CacheDir})
 	if err != nil {
 		return facts{}, err
 	}
@@ -124,10 +124,10 @@ func (d *Driver) find(ctx context.Context, kernel, initrd string) (facts, error)
 
 // findBinary returns QEMU's path, absolute and without links, because Landlock
 // rules and what is executed must be the same file.
-func findBinary(configured string) (string, error) {
-	name := configured
+func (d *Driver) findBinary() (string, error) {
+	name := d.opts.Binary
 	if name == "" {
-		name = program
+		name = d.arch().program
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {

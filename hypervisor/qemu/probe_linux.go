@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -33,6 +34,8 @@ type ProbeInput struct {
 	// QEMU is the program's absolute path without links, Shim what confines it.
 	QEMU string
 	Shim []string
+	// Arch is the guest's; empty: AMD64.
+	Arch string
 	// Kernel and Initrd are booted for the trial. The initrd's init prints
 	// ProbeMark and reboots when it finds ProbeWord on its command line.
 	Kernel, Initrd string
@@ -76,10 +79,10 @@ func probe(ctx context.Context, in ProbeInput) (Version, Accel, error) {
 	if ok && old.QEMU == now.QEMU {
 		now.Version = old.Version
 	} else if now.Version, err = version(ctx, in.QEMU); err != nil {
-		return Version{}, Accel{}, &hypervisor.Error{Op: "ask qemu for its version", Err: err, Cure: installCure}
+		return Version{}, Accel{}, &hypervisor.Error{Op: "ask qemu for its version", Err: err, Cure: archOf(in.Arch).cure}
 	}
 	if now.Version.Less(MinVersion) {
-		return Version{}, Accel{}, &hypervisor.Error{Op: "use qemu", Err: fmt.Errorf("%s is version %v; %v is the oldest that will do", in.QEMU, now.Version, MinVersion), Cure: installCure}
+		return Version{}, Accel{}, &hypervisor.Error{Op: "use qemu", Err: fmt.Errorf("%s is version %v; %v is the oldest that will do", in.QEMU, now.Version, MinVersion), Cure: archOf(in.Arch).cure}
 	}
 	if ok && old.Boot == now.Boot && old.QEMU == now.QEMU && old.Kernel == now.Kernel && old.Initrd == now.Initrd {
 		return old.Version, old.Accel, nil
@@ -96,6 +99,9 @@ func probe(ctx context.Context, in ProbeInput) (Version, Accel, error) {
 // accelerator says KVM only after a boot. Its error means that the question
 // stayed open: ctx ended.
 func accelerator(ctx context.Context, in ProbeInput, v Version) (Accel, error) {
+	if archOf(in.Arch).program != archOf(runtime.GOARCH).program {
+		return Accel{TCG, "the guest's processor is of another kind than this machine's"}, nil
+	}
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -146,8 +152,8 @@ func trialBoot(ctx context.Context, in ProbeInput, v Version, accel string) erro
 		}
 		ours, theirs = append(ours, o), append(theirs, t)
 	}
-	m := Machine{Version: v, Accel: accel, QMP: specFD + 1, Console: specFD + 2}
-	spec.Args = append([]string{program}, append(base(cfg, m), "-append", Cmdline(cfg, accel))...)
+	m := Machine{Version: v, Arch: in.Arch, Accel: accel, QMP: specFD + 1, Console: specFD + 2}
+	spec.Args = append([]string{archOf(in.Arch).program}, append(base(cfg, m), "-append", Cmdline(cfg, m))...)
 	p, err := startProcess(in.Shim, spec, theirs)
 	if err != nil {
 		return err

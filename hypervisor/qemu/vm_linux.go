@@ -104,7 +104,7 @@ func (v *VM) serve(ctx context.Context, i int, s hypervisor.Share) error {
 // machine is how QEMU reaches the sockets of create.
 func (v *VM) machine() Machine {
 	const first = specFD + 1
-	m := Machine{Version: v.facts.version, Accel: v.facts.accel.Name, QMP: first, Console: first + 1, Vsock: first + 2}
+	m := Machine{Version: v.facts.version, Arch: v.driver.opts.Arch, Accel: v.facts.accel.Name, QMP: first, Console: first + 1, Vsock: first + 2}
 	for i := range Devices(v.cfg) {
 		m.Shares = append(m.Shares, first+3+i)
 	}
@@ -149,7 +149,7 @@ func (v *VM) launch() error {
 		return errors.New("it was started before")
 	}
 	spec := v.spec
-	spec.Args = append([]string{program}, Args(v.cfg, v.machine())...)
+	spec.Args = append([]string{v.driver.arch().program}, Args(v.cfg, v.machine())...)
 	spec.ReadOnly = append(spec.ReadOnly, v.cfg.Kernel, v.cfg.Initrd, v.cfg.Root)
 	spec.FileBytes = uint64(v.cfg.MemoryMiB)<<20 + fileSlack
 	if v.cfg.Scratch != "" {

@@ -3,13 +3,16 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# On Linux nothing needs C, and each of a guest's processes starts faster without: no libraries are
+# loaded, and what holds for all threads is done by the Go runtime instead of by a signal to each.
+HOST_CGO := $(if $(filter Linux,$(shell uname -s)),CGO_ENABLED=0)
 GO_FILES = $(shell git ls-files -co --exclude-standard '*.go')
 
 .PHONY: build setup image kernel demo test test-full check bench fuzz generate tools clean
 
 build: ## the three programs
 	@mkdir -p bin
-	go build -trimpath -o bin/ ./cmd/carrel ./cmd/carreld
+	$(HOST_CGO) go build -trimpath -o bin/ ./cmd/carrel ./cmd/carreld
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/carrel-agent ./cmd/carrel-agent
 
 setup: ## installs what is missing, and says what

@@ -53,6 +53,9 @@ type Options struct {
 	// Limitless says that there is nothing by which one task could be limited
 	// apart from others, so that a call with such limits is refused.
 	Limitless bool
+	// Restrict takes from the thread that starts every process what none of them
+	// shall have. nil takes nothing.
+	Restrict func() error
 	// Prepare is waited for before Setup is done. nil does nothing.
 	Prepare func() error
 	// User is whom a call without a user runs as; empty: the agent's own.
@@ -108,7 +111,7 @@ type Agent struct {
 func New(o Options) *Agent {
 	return &Agent{
 		o:        o,
-		children: newChildren(),
+		children: newChildren(o.Restrict),
 		root:     os.Geteuid() == 0,
 		calls:    make(chan struct{}, maxCalls),
 		copies:   make(chan struct{}, maxCopies),

@@ -18,8 +18,14 @@ import (
 // status of one that somebody else waits for.
 type children struct {
 	starts chan func()
-	mu     sync.Mutex
-	byPID  map[int]*child
+	// restrict, if set, takes rights from the thread that starts every process,
+	// before it starts any; restricted is then closed, and err says what is
+	// wrong: nothing is started.
+	restrict   func() error
+	restricted chan struct{}
+	err        error
+	mu         sync.Mutex
+	byPID      map[int]*child
 }
 
 // child is one process that the agent started itself.
@@ -31,8 +37,8 @@ type child struct {
 	status syscall.WaitStatus
 }
 
-func newChildren() *children {
-	return &children{starts: make(chan func()), byPID: make(map[int]*child)}
+func newChildren(restrict func() error) *children {
+	return &children{starts: make(chan func()), restrict: restrict, restricted: make(chan struct{}), byPID: make(map[int]*child)}
 }
 
 // run reaps until ctx ends. It keeps one thread for starting: a child's
@@ -43,7 +49,12 @@ func (c *children) run(ctx context.Context) {
 	signal.Notify(died, syscall.SIGCHLD)
 	defer signal.Stop(died)
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	if c.restrict == nil {
+		defer runtime.UnlockOSThread()
+	} else { // the thread ends with this goroutine
+		c.err = c.restrict()
+	}
+	close(c.restricted)
 	c.reap()
 	for {
 		select {
@@ -85,6 +96,10 @@ func (c *children) start(ctx context.Context, program string, argv []string, att
 	}
 	got := make(chan result, 1)
 	f := func() {
+		if c.err != nil {
+			got <- result{nil, c.err}
+			return
+		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		pid, err := syscall.ForkExec(program, argv, attr)

@@ -51,8 +51,8 @@ func (a *Agent) host(ctx context.Context, fail func(error)) error {
 		return errors.New("the host's first frame is not its setup")
 	}
 	ready := &wire.Ready{}
-	steering, err := a.setUp(ctx, setup, fail)
-	if ready.Steering = text(steering, maxSteering); err != nil {
+	err := a.setUp(ctx, setup, fail, ready)
+	if err != nil {
 		ready.Error = text(err.Error(), wire.MaxText)
 	} else {
 		close(a.ready)
@@ -98,23 +98,24 @@ func (a *Agent) host(ctx context.Context, fail func(error)) error {
 	}
 }
 
-// setUp does what Setup says and returns how names are steered.
-func (a *Agent) setUp(ctx context.Context, s *wire.Setup, fail func(error)) (steering string, err error) {
+// setUp does what Setup says, and says in r how names are steered.
+func (a *Agent) setUp(ctx context.Context, s *wire.Setup, fail func(error), r *wire.Ready) (err error) {
 	n := int(s.MaxTasks)
 	if n < 1 || n > maxCalls {
 		n = maxTasks
 	}
 	a.slots = make(chan struct{}, n)
 	if err := checkEnv(s.Env); err != nil {
-		return "", err
+		return err
 	}
 	if err := a.setTime(s.UnixNanos); err != nil {
-		return "", err
+		return err
 	}
 	// Names and certificates take the longest. The certificates are no wall:
 	// only the first task waits for them.
 	var outside errgroup.Group
 	var steered *steer.Steering
+	asked := time.Now()
 	if a.o.Network != nil && a.o.DialHost != nil {
 		outside.Go(func() (err error) {
 			steered, err = a.o.Network()
@@ -126,6 +127,7 @@ func (a *Agent) setUp(ctx context.Context, s *wire.Setup, fail func(error)) (ste
 			case err != nil:
 				err = fmt.Errorf("steer the guest's connections: %w", err)
 			}
+			r.SteerNanos = int64(time.Since(asked))
 			return err
 		})
 	}
@@ -137,15 +139,16 @@ func (a *Agent) setUp(ctx context.Context, s *wire.Setup, fail func(error)) (ste
 		a.env = append(a.env, s.Env...)
 	})
 	err = a.setUpInside(ctx, s)
+	r.MountNanos = int64(time.Since(asked))
 	if e := outside.Wait(); err == nil {
 		err = e
 	}
-	steering = noSteering
+	r.Steering = noSteering
 	if steered != nil {
-		a.egress, steering = newEgress(steered, a.o.DialHost, a.o.Cgroup), steered.How
+		a.egress, r.Steering = newEgress(steered, a.o.DialHost, a.o.Cgroup), text(steered.How, maxSteering)
 		a.egress.start(ctx, fail)
 	}
-	return steering, err
+	return err
 }
 
 // setUpInside does what of Setup is about the guest alone.
@@ -154,6 +157,10 @@ func (a *Agent) setUpInside(ctx context.Context, s *wire.Setup) error {
 		if err := a.o.Prepare(); err != nil {
 			return err
 		}
+	}
+	<-a.children.restricted
+	if err := a.children.err; err != nil {
+		return err
 	}
 	if a.o.Name != nil {
 		if err := a.o.Name(s.Hostname); err != nil {

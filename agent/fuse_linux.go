@@ -6,9 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,15 +31,25 @@ const (
 	// fuseEnd bounds how long the host may take to close a stream after the
 	// share was unmounted.
 	fuseEnd = 5 * time.Second
+	// together is how long what nobody waits for may wait for what comes next,
+	// and maxTogether how many bytes of it.
+	together    = 5 * time.Millisecond
+	maxTogether = 16 << 10
 )
 
 const fuseDevice = "/dev/fuse"
 
 // relay carries the messages of one share between the kernel and the host's
-// share server. It understands nothing of them but their length:
+// share server. It understands of them their length, which of them nobody waits
+// for, and which ask for a name that cannot be there (fresh):
 //
 //  1. one read of the device is one message, which goes to the host as it is
 //  2. one message of the host is one write to the device
+//
+// A goroutine for each way makes the system calls itself and blocks in them,
+// rather than in Go's poller: under emulation the poller and the threads that
+// look for work after each of its events cost several times what the message
+// does, and keep the processors busy on which the host would answer.
 //
 // When either side ends, so does the other. If the device stayed open without
 // its server, whoever waits for an answer would wait for ever; closed, all get
@@ -47,9 +59,15 @@ const fuseDevice = "/dev/fuse"
 // none with package os, whose poller would ask the share from a thread that Go
 // cannot spare, and starts processes in "/" only.
 type relay struct {
-	dev  *os.File
-	host net.Conn
-	done chan struct{} // closed when nothing of it runs
+	dev  int           // nonblocking
+	host int           // a stream, blocking
+	wake int           // an eventfd that can be read when it ends
+	done chan struct{} // closed when nothing of it runs, and all three are closed
+
+	fresh *fresh
+
+	mu    sync.Mutex
+	ended bool
 }
 
 // openFuse opens the device so that no thread waits for it.
@@ -98,9 +116,11 @@ func mountFuse(ctx context.Context, dial func(context.Context, uint32) (net.Conn
 		}
 		return nil, fmt.Errorf("mount share %s at %s: %w", s.Tag, at, err)
 	}
-	// Only now, since Go's poller takes a device that is not mounted yet for a
-	// broken one.
-	r := &relay{dev: os.NewFile(uintptr(fd), fuseDevice), host: host, done: make(chan struct{})}
+	r, err := newRelay(fd, host)
+	if err != nil {
+		_ = unix.Unmount(at, unix.MNT_DETACH)
+		return nil, fmt.Errorf("carry share %s: %w", s.Tag, err)
+	}
 	go r.run()
 	// It is mounted before the server has said a word. A server that says
 	// none is not waited for.
@@ -118,6 +138,43 @@ func mountFuse(ctx context.Context, dial func(context.Context, uint32) (net.Conn
 	return r, nil
 }
 
+// newRelay takes over the device and the stream, on an error too.
+func newRelay(dev int, host net.Conn) (*relay, error) {
+	stream, err := blocking(host)
+	if err != nil {
+		_ = unix.Close(dev)
+		return nil, err
+	}
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		_, _ = unix.Close(dev), unix.Close(stream)
+		return nil, err
+	}
+	return &relay{dev: dev, host: stream, wake: wake, done: make(chan struct{}), fresh: newFresh()}, nil
+}
+
+// blocking takes a stream out of Go's poller.
+func blocking(c net.Conn) (fd int, err error) {
+	defer c.Close()
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return -1, fmt.Errorf("a %T has no descriptor", c)
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	cerr := raw.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) })
+	if err := errors.Join(cerr, err); err != nil {
+		return -1, err
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
 // run carries until either side ends.
 func (r *relay) run() {
 	defer close(r.done)
@@ -126,12 +183,23 @@ func (r *relay) run() {
 	r.down()
 	r.end()
 	up.Wait()
+	// Last, so that no number of theirs is another's while it is in use.
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, _, _ = unix.Close(r.dev), unix.Close(r.host), unix.Close(r.wake)
+	r.dev, r.host, r.wake = -1, -1, -1
 }
 
-// end ends both sides, and does not wait. It may be called more than once.
+// end ends both ways, and does not wait. It may be called more than once.
 func (r *relay) end() {
-	_ = r.dev.Close()
-	_ = r.host.Close()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended {
+		return
+	}
+	r.ended = true
+	_, _ = unix.Write(r.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	_ = unix.Shutdown(r.host, unix.SHUT_RDWR)
 }
 
 // close ends the relay and returns when nothing of it runs any more.
@@ -140,49 +208,148 @@ func (r *relay) close() {
 	<-r.done
 }
 
-// up carries what the kernel asks to the host.
+// up carries what the kernel asks to the host. What nobody waits for waits
+// itself for what comes next, and goes along with it: one message to the host
+// and one of its wake-ups less for every file that is closed.
 func (r *relay) up() {
-	b := make([]byte, maxMessage)
+	b := make([]byte, maxTogether+maxMessage)
+	have := 0
 	for {
-		n, err := r.dev.Read(b)
+		n, err := r.ask(b[have:have+maxMessage], have > 0)
+		if n >= inHeader && r.fresh.asked(b[have:have+n]) {
+			if err := r.absent(b[have : have+n]); err != nil {
+				r.end()
+				return
+			}
+			continue
+		}
+		have += n
+		idle := err == nil && n > 0 && have <= maxTogether && nobodyWaits(b[have-n:])
+		if have > 0 && !idle && (err == nil || errors.Is(err, unix.ENODEV)) {
+			if err := sendAll(r.host, b[:have]); err != nil {
+				r.end()
+				return
+			}
+			have = 0
+		}
 		switch {
-		case errors.Is(err, unix.ENOENT):
-			continue // who asked has given up before it was read
 		case errors.Is(err, unix.ENODEV):
 			// Unmounted. The server closes its side when it has let go of
 			// the folder.
-			_ = r.host.SetReadDeadline(time.Now().Add(fuseEnd))
-			if h, ok := r.host.(interface{ CloseWrite() error }); ok && h.CloseWrite() == nil {
+			if unix.Shutdown(r.host, unix.SHUT_WR) != nil {
+				r.end()
 				return
 			}
-			r.end()
+			time.AfterFunc(fuseEnd, r.end)
 			return
 		case err != nil:
-			r.end()
-			return
-		}
-		if _, err := r.host.Write(b[:n]); err != nil {
 			r.end()
 			return
 		}
 	}
 }
 
+// ask waits for the kernel's next message; for a moment only, if some is to be
+// sent at any rate. Without a message n is 0.
+func (r *relay) ask(b []byte, hurry bool) (n int, err error) {
+	ready := []unix.PollFd{{Fd: int32(r.dev), Events: unix.POLLIN}, {Fd: int32(r.wake), Events: unix.POLLIN}}
+	var limit *unix.Timespec
+	if hurry {
+		limit = &unix.Timespec{Nsec: int64(together)}
+	}
+	for {
+		n, err := unix.Ppoll(ready, limit, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, nil
+		case ready[1].Revents != 0:
+			return 0, net.ErrClosed
+		}
+		n, err = unix.Read(r.dev, b)
+		switch {
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOENT):
+			continue // who asked has given up before it was read
+		}
+		return max(n, 0), err
+	}
+}
+
+// absent answers a request that the name is not there.
+func (r *relay) absent(m []byte) error {
+	answer := make([]byte, outHeader)
+	binary.LittleEndian.PutUint32(answer, outHeader)
+	binary.LittleEndian.PutUint32(answer[4:], ^uint32(unix.ENOENT)+1) // its negative
+	copy(answer[8:], m[8:16])
+	return r.tell(answer)
+}
+
+// tell gives the kernel an answer. Who asked may have been killed meanwhile:
+// ENOENT. Anything else means that somebody would wait for ever.
+func (r *relay) tell(m []byte) error {
+	if _, err := unix.Write(r.dev, m); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+// nobodyWaits says whether a message of the kernel's is one after which no task
+// waits: a file was closed, or forgotten.
+func nobodyWaits(m []byte) bool {
+	switch binary.LittleEndian.Uint32(m[4:]) { // opcode of struct fuse_in_header, which a message has at least
+	case 2, 18, 29, 42: // FORGET, RELEASE, RELEASEDIR, BATCH_FORGET
+		return true
+	}
+	return false
+}
+
+// sendAll writes b to a blocking stream.
+func sendAll(fd int, b []byte) error {
+	for len(b) > 0 {
+		n, err := unix.Write(fd, b)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		b = b[max(n, 0):]
+	}
+	return nil
+}
+
 // down carries the host's answers to the kernel.
 func (r *relay) down() {
-	in := bufio.NewReaderSize(r.host, maxMessage)
+	in := bufio.NewReaderSize(blockingReader(r.host), maxMessage)
 	for {
 		m, err := nextMessage(in)
 		if err != nil {
 			return
 		}
-		// Who asked may have been killed meanwhile: ENOENT. Anything else
-		// means that somebody would wait for ever.
-		if _, err := r.dev.Write(m); err != nil && !errors.Is(err, unix.ENOENT) {
+		r.fresh.answered(m)
+		if r.tell(m) != nil {
 			return
 		}
 		if _, err := in.Discard(len(m)); err != nil {
 			return
+		}
+	}
+}
+
+// blockingReader reads a descriptor.
+type blockingReader int
+
+func (r blockingReader) Read(b []byte) (int, error) {
+	for {
+		n, err := unix.Read(int(r), b)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
 		}
 	}
 }

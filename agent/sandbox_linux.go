@@ -36,19 +36,16 @@ type SandboxOptions struct {
 //  1. the sockets to the host get numbers of their own, so that what is
 //     printed goes to the console
 //  2. what programs expect beside their files is written
-//  3. nobody that the agent starts gets a capability that reaches beyond files
-//     and users
-//  4. serve the host
+//  3. serve the host; nobody that the agent starts gets a capability that
+//     reaches beyond files and users
 func Sandbox(ctx context.Context, o SandboxOptions) error {
 	unix.Umask(0o022)
 	boot, calls, err := ownNumbers(o.Boot, o.Calls)
 	if err != nil {
 		return err
 	}
-	for _, step := range []func() error{settleSandbox, taskRights} {
-		if err := step(); err != nil {
-			return err
-		}
+	if err := settleSandbox(); err != nil {
+		return err
 	}
 	// As in Wall: heard and not listened to, no signal of a task ends the guest.
 	signal.Notify(make(chan os.Signal, 1))
@@ -65,7 +62,7 @@ func Sandbox(ctx context.Context, o SandboxOptions) error {
 	m := mounter{lower: boundOnce, memoryMiB: o.MemoryMiB} // gVisor knows no percents
 	opts := Options{
 		Boot: stream, Listener: host, DialHost: host.dial,
-		Limitless: true, User: defaultUser, Name: setName,
+		Limitless: true, User: defaultUser, Name: setName, Restrict: taskRights,
 	}
 	opts.shares = newShares(m, opts.DialHost)
 	if o.OneUser {

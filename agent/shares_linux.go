@@ -211,6 +211,9 @@ func (n *sharedFolder) refresh() error {
 	if n.Type == bindType {
 		return nil // the kernel's own, and always fresh
 	}
+	if n.relay != nil {
+		n.relay.fresh.forget()
+	}
 	below := n.at
 	if n.layer != "" {
 		below = n.under

@@ -14,8 +14,8 @@ import (
 	"syscall"
 	"unsafe"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-	"kernel.org/pub/linux/libs/security/libcap/psx"
 )
 
 // WallOptions say in what kind of process sandbox an agent is.
@@ -43,9 +43,10 @@ type WallOptions struct {
 //  2. the root file system is made of what the driver mounted, and becomes the
 //     only one there is
 //  3. where there is one user, the rest happens in a namespace beneath
-//  4. nobody may make further user namespaces, and nobody that the agent starts
-//     has a capability that reaches beyond files and users of the guest
-//  5. serve the host
+//  4. serve the host; before it may start anything, nobody may make further
+//     user namespaces, nobody that the agent starts has a capability that
+//     reaches beyond files and users of the guest, and what tells of the host in
+//     /proc is covered
 func Wall(ctx context.Context, o WallOptions) error {
 	unix.Umask(0o022)
 	if err := closeOthers(o.Boot, o.Calls); err != nil {
@@ -73,12 +74,11 @@ func Wall(ctx context.Context, o WallOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(maskProc(), loopback()); err != nil {
-		return err
-	}
-	if err := wallRights(); err != nil {
-		return err
-	}
+	// What takes long runs beside Hello. It is done before the first task, and
+	// nothing else is started before that.
+	var slow errgroup.Group
+	slow.Go(func() error { return errors.Join(maskProc(), loopback()) })
+	slow.Go(wallRights)
 	// The kernel ignores what would end its first process, but not what that
 	// process asked to hear of; Go asks for nearly everything. Heard and not
 	// listened to, no signal of a task ends the guest.
@@ -96,7 +96,7 @@ func Wall(ctx context.Context, o WallOptions) error {
 	m := mounter{disk: disk, lower: bound, options: plainUser, memoryMiB: o.MemoryMiB, cover: true}
 	opts := Options{
 		Boot: stream, Listener: host, DialHost: host.dial,
-		Cgroup: cgroup, Limitless: cgroup == "", User: defaultUser, Name: setName,
+		Cgroup: cgroup, Limitless: cgroup == "", User: defaultUser, Name: setName, Restrict: taskRights, Prepare: slow.Wait,
 	}
 	opts.shares = newShares(m, opts.DialHost)
 	opts.ownNetwork()
@@ -208,8 +208,8 @@ func maskProc() error {
 // and processes whose users are the guest's.
 var fileCaps = []uintptr{unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_KILL, unix.CAP_SETGID, unix.CAP_SETUID}
 
-// wallRights takes from whatever is started from here on what the kernel would
-// give to it because it is root of a namespace.
+// wallRights takes from the guest what the kernel would give to it because it is
+// root of a namespace.
 func wallRights() error {
 	// A limit of this user namespace: what is made in it counts.
 	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0o644); err != nil {
@@ -217,9 +217,6 @@ func wallRights() error {
 	}
 	if err := shareWatches(); err != nil {
 		return fmt.Errorf("leave the host's user watches of files: %w", err)
-	}
-	if err := taskRights(); err != nil {
-		return err
 	}
 	if os.Geteuid() != 0 {
 		// Tasks are the same user: the agent's memory and files are not theirs.
@@ -255,14 +252,15 @@ func shareWatches() error {
 	return nil
 }
 
-// taskRights leaves whatever is started from here on fileCaps, and nobody but
-// root even these.
+// taskRights leaves whatever this thread starts fileCaps, and nobody but root even
+// these. It is for the one thread that starts everything: told to all, each of
+// these forty calls would stop the agent until every thread has made it.
 func taskRights() error {
 	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
 		if os.Geteuid() == 0 && slices.Contains(fileCaps, c) {
 			continue
 		}
-		if _, _, e := psx.Syscall3(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0); e != 0 && e != unix.EINVAL { // EINVAL: newer than this kernel
+		if _, _, e := syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0); e != 0 && e != unix.EINVAL { // EINVAL: newer than this kernel
 			return fmt.Errorf("drop capability %d: %w", c, e)
 		}
 	}
@@ -274,10 +272,10 @@ func taskRights() error {
 		return fmt.Errorf("read the agent's capabilities: %w", err)
 	}
 	data[0].Inheritable, data[1].Inheritable = 0, 0
-	if _, _, e := psx.Syscall3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0); e != 0 {
+	if _, _, e := syscall.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&data[0])), 0); e != 0 {
 		return fmt.Errorf("clear the inheritable capabilities: %w", e)
 	}
-	if _, _, e := psx.Syscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0); e != 0 && e != unix.EINVAL { // EINVAL: gVisor has none
+	if _, _, e := syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0); e != 0 && e != unix.EINVAL { // EINVAL: gVisor has none
 		return fmt.Errorf("clear the ambient capabilities: %w", e)
 	}
 	return nil

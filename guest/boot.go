@@ -35,36 +35,37 @@ const maxWaiting = 16
 func newBootStream(c net.Conn) *bootStream { return &bootStream{conn: c, r: wire.NewReader(c)} }
 
 // greet reads Hello, sends Setup and reads Ready; it returns what they say.
-func (b *bootStream) greet(setup *wire.Setup, greeted func()) (_ *wire.Hello, steering string, _ error) {
+func (b *bootStream) greet(setup *wire.Setup, greeted func()) (*wire.Hello, *wire.Ready, error) {
 	f := new(wire.FromGuest)
 	if err := b.r.Read(f); err != nil {
-		return nil, "", fmt.Errorf("the guest said no Hello: %w", err)
+		return nil, nil, fmt.Errorf("the guest said no Hello: %w", err)
 	}
 	h := f.GetHello()
 	switch {
 	case h == nil:
-		return nil, "", errors.New("the guest's first frame is not Hello")
+		return nil, nil, errors.New("the guest's first frame is not Hello")
 	case h.Version != wire.Version:
-		return nil, "", fmt.Errorf("the guest speaks version %d of the wire, the host %d: build the image again", h.Version, wire.Version)
+		return nil, nil, fmt.Errorf("the guest speaks version %d of the wire, the host %d: build the image again", h.Version, wire.Version)
 	}
 	greeted()
 	h.Agent, h.Kernel = wire.Text(h.Agent, 64), wire.Text(h.Kernel, 64)
 	h.UpNanos, h.InitNanos = max(0, h.UpNanos), max(0, h.InitNanos)
 	if err := b.send(&wire.FromHost{Kind: &wire.FromHost_Setup{Setup: setup}}, time.Now().Add(writeTimeout)); err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
 	f.Reset()
 	if err := b.r.Read(f); err != nil {
-		return nil, "", fmt.Errorf("the guest did not become ready: %w", err)
+		return nil, nil, fmt.Errorf("the guest did not become ready: %w", err)
 	}
 	r := f.GetReady()
 	switch {
 	case r == nil:
-		return nil, "", errors.New("the guest's second frame is not Ready")
+		return nil, nil, errors.New("the guest's second frame is not Ready")
 	case r.Error != "":
-		return nil, "", fmt.Errorf("the guest could not set itself up: %s", wire.Text(r.Error, wire.MaxText))
+		return nil, nil, fmt.Errorf("the guest could not set itself up: %s", wire.Text(r.Error, wire.MaxText))
 	}
-	return h, wire.Text(r.Steering, 256), nil
+	r.Steering = wire.Text(r.Steering, 256)
+	return h, r, nil
 }
 
 func (b *bootStream) send(f *wire.FromHost, by time.Time) error {

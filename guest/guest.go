@@ -53,6 +53,8 @@ type Options struct {
 	Env []string
 	// GitHosts are those for which git's ssh remotes are rewritten to https.
 	GitHosts []string
+	// Trace gets the parts of the start; nil: nobody asks.
+	Trace *Trace
 }
 
 // Guest is one running guest.
@@ -72,6 +74,7 @@ type Guest struct {
 	// Times of the start: when the machine ran, said Hello and was ready.
 	Created, Ran, Greeted, Ready time.Time
 
+	trace    *Trace
 	beat     heartbeat
 	refusals refusals
 	gone     chan struct{} // closed when the machine is gone
@@ -85,16 +88,18 @@ type Guest struct {
 func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, BootTimeout, fmt.Errorf("the guest was not ready within %v", BootTimeout))
 	defer cancel()
-	g := &Guest{beat: heartbeat{wake: make(chan struct{}, 1)}, refusals: refusals{wake: make(chan struct{}, 1)}, log: o.Log, console: o.Console, gone: make(chan struct{}), Created: time.Now()}
+	g := &Guest{beat: heartbeat{wake: make(chan struct{}, 1)}, refusals: refusals{wake: make(chan struct{}, 1)}, log: o.Log, console: o.Console, trace: o.Trace, gone: make(chan struct{}), Created: time.Now()}
 	spec := o.Grant.Spec()
-	h := hypervisor.Handlers{Console: o.Console.write}
+	h := hypervisor.Handlers{Console: o.Console.write, Took: o.Trace.Add}
 	if o.Shares != nil {
 		h.Share = o.Shares.serveFor
 	}
+	created := o.Trace.Begin("machine made")
 	g.vm, err = o.Driver.Create(ctx, o.Grant.Config(o.Parts), h)
 	if err != nil {
 		return nil, err
 	}
+	created()
 	defer func() {
 		if err != nil {
 			err = g.explain(ctx, err)
@@ -107,10 +112,19 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	}
 	defer ln.Close() // one stream only: a second Hello finds nobody
 	mounts := g.vm.Mounts()
-	if o.Shares != nil {
-		if err := o.Shares.take(ctx, mounts); err != nil {
-			return nil, err
-		}
+	served := make(chan error, 1)
+	if o.Shares == nil {
+		served <- nil
+	} else {
+		// The servers start while the machine does: the guest dials for a share
+		// after Setup only.
+		go func() { served <- o.Shares.take(ctx, mounts) }()
+		defer func() {
+			if err != nil { // nothing is left
+				cancel()
+				<-served
+			}
+		}()
 		streams, err := g.vm.Listen(wire.PortShare)
 		if err != nil {
 			return nil, err
@@ -126,10 +140,12 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 		setup.Egress = true
 		g.tasks.Go(func() { o.Outside.serve(way) }) // ends with the machine
 	}
+	begun := time.Now()
 	if err := g.vm.Start(ctx); err != nil {
 		return nil, err
 	}
 	g.Ran = time.Now()
+	o.Trace.Add("machine runs", begun, g.Ran)
 	go g.watch()
 
 	conn, err := g.accept(ctx, ln)
@@ -137,18 +153,27 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 		return nil, err
 	}
 	g.boot = newBootStream(conn)
+	err = <-served
+	served <- err // for the one above
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
 	if o.Outside != nil {
+		waited := o.Trace.Begin("egress process told what to trust")
 		if setup.Trust, err = o.Outside.trusted(ctx); err != nil {
 			conn.Close()
 			return nil, err
 		}
+		waited()
 	}
 	setup.UnixNanos = time.Now().UnixNano()
 	for _, m := range mounts {
 		setup.Mounts = append(setup.Mounts, wireMount(m))
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	g.Hello, g.Steering, err = g.boot.greet(setup, func() { g.Greeted = time.Now() })
+	var said *wire.Ready
+	g.Hello, said, err = g.boot.greet(setup, func() { g.Greeted = time.Now() })
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -156,7 +181,9 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 		conn.Close()
 		return nil, err
 	}
+	g.Steering = said.Steering
 	g.Ready = time.Now()
+	o.Trace.boot(g, begun, said)
 	go g.listen()
 	go g.beats()
 	go g.sayRefusals()

@@ -58,6 +58,8 @@ type KeepOptions struct {
 	Listening func()
 	// Describe fills in what the driver knows of the guest for inspection.
 	Describe func(*api.Guest)
+	// Began is when this process began, for the trace.
+	Began time.Time
 }
 
 // Keeper keeps one guest and serves it to the daemon.
@@ -82,6 +84,7 @@ type Keeper struct {
 	info     *api.Guest
 	changed  chan struct{} // closed and replaced at every change of info
 	tasks    map[string]*task
+	trace    *Trace
 	order    []string
 	keys     map[string]string
 	main     string // an ephemeral guest's first task
@@ -126,8 +129,12 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	}
 	k := &Keeper{
 		req: req, opts: opts, dir: dir, log: opts.Log, journal: j, audit: l, info: loaded, keys: h.Keys,
-		changed: make(chan struct{}), tasks: map[string]*task{}, finished: make(chan struct{}),
+		changed: make(chan struct{}), tasks: map[string]*task{}, finished: make(chan struct{}), trace: NewTrace("keeper"),
 	}
+	if !opts.Began.IsZero() {
+		k.trace.Add("keeper begins", opts.Began, time.Now())
+	}
+	opened := k.trace.Begin("journal and sockets")
 	for _, t := range h.Tasks {
 		if !ended(t) { // the keeper before this one was killed
 			interrupt(t, "the guest's keeper was killed")
@@ -174,6 +181,7 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	}()
 	Crash("keeper: before its word")
 	opts.Listening()
+	opened()
 	Crash("keeper: after its word")
 
 	cause := k.keep(ctx)
@@ -218,21 +226,24 @@ func (k *Keeper) keep(ctx context.Context) string {
 	}
 	shared := newShares(k.sharings(grant), k.opts.Share, k.log, k.shareChanged)
 	defer shared.close()
+	shared.trace = k.trace
 	k.mu.Lock()
 	k.shares = shared
 	k.mu.Unlock()
 	g, err := Start(ctx, Options{
 		Grant: grant, Parts: k.req.Parts, Driver: k.opts.Driver, Shares: shared, Console: con, Log: k.log,
-		Outside: out, Env: k.req.Env, GitHosts: gitHosts(grant.EgressRules()),
+		Outside: out, Env: k.req.Env, GitHosts: gitHosts(grant.EgressRules()), Trace: k.trace,
 	})
 	if err != nil {
 		k.log.Error("start", "error", err)
 		return err.Error()
 	}
 	defer g.Close()
+	confined := k.trace.Begin("keeper confined")
 	if err := k.opts.Confine(); err != nil {
 		return "the keeper could not confine itself: " + err.Error()
 	}
+	confined()
 	Crash("keeper: before ready")
 	if err := k.journal.add(&record{Guest: &guestRecord{State: "ready"}}); err != nil {
 		return err.Error()
@@ -258,9 +269,11 @@ func (k *Keeper) keep(ctx context.Context) string {
 
 	k.stay(ctx, g, out)
 	k.update(func(i *api.Guest) { i.State = api.GuestState_GUEST_STATE_STOPPING })
+	closed := k.trace.Begin("machine gone")
 	if err := g.Close(); err != nil {
 		k.log.Error("close", "error", err)
 	}
+	closed()
 	k.running.Wait()
 	k.mu.Lock()
 	k.g = nil
@@ -359,6 +372,9 @@ func (k *Keeper) snapshot() (*api.Guest, <-chan struct{}) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	i := proto.Clone(k.info).(*api.Guest)
+	if i.Timings != nil {
+		i.Timings.Spans = k.trace.Spans()
+	}
 	i.Tasks = nil
 	for _, id := range k.order {
 		if t := k.tasks[id]; !t.over() {

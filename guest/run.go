@@ -76,6 +76,7 @@ func (v *violation) Error() string { return v.what }
 
 // exec returns an error for everything but a said ending.
 func (g *Guest) exec(ctx context.Context, id string, spec *api.TaskSpec, out *spool, in *input) (*api.Ending, error) {
+	asked := time.Now()
 	conn, err := g.call(ctx, &wire.Call{Kind: &wire.Call_Exec{Exec: &wire.Exec{
 		Argv: spec.Argv, Env: spec.Env, Cwd: spec.Workdir, User: spec.User,
 		Tty: spec.Tty, Rows: spec.Rows, Cols: spec.Cols, Stdin: spec.Stdin, Id: id,
@@ -127,6 +128,7 @@ func (g *Guest) exec(ctx context.Context, id string, spec *api.TaskSpec, out *sp
 				return nil, &violation{"a task started twice"}
 			}
 			started = true
+			g.trace.task("command begins in the guest", asked)
 			continue
 		}
 		if !started {

@@ -71,6 +71,7 @@ type shares struct {
 	changed func()
 	streams *bearer
 	imports importer
+	trace   *Trace
 	// attaching has a place for each stream that has not said what it is for.
 	attaching chan struct{}
 
@@ -104,7 +105,9 @@ func (s *shares) begin(ctx context.Context, i int) (*control.Client, error) {
 	if s.start == nil {
 		return nil, fmt.Errorf("share %s: this boundary has nothing that serves it", sh.share.Path)
 	}
+	started := s.trace.Begin("share process starts")
 	f, err := s.start(ctx, sh.spec)
+	started()
 	if err != nil {
 		return nil, fmt.Errorf("share %s: %w", sh.share.Path, err)
 	}

@@ -181,6 +181,7 @@ func (k *Keeper) forgetLocked() {
 // run takes one task from queued to its one ending.
 func (k *Keeper) run(g *Guest, t *task) {
 	defer k.running.Done()
+	begun := time.Now()
 	k.record(t, k.journal.note, func(a *api.Task) { a.State, a.Started = api.TaskState_TASK_STATE_RUNNING, timestamppb.Now() })
 	// Never the environment: it may hold what the user gave with -e.
 	k.say("task.started", map[string]any{"task": t.now.Id, "argv": t.now.Spec.Argv, "user": t.now.Spec.User})
@@ -198,13 +199,17 @@ func (k *Keeper) run(g *Guest, t *task) {
 		return g.Exec(context.Background(), t.now.Id, t.now.Spec, t.spool, t.in)
 	}()
 	close(t.ended)
+	k.trace.task("task runs", begun)
+	over := time.Now()
 	k.importAfter(g, t)
+	k.trace.task("changes brought over", over)
 	select {
 	case <-g.Gone(): // whoever is told of this ending must not find the guest ready
 		k.update(func(i *api.Guest) { i.State = api.GuestState_GUEST_STATE_STOPPING })
 	default:
 	}
 	Crash("task: ended, before its output is whole")
+	sealed := time.Now()
 	t.spool.seal()
 	Crash("task: ended, before that is recorded")
 	last := k.record(t, k.journal.add, func(a *api.Task) {
@@ -213,6 +218,7 @@ func (k *Keeper) run(g *Guest, t *task) {
 			a.State = api.TaskState_TASK_STATE_INTERRUPTED
 		}
 	})
+	k.trace.task("end recorded", sealed)
 	k.say("task.ended", map[string]any{"task": last.Id, "status": e.Status, "signal": e.Signal, "cause": e.Cause})
 	k.log.Info("task ended", "task", last.Id, "state", last.State, "status", e.Status)
 	Crash("task: its end recorded, before it is told")

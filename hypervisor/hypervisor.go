@@ -6,6 +6,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"time"
 )
 
 // Driver makes guests of one kind: qemu, vz, hcs, and the test driver.
@@ -57,8 +58,19 @@ type Handlers struct {
 	Console func(p []byte)
 	// Share starts the server of share i of the Config. A driver calls it for
 	// those that it carries itself; for a share whose Mount has the type "fuse"
-	// it does not, since the agent dials for that. nil: nobody serves shares.
+	// it does not, since the agent dials for that. Several may be started at once.
+	// nil: nobody serves shares.
 	Share func(ctx context.Context, i int, s Share) (ShareServer, error)
+	// Took is told how long a part of Create or Start took; nil: nobody asks. It
+	// may be called from any goroutine.
+	Took func(name string, begin, end time.Time)
+}
+
+// Note tells Took, if anybody asks, of a part that ends now.
+func (h Handlers) Note(name string, begin time.Time) {
+	if h.Took != nil {
+		h.Took(name, begin, time.Now())
+	}
 }
 
 // Carrier says what a share's requests come by.

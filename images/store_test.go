@@ -166,7 +166,7 @@ func TestRecord(t *testing.T) {
 	lying := m.Manifest
 	lying.Parts[2].SHA256 = strings.Repeat("0", 64)
 	writeManifest(t, dir, &lying)
-	if err := writeRecord(dir, id.record(lying.Parts[2].SHA256)); err != nil {
+	if err := writeRecord(dir, Root, id.record(lying.Parts[2].SHA256)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Get(t.Context(), "one"); err != nil {

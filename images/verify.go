@@ -12,9 +12,8 @@ import (
 	"path/filepath"
 )
 
-// Get returns an image whose parts are what its manifest says. Kernel and initrd (some 20 MB) are
-// hashed every time. The root (some 400 MB, a second of hashing) is hashed unless its file is to
-// the kernel the very one that was hashed last; see record. Errors wrap ErrNotFound or ErrDamaged.
+// Get returns an image whose parts are what its manifest says. A part is hashed unless its file is
+// to the kernel the very one that was hashed last; see record. Errors wrap ErrNotFound or ErrDamaged.
 func (s *Store) Get(ctx context.Context, name string) (*Image, error) {
 	return s.verify(ctx, name, false)
 }
@@ -31,12 +30,7 @@ func (s *Store) verify(ctx context.Context, name string, full bool) (*Image, err
 		return nil, err
 	}
 	for _, p := range img.Manifest.Parts {
-		path := filepath.Join(s.dir(name), p.Name)
-		if p.Name == Root {
-			err = s.verifyRoot(ctx, name, p, full)
-		} else {
-			_, err = checkPart(ctx, path, p)
-		}
+		err := s.verifyPart(ctx, name, p, full)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -115,7 +109,7 @@ type identity struct {
 	known              bool  // whether the platform gives all five
 }
 
-// record is what a full hash of the root left behind. It spares the next starts that hash as long
+// record is what a full hash of a part left behind. It spares the next starts that hash as long
 // as device, inode, size, mtime and ctime are the same: any write, truncation, replacement or
 // utimes through the file system changes ctime, which no program can set. It does not see
 // a disk that returns other bytes than were written; Verify does. It lies beside the image, 0600,
@@ -130,9 +124,9 @@ type record struct {
 	Ctime  int64  `json:"ctime"`
 }
 
-func (s *Store) verifyRoot(ctx context.Context, name string, p Part, full bool) error {
+func (s *Store) verifyPart(ctx context.Context, name string, p Part, full bool) error {
 	dir := s.dir(name)
-	path := filepath.Join(dir, Root)
+	path := filepath.Join(dir, p.Name)
 	if !full {
 		f, err := openPart(path)
 		if err != nil {
@@ -143,7 +137,7 @@ func (s *Store) verifyRoot(ctx context.Context, name string, p Part, full bool) 
 		if err != nil {
 			return fmt.Errorf("part %s: %w", p.Name, err)
 		}
-		if id.known && readRecord(dir) == id.record(p.SHA256) && id.Size == p.Size {
+		if id.known && readRecord(dir, p.Name) == id.record(p.SHA256) && id.Size == p.Size {
 			return nil
 		}
 	}
@@ -153,7 +147,7 @@ func (s *Store) verifyRoot(ctx context.Context, name string, p Part, full bool) 
 	}
 	if id.known {
 		// A record that cannot be written costs a hash at the next start, nothing else.
-		_ = writeRecord(dir, id.record(p.SHA256))
+		_ = writeRecord(dir, p.Name, id.record(p.SHA256))
 	}
 	return nil
 }
@@ -162,22 +156,30 @@ func (id identity) record(sum string) record {
 	return record{SHA256: sum, Dev: id.Dev, Ino: id.Ino, Size: id.Size, Mtime: id.Mtime, Ctime: id.Ctime}
 }
 
+// recordOf is the file with the record of a part.
+func recordOf(part string) string {
+	if part == Root {
+		return recordName
+	}
+	return part + "." + recordName
+}
+
 // readRecord returns the zero record, which matches no file, if there is none that can be read.
-func readRecord(dir string) record {
+func readRecord(dir, part string) record {
 	var r record
-	b, err := readSmall(filepath.Join(dir, recordName), 4096)
+	b, err := readSmall(filepath.Join(dir, recordOf(part)), 4096)
 	if err != nil || json.Unmarshal(b, &r) != nil {
 		return record{}
 	}
 	return r
 }
 
-func writeRecord(dir string, r record) error {
+func writeRecord(dir, part string, r record) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, recordName+".*") // 0600
+	f, err := os.CreateTemp(dir, recordOf(part)+".*") // 0600
 	if err != nil {
 		return err
 	}
@@ -186,7 +188,7 @@ func writeRecord(dir string, r record) error {
 		os.Remove(f.Name())
 		return err
 	}
-	if err := os.Rename(f.Name(), filepath.Join(dir, recordName)); err != nil {
+	if err := os.Rename(f.Name(), filepath.Join(dir, recordOf(part))); err != nil {
 		os.Remove(f.Name())
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -92,7 +93,7 @@ const summaryTime = 2 * time.Minute
 // sayChanges ends a run with what it changed, and what to type next. A guest
 // that is gone has left nothing.
 func (a *app) sayChanges(ctx context.Context, c *client.Client, g *api.Guest) {
-	if a.quiet || len(g.GetSpec().GetShares()) == 0 {
+	if a.quiet || !mayChange(g.GetSpec().GetShares()) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, summaryTime)
@@ -108,6 +109,12 @@ func (a *app) sayChanges(ctx context.Context, c *client.Client, g *api.Guest) {
 	if line := changesLine(g.Name, s); line != "" {
 		a.note(line)
 	}
+}
+
+// mayChange says whether a guest could change something that is told of at its
+// end: what waits in a review, or what undo takes back.
+func mayChange(shares []*api.Share) bool {
+	return slices.ContainsFunc(shares, func(s *api.Share) bool { return s.GetMode() != api.ShareMode_SHARE_MODE_RO })
 }
 
 func changesLine(name string, s *api.ReviewSummary) string {

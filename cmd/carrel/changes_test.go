@@ -130,3 +130,18 @@ func TestReadSeen(t *testing.T) {
 		}
 	}
 }
+
+func TestMayChange(t *testing.T) {
+	ro, rw := &api.Share{Mode: api.ShareMode_SHARE_MODE_RO}, &api.Share{Mode: api.ShareMode_SHARE_MODE_RW}
+	for _, tc := range []struct {
+		shares []*api.Share
+		want   bool
+	}{
+		{nil, false}, {[]*api.Share{ro}, false}, {[]*api.Share{ro, rw}, true}, {[]*api.Share{{}}, true},
+		{[]*api.Share{{Mode: api.ShareMode_SHARE_MODE_REVIEW}}, true}, {[]*api.Share{{Mode: api.ShareMode_SHARE_MODE_RW_NODELETE}}, true},
+	} {
+		if got := mayChange(tc.shares); got != tc.want {
+			t.Errorf("%v: %t", tc.shares, got)
+		}
+	}
+}

@@ -15,7 +15,8 @@ import (
 type runFlags struct {
 	specFlags
 	taskFlags
-	keep bool
+	keep    bool
+	timings bool
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -43,7 +44,15 @@ name. What it is not let out to is said, with the command that would allow it.`,
   carrel run -v ~/src/lib:/lib-under-test:ro -v .:rw -- ./build.sh
   carrel run -it -- bash`,
 		Args: needs(cobra.MinimumNArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.doRun(cmd.Context(), &f, args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if a.json && !f.timings {
+				return usageError{errors.New("--json says how --timings prints; a task's output is its own")}
+			}
+			if f.timings {
+				a.timings = new(timings)
+			}
+			return a.doRun(cmd.Context(), &f, args)
+		},
 	}
 	fs := cmd.Flags()
 	fs.SetInterspersed(false) // what follows COMMAND is its own
@@ -52,6 +61,8 @@ name. What it is not let out to is said, with the command that would allow it.`,
 	fs.StringVar(&f.name, "name", "", "the guest's `name`; it is kept")
 	fs.BoolVar(&f.keep, "keep", false, "keep the guest, running, when the command has ended")
 	fs.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
+	fs.BoolVar(&f.timings, "timings", false, "print, at the end, what of the run took how long")
+	fs.Bool("json", false, "print the timings as a line of JSON, on standard error")
 	return cmd
 }
 
@@ -65,18 +76,23 @@ func (a *app) doRun(ctx context.Context, f *runFlags, args []string) error {
 	if err != nil {
 		return err
 	}
+	a.timings.add("command line understood", began)
+	connected := a.timings.begin("daemon found")
 	c, err := a.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	connected()
 	if err := a.requests(ctx, c, spec.Shares); err != nil {
 		return err
 	}
+	started := a.timings.begin("guest started")
 	g, err := a.startGuest(ctx, c, spec, true, usual)
 	if err != nil {
 		return err
 	}
+	started()
 	t.Guest = g.Name
 	if t.Dir == "" {
 		t.Dir = a.folderIn(g)
@@ -90,7 +106,13 @@ func (a *app) doRun(ctx context.Context, f *runFlags, args []string) error {
 		a.discard(c, g.Name)
 	}
 	if err == nil || errors.As(err, new(*client.ExitError)) {
+		summed := a.timings.begin("changes summed up")
 		a.sayChanges(ctx, c, g)
+		summed()
+	}
+	if a.timings != nil {
+		a.timings.add("run", began)
+		a.sayTimings(ctx, c, g.Name, spec.Ephemeral)
 	}
 	if !spec.Ephemeral {
 		a.note(fmt.Sprintf("guest %s goes on running: `carrel shell %s` enters it, `carrel rm -f %s` removes it", g.Name, g.Name, g.Name))

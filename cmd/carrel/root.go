@@ -20,6 +20,7 @@ type app struct {
 	quiet    bool
 	json     bool // the command writes JSON, so errors are JSON, too
 	began    bool // the command line was understood
+	timings  *timings
 	signals  *signals
 }
 

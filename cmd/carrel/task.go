@@ -87,7 +87,9 @@ func (a *app) do(ctx context.Context, c *client.Client, t client.Task, left stri
 		proc <- p
 		p.Signal(client.SIGPIPE)
 	}
-	t.Stdout, t.Stderr = &heard{w: out, tell: tell}, &heard{w: errw, tell: tell}
+	begun, once := time.Now(), new(sync.Once)
+	heardFirst := func() { a.timings.add("task, to its first output", begun) }
+	t.Stdout, t.Stderr = first{&heard{w: out, tell: tell}, once, heardFirst}, first{&heard{w: errw, tell: tell}, once, heardFirst}
 
 	restore := func() {}
 	if t.TTY {
@@ -108,6 +110,7 @@ func (a *app) do(ctx context.Context, c *client.Client, t client.Task, left stri
 	if err != nil {
 		return err
 	}
+	a.timings.add("task accepted", begun)
 	proc <- p
 	detach := a.signals.attach(p, left, restore)
 	defer detach()
@@ -118,7 +121,9 @@ func (a *app) do(ctx context.Context, c *client.Client, t client.Task, left stri
 			}
 		})()
 	}
-	return p.Wait()
+	err = p.Wait()
+	a.timings.add("task, to the end delivered", begun)
+	return err
 }
 
 // heard passes a task's output on. When nobody reads it any more, as in

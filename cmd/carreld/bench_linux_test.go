@@ -48,6 +48,9 @@ func TestBench(t *testing.T) {
 	if b.part("egress") {
 		b.egress()
 	}
+	if b.part("images") {
+		b.images()
+	}
 	if b.part("carriers") {
 		b.carriers(w, false)
 	}

@@ -30,11 +30,8 @@ const (
 
 // ownRoots returns, in PEM, the certificates of authorities that this host
 // trusts beside those that come with every system: the guest is to trust them,
-// too. It also has the host's roots read, since later nothing else may be.
+// too.
 func ownRoots() ([]byte, error) {
-	if _, err := x509.SystemCertPool(); err != nil {
-		return nil, fmt.Errorf("read the host's certificate authorities: %w (sudo apt-get install ca-certificates)", err)
-	}
 	var out []byte
 	seen := map[string]bool{}
 	add := func(file string) error {
@@ -84,6 +81,15 @@ func ownRoots() ([]byte, error) {
 		}
 	}
 	return bytes.Clone(out), nil
+}
+
+// readRoots has the host's roots read, all of which takes some milliseconds, once
+// and for all later connections.
+func readRoots() error {
+	if _, err := x509.SystemCertPool(); err != nil {
+		return fmt.Errorf("read the host's certificate authorities: %w (sudo apt-get install ca-certificates)", err)
+	}
+	return nil
 }
 
 // usualBundle says whether a file is one of the bundles that every system has.

@@ -53,10 +53,12 @@ func runEgress() error {
 // serveEgress lets one guest out:
 //
 //  1. everything that needs the host is opened: the daemon's socket, the audit
-//     log, the roots by which servers are verified
+//     log, the roots that this host has of its own
 //  2. the process confines itself; a failure ends it before a byte of the guest
 //  3. the keeper hears what the guest is to trust, the daemon that we serve
-//  4. streams come over the link until the keeper is gone
+//  4. streams come over the link until the keeper is gone; with the first come
+//     the roots by which servers are verified, for which no start need wait: if
+//     they cannot be read, nothing is let out
 func serveEgress(req guest.EdgeRequest, l *link.Conn, ready func()) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -108,7 +110,16 @@ func serveEgress(req guest.EdgeRequest, l *link.Conn, ready func()) error {
 
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(ctx, func() { l.Close() })
-	err = takeStreams(ctx, l, &all, srv.Serve)
+	roots := sync.OnceValue(readRoots)
+	err = takeStreams(ctx, l, &all, func(ctx context.Context, c net.Conn) {
+		if err := roots(); err != nil {
+			log.Error("nothing can be reached", "error", err)
+			c.Close()
+			l.Close()
+			return
+		}
+		srv.Serve(ctx, c)
+	})
 	cancel()
 	log.Info("the way out is closed", "why", err)
 	t.close()

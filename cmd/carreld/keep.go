@@ -43,7 +43,7 @@ func runKeeper() error {
 		opts.Link, err = link.New(lk)
 	}
 	if err == nil {
-		opts.Log = log
+		opts.Log, opts.Began = log, began
 		opts.Listening = func() {
 			fmt.Fprintln(out, "listening")
 			out.Close()

@@ -13,7 +13,11 @@ package main
 import (
 	"fmt"
 	"os"
+	"time"
 )
+
+// began is close to this process's first instruction.
+var began = time.Now()
 
 func main() {
 	verb := "daemon"

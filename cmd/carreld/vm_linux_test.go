@@ -39,10 +39,7 @@ func vmBinaries(t *testing.T) string {
 		vmBuilt.dir = filepath.Join(built.dir, "vm")
 		for _, programs := range [][]string{{"./cmd/carrel", "./cmd/carreld"}, {"./cmd/carrel-agent"}} { // the process wall runs the agent itself
 			cmd := exec.Command("go", append([]string{"build", "-o", vmBuilt.dir + "/"}, programs...)...)
-			cmd.Dir, cmd.Env = "../..", os.Environ()
-			if len(programs) == 1 {
-				cmd.Env = append(cmd.Env, "CGO_ENABLED=0")
-			}
+			cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=0") // as make build does
 			if out, err := cmd.CombinedOutput(); err != nil {
 				vmBuilt.err = fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
 				return

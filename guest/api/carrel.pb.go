@@ -1476,7 +1476,9 @@ type Timings struct {
 	GuestUpNanos   int64 `protobuf:"varint,3,opt,name=guest_up_nanos,json=guestUpNanos,proto3" json:"guest_up_nanos,omitempty"`
 	GuestInitNanos int64 `protobuf:"varint,4,opt,name=guest_init_nanos,json=guestInitNanos,proto3" json:"guest_init_nanos,omitempty"`
 	// Hello to Ready.
-	SetupNanos    int64 `protobuf:"varint,5,opt,name=setup_nanos,json=setupNanos,proto3" json:"setup_nanos,omitempty"`
+	SetupNanos int64 `protobuf:"varint,5,opt,name=setup_nanos,json=setupNanos,proto3" json:"setup_nanos,omitempty"`
+	// The parts of the start, and of what came after it, at most 64.
+	Spans         []*Span `protobuf:"bytes,6,rep,name=spans,proto3" json:"spans,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1546,6 +1548,86 @@ func (x *Timings) GetSetupNanos() int64 {
 	return 0
 }
 
+func (x *Timings) GetSpans() []*Span {
+	if x != nil {
+		return x.Spans
+	}
+	return nil
+}
+
+// Span is one part of a start, a task or an end, by the host's clock.
+type Span struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "qemu started", "hello", ...; at most 64 bytes.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Which process measured it: "carrel", "daemon" or "keeper". "guest" is a
+	// guest's own claim, cut to what the host saw.
+	By string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	// Nanoseconds since 1970 UTC.
+	BeginNanos    int64 `protobuf:"varint,3,opt,name=begin_nanos,json=beginNanos,proto3" json:"begin_nanos,omitempty"`
+	EndNanos      int64 `protobuf:"varint,4,opt,name=end_nanos,json=endNanos,proto3" json:"end_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Span) Reset() {
+	*x = Span{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Span) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Span) ProtoMessage() {}
+
+func (x *Span) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Span.ProtoReflect.Descriptor instead.
+func (*Span) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Span) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Span) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Span) GetBeginNanos() int64 {
+	if x != nil {
+		return x.BeginNanos
+	}
+	return 0
+}
+
+func (x *Span) GetEndNanos() int64 {
+	if x != nil {
+		return x.EndNanos
+	}
+	return 0
+}
+
 type StartGuestRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Spec  *GuestSpec             `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
@@ -1557,7 +1639,7 @@ type StartGuestRequest struct {
 
 func (x *StartGuestRequest) Reset() {
 	*x = StartGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1651,7 @@ func (x *StartGuestRequest) String() string {
 func (*StartGuestRequest) ProtoMessage() {}
 
 func (x *StartGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[8]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1664,7 @@ func (x *StartGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartGuestRequest.ProtoReflect.Descriptor instead.
 func (*StartGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StartGuestRequest) GetSpec() *GuestSpec {
@@ -1613,7 +1695,7 @@ type StartGuestEvent struct {
 
 func (x *StartGuestEvent) Reset() {
 	*x = StartGuestEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1707,7 @@ func (x *StartGuestEvent) String() string {
 func (*StartGuestEvent) ProtoMessage() {}
 
 func (x *StartGuestEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[9]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1720,7 @@ func (x *StartGuestEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartGuestEvent.ProtoReflect.Descriptor instead.
 func (*StartGuestEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StartGuestEvent) GetKind() isStartGuestEvent_Kind {
@@ -1713,7 +1795,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +1807,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[10]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +1820,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Progress) GetStage() string {
@@ -1780,7 +1862,7 @@ type StopGuestRequest struct {
 
 func (x *StopGuestRequest) Reset() {
 	*x = StopGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1792,7 +1874,7 @@ func (x *StopGuestRequest) String() string {
 func (*StopGuestRequest) ProtoMessage() {}
 
 func (x *StopGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[11]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1805,7 +1887,7 @@ func (x *StopGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopGuestRequest.ProtoReflect.Descriptor instead.
 func (*StopGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StopGuestRequest) GetName() string {
@@ -1831,7 +1913,7 @@ type StopGuestResponse struct {
 
 func (x *StopGuestResponse) Reset() {
 	*x = StopGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +1925,7 @@ func (x *StopGuestResponse) String() string {
 func (*StopGuestResponse) ProtoMessage() {}
 
 func (x *StopGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[12]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1856,7 +1938,7 @@ func (x *StopGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopGuestResponse.ProtoReflect.Descriptor instead.
 func (*StopGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{12}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StopGuestResponse) GetGuest() *Guest {
@@ -1876,7 +1958,7 @@ type RemoveGuestRequest struct {
 
 func (x *RemoveGuestRequest) Reset() {
 	*x = RemoveGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +1970,7 @@ func (x *RemoveGuestRequest) String() string {
 func (*RemoveGuestRequest) ProtoMessage() {}
 
 func (x *RemoveGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[13]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +1983,7 @@ func (x *RemoveGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGuestRequest.ProtoReflect.Descriptor instead.
 func (*RemoveGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{13}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveGuestRequest) GetName() string {
@@ -1926,7 +2008,7 @@ type RemoveGuestResponse struct {
 
 func (x *RemoveGuestResponse) Reset() {
 	*x = RemoveGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +2020,7 @@ func (x *RemoveGuestResponse) String() string {
 func (*RemoveGuestResponse) ProtoMessage() {}
 
 func (x *RemoveGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[14]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +2033,7 @@ func (x *RemoveGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveGuestResponse.ProtoReflect.Descriptor instead.
 func (*RemoveGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{14}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{15}
 }
 
 type ListGuestsRequest struct {
@@ -1962,7 +2044,7 @@ type ListGuestsRequest struct {
 
 func (x *ListGuestsRequest) Reset() {
 	*x = ListGuestsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1974,7 +2056,7 @@ func (x *ListGuestsRequest) String() string {
 func (*ListGuestsRequest) ProtoMessage() {}
 
 func (x *ListGuestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[15]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1987,7 +2069,7 @@ func (x *ListGuestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGuestsRequest.ProtoReflect.Descriptor instead.
 func (*ListGuestsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{15}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{16}
 }
 
 type ListGuestsResponse struct {
@@ -1999,7 +2081,7 @@ type ListGuestsResponse struct {
 
 func (x *ListGuestsResponse) Reset() {
 	*x = ListGuestsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2093,7 @@ func (x *ListGuestsResponse) String() string {
 func (*ListGuestsResponse) ProtoMessage() {}
 
 func (x *ListGuestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[16]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2106,7 @@ func (x *ListGuestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGuestsResponse.ProtoReflect.Descriptor instead.
 func (*ListGuestsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{16}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListGuestsResponse) GetGuests() []*Guest {
@@ -2043,7 +2125,7 @@ type InspectGuestRequest struct {
 
 func (x *InspectGuestRequest) Reset() {
 	*x = InspectGuestRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2055,7 +2137,7 @@ func (x *InspectGuestRequest) String() string {
 func (*InspectGuestRequest) ProtoMessage() {}
 
 func (x *InspectGuestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[17]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2068,7 +2150,7 @@ func (x *InspectGuestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectGuestRequest.ProtoReflect.Descriptor instead.
 func (*InspectGuestRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{17}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *InspectGuestRequest) GetName() string {
@@ -2087,7 +2169,7 @@ type InspectGuestResponse struct {
 
 func (x *InspectGuestResponse) Reset() {
 	*x = InspectGuestResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2181,7 @@ func (x *InspectGuestResponse) String() string {
 func (*InspectGuestResponse) ProtoMessage() {}
 
 func (x *InspectGuestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[18]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,12 +2194,109 @@ func (x *InspectGuestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectGuestResponse.ProtoReflect.Descriptor instead.
 func (*InspectGuestResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{18}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *InspectGuestResponse) GetGuest() *Guest {
 	if x != nil {
 		return x.Guest
+	}
+	return nil
+}
+
+type TraceGuestRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Wait for the guest's end and for what becomes of it then.
+	Ended         bool `protobuf:"varint,2,opt,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceGuestRequest) Reset() {
+	*x = TraceGuestRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceGuestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceGuestRequest) ProtoMessage() {}
+
+func (x *TraceGuestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceGuestRequest.ProtoReflect.Descriptor instead.
+func (*TraceGuestRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *TraceGuestRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TraceGuestRequest) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+type TraceGuestResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Spans         []*Span                `protobuf:"bytes,1,rep,name=spans,proto3" json:"spans,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceGuestResponse) Reset() {
+	*x = TraceGuestResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceGuestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceGuestResponse) ProtoMessage() {}
+
+func (x *TraceGuestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceGuestResponse.ProtoReflect.Descriptor instead.
+func (*TraceGuestResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *TraceGuestResponse) GetSpans() []*Span {
+	if x != nil {
+		return x.Spans
 	}
 	return nil
 }
@@ -2143,7 +2322,7 @@ type TaskSpec struct {
 
 func (x *TaskSpec) Reset() {
 	*x = TaskSpec{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2155,7 +2334,7 @@ func (x *TaskSpec) String() string {
 func (*TaskSpec) ProtoMessage() {}
 
 func (x *TaskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[19]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2168,7 +2347,7 @@ func (x *TaskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
 func (*TaskSpec) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{19}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TaskSpec) GetArgv() []string {
@@ -2254,7 +2433,7 @@ type TaskLimits struct {
 
 func (x *TaskLimits) Reset() {
 	*x = TaskLimits{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2445,7 @@ func (x *TaskLimits) String() string {
 func (*TaskLimits) ProtoMessage() {}
 
 func (x *TaskLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[20]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2458,7 @@ func (x *TaskLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskLimits.ProtoReflect.Descriptor instead.
 func (*TaskLimits) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{20}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TaskLimits) GetMemoryBytes() uint64 {
@@ -2337,7 +2516,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2528,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[21]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +2541,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{21}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Task) GetId() string {
@@ -2440,7 +2619,7 @@ type Ending struct {
 
 func (x *Ending) Reset() {
 	*x = Ending{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2631,7 @@ func (x *Ending) String() string {
 func (*Ending) ProtoMessage() {}
 
 func (x *Ending) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[22]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2644,7 @@ func (x *Ending) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ending.ProtoReflect.Descriptor instead.
 func (*Ending) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{22}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Ending) GetStatus() int32 {
@@ -2515,7 +2694,7 @@ type StartTaskRequest struct {
 
 func (x *StartTaskRequest) Reset() {
 	*x = StartTaskRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +2706,7 @@ func (x *StartTaskRequest) String() string {
 func (*StartTaskRequest) ProtoMessage() {}
 
 func (x *StartTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[23]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +2719,7 @@ func (x *StartTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartTaskRequest.ProtoReflect.Descriptor instead.
 func (*StartTaskRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{23}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StartTaskRequest) GetGuest() string {
@@ -2573,7 +2752,7 @@ type StartTaskResponse struct {
 
 func (x *StartTaskResponse) Reset() {
 	*x = StartTaskResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2585,7 +2764,7 @@ func (x *StartTaskResponse) String() string {
 func (*StartTaskResponse) ProtoMessage() {}
 
 func (x *StartTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[24]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2598,7 +2777,7 @@ func (x *StartTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartTaskResponse.ProtoReflect.Descriptor instead.
 func (*StartTaskResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{24}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StartTaskResponse) GetTask() *Task {
@@ -2624,7 +2803,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2636,7 +2815,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[25]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2649,7 +2828,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{25}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AttachRequest) GetKind() isAttachRequest_Kind {
@@ -2756,7 +2935,7 @@ type AttachOpen struct {
 
 func (x *AttachOpen) Reset() {
 	*x = AttachOpen{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2768,7 +2947,7 @@ func (x *AttachOpen) String() string {
 func (*AttachOpen) ProtoMessage() {}
 
 func (x *AttachOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[26]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2781,7 +2960,7 @@ func (x *AttachOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachOpen.ProtoReflect.Descriptor instead.
 func (*AttachOpen) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{26}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AttachOpen) GetGuest() string {
@@ -2827,7 +3006,7 @@ type StdinClose struct {
 
 func (x *StdinClose) Reset() {
 	*x = StdinClose{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +3018,7 @@ func (x *StdinClose) String() string {
 func (*StdinClose) ProtoMessage() {}
 
 func (x *StdinClose) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[27]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +3031,7 @@ func (x *StdinClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinClose.ProtoReflect.Descriptor instead.
 func (*StdinClose) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{27}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{30}
 }
 
 type Resize struct {
@@ -2865,7 +3044,7 @@ type Resize struct {
 
 func (x *Resize) Reset() {
 	*x = Resize{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +3056,7 @@ func (x *Resize) String() string {
 func (*Resize) ProtoMessage() {}
 
 func (x *Resize) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[28]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +3069,7 @@ func (x *Resize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resize.ProtoReflect.Descriptor instead.
 func (*Resize) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{28}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Resize) GetRows() uint32 {
@@ -2926,7 +3105,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2938,7 +3117,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[29]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2951,7 +3130,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{29}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AttachResponse) GetKind() isAttachResponse_Kind {
@@ -3074,7 +3253,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3086,7 +3265,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[30]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3099,7 +3278,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{30}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListTasksRequest) GetGuest() string {
@@ -3118,7 +3297,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3130,7 +3309,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[31]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3143,7 +3322,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{31}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListTasksResponse) GetTasks() []*Task {
@@ -3167,7 +3346,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3179,7 +3358,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[32]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3192,7 +3371,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{32}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PutRequest) GetKind() isPutRequest_Kind {
@@ -3264,7 +3443,7 @@ type PutOpen struct {
 
 func (x *PutOpen) Reset() {
 	*x = PutOpen{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +3455,7 @@ func (x *PutOpen) String() string {
 func (*PutOpen) ProtoMessage() {}
 
 func (x *PutOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[33]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +3468,7 @@ func (x *PutOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutOpen.ProtoReflect.Descriptor instead.
 func (*PutOpen) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{33}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PutOpen) GetGuest() string {
@@ -3328,7 +3507,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3340,7 +3519,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[34]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3353,7 +3532,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{34}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{37}
 }
 
 type GetRequest struct {
@@ -3367,7 +3546,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3379,7 +3558,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[35]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3392,7 +3571,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{35}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetRequest) GetGuest() string {
@@ -3429,7 +3608,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3441,7 +3620,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3454,7 +3633,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{36}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetResponse) GetKind() isGetResponse_Kind {
@@ -3516,7 +3695,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3528,7 +3707,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3541,7 +3720,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{37}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *File) GetName() string {
@@ -3588,7 +3767,7 @@ type ListSharesRequest struct {
 
 func (x *ListSharesRequest) Reset() {
 	*x = ListSharesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3600,7 +3779,7 @@ func (x *ListSharesRequest) String() string {
 func (*ListSharesRequest) ProtoMessage() {}
 
 func (x *ListSharesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3613,7 +3792,7 @@ func (x *ListSharesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSharesRequest.ProtoReflect.Descriptor instead.
 func (*ListSharesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListSharesRequest) GetGuest() string {
@@ -3632,7 +3811,7 @@ type ListSharesResponse struct {
 
 func (x *ListSharesResponse) Reset() {
 	*x = ListSharesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3644,7 +3823,7 @@ func (x *ListSharesResponse) String() string {
 func (*ListSharesResponse) ProtoMessage() {}
 
 func (x *ListSharesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3657,7 +3836,7 @@ func (x *ListSharesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSharesResponse.ProtoReflect.Descriptor instead.
 func (*ListSharesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListSharesResponse) GetShares() []*SharedFolder {
@@ -3681,7 +3860,7 @@ type SharedFolder struct {
 
 func (x *SharedFolder) Reset() {
 	*x = SharedFolder{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3693,7 +3872,7 @@ func (x *SharedFolder) String() string {
 func (*SharedFolder) ProtoMessage() {}
 
 func (x *SharedFolder) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3706,7 +3885,7 @@ func (x *SharedFolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SharedFolder.ProtoReflect.Descriptor instead.
 func (*SharedFolder) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SharedFolder) GetShare() *Share {
@@ -3740,7 +3919,7 @@ type AddShareRequest struct {
 
 func (x *AddShareRequest) Reset() {
 	*x = AddShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3752,7 +3931,7 @@ func (x *AddShareRequest) String() string {
 func (*AddShareRequest) ProtoMessage() {}
 
 func (x *AddShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3765,7 +3944,7 @@ func (x *AddShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddShareRequest.ProtoReflect.Descriptor instead.
 func (*AddShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AddShareRequest) GetGuest() string {
@@ -3791,7 +3970,7 @@ type AddShareResponse struct {
 
 func (x *AddShareResponse) Reset() {
 	*x = AddShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3803,7 +3982,7 @@ func (x *AddShareResponse) String() string {
 func (*AddShareResponse) ProtoMessage() {}
 
 func (x *AddShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3816,7 +3995,7 @@ func (x *AddShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddShareResponse.ProtoReflect.Descriptor instead.
 func (*AddShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AddShareResponse) GetShare() *SharedFolder {
@@ -3840,7 +4019,7 @@ type RemoveShareRequest struct {
 
 func (x *RemoveShareRequest) Reset() {
 	*x = RemoveShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3852,7 +4031,7 @@ func (x *RemoveShareRequest) String() string {
 func (*RemoveShareRequest) ProtoMessage() {}
 
 func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3865,7 +4044,7 @@ func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareRequest.ProtoReflect.Descriptor instead.
 func (*RemoveShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RemoveShareRequest) GetGuest() string {
@@ -3897,7 +4076,7 @@ type RemoveShareResponse struct {
 
 func (x *RemoveShareResponse) Reset() {
 	*x = RemoveShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3909,7 +4088,7 @@ func (x *RemoveShareResponse) String() string {
 func (*RemoveShareResponse) ProtoMessage() {}
 
 func (x *RemoveShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3922,7 +4101,7 @@ func (x *RemoveShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareResponse.ProtoReflect.Descriptor instead.
 func (*RemoveShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
 }
 
 type RefreshShareRequest struct {
@@ -3936,7 +4115,7 @@ type RefreshShareRequest struct {
 
 func (x *RefreshShareRequest) Reset() {
 	*x = RefreshShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3948,7 +4127,7 @@ func (x *RefreshShareRequest) String() string {
 func (*RefreshShareRequest) ProtoMessage() {}
 
 func (x *RefreshShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3961,7 +4140,7 @@ func (x *RefreshShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshShareRequest.ProtoReflect.Descriptor instead.
 func (*RefreshShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RefreshShareRequest) GetGuest() string {
@@ -3986,7 +4165,7 @@ type RefreshShareResponse struct {
 
 func (x *RefreshShareResponse) Reset() {
 	*x = RefreshShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3998,7 +4177,7 @@ func (x *RefreshShareResponse) String() string {
 func (*RefreshShareResponse) ProtoMessage() {}
 
 func (x *RefreshShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4011,7 +4190,7 @@ func (x *RefreshShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshShareResponse.ProtoReflect.Descriptor instead.
 func (*RefreshShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
 }
 
 type ExplainShareRequest struct {
@@ -4027,7 +4206,7 @@ type ExplainShareRequest struct {
 
 func (x *ExplainShareRequest) Reset() {
 	*x = ExplainShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4039,7 +4218,7 @@ func (x *ExplainShareRequest) String() string {
 func (*ExplainShareRequest) ProtoMessage() {}
 
 func (x *ExplainShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4052,7 +4231,7 @@ func (x *ExplainShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainShareRequest.ProtoReflect.Descriptor instead.
 func (*ExplainShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ExplainShareRequest) GetGuest() string {
@@ -4092,7 +4271,7 @@ type ExplainShareResponse struct {
 
 func (x *ExplainShareResponse) Reset() {
 	*x = ExplainShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4104,7 +4283,7 @@ func (x *ExplainShareResponse) String() string {
 func (*ExplainShareResponse) ProtoMessage() {}
 
 func (x *ExplainShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4117,7 +4296,7 @@ func (x *ExplainShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainShareResponse.ProtoReflect.Descriptor instead.
 func (*ExplainShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ExplainShareResponse) GetHidden() bool {
@@ -4174,7 +4353,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4186,7 +4365,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4199,7 +4378,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DiffRequest) GetGuest() string {
@@ -4286,7 +4465,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4298,7 +4477,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4311,7 +4490,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Change) GetPath() string {
@@ -4462,7 +4641,7 @@ type Beside struct {
 
 func (x *Beside) Reset() {
 	*x = Beside{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4474,7 +4653,7 @@ func (x *Beside) String() string {
 func (*Beside) ProtoMessage() {}
 
 func (x *Beside) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4487,7 +4666,7 @@ func (x *Beside) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Beside.ProtoReflect.Descriptor instead.
 func (*Beside) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Beside) GetIgnored() int32 {
@@ -4520,7 +4699,7 @@ type ReviewSummaryRequest struct {
 
 func (x *ReviewSummaryRequest) Reset() {
 	*x = ReviewSummaryRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4532,7 +4711,7 @@ func (x *ReviewSummaryRequest) String() string {
 func (*ReviewSummaryRequest) ProtoMessage() {}
 
 func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4545,7 +4724,7 @@ func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummaryRequest.ProtoReflect.Descriptor instead.
 func (*ReviewSummaryRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReviewSummaryRequest) GetGuest() string {
@@ -4577,7 +4756,7 @@ type ReviewSummary struct {
 
 func (x *ReviewSummary) Reset() {
 	*x = ReviewSummary{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4589,7 +4768,7 @@ func (x *ReviewSummary) String() string {
 func (*ReviewSummary) ProtoMessage() {}
 
 func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4602,7 +4781,7 @@ func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummary.ProtoReflect.Descriptor instead.
 func (*ReviewSummary) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ReviewSummary) GetAdded() int32 {
@@ -4692,7 +4871,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4704,7 +4883,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4717,7 +4896,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ApplyRequest) GetGuest() string {
@@ -4790,7 +4969,7 @@ type ApplyEvent struct {
 
 func (x *ApplyEvent) Reset() {
 	*x = ApplyEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4802,7 +4981,7 @@ func (x *ApplyEvent) String() string {
 func (*ApplyEvent) ProtoMessage() {}
 
 func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4815,7 +4994,7 @@ func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyEvent.ProtoReflect.Descriptor instead.
 func (*ApplyEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ApplyEvent) GetPath() string {
@@ -4856,7 +5035,7 @@ type DiscardRequest struct {
 
 func (x *DiscardRequest) Reset() {
 	*x = DiscardRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4868,7 +5047,7 @@ func (x *DiscardRequest) String() string {
 func (*DiscardRequest) ProtoMessage() {}
 
 func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4881,7 +5060,7 @@ func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
 func (*DiscardRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DiscardRequest) GetGuest() string {
@@ -4907,7 +5086,7 @@ type DiscardResponse struct {
 
 func (x *DiscardResponse) Reset() {
 	*x = DiscardResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4919,7 +5098,7 @@ func (x *DiscardResponse) String() string {
 func (*DiscardResponse) ProtoMessage() {}
 
 func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4932,7 +5111,7 @@ func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
 func (*DiscardResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DiscardResponse) GetDiscarded() int32 {
@@ -4957,7 +5136,7 @@ type UndoRequest struct {
 
 func (x *UndoRequest) Reset() {
 	*x = UndoRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4969,7 +5148,7 @@ func (x *UndoRequest) String() string {
 func (*UndoRequest) ProtoMessage() {}
 
 func (x *UndoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4982,7 +5161,7 @@ func (x *UndoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoRequest.ProtoReflect.Descriptor instead.
 func (*UndoRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *UndoRequest) GetGuest() string {
@@ -5022,7 +5201,7 @@ type ExplainEgressRequest struct {
 
 func (x *ExplainEgressRequest) Reset() {
 	*x = ExplainEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5034,7 +5213,7 @@ func (x *ExplainEgressRequest) String() string {
 func (*ExplainEgressRequest) ProtoMessage() {}
 
 func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5047,7 +5226,7 @@ func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
 func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ExplainEgressRequest) GetGuest() string {
@@ -5069,7 +5248,7 @@ type ExplainEgressResponse struct {
 
 func (x *ExplainEgressResponse) Reset() {
 	*x = ExplainEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5081,7 +5260,7 @@ func (x *ExplainEgressResponse) String() string {
 func (*ExplainEgressResponse) ProtoMessage() {}
 
 func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5094,7 +5273,7 @@ func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
 func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ExplainEgressResponse) GetRules() []*EgressRule {
@@ -5123,7 +5302,7 @@ type ChangeEgressRequest struct {
 
 func (x *ChangeEgressRequest) Reset() {
 	*x = ChangeEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5135,7 +5314,7 @@ func (x *ChangeEgressRequest) String() string {
 func (*ChangeEgressRequest) ProtoMessage() {}
 
 func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5148,7 +5327,7 @@ func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressRequest.ProtoReflect.Descriptor instead.
 func (*ChangeEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ChangeEgressRequest) GetGuest() string {
@@ -5183,7 +5362,7 @@ type ChangeEgressResponse struct {
 
 func (x *ChangeEgressResponse) Reset() {
 	*x = ChangeEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5195,7 +5374,7 @@ func (x *ChangeEgressResponse) String() string {
 func (*ChangeEgressResponse) ProtoMessage() {}
 
 func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5208,7 +5387,7 @@ func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressResponse.ProtoReflect.Descriptor instead.
 func (*ChangeEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ChangeEgressResponse) GetRules() []*EgressRule {
@@ -5239,7 +5418,7 @@ type TestEgressRequest struct {
 
 func (x *TestEgressRequest) Reset() {
 	*x = TestEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5251,7 +5430,7 @@ func (x *TestEgressRequest) String() string {
 func (*TestEgressRequest) ProtoMessage() {}
 
 func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5264,7 +5443,7 @@ func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressRequest.ProtoReflect.Descriptor instead.
 func (*TestEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *TestEgressRequest) GetGuest() string {
@@ -5297,7 +5476,7 @@ type TestEgressResponse struct {
 
 func (x *TestEgressResponse) Reset() {
 	*x = TestEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5309,7 +5488,7 @@ func (x *TestEgressResponse) String() string {
 func (*TestEgressResponse) ProtoMessage() {}
 
 func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5322,7 +5501,7 @@ func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressResponse.ProtoReflect.Descriptor instead.
 func (*TestEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *TestEgressResponse) GetVerdict() *EgressVerdict {
@@ -5350,7 +5529,7 @@ type EgressVerdict struct {
 
 func (x *EgressVerdict) Reset() {
 	*x = EgressVerdict{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5362,7 +5541,7 @@ func (x *EgressVerdict) String() string {
 func (*EgressVerdict) ProtoMessage() {}
 
 func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5375,7 +5554,7 @@ func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressVerdict.ProtoReflect.Descriptor instead.
 func (*EgressVerdict) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *EgressVerdict) GetAction() EgressAction {
@@ -5426,7 +5605,7 @@ type WatchEgressRequest struct {
 
 func (x *WatchEgressRequest) Reset() {
 	*x = WatchEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5438,7 +5617,7 @@ func (x *WatchEgressRequest) String() string {
 func (*WatchEgressRequest) ProtoMessage() {}
 
 func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5451,7 +5630,7 @@ func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEgressRequest.ProtoReflect.Descriptor instead.
 func (*WatchEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *WatchEgressRequest) GetGuest() string {
@@ -5509,7 +5688,7 @@ type EgressEvent struct {
 
 func (x *EgressEvent) Reset() {
 	*x = EgressEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5521,7 +5700,7 @@ func (x *EgressEvent) String() string {
 func (*EgressEvent) ProtoMessage() {}
 
 func (x *EgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5534,7 +5713,7 @@ func (x *EgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
 func (*EgressEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *EgressEvent) GetSequence() uint64 {
@@ -5660,7 +5839,7 @@ type AnswerEgressRequest struct {
 
 func (x *AnswerEgressRequest) Reset() {
 	*x = AnswerEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5672,7 +5851,7 @@ func (x *AnswerEgressRequest) String() string {
 func (*AnswerEgressRequest) ProtoMessage() {}
 
 func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5685,7 +5864,7 @@ func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressRequest.ProtoReflect.Descriptor instead.
 func (*AnswerEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *AnswerEgressRequest) GetGuest() string {
@@ -5717,7 +5896,7 @@ type AnswerEgressResponse struct {
 
 func (x *AnswerEgressResponse) Reset() {
 	*x = AnswerEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5729,7 +5908,7 @@ func (x *AnswerEgressResponse) String() string {
 func (*AnswerEgressResponse) ProtoMessage() {}
 
 func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5742,7 +5921,7 @@ func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressResponse.ProtoReflect.Descriptor instead.
 func (*AnswerEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
 }
 
 type PublishRequest struct {
@@ -5755,7 +5934,7 @@ type PublishRequest struct {
 
 func (x *PublishRequest) Reset() {
 	*x = PublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5767,7 +5946,7 @@ func (x *PublishRequest) String() string {
 func (*PublishRequest) ProtoMessage() {}
 
 func (x *PublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5780,7 +5959,7 @@ func (x *PublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
 func (*PublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *PublishRequest) GetGuest() string {
@@ -5806,7 +5985,7 @@ type PublishResponse struct {
 
 func (x *PublishResponse) Reset() {
 	*x = PublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5818,7 +5997,7 @@ func (x *PublishResponse) String() string {
 func (*PublishResponse) ProtoMessage() {}
 
 func (x *PublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5831,7 +6010,7 @@ func (x *PublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishResponse.ProtoReflect.Descriptor instead.
 func (*PublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *PublishResponse) GetPort() *Port {
@@ -5851,7 +6030,7 @@ type UnpublishRequest struct {
 
 func (x *UnpublishRequest) Reset() {
 	*x = UnpublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5863,7 +6042,7 @@ func (x *UnpublishRequest) String() string {
 func (*UnpublishRequest) ProtoMessage() {}
 
 func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5876,7 +6055,7 @@ func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishRequest.ProtoReflect.Descriptor instead.
 func (*UnpublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *UnpublishRequest) GetGuest() string {
@@ -5901,7 +6080,7 @@ type UnpublishResponse struct {
 
 func (x *UnpublishResponse) Reset() {
 	*x = UnpublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5913,7 +6092,7 @@ func (x *UnpublishResponse) String() string {
 func (*UnpublishResponse) ProtoMessage() {}
 
 func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5926,7 +6105,7 @@ func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishResponse.ProtoReflect.Descriptor instead.
 func (*UnpublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
 }
 
 // Secret is what is known of a credential beside its value.
@@ -5944,7 +6123,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5956,7 +6135,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5969,7 +6148,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Secret) GetName() string {
@@ -6036,7 +6215,7 @@ type SecretDefinition struct {
 
 func (x *SecretDefinition) Reset() {
 	*x = SecretDefinition{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6048,7 +6227,7 @@ func (x *SecretDefinition) String() string {
 func (*SecretDefinition) ProtoMessage() {}
 
 func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6061,7 +6240,7 @@ func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretDefinition.ProtoReflect.Descriptor instead.
 func (*SecretDefinition) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SecretDefinition) GetPreset() string {
@@ -6174,7 +6353,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6186,7 +6365,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6199,7 +6378,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -6232,7 +6411,7 @@ type SetSecretResponse struct {
 
 func (x *SetSecretResponse) Reset() {
 	*x = SetSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6244,7 +6423,7 @@ func (x *SetSecretResponse) String() string {
 func (*SetSecretResponse) ProtoMessage() {}
 
 func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6257,7 +6436,7 @@ func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretResponse.ProtoReflect.Descriptor instead.
 func (*SetSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SetSecretResponse) GetSecret() *Secret {
@@ -6275,7 +6454,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6287,7 +6466,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6300,7 +6479,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
 }
 
 type ListSecretsResponse struct {
@@ -6312,7 +6491,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6324,7 +6503,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6337,7 +6516,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*Secret {
@@ -6356,7 +6535,7 @@ type RemoveSecretRequest struct {
 
 func (x *RemoveSecretRequest) Reset() {
 	*x = RemoveSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6368,7 +6547,7 @@ func (x *RemoveSecretRequest) String() string {
 func (*RemoveSecretRequest) ProtoMessage() {}
 
 func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6381,7 +6560,7 @@ func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RemoveSecretRequest) GetName() string {
@@ -6399,7 +6578,7 @@ type RemoveSecretResponse struct {
 
 func (x *RemoveSecretResponse) Reset() {
 	*x = RemoveSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6411,7 +6590,7 @@ func (x *RemoveSecretResponse) String() string {
 func (*RemoveSecretResponse) ProtoMessage() {}
 
 func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6424,7 +6603,7 @@ func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
 }
 
 type ImportPolicyRequest struct {
@@ -6439,7 +6618,7 @@ type ImportPolicyRequest struct {
 
 func (x *ImportPolicyRequest) Reset() {
 	*x = ImportPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6451,7 +6630,7 @@ func (x *ImportPolicyRequest) String() string {
 func (*ImportPolicyRequest) ProtoMessage() {}
 
 func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6464,7 +6643,7 @@ func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ImportPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ImportPolicyRequest) GetFrom() string {
@@ -6492,7 +6671,7 @@ type ImportPolicyResponse struct {
 
 func (x *ImportPolicyResponse) Reset() {
 	*x = ImportPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6504,7 +6683,7 @@ func (x *ImportPolicyResponse) String() string {
 func (*ImportPolicyResponse) ProtoMessage() {}
 
 func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6517,7 +6696,7 @@ func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ImportPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ImportPolicyResponse) GetPolicy() []byte {
@@ -6546,7 +6725,7 @@ type ImportedKey struct {
 
 func (x *ImportedKey) Reset() {
 	*x = ImportedKey{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6558,7 +6737,7 @@ func (x *ImportedKey) String() string {
 func (*ImportedKey) ProtoMessage() {}
 
 func (x *ImportedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6571,7 +6750,7 @@ func (x *ImportedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedKey.ProtoReflect.Descriptor instead.
 func (*ImportedKey) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ImportedKey) GetKey() string {
@@ -6609,7 +6788,7 @@ type CheckPolicyRequest struct {
 
 func (x *CheckPolicyRequest) Reset() {
 	*x = CheckPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6621,7 +6800,7 @@ func (x *CheckPolicyRequest) String() string {
 func (*CheckPolicyRequest) ProtoMessage() {}
 
 func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6634,7 +6813,7 @@ func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyRequest.ProtoReflect.Descriptor instead.
 func (*CheckPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *CheckPolicyRequest) GetContent() []byte {
@@ -6668,7 +6847,7 @@ type CheckPolicyResponse struct {
 
 func (x *CheckPolicyResponse) Reset() {
 	*x = CheckPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6680,7 +6859,7 @@ func (x *CheckPolicyResponse) String() string {
 func (*CheckPolicyResponse) ProtoMessage() {}
 
 func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6693,7 +6872,7 @@ func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyResponse.ProtoReflect.Descriptor instead.
 func (*CheckPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *CheckPolicyResponse) GetProblems() []*PolicyProblem {
@@ -6721,7 +6900,7 @@ type PolicyProblem struct {
 
 func (x *PolicyProblem) Reset() {
 	*x = PolicyProblem{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6733,7 +6912,7 @@ func (x *PolicyProblem) String() string {
 func (*PolicyProblem) ProtoMessage() {}
 
 func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6746,7 +6925,7 @@ func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyProblem.ProtoReflect.Descriptor instead.
 func (*PolicyProblem) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *PolicyProblem) GetLine() int32 {
@@ -6781,7 +6960,7 @@ type RequestPolicyRequest struct {
 
 func (x *RequestPolicyRequest) Reset() {
 	*x = RequestPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6793,7 +6972,7 @@ func (x *RequestPolicyRequest) String() string {
 func (*RequestPolicyRequest) ProtoMessage() {}
 
 func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6806,7 +6985,7 @@ func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyRequest.ProtoReflect.Descriptor instead.
 func (*RequestPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *RequestPolicyRequest) GetFolder() string {
@@ -6830,7 +7009,7 @@ type RequestPolicyResponse struct {
 
 func (x *RequestPolicyResponse) Reset() {
 	*x = RequestPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6842,7 +7021,7 @@ func (x *RequestPolicyResponse) String() string {
 func (*RequestPolicyResponse) ProtoMessage() {}
 
 func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6855,7 +7034,7 @@ func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyResponse.ProtoReflect.Descriptor instead.
 func (*RequestPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RequestPolicyResponse) GetPresent() bool {
@@ -6903,7 +7082,7 @@ type AgreePolicyRequest struct {
 
 func (x *AgreePolicyRequest) Reset() {
 	*x = AgreePolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6915,7 +7094,7 @@ func (x *AgreePolicyRequest) String() string {
 func (*AgreePolicyRequest) ProtoMessage() {}
 
 func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6928,7 +7107,7 @@ func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyRequest.ProtoReflect.Descriptor instead.
 func (*AgreePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *AgreePolicyRequest) GetFolder() string {
@@ -6953,7 +7132,7 @@ type AgreePolicyResponse struct {
 
 func (x *AgreePolicyResponse) Reset() {
 	*x = AgreePolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6965,7 +7144,7 @@ func (x *AgreePolicyResponse) String() string {
 func (*AgreePolicyResponse) ProtoMessage() {}
 
 func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6978,7 +7157,7 @@ func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyResponse.ProtoReflect.Descriptor instead.
 func (*AgreePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
 }
 
 type VerifyAuditRequest struct {
@@ -6990,7 +7169,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7002,7 +7181,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7015,7 +7194,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *VerifyAuditRequest) GetGuest() string {
@@ -7039,7 +7218,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7051,7 +7230,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7064,7 +7243,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *VerifyAuditResponse) GetRecords() int64 {
@@ -7105,7 +7284,7 @@ type ShowAuditRequest struct {
 
 func (x *ShowAuditRequest) Reset() {
 	*x = ShowAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7117,7 +7296,7 @@ func (x *ShowAuditRequest) String() string {
 func (*ShowAuditRequest) ProtoMessage() {}
 
 func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7130,7 +7309,7 @@ func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditRequest.ProtoReflect.Descriptor instead.
 func (*ShowAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ShowAuditRequest) GetGuest() string {
@@ -7156,7 +7335,7 @@ type ShowAuditResponse struct {
 
 func (x *ShowAuditResponse) Reset() {
 	*x = ShowAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7168,7 +7347,7 @@ func (x *ShowAuditResponse) String() string {
 func (*ShowAuditResponse) ProtoMessage() {}
 
 func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7181,7 +7360,7 @@ func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditResponse.ProtoReflect.Descriptor instead.
 func (*ShowAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ShowAuditResponse) GetRecord() []byte {
@@ -7206,7 +7385,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7218,7 +7397,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7231,7 +7410,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *Image) GetName() string {
@@ -7287,7 +7466,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7299,7 +7478,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7312,7 +7491,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ImagePart) GetName() string {
@@ -7344,7 +7523,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7356,7 +7535,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7369,7 +7548,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
 }
 
 type ListImagesResponse struct {
@@ -7381,7 +7560,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7393,7 +7572,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7406,7 +7585,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -7425,7 +7604,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7437,7 +7616,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7450,7 +7629,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -7473,7 +7652,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7485,7 +7664,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7498,7 +7677,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -7551,7 +7730,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7563,7 +7742,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7576,7 +7755,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -7595,7 +7774,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7607,7 +7786,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7620,7 +7799,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -7639,7 +7818,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7651,7 +7830,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7664,7 +7843,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -7682,7 +7861,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7694,7 +7873,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7707,7 +7886,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
 }
 
 type VersionRequest struct {
@@ -7718,7 +7897,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7730,7 +7909,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7743,7 +7922,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
 }
 
 type VersionResponse struct {
@@ -7759,7 +7938,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7771,7 +7950,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7784,7 +7963,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -7823,7 +8002,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7835,7 +8014,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7848,7 +8027,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
 }
 
 type StatusResponse struct {
@@ -7869,7 +8048,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7881,7 +8060,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7894,7 +8073,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -7968,7 +8147,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7980,7 +8159,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7993,7 +8172,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
 }
 
 type Finding struct {
@@ -8011,7 +8190,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8023,7 +8202,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8036,7 +8215,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *Finding) GetCheck() string {
@@ -8076,7 +8255,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8088,7 +8267,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8101,7 +8280,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -8119,7 +8298,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8131,7 +8310,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8144,7 +8323,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
 }
 
 type WatchRequest struct {
@@ -8155,7 +8334,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8167,7 +8346,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8180,7 +8359,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
 }
 
 type ImportReviewRequest struct {
@@ -8193,7 +8372,7 @@ type ImportReviewRequest struct {
 
 func (x *ImportReviewRequest) Reset() {
 	*x = ImportReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8205,7 +8384,7 @@ func (x *ImportReviewRequest) String() string {
 func (*ImportReviewRequest) ProtoMessage() {}
 
 func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8218,7 +8397,7 @@ func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewRequest.ProtoReflect.Descriptor instead.
 func (*ImportReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ImportReviewRequest) GetIgnored() bool {
@@ -8236,7 +8415,7 @@ type ImportReviewResponse struct {
 
 func (x *ImportReviewResponse) Reset() {
 	*x = ImportReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8248,7 +8427,7 @@ func (x *ImportReviewResponse) String() string {
 func (*ImportReviewResponse) ProtoMessage() {}
 
 func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8261,7 +8440,7 @@ func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewResponse.ProtoReflect.Descriptor instead.
 func (*ImportReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
 }
 
 type DropReviewRequest struct {
@@ -8275,7 +8454,7 @@ type DropReviewRequest struct {
 
 func (x *DropReviewRequest) Reset() {
 	*x = DropReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8287,7 +8466,7 @@ func (x *DropReviewRequest) String() string {
 func (*DropReviewRequest) ProtoMessage() {}
 
 func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8300,7 +8479,7 @@ func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewRequest.ProtoReflect.Descriptor instead.
 func (*DropReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *DropReviewRequest) GetShare() string {
@@ -8325,7 +8504,7 @@ type DropReviewResponse struct {
 
 func (x *DropReviewResponse) Reset() {
 	*x = DropReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8337,7 +8516,7 @@ func (x *DropReviewResponse) String() string {
 func (*DropReviewResponse) ProtoMessage() {}
 
 func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8350,7 +8529,7 @@ func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewResponse.ProtoReflect.Descriptor instead.
 func (*DropReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
 }
 
 type AttachShareRequest struct {
@@ -8364,7 +8543,7 @@ type AttachShareRequest struct {
 
 func (x *AttachShareRequest) Reset() {
 	*x = AttachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8376,7 +8555,7 @@ func (x *AttachShareRequest) String() string {
 func (*AttachShareRequest) ProtoMessage() {}
 
 func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8389,7 +8568,7 @@ func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareRequest.ProtoReflect.Descriptor instead.
 func (*AttachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *AttachShareRequest) GetTag() string {
@@ -8414,7 +8593,7 @@ type AttachShareResponse struct {
 
 func (x *AttachShareResponse) Reset() {
 	*x = AttachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8426,7 +8605,7 @@ func (x *AttachShareResponse) String() string {
 func (*AttachShareResponse) ProtoMessage() {}
 
 func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8439,7 +8618,7 @@ func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareResponse.ProtoReflect.Descriptor instead.
 func (*AttachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
 }
 
 // DetachShareRequest names a share by its tag, or by where the guest sees it.
@@ -8452,7 +8631,7 @@ type DetachShareRequest struct {
 
 func (x *DetachShareRequest) Reset() {
 	*x = DetachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8464,7 +8643,7 @@ func (x *DetachShareRequest) String() string {
 func (*DetachShareRequest) ProtoMessage() {}
 
 func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8477,7 +8656,7 @@ func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareRequest.ProtoReflect.Descriptor instead.
 func (*DetachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *DetachShareRequest) GetTag() string {
@@ -8495,7 +8674,7 @@ type DetachShareResponse struct {
 
 func (x *DetachShareResponse) Reset() {
 	*x = DetachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8507,7 +8686,7 @@ func (x *DetachShareResponse) String() string {
 func (*DetachShareResponse) ProtoMessage() {}
 
 func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8520,7 +8699,7 @@ func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareResponse.ProtoReflect.Descriptor instead.
 func (*DetachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
 }
 
 type ConfigureEdgeRequest struct {
@@ -8535,7 +8714,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8547,7 +8726,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8560,7 +8739,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -8595,7 +8774,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8607,7 +8786,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8620,7 +8799,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -8656,7 +8835,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8668,7 +8847,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8681,7 +8860,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -8714,7 +8893,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8726,7 +8905,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8739,7 +8918,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -8826,7 +9005,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\fhost_address\x18\x01 \x01(\tR\vhostAddress\x12\x1b\n" +
 	"\thost_port\x18\x02 \x01(\rR\bhostPort\x12\x1d\n" +
 	"\n" +
-	"guest_port\x18\x03 \x01(\rR\tguestPort\"\xbc\x01\n" +
+	"guest_port\x18\x03 \x01(\rR\tguestPort\"\xe3\x01\n" +
 	"\aTimings\x12!\n" +
 	"\fkeeper_nanos\x18\x01 \x01(\x03R\vkeeperNanos\x12\x1d\n" +
 	"\n" +
@@ -8834,7 +9013,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x0eguest_up_nanos\x18\x03 \x01(\x03R\fguestUpNanos\x12(\n" +
 	"\x10guest_init_nanos\x18\x04 \x01(\x03R\x0eguestInitNanos\x12\x1f\n" +
 	"\vsetup_nanos\x18\x05 \x01(\x03R\n" +
-	"setupNanos\"X\n" +
+	"setupNanos\x12%\n" +
+	"\x05spans\x18\x06 \x03(\v2\x0f.carrel.v1.SpanR\x05spans\"h\n" +
+	"\x04Span\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x1f\n" +
+	"\vbegin_nanos\x18\x03 \x01(\x03R\n" +
+	"beginNanos\x12\x1b\n" +
+	"\tend_nanos\x18\x04 \x01(\x03R\bendNanos\"X\n" +
 	"\x11StartGuestRequest\x12(\n" +
 	"\x04spec\x18\x01 \x01(\v2\x14.carrel.v1.GuestSpecR\x04spec\x12\x19\n" +
 	"\bonly_new\x18\x02 \x01(\bR\aonlyNew\"\x90\x01\n" +
@@ -8864,7 +9050,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x13InspectGuestRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\">\n" +
 	"\x14InspectGuestResponse\x12&\n" +
-	"\x05guest\x18\x01 \x01(\v2\x10.carrel.v1.GuestR\x05guest\"\x82\x02\n" +
+	"\x05guest\x18\x01 \x01(\v2\x10.carrel.v1.GuestR\x05guest\"=\n" +
+	"\x11TraceGuestRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05ended\x18\x02 \x01(\bR\x05ended\";\n" +
+	"\x12TraceGuestResponse\x12%\n" +
+	"\x05spans\x18\x01 \x03(\v2\x0f.carrel.v1.SpanR\x05spans\"\x82\x02\n" +
 	"\bTaskSpec\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
 	"\x03env\x18\x02 \x03(\tR\x03env\x12\x18\n" +
@@ -9374,13 +9565,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x19FINDING_LEVEL_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINDING_LEVEL_GOOD\x10\x01\x12\x16\n" +
 	"\x12FINDING_LEVEL_NOTE\x10\x02\x12\x15\n" +
-	"\x11FINDING_LEVEL_BAD\x10\x032\xf0\x02\n" +
+	"\x11FINDING_LEVEL_BAD\x10\x032\xb6\x03\n" +
 	"\fGuestService\x12C\n" +
 	"\x05Start\x12\x1c.carrel.v1.StartGuestRequest\x1a\x1a.carrel.v1.StartGuestEvent0\x01\x12A\n" +
 	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse\x12G\n" +
 	"\x06Remove\x12\x1d.carrel.v1.RemoveGuestRequest\x1a\x1e.carrel.v1.RemoveGuestResponse\x12C\n" +
 	"\x04List\x12\x1c.carrel.v1.ListGuestsRequest\x1a\x1d.carrel.v1.ListGuestsResponse\x12J\n" +
-	"\aInspect\x12\x1e.carrel.v1.InspectGuestRequest\x1a\x1f.carrel.v1.InspectGuestResponse2\xd7\x01\n" +
+	"\aInspect\x12\x1e.carrel.v1.InspectGuestRequest\x1a\x1f.carrel.v1.InspectGuestResponse\x12D\n" +
+	"\x05Trace\x12\x1c.carrel.v1.TraceGuestRequest\x1a\x1d.carrel.v1.TraceGuestResponse2\xd7\x01\n" +
 	"\vTaskService\x12B\n" +
 	"\x05Start\x12\x1b.carrel.v1.StartTaskRequest\x1a\x1c.carrel.v1.StartTaskResponse\x12A\n" +
 	"\x06Attach\x12\x18.carrel.v1.AttachRequest\x1a\x19.carrel.v1.AttachResponse(\x010\x01\x12A\n" +
@@ -9459,7 +9651,7 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 127)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 130)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(EgressAction)(0),             // 0: carrel.v1.EgressAction
 	(ShareMode)(0),                // 1: carrel.v1.ShareMode
@@ -9481,126 +9673,129 @@ var file_carrel_v1_carrel_proto_goTypes = []any{
 	(*Guest)(nil),                 // 17: carrel.v1.Guest
 	(*Port)(nil),                  // 18: carrel.v1.Port
 	(*Timings)(nil),               // 19: carrel.v1.Timings
-	(*StartGuestRequest)(nil),     // 20: carrel.v1.StartGuestRequest
-	(*StartGuestEvent)(nil),       // 21: carrel.v1.StartGuestEvent
-	(*Progress)(nil),              // 22: carrel.v1.Progress
-	(*StopGuestRequest)(nil),      // 23: carrel.v1.StopGuestRequest
-	(*StopGuestResponse)(nil),     // 24: carrel.v1.StopGuestResponse
-	(*RemoveGuestRequest)(nil),    // 25: carrel.v1.RemoveGuestRequest
-	(*RemoveGuestResponse)(nil),   // 26: carrel.v1.RemoveGuestResponse
-	(*ListGuestsRequest)(nil),     // 27: carrel.v1.ListGuestsRequest
-	(*ListGuestsResponse)(nil),    // 28: carrel.v1.ListGuestsResponse
-	(*InspectGuestRequest)(nil),   // 29: carrel.v1.InspectGuestRequest
-	(*InspectGuestResponse)(nil),  // 30: carrel.v1.InspectGuestResponse
-	(*TaskSpec)(nil),              // 31: carrel.v1.TaskSpec
-	(*TaskLimits)(nil),            // 32: carrel.v1.TaskLimits
-	(*Task)(nil),                  // 33: carrel.v1.Task
-	(*Ending)(nil),                // 34: carrel.v1.Ending
-	(*StartTaskRequest)(nil),      // 35: carrel.v1.StartTaskRequest
-	(*StartTaskResponse)(nil),     // 36: carrel.v1.StartTaskResponse
-	(*AttachRequest)(nil),         // 37: carrel.v1.AttachRequest
-	(*AttachOpen)(nil),            // 38: carrel.v1.AttachOpen
-	(*StdinClose)(nil),            // 39: carrel.v1.StdinClose
-	(*Resize)(nil),                // 40: carrel.v1.Resize
-	(*AttachResponse)(nil),        // 41: carrel.v1.AttachResponse
-	(*ListTasksRequest)(nil),      // 42: carrel.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),     // 43: carrel.v1.ListTasksResponse
-	(*PutRequest)(nil),            // 44: carrel.v1.PutRequest
-	(*PutOpen)(nil),               // 45: carrel.v1.PutOpen
-	(*PutResponse)(nil),           // 46: carrel.v1.PutResponse
-	(*GetRequest)(nil),            // 47: carrel.v1.GetRequest
-	(*GetResponse)(nil),           // 48: carrel.v1.GetResponse
-	(*File)(nil),                  // 49: carrel.v1.File
-	(*ListSharesRequest)(nil),     // 50: carrel.v1.ListSharesRequest
-	(*ListSharesResponse)(nil),    // 51: carrel.v1.ListSharesResponse
-	(*SharedFolder)(nil),          // 52: carrel.v1.SharedFolder
-	(*AddShareRequest)(nil),       // 53: carrel.v1.AddShareRequest
-	(*AddShareResponse)(nil),      // 54: carrel.v1.AddShareResponse
-	(*RemoveShareRequest)(nil),    // 55: carrel.v1.RemoveShareRequest
-	(*RemoveShareResponse)(nil),   // 56: carrel.v1.RemoveShareResponse
-	(*RefreshShareRequest)(nil),   // 57: carrel.v1.RefreshShareRequest
-	(*RefreshShareResponse)(nil),  // 58: carrel.v1.RefreshShareResponse
-	(*ExplainShareRequest)(nil),   // 59: carrel.v1.ExplainShareRequest
-	(*ExplainShareResponse)(nil),  // 60: carrel.v1.ExplainShareResponse
-	(*DiffRequest)(nil),           // 61: carrel.v1.DiffRequest
-	(*Change)(nil),                // 62: carrel.v1.Change
-	(*Beside)(nil),                // 63: carrel.v1.Beside
-	(*ReviewSummaryRequest)(nil),  // 64: carrel.v1.ReviewSummaryRequest
-	(*ReviewSummary)(nil),         // 65: carrel.v1.ReviewSummary
-	(*ApplyRequest)(nil),          // 66: carrel.v1.ApplyRequest
-	(*ApplyEvent)(nil),            // 67: carrel.v1.ApplyEvent
-	(*DiscardRequest)(nil),        // 68: carrel.v1.DiscardRequest
-	(*DiscardResponse)(nil),       // 69: carrel.v1.DiscardResponse
-	(*UndoRequest)(nil),           // 70: carrel.v1.UndoRequest
-	(*ExplainEgressRequest)(nil),  // 71: carrel.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil), // 72: carrel.v1.ExplainEgressResponse
-	(*ChangeEgressRequest)(nil),   // 73: carrel.v1.ChangeEgressRequest
-	(*ChangeEgressResponse)(nil),  // 74: carrel.v1.ChangeEgressResponse
-	(*TestEgressRequest)(nil),     // 75: carrel.v1.TestEgressRequest
-	(*TestEgressResponse)(nil),    // 76: carrel.v1.TestEgressResponse
-	(*EgressVerdict)(nil),         // 77: carrel.v1.EgressVerdict
-	(*WatchEgressRequest)(nil),    // 78: carrel.v1.WatchEgressRequest
-	(*EgressEvent)(nil),           // 79: carrel.v1.EgressEvent
-	(*AnswerEgressRequest)(nil),   // 80: carrel.v1.AnswerEgressRequest
-	(*AnswerEgressResponse)(nil),  // 81: carrel.v1.AnswerEgressResponse
-	(*PublishRequest)(nil),        // 82: carrel.v1.PublishRequest
-	(*PublishResponse)(nil),       // 83: carrel.v1.PublishResponse
-	(*UnpublishRequest)(nil),      // 84: carrel.v1.UnpublishRequest
-	(*UnpublishResponse)(nil),     // 85: carrel.v1.UnpublishResponse
-	(*Secret)(nil),                // 86: carrel.v1.Secret
-	(*SecretDefinition)(nil),      // 87: carrel.v1.SecretDefinition
-	(*SetSecretRequest)(nil),      // 88: carrel.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),     // 89: carrel.v1.SetSecretResponse
-	(*ListSecretsRequest)(nil),    // 90: carrel.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 91: carrel.v1.ListSecretsResponse
-	(*RemoveSecretRequest)(nil),   // 92: carrel.v1.RemoveSecretRequest
-	(*RemoveSecretResponse)(nil),  // 93: carrel.v1.RemoveSecretResponse
-	(*ImportPolicyRequest)(nil),   // 94: carrel.v1.ImportPolicyRequest
-	(*ImportPolicyResponse)(nil),  // 95: carrel.v1.ImportPolicyResponse
-	(*ImportedKey)(nil),           // 96: carrel.v1.ImportedKey
-	(*CheckPolicyRequest)(nil),    // 97: carrel.v1.CheckPolicyRequest
-	(*CheckPolicyResponse)(nil),   // 98: carrel.v1.CheckPolicyResponse
-	(*PolicyProblem)(nil),         // 99: carrel.v1.PolicyProblem
-	(*RequestPolicyRequest)(nil),  // 100: carrel.v1.RequestPolicyRequest
-	(*RequestPolicyResponse)(nil), // 101: carrel.v1.RequestPolicyResponse
-	(*AgreePolicyRequest)(nil),    // 102: carrel.v1.AgreePolicyRequest
-	(*AgreePolicyResponse)(nil),   // 103: carrel.v1.AgreePolicyResponse
-	(*VerifyAuditRequest)(nil),    // 104: carrel.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),   // 105: carrel.v1.VerifyAuditResponse
-	(*ShowAuditRequest)(nil),      // 106: carrel.v1.ShowAuditRequest
-	(*ShowAuditResponse)(nil),     // 107: carrel.v1.ShowAuditResponse
-	(*Image)(nil),                 // 108: carrel.v1.Image
-	(*ImagePart)(nil),             // 109: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 110: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 111: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 112: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 113: carrel.v1.BuildImageEvent
-	(*VerifyImageRequest)(nil),    // 114: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 115: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 116: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 117: carrel.v1.RemoveImageResponse
-	(*VersionRequest)(nil),        // 118: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 119: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 120: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 121: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 122: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 123: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 124: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 125: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 126: carrel.v1.WatchRequest
-	(*ImportReviewRequest)(nil),   // 127: carrel.v1.ImportReviewRequest
-	(*ImportReviewResponse)(nil),  // 128: carrel.v1.ImportReviewResponse
-	(*DropReviewRequest)(nil),     // 129: carrel.v1.DropReviewRequest
-	(*DropReviewResponse)(nil),    // 130: carrel.v1.DropReviewResponse
-	(*AttachShareRequest)(nil),    // 131: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),   // 132: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),    // 133: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),   // 134: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),  // 135: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),            // 136: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),          // 137: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil), // 138: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil), // 139: google.protobuf.Timestamp
+	(*Span)(nil),                  // 20: carrel.v1.Span
+	(*StartGuestRequest)(nil),     // 21: carrel.v1.StartGuestRequest
+	(*StartGuestEvent)(nil),       // 22: carrel.v1.StartGuestEvent
+	(*Progress)(nil),              // 23: carrel.v1.Progress
+	(*StopGuestRequest)(nil),      // 24: carrel.v1.StopGuestRequest
+	(*StopGuestResponse)(nil),     // 25: carrel.v1.StopGuestResponse
+	(*RemoveGuestRequest)(nil),    // 26: carrel.v1.RemoveGuestRequest
+	(*RemoveGuestResponse)(nil),   // 27: carrel.v1.RemoveGuestResponse
+	(*ListGuestsRequest)(nil),     // 28: carrel.v1.ListGuestsRequest
+	(*ListGuestsResponse)(nil),    // 29: carrel.v1.ListGuestsResponse
+	(*InspectGuestRequest)(nil),   // 30: carrel.v1.InspectGuestRequest
+	(*InspectGuestResponse)(nil),  // 31: carrel.v1.InspectGuestResponse
+	(*TraceGuestRequest)(nil),     // 32: carrel.v1.TraceGuestRequest
+	(*TraceGuestResponse)(nil),    // 33: carrel.v1.TraceGuestResponse
+	(*TaskSpec)(nil),              // 34: carrel.v1.TaskSpec
+	(*TaskLimits)(nil),            // 35: carrel.v1.TaskLimits
+	(*Task)(nil),                  // 36: carrel.v1.Task
+	(*Ending)(nil),                // 37: carrel.v1.Ending
+	(*StartTaskRequest)(nil),      // 38: carrel.v1.StartTaskRequest
+	(*StartTaskResponse)(nil),     // 39: carrel.v1.StartTaskResponse
+	(*AttachRequest)(nil),         // 40: carrel.v1.AttachRequest
+	(*AttachOpen)(nil),            // 41: carrel.v1.AttachOpen
+	(*StdinClose)(nil),            // 42: carrel.v1.StdinClose
+	(*Resize)(nil),                // 43: carrel.v1.Resize
+	(*AttachResponse)(nil),        // 44: carrel.v1.AttachResponse
+	(*ListTasksRequest)(nil),      // 45: carrel.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),     // 46: carrel.v1.ListTasksResponse
+	(*PutRequest)(nil),            // 47: carrel.v1.PutRequest
+	(*PutOpen)(nil),               // 48: carrel.v1.PutOpen
+	(*PutResponse)(nil),           // 49: carrel.v1.PutResponse
+	(*GetRequest)(nil),            // 50: carrel.v1.GetRequest
+	(*GetResponse)(nil),           // 51: carrel.v1.GetResponse
+	(*File)(nil),                  // 52: carrel.v1.File
+	(*ListSharesRequest)(nil),     // 53: carrel.v1.ListSharesRequest
+	(*ListSharesResponse)(nil),    // 54: carrel.v1.ListSharesResponse
+	(*SharedFolder)(nil),          // 55: carrel.v1.SharedFolder
+	(*AddShareRequest)(nil),       // 56: carrel.v1.AddShareRequest
+	(*AddShareResponse)(nil),      // 57: carrel.v1.AddShareResponse
+	(*RemoveShareRequest)(nil),    // 58: carrel.v1.RemoveShareRequest
+	(*RemoveShareResponse)(nil),   // 59: carrel.v1.RemoveShareResponse
+	(*RefreshShareRequest)(nil),   // 60: carrel.v1.RefreshShareRequest
+	(*RefreshShareResponse)(nil),  // 61: carrel.v1.RefreshShareResponse
+	(*ExplainShareRequest)(nil),   // 62: carrel.v1.ExplainShareRequest
+	(*ExplainShareResponse)(nil),  // 63: carrel.v1.ExplainShareResponse
+	(*DiffRequest)(nil),           // 64: carrel.v1.DiffRequest
+	(*Change)(nil),                // 65: carrel.v1.Change
+	(*Beside)(nil),                // 66: carrel.v1.Beside
+	(*ReviewSummaryRequest)(nil),  // 67: carrel.v1.ReviewSummaryRequest
+	(*ReviewSummary)(nil),         // 68: carrel.v1.ReviewSummary
+	(*ApplyRequest)(nil),          // 69: carrel.v1.ApplyRequest
+	(*ApplyEvent)(nil),            // 70: carrel.v1.ApplyEvent
+	(*DiscardRequest)(nil),        // 71: carrel.v1.DiscardRequest
+	(*DiscardResponse)(nil),       // 72: carrel.v1.DiscardResponse
+	(*UndoRequest)(nil),           // 73: carrel.v1.UndoRequest
+	(*ExplainEgressRequest)(nil),  // 74: carrel.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil), // 75: carrel.v1.ExplainEgressResponse
+	(*ChangeEgressRequest)(nil),   // 76: carrel.v1.ChangeEgressRequest
+	(*ChangeEgressResponse)(nil),  // 77: carrel.v1.ChangeEgressResponse
+	(*TestEgressRequest)(nil),     // 78: carrel.v1.TestEgressRequest
+	(*TestEgressResponse)(nil),    // 79: carrel.v1.TestEgressResponse
+	(*EgressVerdict)(nil),         // 80: carrel.v1.EgressVerdict
+	(*WatchEgressRequest)(nil),    // 81: carrel.v1.WatchEgressRequest
+	(*EgressEvent)(nil),           // 82: carrel.v1.EgressEvent
+	(*AnswerEgressRequest)(nil),   // 83: carrel.v1.AnswerEgressRequest
+	(*AnswerEgressResponse)(nil),  // 84: carrel.v1.AnswerEgressResponse
+	(*PublishRequest)(nil),        // 85: carrel.v1.PublishRequest
+	(*PublishResponse)(nil),       // 86: carrel.v1.PublishResponse
+	(*UnpublishRequest)(nil),      // 87: carrel.v1.UnpublishRequest
+	(*UnpublishResponse)(nil),     // 88: carrel.v1.UnpublishResponse
+	(*Secret)(nil),                // 89: carrel.v1.Secret
+	(*SecretDefinition)(nil),      // 90: carrel.v1.SecretDefinition
+	(*SetSecretRequest)(nil),      // 91: carrel.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),     // 92: carrel.v1.SetSecretResponse
+	(*ListSecretsRequest)(nil),    // 93: carrel.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 94: carrel.v1.ListSecretsResponse
+	(*RemoveSecretRequest)(nil),   // 95: carrel.v1.RemoveSecretRequest
+	(*RemoveSecretResponse)(nil),  // 96: carrel.v1.RemoveSecretResponse
+	(*ImportPolicyRequest)(nil),   // 97: carrel.v1.ImportPolicyRequest
+	(*ImportPolicyResponse)(nil),  // 98: carrel.v1.ImportPolicyResponse
+	(*ImportedKey)(nil),           // 99: carrel.v1.ImportedKey
+	(*CheckPolicyRequest)(nil),    // 100: carrel.v1.CheckPolicyRequest
+	(*CheckPolicyResponse)(nil),   // 101: carrel.v1.CheckPolicyResponse
+	(*PolicyProblem)(nil),         // 102: carrel.v1.PolicyProblem
+	(*RequestPolicyRequest)(nil),  // 103: carrel.v1.RequestPolicyRequest
+	(*RequestPolicyResponse)(nil), // 104: carrel.v1.RequestPolicyResponse
+	(*AgreePolicyRequest)(nil),    // 105: carrel.v1.AgreePolicyRequest
+	(*AgreePolicyResponse)(nil),   // 106: carrel.v1.AgreePolicyResponse
+	(*VerifyAuditRequest)(nil),    // 107: carrel.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),   // 108: carrel.v1.VerifyAuditResponse
+	(*ShowAuditRequest)(nil),      // 109: carrel.v1.ShowAuditRequest
+	(*ShowAuditResponse)(nil),     // 110: carrel.v1.ShowAuditResponse
+	(*Image)(nil),                 // 111: carrel.v1.Image
+	(*ImagePart)(nil),             // 112: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),     // 113: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 114: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),     // 115: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),       // 116: carrel.v1.BuildImageEvent
+	(*VerifyImageRequest)(nil),    // 117: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),   // 118: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),    // 119: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 120: carrel.v1.RemoveImageResponse
+	(*VersionRequest)(nil),        // 121: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),       // 122: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),         // 123: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),        // 124: carrel.v1.StatusResponse
+	(*DoctorRequest)(nil),         // 125: carrel.v1.DoctorRequest
+	(*Finding)(nil),               // 126: carrel.v1.Finding
+	(*ShutdownRequest)(nil),       // 127: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 128: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),          // 129: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),   // 130: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),  // 131: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),     // 132: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),    // 133: carrel.v1.DropReviewResponse
+	(*AttachShareRequest)(nil),    // 134: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),   // 135: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),    // 136: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),   // 137: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),  // 138: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),            // 139: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),          // 140: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil), // 141: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil), // 142: google.protobuf.Timestamp
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	16,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
@@ -9610,204 +9805,208 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	1,   // 4: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
 	3,   // 5: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
 	13,  // 6: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	139, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	139, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
-	33,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
+	142, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	142, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	36,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
 	19,  // 10: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
 	18,  // 11: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
-	65,  // 12: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
+	68,  // 12: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
 	2,   // 13: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
-	52,  // 14: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
-	13,  // 15: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	22,  // 16: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
-	17,  // 17: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
-	17,  // 18: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
-	17,  // 19: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
-	17,  // 20: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
-	32,  // 21: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
-	31,  // 22: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
-	4,   // 23: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	139, // 24: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	139, // 25: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	139, // 26: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	34,  // 27: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
-	31,  // 28: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
-	33,  // 29: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
-	38,  // 30: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
-	39,  // 31: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
-	40,  // 32: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
-	33,  // 33: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
-	33,  // 34: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
-	33,  // 35: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
-	45,  // 36: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
-	49,  // 37: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
-	49,  // 38: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
-	5,   // 39: carrel.v1.File.type:type_name -> carrel.v1.FileType
-	52,  // 40: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
-	16,  // 41: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
-	16,  // 42: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
-	52,  // 43: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
-	16,  // 44: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
-	6,   // 45: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
-	7,   // 46: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
-	7,   // 47: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
-	63,  // 48: carrel.v1.Change.beside:type_name -> carrel.v1.Beside
-	6,   // 49: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
-	15,  // 50: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	15,  // 51: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	15,  // 52: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	15,  // 53: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	77,  // 54: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	0,   // 55: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	15,  // 56: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	139, // 57: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	8,   // 58: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	77,  // 59: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	9,   // 60: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	18,  // 61: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	18,  // 62: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	87,  // 63: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	139, // 64: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	10,  // 65: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	87,  // 66: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	86,  // 67: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	86,  // 68: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	96,  // 69: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	99,  // 70: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	15,  // 71: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	14,  // 72: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	99,  // 73: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	139, // 74: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	109, // 75: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	108, // 76: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	22,  // 77: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	108, // 78: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	108, // 79: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	139, // 80: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	119, // 81: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	11,  // 82: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	16,  // 83: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	15,  // 84: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	136, // 85: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	137, // 86: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	87,  // 87: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	20,  // 88: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	23,  // 89: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	25,  // 90: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	27,  // 91: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	29,  // 92: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	35,  // 93: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	37,  // 94: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	42,  // 95: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	44,  // 96: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	47,  // 97: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	50,  // 98: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	53,  // 99: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	55,  // 100: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	57,  // 101: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	59,  // 102: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	61,  // 103: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	66,  // 104: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	68,  // 105: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	70,  // 106: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	64,  // 107: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	71,  // 108: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	73,  // 109: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	75,  // 110: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	78,  // 111: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	80,  // 112: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	82,  // 113: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	84,  // 114: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	88,  // 115: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	90,  // 116: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	92,  // 117: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	97,  // 118: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	100, // 119: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	102, // 120: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	94,  // 121: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	104, // 122: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	106, // 123: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	110, // 124: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	112, // 125: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	114, // 126: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	116, // 127: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	118, // 128: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	120, // 129: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	122, // 130: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	124, // 131: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	126, // 132: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	23,  // 133: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	127, // 134: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	129, // 135: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	131, // 136: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	133, // 137: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	57,  // 138: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	135, // 139: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	78,  // 140: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	80,  // 141: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	82,  // 142: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	84,  // 143: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	21,  // 144: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	24,  // 145: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	26,  // 146: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	28,  // 147: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	30,  // 148: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	36,  // 149: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	41,  // 150: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	43,  // 151: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	46,  // 152: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	48,  // 153: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	51,  // 154: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	54,  // 155: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	56,  // 156: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	58,  // 157: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	60,  // 158: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	62,  // 159: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	67,  // 160: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	69,  // 161: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	67,  // 162: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	65,  // 163: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	72,  // 164: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	74,  // 165: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	76,  // 166: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	79,  // 167: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	81,  // 168: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	83,  // 169: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	85,  // 170: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	89,  // 171: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	91,  // 172: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	93,  // 173: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	98,  // 174: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	101, // 175: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	103, // 176: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	95,  // 177: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	105, // 178: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	107, // 179: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	111, // 180: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	113, // 181: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	115, // 182: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	117, // 183: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	119, // 184: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	121, // 185: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	123, // 186: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	125, // 187: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	17,  // 188: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	24,  // 189: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	128, // 190: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	130, // 191: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	132, // 192: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	134, // 193: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	58,  // 194: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	138, // 195: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	79,  // 196: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	81,  // 197: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	83,  // 198: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	85,  // 199: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	144, // [144:200] is the sub-list for method output_type
-	88,  // [88:144] is the sub-list for method input_type
-	88,  // [88:88] is the sub-list for extension type_name
-	88,  // [88:88] is the sub-list for extension extendee
-	0,   // [0:88] is the sub-list for field type_name
+	55,  // 14: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
+	20,  // 15: carrel.v1.Timings.spans:type_name -> carrel.v1.Span
+	13,  // 16: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	23,  // 17: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
+	17,  // 18: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
+	17,  // 19: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
+	17,  // 20: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
+	17,  // 21: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
+	20,  // 22: carrel.v1.TraceGuestResponse.spans:type_name -> carrel.v1.Span
+	35,  // 23: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
+	34,  // 24: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
+	4,   // 25: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
+	142, // 26: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	142, // 27: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	142, // 28: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	37,  // 29: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
+	34,  // 30: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
+	36,  // 31: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
+	41,  // 32: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
+	42,  // 33: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
+	43,  // 34: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
+	36,  // 35: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
+	36,  // 36: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
+	36,  // 37: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
+	48,  // 38: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
+	52,  // 39: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
+	52,  // 40: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
+	5,   // 41: carrel.v1.File.type:type_name -> carrel.v1.FileType
+	55,  // 42: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
+	16,  // 43: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
+	16,  // 44: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
+	55,  // 45: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
+	16,  // 46: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
+	6,   // 47: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
+	7,   // 48: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
+	7,   // 49: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
+	66,  // 50: carrel.v1.Change.beside:type_name -> carrel.v1.Beside
+	6,   // 51: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	15,  // 52: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	15,  // 53: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	15,  // 54: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	15,  // 55: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	80,  // 56: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	0,   // 57: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	15,  // 58: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	142, // 59: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	8,   // 60: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	80,  // 61: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	9,   // 62: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	18,  // 63: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	18,  // 64: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	90,  // 65: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	142, // 66: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	10,  // 67: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	90,  // 68: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	89,  // 69: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	89,  // 70: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	99,  // 71: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	102, // 72: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	15,  // 73: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	14,  // 74: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	102, // 75: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	142, // 76: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	112, // 77: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	111, // 78: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	23,  // 79: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	111, // 80: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	111, // 81: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	142, // 82: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	122, // 83: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	11,  // 84: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	16,  // 85: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	15,  // 86: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	139, // 87: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	140, // 88: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	90,  // 89: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	21,  // 90: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	24,  // 91: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	26,  // 92: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	28,  // 93: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	30,  // 94: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	32,  // 95: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
+	38,  // 96: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	40,  // 97: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	45,  // 98: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	47,  // 99: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	50,  // 100: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	53,  // 101: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	56,  // 102: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	58,  // 103: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	60,  // 104: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	62,  // 105: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	64,  // 106: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	69,  // 107: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	71,  // 108: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	73,  // 109: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	67,  // 110: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	74,  // 111: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	76,  // 112: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	78,  // 113: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	81,  // 114: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	83,  // 115: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	85,  // 116: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	87,  // 117: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	91,  // 118: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	93,  // 119: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	95,  // 120: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	100, // 121: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	103, // 122: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	105, // 123: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	97,  // 124: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	107, // 125: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	109, // 126: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	113, // 127: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	115, // 128: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	117, // 129: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	119, // 130: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	121, // 131: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	123, // 132: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	125, // 133: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	127, // 134: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	129, // 135: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	24,  // 136: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	130, // 137: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	132, // 138: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	134, // 139: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	136, // 140: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	60,  // 141: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	138, // 142: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	81,  // 143: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	83,  // 144: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	85,  // 145: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	87,  // 146: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	22,  // 147: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	25,  // 148: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	27,  // 149: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	29,  // 150: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	31,  // 151: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	33,  // 152: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
+	39,  // 153: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	44,  // 154: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	46,  // 155: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	49,  // 156: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	51,  // 157: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	54,  // 158: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	57,  // 159: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	59,  // 160: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	61,  // 161: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	63,  // 162: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	65,  // 163: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	70,  // 164: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	72,  // 165: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	70,  // 166: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	68,  // 167: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	75,  // 168: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	77,  // 169: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	79,  // 170: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	82,  // 171: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	84,  // 172: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	86,  // 173: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	88,  // 174: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	92,  // 175: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	94,  // 176: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	96,  // 177: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	101, // 178: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	104, // 179: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	106, // 180: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	98,  // 181: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	108, // 182: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	110, // 183: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	114, // 184: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	116, // 185: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	118, // 186: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	120, // 187: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	122, // 188: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	124, // 189: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	126, // 190: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	128, // 191: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	17,  // 192: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	25,  // 193: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	131, // 194: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	133, // 195: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	135, // 196: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	137, // 197: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	61,  // 198: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	141, // 199: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	82,  // 200: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	84,  // 201: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	86,  // 202: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	88,  // 203: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	147, // [147:204] is the sub-list for method output_type
+	90,  // [90:147] is the sub-list for method input_type
+	90,  // [90:90] is the sub-list for extension type_name
+	90,  // [90:90] is the sub-list for extension extendee
+	0,   // [0:90] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -9815,19 +10014,19 @@ func file_carrel_v1_carrel_proto_init() {
 	if File_carrel_v1_carrel_proto != nil {
 		return
 	}
-	file_carrel_v1_carrel_proto_msgTypes[9].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[10].OneofWrappers = []any{
 		(*StartGuestEvent_Progress)(nil),
 		(*StartGuestEvent_Notice)(nil),
 		(*StartGuestEvent_Guest)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[25].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[28].OneofWrappers = []any{
 		(*AttachRequest_Open)(nil),
 		(*AttachRequest_Stdin)(nil),
 		(*AttachRequest_StdinClose)(nil),
 		(*AttachRequest_Signal)(nil),
 		(*AttachRequest_Resize)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[29].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[32].OneofWrappers = []any{
 		(*AttachResponse_Stdout)(nil),
 		(*AttachResponse_Stderr)(nil),
 		(*AttachResponse_Dropped)(nil),
@@ -9835,16 +10034,16 @@ func file_carrel_v1_carrel_proto_init() {
 		(*AttachResponse_Task)(nil),
 		(*AttachResponse_Notice)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[32].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[35].OneofWrappers = []any{
 		(*PutRequest_Open)(nil),
 		(*PutRequest_File)(nil),
 		(*PutRequest_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[36].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[39].OneofWrappers = []any{
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[101].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[104].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
 	}
@@ -9854,7 +10053,7 @@ func file_carrel_v1_carrel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   127,
+			NumMessages:   130,
 			NumExtensions: 0,
 			NumServices:   13,
 		},

@@ -132,3 +132,17 @@ func (c *Client) Tasks(ctx context.Context, guest string) ([]*api.Task, error) {
 	}
 	return res.Msg.Tasks, nil
 }
+
+// Trace returns the parts of a guest's last start and of what came after it, as
+// the daemon and the keeper measured them; with ended it waits until the guest
+// has ended and what becomes of it is settled.
+func (c *Client) Trace(ctx context.Context, name string, ended bool) ([]*api.Span, error) {
+	if err := CheckName("guest", name); err != nil {
+		return nil, err
+	}
+	res, err := c.guests.Trace(ctx, connect.NewRequest(&api.TraceGuestRequest{Name: name, Ended: ended}))
+	if err != nil {
+		return nil, wrap("the timings of guest "+name, err)
+	}
+	return res.Msg.Spans, nil
+}

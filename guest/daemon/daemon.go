@@ -76,6 +76,7 @@ type Daemon struct {
 
 	mu      sync.Mutex
 	table   map[string]*entry
+	past    []*entry // removed a moment ago, the last first
 	closing bool
 	stop    chan struct{} // closed by Shutdown
 	stopped sync.Once
@@ -216,7 +217,10 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 		}
 		e.set(info)
 		d.table[name] = e
-		d.owned.Go(func() { d.leave(ctx, e, hist.Delivered()) })
+		d.owned.Go(func() {
+			d.recoverLeft(ctx, e)
+			d.leave(ctx, e, hist.Delivered())
+		})
 		return nil
 	}
 	// A keeper has it. The policy is applied again before it is ours.
@@ -227,6 +231,7 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 	_, refused := d.decideAgain(info.Spec)
 	d.owned.Go(func() { d.follow(ctx, e) })
 	d.owned.Go(func() { d.reapply(ctx, e) })
+	d.owned.Go(func() { d.recoverLeft(ctx, e) })
 	d.lookSoon(e)
 	if refused != nil && !policyBroken(refused) {
 		d.log.Warn("adopted guest is no longer allowed", "guest", name, "error", refused)

@@ -37,6 +37,10 @@ type entry struct {
 	waits   *api.ReviewSummary
 	looking bool // what waits is being counted
 	again   bool // and is to be once more
+
+	trace  *guest.Trace // of its last start
+	theirs []*api.Span  // what its keeper measured of it
+	over   bool         // it has ended, and what becomes of it is settled
 }
 
 func newEntry(name string, info *api.Guest) *entry {
@@ -57,6 +61,10 @@ func (e *entry) heard(info *api.Guest) (tasksEnded bool) {
 	defer e.mu.Unlock()
 	tasksEnded = len(info.Tasks) < len(e.info.Tasks)
 	info.Spec, info.Review, info.Kept = e.info.Spec, nil, 0
+	if t := info.Timings; t != nil {
+		t.Spans = guest.BoundSpans(t.Spans)
+		e.theirs = t.Spans
+	}
 	e.info = info
 	e.changedLocked()
 	return tasksEnded

@@ -200,6 +200,8 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 			}
 		}
 	}
+	trace := e.begins()
+	decided := trace.Begin("policy decided")
 	e.rules.Lock() // what changes before the egress process is known would be lost
 	held := sync.OnceFunc(e.rules.Unlock)
 	defer held()
@@ -207,6 +209,7 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	if err != nil {
 		return nil, err
 	}
+	decided()
 	for _, said := range x.requests {
 		if err := notice(said); err != nil {
 			return nil, err
@@ -227,10 +230,13 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	}
 	spec := proto.Clone(granted).(*api.GuestSpec) // without what repositories ask for, which may change
 	spec.Egress = info.Spec.Egress
+	verified := trace.Begin("image verified")
 	parts, err := d.opts.Parts(ctx, spec.Image)
 	if err != nil {
 		return nil, err
 	}
+	verified()
+	made := trace.Begin("folder made")
 	parts.Dir = filepath.Join(d.guests, e.name)
 	if fresh {
 		if err := guest.Create(d.guests, e.name, spec); err != nil {
@@ -251,6 +257,8 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 			}
 		}
 	}
+	made()
+	configured := trace.Begin("rules and secrets")
 	conf, err := d.configuration(ctx, x, parts.Dir, false)
 	if err != nil {
 		return nil, err
@@ -264,9 +272,10 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 		Ephemeral: granted.Ephemeral, Boundary: granted.Boundary,
 		Egress: &api.EgressSpec{Presets: granted.Egress.GetPresets(), Secrets: x.grant.Secrets(), Rules: conf.Rules},
 	})
+	configured()
 	socket, outer := guest.SocketPath(d.opts.Place.Run, e.name), guest.EdgeSocketPath(d.opts.Place.Run, e.name)
 	e.setCause("")
-	err = d.spawn(
+	err = d.spawn(trace,
 		guest.KeepRequest{Spec: granted, Rules: x.rules, Pins: x.grant.Pins(), Parts: parts, Socket: socket, Env: placeholders(conf.Secrets)},
 		guest.EdgeRequest{Guest: e.name, Socket: outer, Audit: audit, Configure: conf})
 	if err != nil {
@@ -283,9 +292,11 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	held()
 	d.owned.Go(func() { d.follow(d.ctx, e) })
 
+	ready := trace.Begin("keeper says ready")
 	info, err = e.wait(ctx, func(i *api.Guest, k *keeper) bool {
 		return k == nil || i.State == api.GuestState_GUEST_STATE_READY
 	})
+	ready()
 	if err != nil { // the caller went away
 		d.end(context.WithoutCancel(ctx), e, 0)
 		e.wait(d.ctx, func(_ *api.Guest, k *keeper) bool { return k == nil })

@@ -33,6 +33,12 @@ func (d *Daemon) follow(ctx context.Context, e *entry) {
 		if ctx.Err() != nil {
 			return // this daemon ends; the next one adopts
 		}
+		// A server that ends waits a second for HTTP/2 clients that stay
+		// (net/http, goAwayTimeout), so these two do not.
+		k.close()
+		if out := e.edgeOf(); out != nil {
+			out.close()
+		}
 		if d.settle(ctx, e, dir) || ctx.Err() != nil {
 			return
 		}
@@ -51,6 +57,7 @@ func (d *Daemon) follow(ctx context.Context, e *entry) {
 func (d *Daemon) settle(ctx context.Context, e *entry, dir string) bool {
 	lctx, cancel := context.WithTimeout(ctx, guest.StopBound)
 	defer cancel()
+	measured := e.measure("keeper gone, its guest settled")
 	unlock, err := guest.LockWait(lctx, dir)
 	if err != nil {
 		return false
@@ -77,6 +84,7 @@ func (d *Daemon) settle(ctx context.Context, e *entry, dir string) bool {
 	e.edge, e.ports, e.shut = nil, nil, ""
 	e.changedLocked()
 	e.mu.Unlock()
+	measured()
 	d.log.Info("guest ended", "guest", e.name, "cause", info.Cause)
 	d.leave(ctx, e, hist != nil && hist.Delivered())
 	return true
@@ -110,15 +118,22 @@ func (d *Daemon) discardMine(e *entry) error {
 	if !mine { // another guest has the name by now, or this one runs
 		return nil
 	}
+	measured := e.measure("guest removed")
+	if d.changing(e) && len(d.opts.Review) > 0 { // with its store goes what knows which names of the user's folder are ours
+		d.recoverChange(d.ctx, e)
+	}
 	if err := guest.Discard(d.guests, e.name); err != nil {
 		d.log.Error("remove", "guest", e.name, "error", err)
 		return err
 	}
+	measured()
 	d.mu.Lock()
 	if d.table[e.name] == e {
 		delete(d.table, e.name)
+		d.rememberLocked(e)
 	}
 	d.mu.Unlock()
+	e.settled()
 	d.log.Info("removed", "guest", e.name)
 	return nil
 }

@@ -131,7 +131,15 @@ func (d *Daemon) leave(ctx context.Context, e *entry, delivered bool) {
 	if k != nil || info.State != api.GuestState_GUEST_STATE_STOPPED {
 		return
 	}
+	removing := false
+	defer func() {
+		if !removing {
+			e.settled()
+		}
+	}()
+	measured := e.measure("what waits counted")
 	sum, err := d.waiting(ctx, e)
+	measured()
 	if ctx.Err() != nil {
 		return
 	}
@@ -143,7 +151,7 @@ func (d *Daemon) leave(ctx context.Context, e *entry, delivered bool) {
 			d.log.Error("an ended guest stays, since its changes cannot be looked at", "guest", e.name, "error", err)
 			return
 		}
-		d.removeLater(ctx, e, delivered)
+		removing = d.removeLater(ctx, e, delivered) && delivered
 	}
 }
 
@@ -215,16 +223,16 @@ func (d *Daemon) keepOrNot(e *entry, sum *api.ReviewSummary, delivered bool) (so
 }
 
 // removeLater removes the guest when its time has come, if it has one.
-func (d *Daemon) removeLater(ctx context.Context, e *entry, soon bool) {
+func (d *Daemon) removeLater(ctx context.Context, e *entry, soon bool) (will bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.busy != "" || e.keeper != nil {
-		return
+		return false
 	}
 	after := expiry
 	switch {
 	case e.kept.Why == api.GuestKept_GUEST_KEPT_REVIEW && !soon:
-		return
+		return false
 	case soon:
 		after = 0
 	case e.kept.Why == api.GuestKept_GUEST_KEPT_UNDO:
@@ -240,7 +248,9 @@ func (d *Daemon) removeLater(ctx context.Context, e *entry, soon bool) {
 				d.discard(e)
 			}
 		}
+		e.settled() // also if it is not gone: its next end tells anew
 	})
+	return true
 }
 
 // boundForUndo removes the oldest guests of which only undo is left.

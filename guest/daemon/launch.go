@@ -99,7 +99,7 @@ func (c *child) listens(good string) error {
 // spawn starts a guest's egress process and its keeper, each with one end of the
 // link between them, and returns when both take connections. Neither end stays
 // here: when one process dies the other is to notice.
-func (d *Daemon) spawn(req guest.KeepRequest, edge guest.EdgeRequest) error {
+func (d *Daemon) spawn(trace *guest.Trace, req guest.KeepRequest, edge guest.EdgeRequest) error {
 	b, err := json.Marshal(req)
 	if err != nil {
 		return err
@@ -111,6 +111,8 @@ func (d *Daemon) spawn(req guest.KeepRequest, edge guest.EdgeRequest) error {
 	defer inner.Close()
 	defer outer.Close()
 	guest.Crash("spawn: before")
+	begun := trace.Begin("egress and keeper forked")
+	egressServes, keeperListens := trace.Begin("egress process serves"), trace.Begin("keeper listens")
 	egress, err := d.launch("egress", d.opts.Edge, edgeEnv, req.Parts.Dir, func(w io.Writer) error { return guest.WriteEdgeRequest(w, edge) }, nil, outer, nil)
 	if err != nil {
 		return err
@@ -122,15 +124,18 @@ func (d *Daemon) spawn(req guest.KeepRequest, edge guest.EdgeRequest) error {
 		egress.word.Close()
 		return err
 	}
+	begun()
 	if err := egress.listens("serving"); err != nil {
 		keeper.cmd.Process.Kill()
 		keeper.word.Close()
 		return err
 	}
+	egressServes()
 	if err := keeper.listens("listening"); err != nil {
 		egress.cmd.Process.Kill()
 		return err
 	}
+	keeperListens()
 	guest.Crash("spawn: after the keeper's word")
 	return nil
 }
@@ -141,7 +146,7 @@ var edgeEnv = []string{"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 // keptEnv is what a guest's processes inherit of the environment.
 func keptEnv(more ...string) (env []string) {
-	for _, k := range append([]string{"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_RUNTIME_DIR", "SystemRoot", "CARREL_CRASH", "CARREL_CRASH_MARK", "GORACE", "GOCOVERDIR"}, more...) {
+	for _, k := range append([]string{"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_RUNTIME_DIR", "SystemRoot", "CARREL_CRASH", "CARREL_CRASH_MARK", "CARREL_CRASH_REVIEW", "CARREL_CRASH_REVIEW_MARK", "GORACE", "GOCOVERDIR"}, more...) {
 		if v, ok := os.LookupEnv(k); ok {
 			env = append(env, k+"="+v)
 		}

@@ -85,7 +85,11 @@ func (s *reviewService) Apply(ctx context.Context, r *connect.Request[api.ApplyR
 	defer done()
 	c := counted{}
 	m := new(api.ApplyEvent)
-	err = s.d.runReview(ctx, e, review.Request{Apply: r.Msg}, m, func() error {
+	run := s.d.runChange
+	if r.Msg.DryRun {
+		run = s.d.runReview
+	}
+	err = run(ctx, e, review.Request{Apply: r.Msg}, m, func() error {
 		c.add(m, !r.Msg.DryRun)
 		return st.Send(m)
 	})
@@ -140,7 +144,7 @@ func (s *reviewService) Undo(ctx context.Context, r *connect.Request[api.UndoReq
 	defer done()
 	c := counted{}
 	m := new(api.ApplyEvent)
-	err = s.d.runReview(ctx, e, review.Request{Undo: r.Msg}, m, func() error {
+	err = s.d.runChange(ctx, e, review.Request{Undo: r.Msg}, m, func() error {
 		c.add(m, false)
 		return st.Send(m)
 	})
@@ -307,14 +311,20 @@ func (d *Daemon) summarize(ctx context.Context, e *entry) (*api.ReviewSummary, e
 
 // runReview starts a process for one request and calls each with every answer,
 // which is in m then.
-func (d *Daemon) runReview(ctx context.Context, e *entry, req review.Request, m proto.Message, each func() error) (err error) {
+func (d *Daemon) runReview(ctx context.Context, e *entry, req review.Request, m proto.Message, each func() error) error {
 	if len(d.opts.Review) == 0 {
 		return api.NewError(connect.CodeUnimplemented, "no_review", "changes cannot be reviewed on this system yet", "")
 	}
-	req.Guest = e.name
-	if req.Shares, err = d.reviewShares(e); err != nil {
+	shares, err := d.reviewShares(e)
+	if err != nil {
 		return refusal(err)
 	}
+	return d.runReviewOf(ctx, e, req, shares, m, each)
+}
+
+// runReviewOf is runReview for some of the guest's shares.
+func (d *Daemon) runReviewOf(ctx context.Context, e *entry, req review.Request, shares []review.ShareRef, m proto.Message, each func() error) error {
+	req.Guest, req.Shares = e.name, shares
 	c, err := d.launch("review", d.opts.Review, nil, d.dir(e), func(w io.Writer) error { return review.WriteRequest(w, req) }, nil, nil)
 	if err != nil {
 		return api.NewError(connect.CodeInternal, "review_failed", err.Error(), "")

@@ -215,6 +215,9 @@ func explain(g *policy.Grant, p string) (*api.ExplainShareResponse, error) {
 	}
 	v := set.Judge(filepath.ToSlash(rel))
 	out := &api.ExplainShareResponse{Hidden: v.Hidden, Protected: v.Protected, Pattern: v.Pattern, Origin: v.Origin, Reason: v.Reason}
+	if mode := g.Spec().Shares[best].Mode; v.Protected && filepath.Base(rel) == "config" && mode != api.ShareMode_SHARE_MODE_REVIEW {
+		out.Reason += "; so git init, clone, config and remote add are refused here (share the folder in review, or with --protect '!" + v.Pattern + "' if you mean it)"
+	}
 	if set.Plain() {
 		out.Reason = "the share is plain: no name in it is hidden or protected"
 	}

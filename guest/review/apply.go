@@ -66,7 +66,7 @@ const (
 // It first finishes what an earlier process had begun. Of two at a time, the
 // second is refused with ErrBusy.
 func (t *Target) Apply(ctx context.Context, o ApplyOptions, tell func(Event) error) error {
-	a, release, err := t.applier(o, tell)
+	a, release, err := t.applier(o, tell, false)
 	if err != nil {
 		return err
 	}
@@ -98,26 +98,31 @@ type applier struct {
 	emit    func(Event) error
 	all     map[string]*Entry
 	entries []Entry
-	refused []Event         // said at the end
-	made    map[string]bool // folders that a dry run would have made
-	take    map[string]bool // names that were chosen
-	let     map[string]bool // names that are the guest's to let go of
-	quiet   bool            // while recovering
+	refused []Event           // said at the end
+	made    map[string]bool   // folders that a dry run would have made
+	take    map[string]bool   // names that were chosen
+	let     map[string]string // stamps of what the guest is to let go of
+	quiet   bool              // while recovering
 	pending map[string]appliedAs
 	sources map[string]*set // of which steps are undone
 	given   map[string][]given
+	// earlier are the histories of what an undo takes back, returned the entries
+	// that come back into the review by it.
+	earlier  map[string]*history
+	returned map[string]*returned
 }
 
-func (t *Target) applier(o ApplyOptions, tell func(Event) error) (*applier, func(), error) {
-	unlock, got, err := t.Store.lock("applying", false)
+// applier takes the turn to change the folder; wait: after who has it.
+func (t *Target) applier(o ApplyOptions, tell func(Event) error, wait bool) (*applier, func(), error) {
+	unlock, got, err := t.Store.lock("applying", wait)
 	switch {
 	case err != nil:
 		return nil, nil, err
 	case !got:
 		return nil, nil, ErrBusy
 	}
-	a := &applier{Target: t, opts: o, emit: tell, made: map[string]bool{}, pending: map[string]appliedAs{}, sources: map[string]*set{}}
-	a.w = &putter{root: t.Root, undo: t.Undo, tell: a.settled}
+	a := &applier{Target: t, opts: o, emit: tell, made: map[string]bool{}, pending: map[string]appliedAs{}, sources: map[string]*set{}, earlier: map[string]*history{}, returned: map[string]*returned{}}
+	a.w = &putter{root: t.Root, undo: t.Undo, tell: a.settled, settle: a.settle}
 	if err := a.load(); err != nil {
 		unlock()
 		return nil, nil, err
@@ -134,10 +139,7 @@ func (a *applier) load() error {
 	for n := range a.entries {
 		a.all[a.entries[n].Name] = &a.entries[n]
 	}
-	a.let = map[string]bool{}
-	for _, name := range a.Store.Dropped() {
-		a.let[name] = true
-	}
+	a.let = a.Store.dropped()
 	return nil
 }
 

@@ -13,7 +13,7 @@ import (
 
 // stepOf makes the step of an entry.
 func (a *applier) stepOf(e *Entry) *step {
-	s := &step{path: e.Name, told: true, plan: plan{Entry: true, Stamp: text(e.Stamp)}}
+	s := &step{path: e.Name, told: true, plan: plan{Entry: true, Stamp: text(e.Stamp), Was: wasOf(e)}}
 	s.judge = func(f *share.Folder, name string, is *share.Info) (verdict, error) { return a.judge(e, f, name, is) }
 	perm := os.FileMode(e.Mode) & fs.ModePerm
 	switch e.Kind {

@@ -71,13 +71,14 @@ type verdict struct {
 
 // putter carries out steps, in batches.
 type putter struct {
-	root  *share.Root
-	undo  *Undo
-	set   *set
-	tell  func([]outcome) error // the base, the review, and who listens
-	batch []*prepared
-	ready []outcome
-	dirty map[[2]uint64]*share.Folder
+	root   *share.Root
+	undo   *Undo
+	set    *set
+	tell   func([]outcome) error // the base, the review, and who listens
+	settle func() error          // what tell was told is in the review's index
+	batch  []*prepared
+	ready  []outcome
+	dirty  map[[2]uint64]*share.Folder
 }
 
 // batchSize is how many steps wait for one sync of the journal.

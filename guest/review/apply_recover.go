@@ -7,6 +7,25 @@ import (
 	"github.com/carrel-vm/carrel/guest/share"
 )
 
+// Recover finishes or takes back what a process had begun that is no more, so
+// that no name of ours is left in the folder. It waits for one that is about to
+// stop. Where nothing was begun it does nothing.
+func (t *Target) Recover() error {
+	a, release, err := t.applier(ApplyOptions{}, nil, true)
+	if err != nil {
+		return err
+	}
+	defer release()
+	err = a.recover()
+	for _, s := range a.sources {
+		s.close()
+	}
+	if err == nil {
+		err = a.Store.sweep()
+	}
+	return err
+}
+
 // recoverSets looks after sets that a process began and did not end: what was
 // put in place counts as done, what was not is taken back, and no temporary
 // name is left. It may be interrupted itself, and begins anew then.
@@ -66,7 +85,7 @@ func (w *putter) recoverSet(id string, h *history) error {
 			return errors.Join(err, w.set.close())
 		}
 	}
-	if err := w.flush(); err != nil {
+	if err := errors.Join(w.flush(), w.settle()); err != nil { // before the end is said: nobody looks after it then
 		return errors.Join(err, w.set.close())
 	}
 	return w.end()

@@ -60,13 +60,16 @@ func (a *applier) mayClear(e *Entry, is *share.Info) (why string, list []found, 
 func (a *applier) remove(ctx context.Context, list []found, told bool) error {
 	steps := make([]*step, len(list))
 	for n := range list {
-		was := &list[n].is
+		found := &list[n].is
 		steps[n] = &step{path: list[n].path, told: told, judge: func(_ *share.Folder, _ string, is *share.Info) (verdict, error) {
-			if is != nil && !same(is, was) {
+			if is != nil && !same(is, found) {
 				return verdict{refused: changing}, nil
 			}
 			return verdict{}, nil
 		}}
+		if told { // an undo brings it back as a change of its own
+			steps[n].plan.Was = &was{Kind: Removed}
+		}
 	}
 	if err := a.w.plan(steps...); err != nil {
 		return err
@@ -143,7 +146,7 @@ func (a *applier) mayRemove(path string, is *share.Info) string {
 		return fmt.Sprintf("on the host it holds %q, which is a device, a pipe or a socket", path)
 	case a.all[path] != nil && a.all[path].Kind == Removed && !a.take[path] && !inGit(path):
 		return fmt.Sprintf("on the host it holds %q, of which the removal is not applied", path)
-	case a.all[path] == nil && a.let[path]:
+	case a.all[path] == nil && a.dropped(path):
 		return fmt.Sprintf("on the host it holds %q, of which the removal was discarded", path)
 	case (v.Protected || rules.Warn(path) != "" || !a.Rules.Plain() && inGit(path)) && !a.opts.Accept:
 		return fmt.Sprintf("on the host it holds %q, of which the removal needs its own yes (carrel apply --yes)", path)
@@ -154,6 +157,11 @@ func (a *applier) mayRemove(path string, is *share.Info) string {
 		return fmt.Sprintf("on the host it holds %q, which the host has changed since the guest first saw it", path)
 	}
 	return ""
+}
+
+func (a *applier) dropped(path string) bool {
+	_, is := a.let[path]
+	return is
 }
 
 // clearOld removes what the host has below a folder that the guest has made
@@ -180,6 +188,8 @@ func (a *applier) old(dir string) (list []found, err error) {
 		}
 		e := a.all[path]
 		switch {
+		case e == nil && a.let[path] != "":
+			continue // the guest's own was applied already, or discarded for the host's
 		case is == nil, e != nil && (e.Kind != Folder || !is.Mode.IsDir()):
 			continue // replaced by an entry of its own
 		case e != nil:

@@ -32,13 +32,16 @@ func (a *applier) settled(ready []outcome) error {
 			if err := a.undone(o.step.plan.Of, o.step.plan.At); err != nil {
 				return err
 			}
+			if err := a.bringBack(o); err != nil {
+				return err
+			}
 		}
 		if o.step.plan.Entry {
 			a.pending[o.step.path] = appliedAs{string(o.step.plan.Stamp), o.after}
 		}
 	}
 	crash("rebased")
-	if len(a.pending) >= maxPending {
+	if len(a.pending)+len(a.returned) >= maxPending {
 		if err := a.settle(); err != nil {
 			return err
 		}
@@ -80,6 +83,9 @@ func (a *applier) settle() error {
 	}
 	if err == nil && len(a.pending) > 0 {
 		err = a.Store.applied(a.pending)
+	}
+	if err == nil {
+		err = a.settleBack()
 	}
 	if err == nil {
 		clear(a.pending)

@@ -1,3 +1,5 @@
+//go:build !linux || !carreltest
+
 package review
 
 // crash is called at each point at which the tests kill this process, with its

@@ -3,7 +3,9 @@
 package review
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -114,6 +116,12 @@ func TestApplyKilled(t *testing.T) {
 	if calm.undo(UndoOptions{}); calm.tree() != before {
 		t.Fatalf("without a crash, an undo makes it\n%s", calm.tree())
 	}
+	waiting := calm.returned()
+	for _, name := range []string{"edit", "gone", "dir", "was", "link", "swap/in", "new/file", "redo/both", "mode"} {
+		if !strings.Contains(waiting, name+" ") {
+			t.Errorf("without a crash, an undo brings back\n%s", waiting)
+		}
+	}
 	// After a crash each line of the tree is of one of the two.
 	lines := map[string]bool{}
 	for _, l := range strings.Split(before+"\n"+after, "\n") {
@@ -137,8 +145,13 @@ func TestApplyKilled(t *testing.T) {
 					break
 				}
 				kills[op+" "+point]++
-				w.open() // as the next process would
-				w.apply(ApplyOptions{Accept: true, Paths: []string{"none"}})
+				w.open()                            // as the next process would
+				if err := w.Recover(); err != nil { // as the next daemon's start does
+					t.Errorf("%s: %v", name, err)
+				}
+				if left, err := w.Undo.unfinished(); err != nil || len(left) > 0 {
+					t.Errorf("%s: not finished: %q, %v", name, left, err)
+				}
 				for _, l := range strings.Split(w.tree(), "\n") {
 					if !lines[l] && l != "" {
 						t.Errorf("%s: after a crash there is %s", name, l)
@@ -149,6 +162,9 @@ func TestApplyKilled(t *testing.T) {
 					want = before
 					if all, _ := w.Undo.Undoable(""); len(all) > 0 {
 						w.undo(UndoOptions{})
+					}
+					if got := w.returned(); got != waiting {
+						t.Errorf("%s: in the review there is again\n%s\nwant\n%s", name, got, waiting)
 					}
 				} else {
 					for p, why := range w.apply(ApplyOptions{Accept: true}) {
@@ -171,6 +187,9 @@ func TestApplyKilled(t *testing.T) {
 						}
 						w.undo(UndoOptions{Sets: []string{all[0].ID}})
 					}
+					if got := w.returned(); got != waiting {
+						t.Errorf("%s: after the undo there is in the review\n%s\nwant\n%s", name, got, waiting)
+					}
 					if got := w.tree(); got != before {
 						t.Errorf("%s: after the undo it is\n%s\nwant\n%s", name, got, before)
 					}
@@ -185,6 +204,38 @@ func TestApplyKilled(t *testing.T) {
 		}
 	}
 	t.Logf("killed: %v", kills)
+}
+
+// returned tells what the review has, with its contents; of folders only those
+// that come with something in them.
+func (w *desk) returned() string {
+	w.t.Helper()
+	var lines []string
+	for _, e := range w.Store.Entries() {
+		if e.Kind == Folder || e.Kind == NewFolder {
+			continue
+		}
+		line := fmt.Sprint(e.Name, " ", e.Kind, " ", e.Mode, " ", e.Target, " ", e.Size)
+		if e.Kind == File {
+			if _, err := w.Store.CopyBlob(io.Discard, e.Blob); err != nil {
+				line += " " + err.Error()
+			}
+		}
+		lines = append(lines, line)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// unfinished are the sets that nothing has looked after.
+func (u *Undo) unfinished() (left []string, err error) {
+	ids, err := u.sets()
+	for _, id := range ids {
+		h, rerr := u.read(id)
+		if err = errors.Join(err, rerr); rerr == nil && h.ended.IsZero() {
+			left = append(left, id)
+		}
+	}
+	return left, err
 }
 
 // TestGitImportKilled: a ref is there with all that it reaches, or not at all.

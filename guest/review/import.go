@@ -244,9 +244,10 @@ func (im *importer) merge(idx *index) {
 		}
 		next.entries = append(next.entries, e)
 	}
+	im.keepBack(idx, &next)
 	if !im.whole { // what the list did not come to is as it was
 		for _, e := range idx.entries {
-			if _, listed := im.seen[im.hash(e.Name)]; !listed && e.Stamp != "" && len(next.entries) < MaxEntries {
+			if _, listed := im.seen[im.hash(e.Name)]; !listed && e.Stamp != "" && !e.Back && len(next.entries) < MaxEntries {
 				next.entries = append(next.entries, e)
 			}
 		}
@@ -258,6 +259,32 @@ func (im *importer) merge(idx *index) {
 		}
 	}
 	*idx = next
+}
+
+// keepBack keeps what an undo has brought back, and the guest does not know: it
+// is not in its list, unless it has made something of that name since, or of a
+// folder that it is in.
+func (im *importer) keepBack(idx, next *index) {
+	var told map[string]Kind
+	for _, e := range idx.entries {
+		if !e.Back || len(next.entries) >= MaxEntries {
+			continue
+		}
+		if told == nil {
+			told = make(map[string]Kind, len(next.entries))
+			for n := range next.entries {
+				told[next.entries[n].Name] = next.entries[n].Kind
+			}
+		}
+		_, newer := told[e.Name]
+		for at := parent(e.Name); at != "" && !newer; at = parent(at) {
+			kind, has := told[at]
+			newer = has && kind != Folder && kind != NewFolder
+		}
+		if !newer {
+			next.entries = append(next.entries, e)
+		}
+	}
 }
 
 // touched says whether the guest has changed an entry, or what it is in.

@@ -81,7 +81,7 @@ const (
 	fieldStamp, fieldBlob, fieldBase, fieldTask, fieldFlags, fieldNote  = 7, 8, 9, 10, 11, 12
 	fieldDev, fieldIno, fieldInfoSize, fieldInfoMode, fieldNlink        = 1, 2, 3, 4, 5
 	fieldInfoMtime, fieldCtime                                          = 6, 7
-	flagIgnored, flagHidden                                             = 1, 2
+	flagIgnored, flagHidden, flagBack                                   = 1, 2, 4
 )
 
 func appendNumber(b []byte, f protowire.Number, v uint64) []byte {
@@ -128,6 +128,9 @@ func appendEntry(b []byte, e *Entry) []byte {
 	}
 	if e.Hidden {
 		flags |= flagHidden
+	}
+	if e.Back {
+		flags |= flagBack
 	}
 	b = appendNumber(b, fieldFlags, flags)
 	return appendText(b, fieldNote, e.Note)
@@ -192,7 +195,7 @@ func parseEntry(b []byte) (e Entry, err error) {
 		case fieldTask:
 			e.Task = string(text)
 		case fieldFlags:
-			e.Ignored, e.Hidden = num&flagIgnored != 0, num&flagHidden != 0
+			e.Ignored, e.Hidden, e.Back = num&flagIgnored != 0, num&flagHidden != 0, num&flagBack != 0
 		case fieldNote:
 			e.Note = string(text)
 		}

@@ -76,6 +76,8 @@ type plan struct {
 	// Of and At are the set and the number that an undo takes back.
 	Of string `json:"of,omitempty"`
 	At int    `json:"at,omitempty"`
+	// Was is what the review had, so that an undo can bring it back.
+	Was *was `json:"was,omitempty"`
 }
 
 // pre is the state before a change.

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/encoding/protodelim"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/share/rules"
@@ -28,6 +29,9 @@ type Request struct {
 	Discard *api.DiscardRequest
 	Undo    *api.UndoRequest
 	Summary *api.ReviewSummaryRequest
+	// Recover asks to finish or take back what an earlier process was killed in.
+	// It has no answer but the end.
+	Recover *emptypb.Empty
 }
 
 // ShareRef is one share as it was granted, and where its store is.
@@ -48,9 +52,9 @@ const (
 )
 
 type request struct {
-	Guest                               string
-	Shares                              []ShareRef
-	Diff, Apply, Discard, Undo, Summary json.RawMessage `json:",omitempty"`
+	Guest                                        string
+	Shares                                       []ShareRef
+	Diff, Apply, Discard, Undo, Summary, Recover json.RawMessage `json:",omitempty"`
 }
 
 // parts pairs each message of a request with its place in the JSON.
@@ -61,6 +65,7 @@ func (r *Request) parts(raw *request) []part {
 		{&raw.Discard, r.Discard != nil, func() proto.Message { return r.Discard }, func() proto.Message { r.Discard = new(api.DiscardRequest); return r.Discard }},
 		{&raw.Undo, r.Undo != nil, func() proto.Message { return r.Undo }, func() proto.Message { r.Undo = new(api.UndoRequest); return r.Undo }},
 		{&raw.Summary, r.Summary != nil, func() proto.Message { return r.Summary }, func() proto.Message { r.Summary = new(api.ReviewSummaryRequest); return r.Summary }},
+		{&raw.Recover, r.Recover != nil, func() proto.Message { return r.Recover }, func() proto.Message { r.Recover = new(emptypb.Empty); return r.Recover }},
 	}
 }
 

@@ -67,6 +67,9 @@ type Entry struct {
 	// Hidden says that the share's rules hide the name: the entry is shown as
 	// refused, has no content and is never applied.
 	Hidden bool
+	// Back says that an undo has brought the entry back into the review: the guest
+	// has let go of it, and tells it no more.
+	Back bool
 	// Note is why a File has no Blob, where neither Ignored nor Hidden says it.
 	Note string
 }

@@ -86,6 +86,8 @@ func (s *server) serve(ctx context.Context) error {
 		return s.undo(ctx, r.Undo)
 	case r.Summary != nil:
 		return s.summary(ctx)
+	case r.Recover != nil:
+		return s.each(nil, func(o *opened) error { return o.Recover() })
 	}
 	return &Error{Code: "bad_request", Cause: "the request asks for nothing"}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -158,6 +159,16 @@ func (s *Store) Dropped() []string {
 	}
 	slices.SortFunc(names, less)
 	return names
+}
+
+// dropped gives the stamps that they had; that of what went with its folder is
+// empty.
+func (s *Store) dropped() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make(map[string]string, len(s.idx.dropped))
+	maps.Copy(all, s.idx.dropped)
+	return all
 }
 
 // change replaces the index by what do makes of the newest one.

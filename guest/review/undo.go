@@ -66,11 +66,10 @@ func (h *history) counts(p *pre) bool {
 // first, each entry in one step. What was changed since is refused. What is
 // taken back is kept in a set of its own.
 //
-// An entry that was applied comes back into the review with the next import,
-// if the guest still has it; a guest that has let go of it sees what the host
-// has.
+// An entry that was applied comes back into the review. A guest that has let go of
+// it sees what the host has.
 func (t *Target) TakeBack(ctx context.Context, o UndoOptions, tell func(Event) error) error {
-	a, release, err := t.applier(ApplyOptions{Overwrite: o.Overwrite, Paths: o.Paths, Group: o.Group}, tell)
+	a, release, err := t.applier(ApplyOptions{Overwrite: o.Overwrite, Paths: o.Paths, Group: o.Group}, tell, false)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"google.golang.org/protobuf/proto"
 
@@ -45,16 +46,27 @@ func Complete(name string, d *api.SecretDefinition) (*api.SecretDefinition, erro
 }
 
 var (
-	hostLabel   = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
-	methodWord  = regexp.MustCompile(`^[A-Z]{1,16}$`)
-	pathPattern = regexp.MustCompile(`^/[!-~]{0,511}$`)
-	envName     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
+	hostLabel   = late(`^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$`)
+	methodWord  = late(`^[A-Z]{1,16}$`)
+	pathPattern = late(`^/[!-~]{0,511}$`)
+	envName     = late(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
 	// A placeholder is written alike in URLs, JSON and shells, so that it is
 	// recognised wherever it turns up.
-	placeholderText = regexp.MustCompile(`^[A-Za-z0-9._-]{16,128}$`)
-	headerName      = regexp.MustCompile(`^[a-z0-9!#$%&'*+.^_|~-]{1,64}$`)
-	repository      = regexp.MustCompile(`^[A-Za-z0-9](-?[A-Za-z0-9]){0,38}/[A-Za-z0-9._-]{1,100}$`)
+	placeholderText = late(`^[A-Za-z0-9._-]{16,128}$`)
+	headerName      = late(`^[a-z0-9!#$%&'*+.^_|~-]{1,64}$`)
+	repository      = late(`^[A-Za-z0-9](-?[A-Za-z0-9]){0,38}/[A-Za-z0-9._-]{1,100}$`)
 )
+
+// lateRegexp is a regular expression that is compiled when it is first used: each
+// of a guest's processes has this package in it, and few of them need it.
+type lateRegexp func() *regexp.Regexp
+
+func late(expr string) lateRegexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
+
+// MatchString is regexp.Regexp's.
+func (p lateRegexp) MatchString(s string) bool { return p().MatchString(s) }
 
 // takenEnv are variables that a placeholder would break a guest with.
 var takenEnv = []string{"PATH", "HOME", "USER", "SHELL", "PWD", "IFS", "ENV", "BASH_ENV", "TMPDIR", "TERM"}

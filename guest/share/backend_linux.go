@@ -201,11 +201,22 @@ func (b *linuxBackend) create(path string, o openMode, perm uint32) (file, stat,
 		unix.Close(fd)
 		return nil, stat{}, err
 	}
+	if perm&0o400 == 0 {
+		shut.keep(fd)
+	}
 	return linuxFile(fd), st, nil
 }
 
 func (b *linuxBackend) mkdir(path string, perm uint32) (stat, error) {
-	return b.make(path, func(fd int, name string) error { return unix.Mkdirat(fd, name, perm&modePerm) })
+	perm &= modePerm
+	// One that cannot be opened is made so that it can, and then shut.
+	st, err := b.make(path, func(fd int, name string) error { return unix.Mkdirat(fd, name, perm|0o400) })
+	if err == nil && perm&0o400 == 0 {
+		if err = b.change(path, change{mode: &perm}); err == nil {
+			st, err = b.lstat(path)
+		}
+	}
+	return st, err
 }
 
 func (b *linuxBackend) symlink(target, path string) (stat, error) {
@@ -268,59 +279,6 @@ func (b *linuxBackend) rename(old, path string, flags uint32) error {
 	}
 	defer release2()
 	return unix.Renameat2(from, oldName, to, name, uint(flags))
-}
-
-func (b *linuxBackend) change(path string, c change) error {
-	if err := b.writable(); err != nil {
-		return err
-	}
-	fd, err := b.openat(path, unix.O_PATH|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if c.mode != nil {
-		if err := chmodPinned(fd, *c.mode); err != nil {
-			return err
-		}
-	}
-	return changeTimes(fd, c)
-}
-
-// chmodPinned changes the mode of exactly the object that fd pins: fchmodat2 (Linux 6.6), or the magic link of the descriptor before
-// that. A name would be a race that a symbolic link could win.
-func chmodPinned(fd int, mode uint32) error {
-	err := unix.Fchmodat(fd, "", mode, unix.AT_EMPTY_PATH)
-	if err == unix.ENOSYS || err == unix.EOPNOTSUPP {
-		st, serr := fstat(fd)
-		if serr != nil {
-			return serr
-		}
-		if st.kind() == modeSymlink {
-			return unix.EOPNOTSUPP // Linux has no mode for links
-		}
-		err = unix.Fchmodat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), mode, 0)
-	}
-	return err
-}
-
-// changeTimes works on any descriptor, O_PATH too (utimensat with AT_EMPTY_PATH, Linux 5.8).
-func changeTimes(fd int, c change) error {
-	if c.atime == nil && c.mtime == nil {
-		return nil
-	}
-	ts := []unix.Timespec{times(c.atime), times(c.mtime)}
-	return unix.UtimesNanoAt(fd, "", ts, unix.AT_EMPTY_PATH)
-}
-
-func times(t *timespec) unix.Timespec {
-	switch {
-	case t == nil:
-		return unix.Timespec{Nsec: unix.UTIME_OMIT}
-	case t.now:
-		return unix.Timespec{Nsec: unix.UTIME_NOW}
-	}
-	return unix.Timespec{Sec: t.sec, Nsec: int64(t.nsec)}
 }
 
 func (b *linuxBackend) statfs() (statfs, error) {

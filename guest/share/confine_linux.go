@@ -47,7 +47,7 @@ func ConfineAll(roots []*Root, readOnly bool, own ...string) error {
 	}{
 		{"set limits", limitProcess},
 		{"restrict files (Landlock)", func() error { return restrictFiles(fds, readOnly, own) }},
-		{"restrict system calls (seccomp)", func() error { return restrictCalls(len(own) > 0) }},
+		{"restrict system calls (seccomp)", func() error { return restrictCalls(readOnly, len(own) > 0) }},
 		{"verify the confinement", func() error { return probeConfined(fds, own) }},
 	} {
 		if err := step.do(); err != nil {
@@ -104,7 +104,7 @@ func restrictFiles(roots []int, readOnly bool, own []string) error {
 var allowedCalls = []string{
 	// the folder
 	"openat2", "close", "fstat", "statx", "newfstatat", "lseek", "pread64", "preadv", "pwrite64", "pwritev", "getdents64", "ftruncate",
-	"fallocate", "fsync", "fdatasync", "fchmod", "fchmodat", "fchmodat2", "utimensat", "readlinkat", "mkdirat", "unlinkat", "symlinkat", "linkat",
+	"fallocate", "fsync", "fdatasync", "readlinkat", "mkdirat", "unlinkat", "symlinkat", "linkat",
 	"renameat2", "fstatfs", "fcntl",
 	// the folder of its review, which os.Root opens beneath its descriptor; Landlock keeps both calls to what they may have
 	"openat", "renameat", "flock",
@@ -118,12 +118,16 @@ var allowedCalls = []string{
 	"timer_settime", "timer_delete", "membarrier", "getrlimit", "prlimit64", "arch_prctl",
 }
 
+// changingCalls change modes and times, of what is open to this process: a name, or a descriptor that only stands for one
+// (O_PATH), is refused (change_linux.go). Who serves for reading does not need them.
+var changingCalls = []string{"fchmod", "utimensat"}
+
 // ownCalls is what keeping files in a folder of its own takes beside that.
 var ownCalls = []string{"copy_file_range"}
 
 // restrictCalls installs one filter for the list and one for each condition on an argument. They are apart because the library's
 // program goes on comparing the argument, not the call's number, after a condition that does not hold.
-func restrictCalls(own bool) error {
+func restrictCalls(readOnly, own bool) error {
 	info, err := arch.GetInfo("")
 	if err != nil {
 		return err
@@ -132,6 +136,9 @@ func restrictCalls(own bool) error {
 	list := allowedCalls
 	if own {
 		list = slices.Concat(list, ownCalls)
+	}
+	if !readOnly {
+		list = slices.Concat(list, changingCalls)
 	}
 	for _, n := range list {
 		if _, exists := info.SyscallNames[n]; exists { // epoll_wait and poll, for two, are not everywhere
@@ -150,6 +157,8 @@ func restrictCalls(own bool) error {
 		{Name: "prctl", Conditions: seccomp.ArgumentConditions{
 			{Argument: 0, Operation: seccomp.NotEqual, Value: unix.PR_SET_NAME}, {Argument: 0, Operation: seccomp.NotEqual, Value: unix.PR_SET_VMA},
 		}},
+		// futimens(3) and nothing else: the kernel refuses O_PATH descriptors then (fs/utimes.c, do_utimes_fd).
+		{Name: "utimensat", Conditions: seccomp.ArgumentConditions{{Argument: 1, Operation: seccomp.NotEqual, Value: 0}}},
 		// openat2's flags lie in memory as well; that a path can only lie below the folder is Landlock's part.
 	}
 	if own { // a copy that shares its blocks, of one file that is open to another

@@ -59,14 +59,7 @@ func (f linuxFile) truncate(size int64) error {
 	return err
 }
 
-func (f linuxFile) change(c change) error {
-	if c.mode != nil {
-		if err := unix.Fchmod(int(f), *c.mode); err != nil {
-			return err
-		}
-	}
-	return changeTimes(int(f), c)
-}
+func (f linuxFile) change(c change) error { return changeOpen(int(f), c) }
 
 func (f linuxFile) allocate(mode uint32, off, length int64) error {
 	_, err := retry(func() (int, error) { return 0, unix.Fallocate(int(f), mode, off, length) })

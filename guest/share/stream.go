@@ -1,6 +1,7 @@
 package share
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,9 @@ const (
 	// streamWorkers is how many messages of one stream are under way at once:
 	// one more would find no processor (prototype: four were enough).
 	streamWorkers = 4
+	// streamBuffer is what is read at once; of a longer message the rest goes
+	// straight to where it is wanted.
+	streamBuffer = 16 << 10
 	// streamPatience is how long a guest may take to read a reply.
 	streamPatience = 30 * time.Second
 )
@@ -35,7 +39,7 @@ var ErrStream = errors.New("share: not a FUSE message")
 // A guest that does not read its replies holds up its own workers, and loses
 // the stream after 30 s.
 func (s *Server) ServeStream(ctx context.Context, c net.Conn) error {
-	return s.carry(ctx, &stream{c: c})
+	return s.carry(ctx, &stream{c: c, in: bufio.NewReaderSize(c, streamBuffer)})
 }
 
 // carrier is where messages come from and replies go to.
@@ -98,26 +102,29 @@ func (s *Server) work(reading *sync.Mutex, c carrier) error {
 // stream is a carrier over a connection.
 type stream struct {
 	c    net.Conn
-	mu   sync.Mutex // one reply at a time
+	in   *bufio.Reader // small messages, several at once if they came together
+	mu   sync.Mutex    // one reply at a time
 	once sync.Once
 }
 
 func (t *stream) close() { t.once.Do(func() { t.c.Close() }) }
 
 func (t *stream) next(in []byte) ([]byte, error) {
-	var head [4]byte
-	if _, err := io.ReadFull(t.c, head[:]); err != nil {
+	head, err := t.in.Peek(4)
+	if err != nil {
+		if err == io.EOF && len(head) > 0 {
+			err = io.ErrUnexpectedEOF
+		}
 		return nil, ended(err)
 	}
-	n := le.Uint32(head[:])
+	n := le.Uint32(head)
 	if n < inHeaderSize || n > MaxMessage {
 		return nil, fmt.Errorf("%w: it says that it has %d bytes", ErrStream, n)
 	}
 	if int(n) > len(in) {
 		in = make([]byte, max(int(n), 4<<10))
 	}
-	copy(in, head[:])
-	if _, err := io.ReadFull(t.c, in[len(head):n]); err != nil {
+	if _, err := io.ReadFull(t.in, in[:n]); err != nil {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}

@@ -37,6 +37,32 @@ func TestGitInRepository(t *testing.T) {
 	if out := git(t, root, "fsck", "--strict"); strings.Contains(out, "error") {
 		t.Errorf("fsck on the host: %s", out)
 	}
+	// What can be done at once is; what would be left for somebody to continue is
+	// not begun, and the repository stays as it was.
+	git(t, mnt, "checkout", "-q", "other")
+	layout(t, mnt, map[string]string{"e": "e"})
+	git(t, mnt, "add", ".")
+	git(t, mnt, "commit", "-qm", "third")
+	git(t, mnt, "checkout", "-q", "main")
+	git(t, mnt, "cherry-pick", "other")
+	git(t, mnt, "revert", "--no-edit", "HEAD")
+	git(t, mnt, "merge", "-q", "-m", "merge", "other")
+	head := git(t, root, "rev-parse", "main")
+	for _, args := range [][]string{{"rebase", "-x", "touch evil", "HEAD~1"}, {"bisect", "start"}, {"cherry-pick", "--allow-empty", "HEAD~1", "other"}, {"rebase", "--apply", "other~1"}} {
+		if out, err := tryGit(mnt, args...); err == nil || !strings.Contains(out, "Operation not permitted") {
+			t.Errorf("%q: %v: %s", args, err, out)
+		}
+	}
+	for _, p := range []string{".git/rebase-merge", ".git/rebase-apply", ".git/sequencer", ".git/BISECT_START", "evil"} {
+		if _, err := os.Lstat(filepath.Join(root, p)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", p, err)
+		}
+	}
+	if now := git(t, root, "rev-parse", "main"); now != head {
+		t.Errorf("the branch is at %s, and was at %s", now, head)
+	}
+	git(t, root, "checkout", "-q", "main")               // a rebase by patches has let go of it before it finds out
+	git(t, root, "rebase", "-q", "-x", "true", "HEAD~1") // the control: on the host it works
 	for what, args := range map[string][]string{
 		"config": {"config", "core.fsmonitor", "evil"}, "remote": {"remote", "add", "x", "https://example.com"}, "worktree": {"worktree", "add", "-q", "wt"},
 	} {

@@ -611,7 +611,11 @@ type Ready struct {
 	Error string `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
 	// How names are steered: "sk_lookup", "nftables: <why not sk_lookup>" or
 	// "none". At most 256 bytes, for people to read.
-	Steering      string `protobuf:"bytes,2,opt,name=steering,proto3" json:"steering,omitempty"`
+	Steering string `protobuf:"bytes,2,opt,name=steering,proto3" json:"steering,omitempty"`
+	// How long its parts took, by the guest's clock, for people to read: the
+	// mounts of the shares, and the steering of names.
+	MountNanos    int64 `protobuf:"varint,3,opt,name=mount_nanos,json=mountNanos,proto3" json:"mount_nanos,omitempty"`
+	SteerNanos    int64 `protobuf:"varint,4,opt,name=steer_nanos,json=steerNanos,proto3" json:"steer_nanos,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -658,6 +662,20 @@ func (x *Ready) GetSteering() string {
 		return x.Steering
 	}
 	return ""
+}
+
+func (x *Ready) GetMountNanos() int64 {
+	if x != nil {
+		return x.MountNanos
+	}
+	return 0
+}
+
+func (x *Ready) GetSteerNanos() int64 {
+	if x != nil {
+		return x.SteerNanos
+	}
+	return 0
 }
 
 // Control asks the agent for one thing; each gets one Answer with the same id.
@@ -3047,10 +3065,14 @@ const file_wire_proto_rawDesc = "" +
 	"\x04path\x18\x03 \x01(\tR\x04path\x12\x1b\n" +
 	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x18\n" +
 	"\aoverlay\x18\x05 \x01(\bR\aoverlay\x12\x14\n" +
-	"\x05layer\x18\x06 \x01(\tR\x05layer\"9\n" +
+	"\x05layer\x18\x06 \x01(\tR\x05layer\"{\n" +
 	"\x05Ready\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x1a\n" +
-	"\bsteering\x18\x02 \x01(\tR\bsteering\"\x89\x03\n" +
+	"\bsteering\x18\x02 \x01(\tR\bsteering\x12\x1f\n" +
+	"\vmount_nanos\x18\x03 \x01(\x03R\n" +
+	"mountNanos\x12\x1f\n" +
+	"\vsteer_nanos\x18\x04 \x01(\x03R\n" +
+	"steerNanos\"\x89\x03\n" +
 	"\aControl\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12*\n" +
 	"\x04ping\x18\x02 \x01(\v2\x14.carrel.wire.v1.PingH\x00R\x04ping\x124\n" +

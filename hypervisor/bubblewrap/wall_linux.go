@@ -39,15 +39,20 @@ func WallMain(args []string) error {
 //  4. it gets its arguments and says who its child is
 //  5. this process keeps what it takes to end the guest and to remove its groups
 func build(w *wall.Process) error {
+	begun := time.Now()
 	s, err := wall.OpenFiles(&w.Spec)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
+	w.Step("wall's files opened", begun)
+	begun = time.Now()
 	filters, err := filters()
 	if err != nil {
 		return &hypervisor.Error{Op: "make the filter of system calls", Err: err}
 	}
+	w.Step("filters made", begun)
+	begun = time.Now()
 	defer func() {
 		for _, f := range filters {
 			f.Close()
@@ -70,16 +75,21 @@ func build(w *wall.Process) error {
 	if err != nil {
 		return namespaceError(err)
 	}
+	w.Step("bwrap started", begun)
+	begun = time.Now()
 	// Moving a process takes the kernel a while, which the mounts can use.
 	limited := make(chan error, 1)
 	go func() { limited <- w.Limit(s.Base) }()
 	p, err := stage(w, s, fds)
+	w.Step("wall's mounts staged", begun)
 	if lerr := <-limited; lerr != nil {
 		return &hypervisor.Error{Op: "limit the guest", Err: lerr}
 	}
 	if err != nil {
 		return err
 	}
+	w.Step("groups made, bwrap limited", begun)
+	begun = time.Now()
 	w.Notes = slices.Concat(wallNotes(), w.Groups.Notes(), s.Notes)
 	if slices.ContainsFunc(w.Spec.Shares, func(sh wall.Share) bool { return sh.By == wall.ByBind }) {
 		w.Notes = append(w.Notes, "shares: programs of the host that listen on a socket or read a named pipe in a plain folder shared without a layer (:ro,plain, :rw,plain) can be reached by the guest")
@@ -94,6 +104,7 @@ func build(w *wall.Process) error {
 	if err := findChild(w, statusR); err != nil {
 		return err
 	}
+	w.Step("bwrap names its child", begun)
 	w.Boot.Close()
 	w.Calls.Close()
 	w.Command = slices.Concat([]string{w.Spec.Program}, options, []string{"--"}, command)

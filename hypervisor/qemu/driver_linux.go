@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/carrel-vm/carrel/hypervisor"
 )
@@ -52,13 +53,17 @@ func (d *Driver) arch() architecture { return archOf(d.opts.Arch) }
 // Name implements hypervisor.Driver.
 func (d *Driver) Name() string { return "qemu" }
 
-// Version says which QEMU it would use, for people to read.
+// Version says which QEMU it would use, for people to read. It runs it, unless
+// this very file said so to the last probe.
 func (d *Driver) Version(ctx context.Context) (string, error) {
 	binary, err := d.findBinary()
 	if err != nil {
 		return "", &hypervisor.Error{Op: "find qemu", Err: err, Cure: d.arch().cure}
 	}
-	v, err := version(ctx, binary)
+	v, known := rememberedVersion(d.opts.CacheDir, binary)
+	if !known {
+		v, err = version(ctx, binary)
+	}
 	if err == nil && v.Less(MinVersion) {
 		err = fmt.Errorf("%v is the oldest that will do, %s is %v", MinVersion, binary, v)
 	}
@@ -157,10 +162,12 @@ func (d *Driver) Create(ctx context.Context, cfg hypervisor.Config, h hypervisor
 			return nil, &hypervisor.Error{Op: "open the guest's " + part.what, Err: err, Cure: "carrel image build, or make image"}
 		}
 	}
+	begun := time.Now()
 	f, err := d.find(ctx, cfg.Kernel, cfg.Initrd)
 	if err != nil {
 		return nil, err
 	}
+	h.Note("qemu and accelerator known", begun)
 	spec, err := specFor(f.binary)
 	if err != nil {
 		return nil, &hypervisor.Error{Op: "confine qemu", Err: err}

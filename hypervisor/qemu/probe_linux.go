@@ -70,7 +70,7 @@ type probeRecord struct {
 }
 
 func probe(ctx context.Context, in ProbeInput) (Version, Accel, error) {
-	file := filepath.Join(in.CacheDir, "accelerator.json")
+	file := probeFile(in.CacheDir)
 	now, err := probeKey(in)
 	if err != nil {
 		return Version{}, Accel{}, &hypervisor.Error{Op: "probe the accelerator", Err: err}
@@ -231,6 +231,19 @@ func identity(path string) (string, error) {
 	}
 	st := fi.Sys().(*syscall.Stat_t)
 	return fmt.Sprintf("%s %d:%d %d %d", path, st.Dev, st.Ino, st.Size, fi.ModTime().UnixNano()), nil
+}
+
+// probeFile is where answers are remembered.
+func probeFile(cache string) string { return filepath.Join(cache, "accelerator.json") }
+
+// rememberedVersion is what this file of QEMU said to the last probe.
+func rememberedVersion(cache, binary string) (Version, bool) {
+	id, err := identity(binary)
+	if err != nil {
+		return Version{}, false
+	}
+	old, ok := readProbe(probeFile(cache))
+	return old.Version, ok && old.QEMU == id
 }
 
 func readProbe(file string) (probeRecord, bool) {

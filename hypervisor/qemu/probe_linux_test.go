@@ -214,3 +214,33 @@ func TestFindQEMU(t *testing.T) {
 		t.Errorf("the real one: %q, %v", v, err)
 	}
 }
+
+// A QEMU that was asked once is not run again for its version, until it is
+// another file.
+func TestVersionIsRemembered(t *testing.T) {
+	qemu, cache := filepath.Join(t.TempDir(), "qemu"), t.TempDir()
+	if b, err := exec.Command("cp", self(t), qemu).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, b)
+	}
+	d := New(Options{Binary: qemu, Shim: []string{self(t), "confine"}, CacheDir: cache})
+	if v, err := d.Version(t.Context()); err != nil || !strings.Contains(v, "7.2.22") {
+		t.Fatalf("asked: %q, %v", v, err)
+	}
+	id, err := identity(qemu)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := probeRecord{QEMU: id, Version: Version{9, 8, 7}, Accel: Accel{TCG, "a test"}}
+	if err := writeProbe(probeFile(cache), told); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := d.Version(t.Context()); err != nil || !strings.Contains(v, "9.8.7") {
+		t.Errorf("remembered: %q, %v", v, err)
+	}
+	if err := os.Chtimes(qemu, time.Now(), time.Now().Add(-time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := d.Version(t.Context()); err != nil || !strings.Contains(v, "7.2.22") {
+		t.Errorf("another file: %q, %v", v, err)
+	}
+}

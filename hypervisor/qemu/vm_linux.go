@@ -76,21 +76,31 @@ func (v *VM) create(ctx context.Context) error {
 	if len(devices) > 0 && v.h.Share == nil {
 		return &hypervisor.Error{Op: "create guest", Err: errors.New("it has shares and nobody serves them")}
 	}
+	// The servers are processes, which start side by side.
+	servers, errs := make([]hypervisor.ShareServer, len(devices)), make([]error, len(devices))
+	var all sync.WaitGroup
 	for i, s := range devices {
-		if err := v.serve(ctx, i, s); err != nil {
-			return &hypervisor.Error{Op: "serve " + s.Path, Err: err}
+		all.Go(func() { servers[i], errs[i] = v.h.Share(ctx, i, s) })
+	}
+	all.Wait()
+	for _, srv := range servers { // Close ends also those beside one that failed
+		if srv != nil {
+			v.shares = append(v.shares, srv)
+		}
+	}
+	for i, s := range devices {
+		if errs[i] == nil {
+			errs[i] = v.serve(servers[i])
+		}
+		if errs[i] != nil {
+			return &hypervisor.Error{Op: "serve " + s.Path, Err: errs[i]}
 		}
 	}
 	return nil
 }
 
 // serve has a share served over a socket pair, whose other end is QEMU's.
-func (v *VM) serve(ctx context.Context, i int, s hypervisor.Share) error {
-	srv, err := v.h.Share(ctx, i, s)
-	if err != nil {
-		return err
-	}
-	v.shares = append(v.shares, srv)
+func (v *VM) serve(srv hypervisor.ShareServer) error {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -113,12 +123,16 @@ func (v *VM) machine() Machine {
 
 // Start implements hypervisor.VM.
 func (v *VM) Start(ctx context.Context) error {
+	begun := time.Now()
 	if err := v.launch(); err != nil {
 		return &hypervisor.Error{Op: "start qemu", Err: err}
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("qemu was not ready within %v", startTimeout))
 	defer cancel()
+	v.h.Note("qemu forked", begun)
+	begun = time.Now()
 	_, err := v.monitor.Greet(ctx)
+	v.h.Note("qemu confined, greets", begun)
 	if err == nil {
 		return nil
 	}

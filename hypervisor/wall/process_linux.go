@@ -55,12 +55,19 @@ type Process struct {
 	Ended chan struct{}
 	// Pidfds are the processes whose end is the guest's.
 	Pidfds []int
+	// Steps are the parts of the start, as Step adds them.
+	Steps []Step
 
 	hooks   Hooks
 	control *net.UnixConn
 	mu      sync.Mutex    // held over use of Groups once the keeper is obeyed
 	gone    chan struct{} // closed when all of the guest is gone
 	thread  chan func()   // for the thread that Start ran on
+}
+
+// Step adds a part of the start that ends now. Start's own goroutine calls it.
+func (w *Process) Step(name string, begin time.Time) {
+	w.Steps = append(w.Steps, Step{name, begin.UnixNano(), time.Now().UnixNano()})
 }
 
 // Main is the whole of the hidden sub-command that Options.Shim names. It
@@ -73,6 +80,7 @@ func Main(hooks Hooks) error {
 	if err != nil {
 		return fmt.Errorf("wall: %w (carreld wall is started by a keeper)", err)
 	}
+	w.Step("wall process begins", began)
 	if err := hooks.Start(w); err != nil {
 		if w.Child != nil {
 			w.Child.Process.Kill()
@@ -87,7 +95,7 @@ func Main(hooks Hooks) error {
 		w.say(word)
 		return err
 	}
-	w.say(Word{Started: true, Notes: w.Notes, Command: w.Command}, w.Pidfds...)
+	w.say(Word{Started: true, Notes: w.Notes, Command: w.Command, Steps: w.Steps}, w.Pidfds...)
 	go func() {
 		for _, fd := range w.Pidfds {
 			AwaitPidfd(fd)
@@ -118,6 +126,9 @@ func Main(hooks Hooks) error {
 	w.say(Word{Gone: true, Cause: cause})
 	return nil
 }
+
+// began is close to this process's first instruction.
+var began = time.Now()
 
 func newProcess(hooks Hooks) (*Process, error) {
 	w := &Process{

@@ -66,6 +66,8 @@ type Word struct {
 	Notes []string `json:",omitempty"`
 	// Command is the program's own.
 	Command []string `json:",omitempty"`
+	// Steps are the parts of the start, in order.
+	Steps []Step `json:",omitempty"`
 	// Op, Err and Cure say why the guest could not be started, or why a
 	// command failed.
 	Op, Err, Cure string `json:",omitempty"`
@@ -78,6 +80,12 @@ type Word struct {
 	// that was not in order.
 	Gone  bool   `json:",omitempty"`
 	Cause string `json:",omitempty"`
+}
+
+// Step is one part of a start, in nanoseconds since 1970 UTC.
+type Step struct {
+	Name       string
+	Begin, End int64
 }
 
 // Commands of the keeper to the wall, a byte each. The end of the stream is

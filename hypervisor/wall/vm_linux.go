@@ -217,6 +217,7 @@ func (v *VM) watch(started chan<- error, console *os.File, drained <-chan struct
 		case word.Started && !told:
 			pidfds, told = fds, true
 			v.opts.Started(word.Notes, word.Command)
+			v.steps(word.Steps)
 			started <- nil
 		case word.Device > 0:
 			v.device(word.Device-1, fds)
@@ -260,6 +261,15 @@ func (v *VM) watch(started chan<- error, console *os.File, drained <-chan struct
 	close(v.gone)
 	if !told {
 		started <- errText("the guest's wall ended while it was built")
+	}
+}
+
+// steps passes on what the start was made of.
+func (v *VM) steps(list []Step) {
+	for _, s := range list {
+		if v.h.Took != nil {
+			v.h.Took(s.Name, time.Unix(0, s.Begin), time.Unix(0, s.End))
+		}
 	}
 }
 

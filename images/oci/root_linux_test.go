@@ -20,11 +20,16 @@ import (
 // mounted mounts an image that this test has made, read-only, and returns where.
 func mounted(t testing.TB, image string) string {
 	t.Helper()
+	return mountedWith(t, image, "loop,ro,nodev,nosuid,noexec")
+}
+
+func mountedWith(t testing.TB, image, options string) string {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root may mount; fsck.erofs has read the image")
 	}
 	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "erofs", "-o", "loop,ro,nodev,nosuid,noexec", image, dir).CombinedOutput(); err != nil {
+	if out, err := exec.Command("mount", "-t", "erofs", "-o", options, image, dir).CombinedOutput(); err != nil {
 		t.Fatalf("mount: %v: %s", err, out)
 	}
 	t.Cleanup(func() {

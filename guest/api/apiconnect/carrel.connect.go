@@ -71,6 +71,8 @@ const (
 	GuestServiceListProcedure = "/carrel.v1.GuestService/List"
 	// GuestServiceInspectProcedure is the fully-qualified name of the GuestService's Inspect RPC.
 	GuestServiceInspectProcedure = "/carrel.v1.GuestService/Inspect"
+	// GuestServiceTraceProcedure is the fully-qualified name of the GuestService's Trace RPC.
+	GuestServiceTraceProcedure = "/carrel.v1.GuestService/Trace"
 	// TaskServiceStartProcedure is the fully-qualified name of the TaskService's Start RPC.
 	TaskServiceStartProcedure = "/carrel.v1.TaskService/Start"
 	// TaskServiceAttachProcedure is the fully-qualified name of the TaskService's Attach RPC.
@@ -192,6 +194,9 @@ type GuestServiceClient interface {
 	Remove(context.Context, *connect.Request[api.RemoveGuestRequest]) (*connect.Response[api.RemoveGuestResponse], error)
 	List(context.Context, *connect.Request[api.ListGuestsRequest]) (*connect.Response[api.ListGuestsResponse], error)
 	Inspect(context.Context, *connect.Request[api.InspectGuestRequest]) (*connect.Response[api.InspectGuestResponse], error)
+	// Trace returns the parts of a guest's last start and of what came after it,
+	// also of one that was removed a moment ago.
+	Trace(context.Context, *connect.Request[api.TraceGuestRequest]) (*connect.Response[api.TraceGuestResponse], error)
 }
 
 // NewGuestServiceClient constructs a client for the carrel.v1.GuestService service. By default, it
@@ -235,6 +240,12 @@ func NewGuestServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(guestServiceMethods.ByName("Inspect")),
 			connect.WithClientOptions(opts...),
 		),
+		trace: connect.NewClient[api.TraceGuestRequest, api.TraceGuestResponse](
+			httpClient,
+			baseURL+GuestServiceTraceProcedure,
+			connect.WithSchema(guestServiceMethods.ByName("Trace")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -245,6 +256,7 @@ type guestServiceClient struct {
 	remove  *connect.Client[api.RemoveGuestRequest, api.RemoveGuestResponse]
 	list    *connect.Client[api.ListGuestsRequest, api.ListGuestsResponse]
 	inspect *connect.Client[api.InspectGuestRequest, api.InspectGuestResponse]
+	trace   *connect.Client[api.TraceGuestRequest, api.TraceGuestResponse]
 }
 
 // Start calls carrel.v1.GuestService.Start.
@@ -272,6 +284,11 @@ func (c *guestServiceClient) Inspect(ctx context.Context, req *connect.Request[a
 	return c.inspect.CallUnary(ctx, req)
 }
 
+// Trace calls carrel.v1.GuestService.Trace.
+func (c *guestServiceClient) Trace(ctx context.Context, req *connect.Request[api.TraceGuestRequest]) (*connect.Response[api.TraceGuestResponse], error) {
+	return c.trace.CallUnary(ctx, req)
+}
+
 // GuestServiceHandler is an implementation of the carrel.v1.GuestService service.
 type GuestServiceHandler interface {
 	// Start makes a guest, or starts a stopped one of that name again, and
@@ -284,6 +301,9 @@ type GuestServiceHandler interface {
 	Remove(context.Context, *connect.Request[api.RemoveGuestRequest]) (*connect.Response[api.RemoveGuestResponse], error)
 	List(context.Context, *connect.Request[api.ListGuestsRequest]) (*connect.Response[api.ListGuestsResponse], error)
 	Inspect(context.Context, *connect.Request[api.InspectGuestRequest]) (*connect.Response[api.InspectGuestResponse], error)
+	// Trace returns the parts of a guest's last start and of what came after it,
+	// also of one that was removed a moment ago.
+	Trace(context.Context, *connect.Request[api.TraceGuestRequest]) (*connect.Response[api.TraceGuestResponse], error)
 }
 
 // NewGuestServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -323,6 +343,12 @@ func NewGuestServiceHandler(svc GuestServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(guestServiceMethods.ByName("Inspect")),
 		connect.WithHandlerOptions(opts...),
 	)
+	guestServiceTraceHandler := connect.NewUnaryHandler(
+		GuestServiceTraceProcedure,
+		svc.Trace,
+		connect.WithSchema(guestServiceMethods.ByName("Trace")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.v1.GuestService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case GuestServiceStartProcedure:
@@ -335,6 +361,8 @@ func NewGuestServiceHandler(svc GuestServiceHandler, opts ...connect.HandlerOpti
 			guestServiceListHandler.ServeHTTP(w, r)
 		case GuestServiceInspectProcedure:
 			guestServiceInspectHandler.ServeHTTP(w, r)
+		case GuestServiceTraceProcedure:
+			guestServiceTraceHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -362,6 +390,10 @@ func (UnimplementedGuestServiceHandler) List(context.Context, *connect.Request[a
 
 func (UnimplementedGuestServiceHandler) Inspect(context.Context, *connect.Request[api.InspectGuestRequest]) (*connect.Response[api.InspectGuestResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.GuestService.Inspect is not implemented"))
+}
+
+func (UnimplementedGuestServiceHandler) Trace(context.Context, *connect.Request[api.TraceGuestRequest]) (*connect.Response[api.TraceGuestResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.GuestService.Trace is not implemented"))
 }
 
 // TaskServiceClient is a client for the carrel.v1.TaskService service.

@@ -93,6 +93,7 @@ const (
 	runByShell  = "a shell of the host runs it, where a person's own folder leads to it"
 	runByDebug  = "a debugger on the host runs it"
 	elsewhere   = "it leads git on the host to another configuration"
+	continued   = "git on the host runs what it says when what was begun there is continued"
 )
 
 // protected are names that a program of the host acts upon without being asked:
@@ -178,17 +179,34 @@ var protectedAnywhere = []because{
 	{".git/config.worktree", runByGit},
 	{".git/info/attributes", runByGit},
 	{".git/commondir", elsewhere},
+	// Servers that have no lines in the configuration, in the ways of old.
+	{".git/remotes", "git on the host fetches from what it names, and sends there"},
+	{".git/branches", "git on the host fetches from what it names, and sends there"},
+	// What a rebase, an am, a cherry-pick of several or a bisect leaves half done:
+	// lines of exec, options of merge programs, names that old shells evaluate.
+	{".git/rebase-merge", continued},
+	{".git/rebase-apply", continued},
+	{".git/sequencer", continued},
+	{".git/BISECT_*", continued},
 	// Submodules and worktrees have the same files of their own, at any depth.
 	{".git/modules/**/hooks", "git on the host runs it"},
 	{".git/modules/**/config", runByGit},
 	{".git/modules/**/config.worktree", runByGit},
 	{".git/modules/**/info/attributes", runByGit},
 	{".git/modules/**/commondir", elsewhere},
+	{".git/modules/**/rebase-merge", continued},
+	{".git/modules/**/rebase-apply", continued},
+	{".git/modules/**/sequencer", continued},
+	{".git/modules/**/BISECT_*", continued},
 	{".git/worktrees/**/hooks", "git on the host runs it"},
 	{".git/worktrees/**/config", runByGit},
 	{".git/worktrees/**/config.worktree", runByGit},
 	{".git/worktrees/**/info/attributes", runByGit},
 	{".git/worktrees/**/commondir", elsewhere},
+	{".git/worktrees/**/rebase-merge", continued},
+	{".git/worktrees/**/rebase-apply", continued},
+	{".git/worktrees/**/sequencer", continued},
+	{".git/worktrees/**/BISECT_*", continued},
 	{".git/worktrees/**/gitdir", elsewhere},
 	{".gitconfig", runByGit},
 	{".gitmodules", "git on the host fetches what it names, and has run what it says"},

@@ -44,6 +44,9 @@ func TestBuiltInNames(t *testing.T) {
 	for _, n := range []string{
 		".git/hooks", ".git/hooks/pre-commit", ".git/config", ".git/config.worktree", ".git/info/attributes", ".git/commondir",
 		".git/modules/a/hooks", ".git/modules/a/b/c/config", ".git/modules/a/modules/b/hooks/x", ".git/worktrees/w/gitdir", ".git/worktrees/w/commondir",
+		".git/rebase-merge", ".git/rebase-merge/git-rebase-todo", ".git/rebase-merge/strategy_opts", ".git/rebase-apply/apply-opt", ".git/sequencer", ".git/sequencer/todo",
+		".git/BISECT_START", ".git/BISECT_NAMES", ".git/bisect_log", ".git/modules/a/rebase-merge/git-rebase-todo", ".git/worktrees/w/rebase-merge/git-rebase-todo",
+		".git/worktrees/w/BISECT_NAMES", ".git/remotes/origin", ".git/branches/x",
 		"bare.git/hooks/post-receive", "bare.git/config", ".gitconfig", ".gitmodules", ".hg/hgrc", ".husky", ".husky/pre-commit",
 		".envrc", ".vscode", ".vscode/tasks.json", ".vscode/settings.json", ".vscode/launch.json", "x.code-workspace", ".idea", ".idea/workspace.xml",
 		".devcontainer", ".devcontainer/devcontainer.json", ".devcontainer.json", ".claude", ".claude/settings.json", ".cursor", ".cursorrules",
@@ -96,6 +99,8 @@ func TestNoFalseHits(t *testing.T) {
 		"", "main.go", "go.mod", "README.md", "Makefile", "package.json", ".gitignore", ".gitattributes", ".github/workflows/ci.yml", ".dockerignore",
 		".git/HEAD", ".git/index", ".git/index.lock", ".git/objects/ab/cdef", ".git/refs/heads/main", ".git/refs/heads/hooks", ".git/refs/heads/config",
 		".git/logs/HEAD", ".git/COMMIT_EDITMSG", ".git/packed-refs", ".git/info/exclude", ".git/objects/pack/pack-1.idx", ".git/config.lock",
+		".git/MERGE_HEAD", ".git/MERGE_MSG", ".git/CHERRY_PICK_HEAD", ".git/REVERT_HEAD", ".git/ORIG_HEAD", ".git/AUTO_MERGE", ".git/refs/heads/rebase-merge",
+		".git/refs/heads/sequencer", ".git/refs/bisect", ".git/rr-cache/x/preimage", "rebase-merge/x", "src/sequencer/todo", "BISECT_LOG",
 		".gitlab-ci.yml", ".env.example", ".env.sample", "env", "environment.ts", "src/config/index.ts", "hooks/useState.ts", "config/app.js",
 		"src/keys.go", "keyboard.key.ts", "monkey", "x.pem.go", "pem", ".editorconfig", ".eslintrc", ".prettierrc", ".nvmrc", ".python-version",
 		"node_modules/a/.npmrc", "node_modules/a/.vscode/settings.json", "node_modules/@x/y/.idea/z", "node_modules/a/test/key.pem", "node_modules/a/.env",

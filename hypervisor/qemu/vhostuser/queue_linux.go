@@ -50,6 +50,7 @@ type Queue struct {
 
 	lastAvail uint16 // index of the next chain to take
 	usedIdx   uint16 // index of the next used element, perhaps ahead of what the guest sees
+	shownIdx  uint16 // usedIdx, as the guest last saw it
 	usedFlags uint16
 
 	// generation tells chains of this driver's set-up from older ones.
@@ -251,7 +252,12 @@ func (q *Queue) publishLocked() {
 	// Flags and index share an aligned word: Go has no atomic of 16 bits. The
 	// store is sequentially consistent, so the elements written before it are
 	// seen first, and the driver's flags are read after it.
-	atomic.StoreUint32((*uint32)(unsafe.Pointer(&q.used[0])), uint32(q.usedFlags)|uint32(q.usedIdx)<<16)
+	q.shownIdx = q.usedIdx
+	q.showLocked()
+}
+
+func (q *Queue) showLocked() {
+	atomic.StoreUint32((*uint32)(unsafe.Pointer(&q.used[0])), uint32(q.usedFlags)|uint32(q.shownIdx)<<16)
 }
 
 // interruptLocked writes to a nonblocking eventfd: EAGAIN means that an
@@ -292,7 +298,7 @@ func (q *Queue) SetNotifications(on bool) {
 		return
 	}
 	q.usedFlags = flags
-	q.publishLocked()
+	q.showLocked()
 }
 
 // mapLocked finds the ring's parts in m and makes m the queue's memory.

@@ -71,7 +71,10 @@ type Vsock struct {
 	rxQuiet   bool   // the guest was asked not to notify of new buffers
 	spare     []byte // a receive buffer for the next stream that needs one
 
-	closeWait time.Duration // the constant, but for a test
+	owed, owedBytes int // buffers of the guest's that are empty, of which it has not heard
+	repay           *time.Timer
+
+	closeWait, owedTime time.Duration // the constants, but for a test
 
 	txChain Chain // of the goroutine that calls Kick for the queue
 }
@@ -81,12 +84,27 @@ var _ Device = (*Vsock)(nil)
 // NewVsock makes the device of the guest that calls itself cid. The number
 // means nothing outside that guest; it must be 3 or more.
 func NewVsock(cid uint64) *Vsock {
-	return &Vsock{
+	d := &Vsock{
 		cid:       cid,
 		streams:   map[ports]*Stream{},
 		listeners: map[uint32]*vsockListener{},
 		nextPort:  firstDialPort,
 		closeWait: closeWait,
+		owedTime:  owedTime,
+	}
+	d.repay = time.AfterFunc(owedTime, d.repayAll)
+	d.repay.Stop()
+	return d
+}
+
+// repayAll has the guest hear of all its empty buffers.
+func (d *Vsock) repayAll() {
+	d.mu.Lock()
+	q := d.tx
+	d.owed, d.owedBytes = 0, 0
+	d.mu.Unlock()
+	if q != nil {
+		q.Notify()
 	}
 }
 

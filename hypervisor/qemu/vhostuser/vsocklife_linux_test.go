@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -195,4 +196,62 @@ func TestVsockTurns(t *testing.T) {
 			t.Fatalf("packet %d is of stream %v, want %v", i, p.ports, streams[i%3].ports)
 		}
 	}
+}
+
+// TestVsockOwed: a guest hears of the buffers that it has sent with when there
+// are many of them, or after a while, and not for each.
+func TestVsockOwed(t *testing.T) {
+	g := newStoppedGuest(t)
+	g.d.owedTime = time.Hour
+	l, err := g.d.Listen(5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	g.boot()
+	s, err := g.dial(5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	send := func() {
+		t.Helper()
+		if _, err := s.Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shown := func() uint16 { return uint16(atomic.LoadUint32(g.tx.word(g.tx.used)) >> 16) }
+	limit := g.tx.size / 8
+	for range limit - 2 { // the request was the first
+		send()
+	}
+	if n := shown(); n != 0 {
+		t.Errorf("after %d packets the guest has heard of %d", limit-1, n)
+	}
+	send()
+	eventually(t, "the guest hears of all", func() bool { return int(shown()) == limit })
+	g.d.mu.Lock()
+	g.d.owedTime = time.Millisecond
+	g.d.mu.Unlock()
+	send()
+	eventually(t, "the guest hears of one", func() bool { return int(shown()) == limit+1 })
+	// As much as fits into few packets is heard of, too.
+	g.d.mu.Lock()
+	g.d.owedTime = time.Hour
+	g.d.mu.Unlock()
+	if _, err := s.Write(make([]byte, 2*owedBytes)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 2*owedBytes)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the guest hears of much", func() bool { return int(shown()) > limit+1 })
 }

@@ -3,11 +3,22 @@ package vhostuser
 import (
 	"fmt"
 	"syscall"
+	"time"
 )
 
 // receiveBatch is how many packets are taken before the guest gets their
 // buffers back and the answers go out.
 const receiveBatch = 16
+
+// A guest that waits for an answer has no use for the buffers that it sent with.
+// When it hears of them, one of its threads takes them back under the lock that
+// the next packet needs, and under emulation that costs more than the packet did.
+// So it hears of many at once, or a little later.
+const (
+	owedPackets = 64 // and never more than an eighth of its queue
+	owedBytes   = 64 << 10
+	owedTime    = 4 * time.Millisecond
+)
 
 // receive takes the packets that the guest has sent.
 //
@@ -38,20 +49,41 @@ func (d *Vsock) receive(q *Queue) {
 
 func (d *Vsock) receiveSome(q *Queue) (n int, err error) {
 	c := &d.txChain
+	size := 0
 	d.mu.Lock()
 	for ; n < receiveBatch; n++ {
 		var ok bool
 		if ok, err = q.Pop(c); !ok {
 			break
 		}
+		size += c.ReadableLen()
 		d.packetLocked(c)
 		q.Push(c, 0)
 	}
+	now := d.oweLocked(q, n, size)
 	d.flush()
-	if n > 0 {
+	if now {
 		q.Notify()
 	}
 	return n, err
+}
+
+// oweLocked notes that buffers of the guest's were emptied, and says whether it
+// is to hear of them now.
+func (d *Vsock) oweLocked(q *Queue, n, size int) bool {
+	if n == 0 {
+		return false
+	}
+	d.owed += n
+	d.owedBytes += size
+	if d.owed >= min(owedPackets, max(1, int(q.size/8))) || d.owedBytes >= owedBytes {
+		d.owed, d.owedBytes = 0, 0
+		return true
+	}
+	if d.owed == n {
+		d.repay.Reset(d.owedTime)
+	}
+	return false
 }
 
 // packetLocked deals with one packet from the guest. Nothing in it is trusted;

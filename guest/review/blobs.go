@@ -40,12 +40,12 @@ func (s *Store) Blob(name string) (*os.File, error) {
 // atBlob calls do with where a content is. The folder of contents is kept open:
 // an os.Root opens each folder on the way anew.
 func (s *Store) atBlob(name string, do func(in *os.Root, at string) error) error {
-	s.mu.Lock()
+	s.opening.Lock()
 	if s.blobs == nil {
 		s.blobs, _ = s.root.OpenRoot(blobsDir) // there may be none
 	}
 	blobs := s.blobs
-	s.mu.Unlock()
+	s.opening.Unlock()
 	if blobs != nil {
 		if err := do(blobs, path.Join(name[:2], name[2:])); !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -31,11 +31,13 @@ type Store struct {
 	dir  string
 	root *os.Root
 
-	mu    sync.Mutex
-	idx   index
-	blobs *os.Root // the folder of contents, once somebody has looked for one
+	mu  sync.Mutex
+	idx index
 	// swept: what had no name when this process came was removed.
 	swept bool
+
+	opening sync.Mutex
+	blobs   *os.Root // the folder of contents, once somebody has looked for one
 }
 
 // Open opens the store in a folder that is there. A folder without an index is
@@ -76,8 +78,8 @@ func open(dir string) (*Store, error) {
 
 // Close lets go of the folder. It may be called twice.
 func (s *Store) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.opening.Lock()
+	defer s.opening.Unlock()
 	if s.blobs != nil {
 		s.blobs.Close()
 	}

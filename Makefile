@@ -18,6 +18,9 @@ build: ## the three programs
 setup: ## installs what is missing, and says what
 	scripts/setup
 
+kernel: setup build ## the guest kernel alone, which image takes; ARCH=arm64 for the other architecture
+	bin/carreld kernel $(if $(ARCH),--arch $(ARCH))
+
 image: setup build ## the default image: kernel, root file system, initrd
 	bin/carrel image build
 

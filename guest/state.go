@@ -146,8 +146,13 @@ func writeSynced(path string, b []byte) error {
 	return err
 }
 
+// ErrLeftOver means that a guest is gone, but not all of its files from the disk.
+var ErrLeftOver = errors.New("files of a removed guest are left")
+
 // Discard removes a guest's folder: first out of sight, then from the disk, so
-// that a crash leaves nothing half there.
+// that a crash leaves nothing half there. A process of the guest's that is just
+// ending may write a file meanwhile: what is left then is ErrLeftOver, and the
+// next daemon to start removes it.
 func Discard(guests, name string) error {
 	tmp, err := os.MkdirTemp(guests, ".rm-"+name+"-")
 	if err != nil {
@@ -159,7 +164,10 @@ func Discard(guests, name string) error {
 		return err
 	}
 	Crash("discard: after the rename")
-	return os.RemoveAll(tmp)
+	if err := os.RemoveAll(tmp); err != nil {
+		return fmt.Errorf("%w: %w", ErrLeftOver, err)
+	}
+	return nil
 }
 
 // readSmall reads a file of ours that should be small.

@@ -58,20 +58,13 @@ func (s *Store) Build(ctx context.Context, o BuildOptions) (*Image, error) {
 }
 
 func (s *Store) build(ctx context.Context, o BuildOptions, agent, lock *os.File) (*Image, error) {
-	recipes := o.Recipes
-	if recipes == "" {
-		dir, err := s.temp("recipes-")
-		if err != nil {
-			return nil, err
-		}
-		defer os.RemoveAll(dir)
-		if err := extractRecipes(dir); err != nil {
-			return nil, fmt.Errorf("recipes: %w", err)
-		}
-		recipes = dir
+	recipes, done, err := s.recipes(o.Recipes)
+	if err != nil {
+		return nil, err
 	}
-	b := &builder{store: s, progress: o.Progress, lock: lock}
-	kernel, err := b.entry(ctx, "kernel", filepath.Join(recipes, "kernel"), Kernel, "release")
+	defer done()
+	b := &builder{store: s, progress: o.Progress, lock: lock, arch: runtime.GOARCH}
+	kernel, err := b.kernel(ctx, recipes)
 	if err != nil {
 		return nil, err
 	}

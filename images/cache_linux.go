@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sort"
 	"time"
 )
@@ -38,17 +37,18 @@ type builder struct {
 	store    *Store
 	progress func(Event)
 	lock     *os.File
+	arch     string // what is built for, as GOARCH
 }
 
 // entry returns what the recipe in dir makes, from the cache or by running it. The recipe is
-// dir/build: "build --inputs" prints everything outside dir that decides the result, and
-// "build OUT" makes the files named by outputs in the empty folder OUT.
+// dir/build: "build --inputs ARCH" prints everything outside dir that decides the result, and
+// "build OUT ARCH" makes the files named by outputs in the empty folder OUT.
 func (b *builder) entry(ctx context.Context, kind, dir string, outputs ...string) (*entry, error) {
 	inputs, err := b.inputs(ctx, kind, dir)
 	if err != nil {
 		return nil, err
 	}
-	key, err := recipeKey(dir, inputs)
+	key, err := recipeKey(b.arch, dir, inputs)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", kind, err)
 	}
@@ -91,7 +91,7 @@ func (b *builder) entry(ctx context.Context, kind, dir string, outputs ...string
 }
 
 // recipeKey hashes the recipe's files by name and content, its inputs, and the architecture.
-func recipeKey(dir, inputs string) (string, error) {
+func recipeKey(arch, dir, inputs string) (string, error) {
 	var names []string
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
@@ -104,7 +104,7 @@ func recipeKey(dir, inputs string) (string, error) {
 	}
 	sort.Strings(names)
 	h := sha256.New()
-	fmt.Fprintf(h, "%s\n%q\n", runtime.GOARCH, inputs)
+	fmt.Fprintf(h, "%s\n%q\n", arch, inputs)
 	for _, path := range names {
 		rel, err := filepath.Rel(dir, path)
 		if err != nil {
@@ -190,7 +190,7 @@ func (s *Store) prune(now time.Time) {
 	for _, img := range all {
 		used[img.Manifest.Inputs.Kernel], used[img.Manifest.Inputs.Root] = true, true
 	}
-	for _, kind := range []string{"kernel", "root"} {
+	for _, kind := range []string{"kernel", "kernel-arm64", "root"} {
 		dirs, _ := os.ReadDir(filepath.Join(s.cache, kind))
 		for _, d := range dirs {
 			fi, err := d.Info()

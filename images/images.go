@@ -3,7 +3,8 @@
 // A store is one folder that the user owns:
 //
 //	images/<name>/   vmlinuz, initrd, root.erofs, manifest.json: one image, complete or absent
-//	kernel/<key>/    a built kernel, root/<key>/ a built root: kept by the hash of all that went into them
+//	kernel/<key>/    a built kernel, root/<key>/ a built root: kept by the hash of all that went into them;
+//	                 kernel-arm64/<key>/ is a kernel for that architecture
 //	tmp/             builds under way; what is found there without a living build is rubbish
 //
 // The manifest guards against damage and mix-ups, not against the user: whoever may write here

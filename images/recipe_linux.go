@@ -74,7 +74,7 @@ func (b *builder) run(ctx context.Context, kind, dir, out string) error {
 func (b *builder) bash(ctx context.Context, dir string, stdout, stderr io.Writer, arg string) error {
 	runtime.LockOSThread() // Pdeathsig is about the thread that forked (prctl(2), PR_SET_PDEATHSIG)
 	defer runtime.UnlockOSThread()
-	cmd := exec.CommandContext(ctx, "bash", filepath.Join(dir, "build"), arg)
+	cmd := exec.CommandContext(ctx, "bash", filepath.Join(dir, "build"), arg, b.arch)
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.ExtraFiles = []*os.File{b.lock}

@@ -265,9 +265,9 @@ func (a *app) undoCommand() *cobra.Command {
 		Short: "Take back what was applied, or what a task did in a folder that it may change",
 		Long: `Take back the last apply, or, if there was none, what the last task changed in
 folders that the guest may change itself (rw, rw-nodelete), as far as it is kept.
-What was changed here since stays as it is, unless --overwrite is given. What was
-applied does not come back into the review: the guest has let go of it, if it has
-run since, and sees what is here. NAME may be left out if there is only one guest of which something can be undone.
+What was changed here since stays as it is, unless --overwrite is given. What had
+been applied is in the review again, and can be applied once more or discarded;
+the guest itself sees what is here. NAME may be left out if there is only one guest of which something can be undone.
 
 The status is 0 if all of it was taken back, and 1 if something was left.`,
 		Example: "  carrel undo\n  carrel undo dev src/main.go\n  carrel undo dev --task 01JD8Q8ZV6Q2W7KXS2M0T4RBNE",
@@ -306,7 +306,7 @@ func (a *app) doUndo(ctx context.Context, f *undoFlags, args []string) error {
 	default:
 		a.note(fmt.Sprintf("%s taken back, %d left", counted(r.done, "change"), r.left))
 		if r.applied > 0 {
-			a.note("it is undone here, and not in the review again: guest " + name + " has let go of what was applied (one that was stopped then, and has not run since, may show it again: carrel diff " + name + ")")
+			a.note("what had been applied waits in the review again: carrel diff " + name + ", carrel apply " + name + " or carrel discard " + name + " (the guest itself sees what is here)")
 		}
 	}
 	if r.left > 0 {

@@ -133,6 +133,7 @@ func TestVM(t *testing.T) {
 	t.Run("NoSetuid", func(t *testing.T) { testNoSetuid(t, c, rw) })
 	t.Run("AgentOutOfReach", func(t *testing.T) { testAgentOutOfReach(t, c) })
 	t.Run("PlantedPath", func(t *testing.T) { testPlantedPath(t, c) })
+	t.Run("SelfTest", func(t *testing.T) { testSelfTest(t, c) })
 	t.Run("RootOfTheImage", func(t *testing.T) { testImageUnchanged(t, w, c) })
 	t.Run("ConsoleFlood", func(t *testing.T) { testConsoleFlood(t, w, c) })
 	t.Run("DiskFull", func(t *testing.T) { testDiskFull(t, c) })
@@ -298,6 +299,14 @@ func testPlantedPath(t *testing.T, c *client.Client) {
 	// its own PATH; nothing else ran it.
 	if r.out != "1000\n0\n" {
 		t.Errorf("the planted programs ran as %q", r.out)
+	}
+}
+
+// testSelfTest: in a guest as users have it, and to its root's task, the kernel shows all that it has. That a
+// kernel which lacks something is found out is shown by TestSelfTest of hypervisor/qemu.
+func testSelfTest(t *testing.T, c *client.Client) {
+	if r := sh(t, c, "vm", "root", "/proc/1/exe selftest"); r.status != 0 {
+		t.Errorf("status %d:\n%s", r.status, r.out)
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -54,4 +56,32 @@ func TestShareRemovedByForce(t *testing.T) {
 	if err := remove(true); codeOf(err) != "not_shared" {
 		t.Errorf("again: %v", err)
 	}
+}
+
+// An ephemeral guest stays until nobody counts what waits of it. The control is
+// that it goes then.
+func TestNotRemovedUnderWhoCounts(t *testing.T) {
+	guests := t.TempDir()
+	dir := filepath.Join(guests, "dev")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		d := &Daemon{ctx: t.Context(), guests: guests, table: map[string]*entry{}, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+		e := newEntry("dev", &api.Guest{Name: "dev", State: api.GuestState_GUEST_STATE_STOPPED, Spec: &api.GuestSpec{Ephemeral: true}})
+		d.table["dev"], e.looking = e, true
+		go d.leave(t.Context(), e, true)
+		time.Sleep(time.Hour)
+		if _, err := os.Stat(dir); err != nil || e.over {
+			t.Errorf("it was removed under whoever counts: %v", err)
+		}
+		e.mu.Lock()
+		e.looking = false
+		e.changedLocked()
+		e.mu.Unlock()
+		time.Sleep(time.Second)
+		if _, err := os.Stat(dir); !os.IsNotExist(err) || !e.over || d.removed("dev") != e {
+			t.Errorf("control: it is still there: %v", err)
+		}
+	})
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"time"
 
@@ -122,7 +123,10 @@ func (d *Daemon) discardMine(e *entry) error {
 	if d.changing(e) && len(d.opts.Review) > 0 { // with its store goes what knows which names of the user's folder are ours
 		d.recoverChange(d.ctx, e)
 	}
-	if err := guest.Discard(d.guests, e.name); err != nil {
+	switch err := guest.Discard(d.guests, e.name); {
+	case errors.Is(err, guest.ErrLeftOver):
+		d.log.Warn("remove", "guest", e.name, "error", err)
+	case err != nil:
 		d.log.Error("remove", "guest", e.name, "error", err)
 		return err
 	}

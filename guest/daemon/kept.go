@@ -137,6 +137,7 @@ func (d *Daemon) leave(ctx context.Context, e *entry, delivered bool) {
 			e.settled()
 		}
 	}()
+	e.looked(ctx) // it is not removed under whoever counts
 	measured := e.measure("what waits counted")
 	sum, err := d.waiting(ctx, e)
 	measured()
@@ -299,8 +300,27 @@ func (d *Daemon) lookSoon(e *entry) {
 			e.mu.Lock()
 			more = e.again && d.ctx.Err() == nil
 			e.again = false
-			e.looking = more
+			if e.looking = more; !more {
+				e.changedLocked()
+			}
 			e.mu.Unlock()
 		}
 	})
+}
+
+// looked waits until nothing is counted in the background any more.
+func (e *entry) looked(ctx context.Context) {
+	for {
+		e.mu.Lock()
+		looking, changed := e.looking, e.changed
+		e.mu.Unlock()
+		if !looking {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 	"time"
 
 	"github.com/carrel-vm/carrel/guest/share"
@@ -145,13 +146,18 @@ func (p *prepared) after() *share.Info {
 
 // flush makes what is ready last, and tells.
 func (w *putter) flush() error {
-	var err error
-	for key, f := range w.dirty {
-		err = errors.Join(err, f.Sync(), f.Close())
-		delete(w.dirty, key)
+	var all sync.WaitGroup
+	errs := make(chan error, len(w.dirty))
+	for _, f := range w.dirty {
+		all.Go(func() { errs <- errors.Join(f.Sync(), f.Close()) })
 	}
-	if err != nil {
-		return err
+	all.Wait()
+	clear(w.dirty)
+	close(errs)
+	for err := range errs {
+		if err != nil {
+			return err
+		}
 	}
 	ready := w.ready
 	w.ready = nil

@@ -90,7 +90,7 @@ func TestUndoDiskFull(t *testing.T) {
 func TestApplyCanceled(t *testing.T) {
 	w := newDesk(t, nil)
 	var entries []Entry
-	for _, c := range strings.Split(strings.Repeat("x", 200), "") {
+	for _, c := range strings.Split(strings.Repeat("x", 2*batchSize), "") {
 		entries = append(entries, Entry{Name: "f" + string(rune('a'+len(entries)%26)) + strings.Repeat(c, 1+len(entries)/26), Kind: File, Target: "x"})
 	}
 	w.guest(entries...)

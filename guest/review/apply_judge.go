@@ -35,7 +35,7 @@ func (a *applier) fill(h *share.Handle, e *Entry) error {
 	}
 	defer blob.Close()
 	sum := sha256.New()
-	buf := make([]byte, 256<<10)
+	buf := make([]byte, min(e.Size+1, 256<<10))
 	n, err := io.CopyBuffer(onlyWriter{io.MultiWriter(io.NewOffsetWriter(h, 0), sum)}, io.LimitReader(blob, e.Size+1), buf)
 	switch {
 	case err != nil:

@@ -103,10 +103,11 @@ func (p *prepared) make() error {
 		if err == nil && !p.want.mtime.IsZero() {
 			err = h.SetModified(p.want.mtime)
 		}
-		if err == nil {
-			err = h.Sync()
+		if err != nil {
+			return errors.Join(err, h.Close())
 		}
-		return errors.Join(err, h.Close())
+		p.open = append(p.open, h)
+		return nil
 	}
 	var err error
 	if p.want.kind == Link {
@@ -139,6 +140,13 @@ func (w *putter) keep(p *prepared) error {
 			h.Close()
 			return nil, errMoved
 		}
+		if p.op == opSwap && p.want.kind == File { // the new one has what the user noted on the old
+			fresh := p.open[0]
+			if err := errors.Join(fresh.CopyAttributes(h), fresh.Chmod(p.want.perm)); err != nil {
+				h.Close()
+				return nil, err
+			}
+		}
 		return h, nil
 	}
 	var err error
@@ -148,8 +156,14 @@ func (w *putter) keep(p *prepared) error {
 			kind = Folder
 		}
 		p.pre = pre{I: p.i, Path: text(p.path), Kind: kind, Info: p.is, At: time.Now()}
-	} else if p.pre, p.size, err = w.undo.image(w.set, p.i, p.path, p.is, open); err != nil {
-		return err
+	} else {
+		var kept *share.Handle
+		if p.pre, kept, p.size, err = w.undo.image(w.set, p.i, p.path, p.is, open); err != nil {
+			return err
+		}
+		if kept != nil {
+			p.open = append(p.open, kept)
+		}
 	}
 	if p.mine != nil {
 		p.pre.Dev, p.pre.Ino = p.mine.Dev, p.mine.Ino

@@ -18,7 +18,8 @@ import (
 //  1. plan: the names that will be changed are on the disk
 //  2. prepare: in the folder itself, opened without following a link, what is
 //     there is compared with what may be replaced; the new entry is made under
-//     a temporary name, and what is there is kept, both on the disk
+//     a temporary name, and what is there is kept; for a whole batch of steps
+//     both are then brought to the disk, which takes them together
 //  3. the journal says what will take whose place, on the disk
 //  4. commit: both are exchanged in one call, and what came out is compared with
 //     what was kept; if it is something else, they are exchanged back
@@ -81,8 +82,9 @@ type putter struct {
 	dirty  map[[2]uint64]*share.Folder
 }
 
-// batchSize is how many steps wait for one sync of the journal.
-const batchSize = 64
+// batchSize is how many steps wait for one sync of the journal. Each has up to
+// three descriptors open.
+const batchSize = 256
 
 // start begins a set, after making room.
 func (u *Undo) start(kind, group string) (*set, error) {
@@ -138,8 +140,9 @@ type prepared struct {
 	pre       pre
 	size      int64 // reserved for it
 	verdict   verdict
-	dirty     bool  // the putter closes the folder
-	err       error // ends everything
+	open      []*share.Handle // what is not on the disk yet
+	dirty     bool            // the putter closes the folder
+	err       error           // ends everything
 }
 
 // add takes the next step. A folder that is made or removed is done before the
@@ -212,6 +215,7 @@ func (w *putter) together(ctx context.Context, batch []*prepared) (n int, err er
 		})
 	}
 	all.Wait()
+	w.land(batch)
 	// What comes before a failure is done, the rest is not touched, and leaves
 	// its room to the journal.
 	good, failed := batch, error(nil)
@@ -255,6 +259,40 @@ func (w *putter) together(ctx context.Context, batch []*prepared) (n int, err er
 	return n, failed
 }
 
+// syncers is how many files are waited for at once.
+const syncers = 32
+
+// land brings new entries and pre-images to the disk, all that were prepared: each
+// is first handed to it, so that it takes them in one go, and then waited for.
+func (w *putter) land(batch []*prepared) {
+	for _, p := range batch {
+		for _, h := range p.open {
+			h.StartSync()
+		}
+	}
+	var all sync.WaitGroup
+	slots := make(chan struct{}, syncers)
+	for _, p := range batch {
+		if len(p.open) == 0 {
+			continue
+		}
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			var err error
+			for _, h := range p.open {
+				err = errors.Join(err, h.Sync(), h.Close())
+			}
+			p.open = nil
+			if err != nil && p.err == nil {
+				w.unkeep(p)
+				p.err = p.refuse(err)
+			}
+		})
+	}
+	all.Wait()
+}
+
 // unkeep takes back the pre-image of a step that goes no further.
 func (w *putter) unkeep(p *prepared) {
 	if p.size > 0 {
@@ -263,6 +301,7 @@ func (w *putter) unkeep(p *prepared) {
 	if p.pre.Kept {
 		w.set.folder.Unlink(blobName(p.i))
 	}
+	p.size, p.pre.Kept = 0, false
 }
 
 // journal says what will take whose place.

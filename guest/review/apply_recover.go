@@ -36,6 +36,9 @@ func (w *putter) recoverSets() error {
 	}
 	var all []error
 	for _, id := range ids {
+		if _, ended := w.undo.glance(id); ended {
+			continue
+		}
 		h, err := w.undo.read(id)
 		switch {
 		case err != nil:

@@ -145,7 +145,10 @@ func TestApplyKilled(t *testing.T) {
 					break
 				}
 				kills[op+" "+point]++
-				w.open()                            // as the next process would
+				w.open() // as the next process would
+				if _, err := w.Undo.unfinished(); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
 				if err := w.Recover(); err != nil { // as the next daemon's start does
 					t.Errorf("%s: %v", name, err)
 				}
@@ -231,7 +234,13 @@ func (u *Undo) unfinished() (left []string, err error) {
 	ids, err := u.sets()
 	for _, id := range ids {
 		h, rerr := u.read(id)
-		if err = errors.Join(err, rerr); rerr == nil && h.ended.IsZero() {
+		if err = errors.Join(err, rerr); rerr != nil {
+			continue
+		}
+		if b, ended := u.glance(id); ended == h.ended.IsZero() || b.Kind != h.begin.Kind {
+			err = errors.Join(err, fmt.Errorf("at a glance, %s is of kind %q and ended: %v; it is of %q and ended at %v", id, b.Kind, ended, h.begin.Kind, h.ended))
+		}
+		if h.ended.IsZero() {
 			left = append(left, id)
 		}
 	}

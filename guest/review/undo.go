@@ -273,6 +273,9 @@ func (a *applier) refill(id string, p *pre, to *share.Handle) error {
 	if info.Size != p.Info.Size {
 		return fmt.Errorf("%w: of %d bytes %d were kept", ErrDamaged, p.Info.Size, info.Size)
 	}
+	if err := to.CopyAttributes(h); err != nil {
+		return err
+	}
 	if clone(to, h) == nil {
 		return nil
 	}

@@ -30,15 +30,16 @@ func (u *Undo) refund(n int64) {
 	u.mu.Unlock()
 }
 
-// image writes what stands at path into a set, and gives the line for it.
-func (u *Undo) image(s *set, i int, path string, is *share.Info, open func() (share.Reader, error)) (p pre, size int64, err error) {
+// image writes what stands at path into a set, and gives the line for it; of a
+// file also the kept content, which is not on the disk yet.
+func (u *Undo) image(s *set, i int, path string, is *share.Info, open func() (share.Reader, error)) (p pre, kept *share.Handle, size int64, err error) {
 	p = pre{I: i, Path: text(path), Info: is, At: time.Now()}
 	size = recordCost
 	if is != nil && is.Mode.IsRegular() {
 		size += is.Size
 	}
 	if err := u.reserve(size); err != nil {
-		return pre{}, 0, err
+		return pre{}, nil, 0, err
 	}
 	defer func() {
 		if err != nil {
@@ -47,21 +48,22 @@ func (u *Undo) image(s *set, i int, path string, is *share.Info, open func() (sh
 	}()
 	switch {
 	case is == nil:
-		return p, size, nil
+		return p, nil, size, nil
 	case is.Mode.IsDir():
 		p.Kind = Folder
-		return p, size, nil
+		return p, nil, size, nil
 	case is.Mode.Type() == fs.ModeSymlink:
 		p.Kind = Link
 		target, err := readAll(open, maxTarget)
 		p.Target = text(target)
-		return p, size, err
+		return p, nil, size, err
 	case !is.Mode.IsRegular():
 		p.Kind = Other
-		return p, size, nil
+		return p, nil, size, nil
 	}
 	p.Kind, p.Kept = File, true
-	return p, size, s.content(blobName(i), is.Size, open)
+	kept, err = s.content(blobName(i), is.Size, open)
+	return p, kept, size, err
 }
 
 func readAll(open func() (share.Reader, error), most int) ([]byte, error) {
@@ -84,30 +86,33 @@ func readAll(open func() (share.Reader, error), most int) ([]byte, error) {
 	return b[:n], nil
 }
 
-// content copies a file into the set, or has its blocks shared.
-func (s *set) content(name string, size int64, open func() (share.Reader, error)) error {
+// content copies a file into the set, or has its blocks shared. The caller brings
+// it to the disk.
+func (s *set) content(name string, size int64, open func() (share.Reader, error)) (*share.Handle, error) {
 	if open == nil {
-		return errors.New("its content cannot be read")
+		return nil, errors.New("its content cannot be read")
 	}
 	r, err := open()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer r.Close()
 	h, err := s.folder.Create(name, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err = clone(h, r); err != nil {
 		err = copyAll(h, r, size)
 	}
-	if err == nil {
-		err = h.Sync()
+	if from, is := r.(*share.Handle); is && err == nil {
+		h.CopyAttributes(from) // as far as this file system takes them: of a file that is only changed the folder still has them
 	}
-	if err = errors.Join(err, h.Close()); err != nil {
+	if err != nil {
+		h.Close()
 		s.folder.Unlink(name)
+		return nil, err
 	}
-	return err
+	return h, nil
 }
 
 // copyAll copies size bytes, or what there are. A file that has grown since it

@@ -1,8 +1,10 @@
 package review
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -218,6 +220,38 @@ func (u *Undo) read(id string) (*history, error) {
 	return j, err
 }
 
+// glance tells how the journal of a set begins, and whether it ends: its first
+// line and its last, without what may be a million between them. A journal that
+// cannot be read, or was cut off, does not end.
+func (u *Undo) glance(id string) (b begin, ended bool) {
+	f, err := u.folder(id)
+	if err != nil {
+		return b, false
+	}
+	defer f.Close()
+	h, info, err := f.Open(journalName)
+	if err != nil {
+		return b, false
+	}
+	defer h.Close()
+	head, tail := make([]byte, min(maxRecord, info.Size)), make([]byte, min(maxRecord, info.Size))
+	if n, _ := h.ReadAt(head, 0); n < len(head) {
+		return b, false
+	}
+	if n, _ := h.ReadAt(tail, info.Size-int64(len(tail))); n < len(tail) {
+		return b, false
+	}
+	var first, last record
+	if line, _, whole := bytes.Cut(head, []byte{'\n'}); whole && json.Unmarshal(line, &first) == nil && first.Begin != nil {
+		b = *first.Begin
+	}
+	if line, whole := bytes.CutSuffix(tail, []byte{'\n'}); whole {
+		line = line[bytes.LastIndexByte(line, '\n')+1:]
+		ended = json.Unmarshal(line, &last) == nil && last.End != nil
+	}
+	return b, ended
+}
+
 // trimLocked removes the oldest ended sets while more than half of the room is
 // used. A set of which the end is not known stays until it was looked after.
 func (u *Undo) trimLocked() error {
@@ -225,9 +259,12 @@ func (u *Undo) trimLocked() error {
 	if err != nil {
 		return err
 	}
+	if u.used <= u.max()/2 && len(ids) <= maxSets {
+		return nil
+	}
 	live := ""
 	for _, id := range ids {
-		if h, err := u.read(id); err == nil && h.begin.Kind == setTask && h.ended.IsZero() {
+		if b, ended := u.glance(id); !ended && b.Kind == setTask {
 			live = id // the newest one: a share process may be writing it
 		}
 	}
@@ -235,8 +272,7 @@ func (u *Undo) trimLocked() error {
 		if ids[0] == live || u.cur != nil && ids[0] == u.cur.id {
 			continue
 		}
-		h, err := u.read(ids[0])
-		if err != nil || h.ended.IsZero() && h.begin.Kind != setTask {
+		if b, ended := u.glance(ids[0]); !ended && b.Kind != setTask {
 			continue
 		}
 		size := u.size(ids[0])
@@ -347,7 +383,13 @@ func (u *Undo) keepTask(path string, is *share.Info, open func() (share.Reader, 
 	s.n++
 	u.mu.Unlock()
 
-	p, size, err := u.image(s, i, path, is, open)
+	p, kept, size, err := u.image(s, i, path, is, open)
+	if kept != nil {
+		if err = errors.Join(kept.Sync(), kept.Close()); err != nil {
+			s.folder.Unlink(blobName(i))
+			u.refund(size)
+		}
+	}
 	if err != nil {
 		return err
 	}

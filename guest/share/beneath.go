@@ -338,6 +338,10 @@ func (h *Handle) SetModified(at time.Time) error { return h.f.change(change{mtim
 // Sync makes the content last.
 func (h *Handle) Sync() error { return h.f.sync(false) }
 
+// StartSync begins what Sync waits for, where the host has a call for that: of
+// several files that are to last, the disk then takes all in one go.
+func (h *Handle) StartSync() { startSync(h.f) }
+
 // Close closes the file.
 func (h *Handle) Close() error { return h.f.close() }
 

@@ -22,14 +22,19 @@ import (
 //
 // own are folders of the share's own, beside the one that is served, which stay writable: what is kept of changes.
 func Confine(root *Root, readOnly bool, own ...string) error {
-	if err := ConfineAll([]*Root{root}, readOnly, own...); err != nil {
+	if err := confine([]*Root{root}, readOnly, false, own...); err != nil {
 		return fmt.Errorf("confine the share %q: %w", root.path, err)
 	}
 	return nil
 }
 
-// ConfineAll is Confine for a process that has several folders, or none.
+// ConfineAll is Confine for a process that has several folders, or none, and works on them itself: if it may change them, it
+// may also give a file what another has beside its content (CopyAttributes).
 func ConfineAll(roots []*Root, readOnly bool, own ...string) error {
+	return confine(roots, readOnly, !readOnly, own...)
+}
+
+func confine(roots []*Root, readOnly, attributes bool, own ...string) error {
 	var fds []int
 	for _, r := range roots {
 		b, is := r.back.(*linuxBackend)
@@ -47,7 +52,7 @@ func ConfineAll(roots []*Root, readOnly bool, own ...string) error {
 	}{
 		{"set limits", limitProcess},
 		{"restrict files (Landlock)", func() error { return restrictFiles(fds, readOnly, own) }},
-		{"restrict system calls (seccomp)", func() error { return restrictCalls(readOnly, len(own) > 0) }},
+		{"restrict system calls (seccomp)", func() error { return restrictCalls(readOnly, attributes, len(own) > 0) }},
 		{"verify the confinement", func() error { return probeConfined(fds, own) }},
 	} {
 		if err := step.do(); err != nil {
@@ -122,12 +127,15 @@ var allowedCalls = []string{
 // (O_PATH), is refused (change_linux.go). Who serves for reading does not need them.
 var changingCalls = []string{"fchmod", "utimensat"}
 
+// attributeCalls read and set extended attributes, of what is open to this process, too.
+var attributeCalls = []string{"flistxattr", "fgetxattr", "fsetxattr"}
+
 // ownCalls is what keeping files in a folder of its own takes beside that.
-var ownCalls = []string{"copy_file_range"}
+var ownCalls = []string{"copy_file_range", "sync_file_range"}
 
 // restrictCalls installs one filter for the list and one for each condition on an argument. They are apart because the library's
 // program goes on comparing the argument, not the call's number, after a condition that does not hold.
-func restrictCalls(readOnly, own bool) error {
+func restrictCalls(readOnly, attributes, own bool) error {
 	info, err := arch.GetInfo("")
 	if err != nil {
 		return err
@@ -139,6 +147,9 @@ func restrictCalls(readOnly, own bool) error {
 	}
 	if !readOnly {
 		list = slices.Concat(list, changingCalls)
+	}
+	if attributes {
+		list = slices.Concat(list, attributeCalls)
 	}
 	for _, n := range list {
 		if _, exists := info.SyscallNames[n]; exists { // epoll_wait and poll, for two, are not everywhere

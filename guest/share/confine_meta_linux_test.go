@@ -92,7 +92,7 @@ func TestConfineMetadata(t *testing.T) {
 	if mode := os.Getenv("CARREL_CONFINED_META"); mode != "" {
 		metadataChild(mode)
 	}
-	for _, mode := range []string{"rw", "ro"} {
+	for _, mode := range []string{"rw", "ro", "review"} {
 		t.Run(mode, func(t *testing.T) {
 			root, outside := newFolder(t), filepath.Join(t.TempDir(), "victim")
 			want(t, "write", os.WriteFile(filepath.Join(root, "f"), []byte("contents"), 0o644), nil)
@@ -132,7 +132,11 @@ func metadataChild(mode string) {
 		say("%v", err)
 	}
 	before := metaOf(outside)
-	if err := Confine(root, mode == "ro"); err != nil {
+	confine := func() error { return Confine(root, mode == "ro") }
+	if mode == "review" { // a review process that applies
+		confine = func() error { return ConfineAll([]*Root{root}, false) }
+	}
+	if err := confine(); err != nil {
 		say("%v", err)
 		os.Exit(1)
 	}
@@ -157,6 +161,9 @@ func metadataChild(mode string) {
 	if err := changeTimes(fd, change{mtime: &timespec{sec: 1}}); err == nil {
 		say("futimens of what is only named works")
 	}
+	if err := unix.Fsetxattr(fd, "user.carrel", []byte("x"), 0); err == nil {
+		say("fsetxattr of what is only named works")
+	}
 	if after := metaOf(outside); after != before {
 		say("the file outside was %v and is %v", before, after)
 	}
@@ -165,7 +172,7 @@ func metadataChild(mode string) {
 	switch st, _ := root.back.lstat("f"); {
 	case mode == "ro" && inside == nil:
 		say("a read-only share changes modes")
-	case mode == "rw" && (inside != nil || st.mode&modePerm != 0o640 || st.mtime.sec != 7):
+	case mode != "ro" && (inside != nil || st.mode&modePerm != 0o640 || st.mtime.sec != 7):
 		say("inside the folder: %v, mode %o, time %d", inside, st.mode&modePerm, st.mtime.sec)
 	}
 	if bad == 0 {

@@ -69,7 +69,7 @@ func (t *tree) apply(h *tar.Header, content io.Reader) error {
 			return fmt.Errorf("%w: a file of %d bytes", ErrTooBig, h.Size)
 		}
 		// Written before the name is given, so that a limit leaves no half file in the tree.
-		if k, err := io.Copy(t.spool, content); err != nil {
+		if k, err := io.CopyBuffer(t.spool, content, t.buf); err != nil {
 			return err
 		} else if k != h.Size {
 			return fmt.Errorf("%w: %d bytes of contents, its header says %d", ErrMalformed, k, h.Size)

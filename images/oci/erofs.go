@@ -46,6 +46,9 @@ type erofs struct {
 	inodes uint32
 	stats  *Stats
 
+	tail []byte // the last part of the file at hand
+	head []byte // its inode
+
 	out    []byte // data not written yet
 	outOff int64  // where it goes
 }
@@ -101,6 +104,7 @@ func (w *erofs) plan(ino uint32) error {
 	for _, c := range names {
 		d := w.t.dirents.at(c)
 		w.stats.Entries++
+		w.t.breathe()
 		m := w.t.inodes.at(d.ino)
 		switch {
 		case m.isDir():
@@ -212,6 +216,7 @@ func (w *erofs) write(ctx context.Context, ino uint32, report func()) error {
 		return err
 	}
 	for _, c := range names {
+		w.t.breathe()
 		d := w.t.dirents.at(c)
 		m := w.t.inodes.at(d.ino)
 		var err error
@@ -249,11 +254,11 @@ func (w *erofs) file(ctx context.Context, n *inode) error {
 		}
 		off += k
 	}
-	rest, err := w.t.spool.read(n.off+n.size-tail, int(tail))
-	if err != nil {
+	w.tail = slices.Grow(w.tail[:0], blockSize)[:tail]
+	if err := w.t.spool.readAt(w.tail, n.off+n.size-tail); err != nil {
 		return err
 	}
-	return w.inode(n, rest)
+	return w.inode(n, w.tail)
 }
 
 // data adds one block, padded.
@@ -278,7 +283,9 @@ func (w *erofs) flush() error {
 // inode writes struct erofs_inode_extended, the xattrs, and tail where it is inline; a tail that is
 // not becomes the last block of the file's data.
 func (w *erofs) inode(n *inode, tail []byte) error {
-	b := make([]byte, inodeSize, inodeSize+int(n.xlen)+len(tail))
+	b := slices.Grow(w.head[:0], inodeSize+int(n.xlen)+len(tail))[:inodeSize]
+	w.head = b
+	clear(b)
 	le := binary.LittleEndian
 	layout := uint16(layoutPlain)
 	if w.inline(n) {

@@ -19,6 +19,11 @@ func (b *Blobs) WriteRoot(ctx context.Context, img *Image, dst *os.File, lim Lim
 		return Stats{}, err
 	}
 	defer release()
+	if fi, err := dst.Stat(); err != nil {
+		return Stats{}, err
+	} else if fi.Size() != 0 {
+		return Stats{}, fmt.Errorf("image %s: its root's file %s is not empty", img.name(), dst.Name())
+	}
 	var total int64
 	for _, l := range img.Layers {
 		total += l.Size

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io/fs"
+	"runtime"
 	"slices"
 )
 
@@ -13,6 +14,7 @@ import (
 // next to no garbage: indexes for pointers, tables that grow by pieces, names in one arena.
 type tree struct {
 	spool   *spool
+	buf     []byte // for contents on their way
 	inodes  table[inode]
 	dirents table[dirent]
 	names   [][]byte // arena; a name never spans two pieces
@@ -20,6 +22,7 @@ type tree struct {
 	index   []uint32 // open addressing by (directory, name); 1 + index of a dirent
 	seed    maphash.Seed
 	room    int // entries that may still be added
+	work    int // entries that were touched; see breathe
 	layer   uint16
 	most    int64 // where the spool may end with this layer, by its Ratio
 }
@@ -64,7 +67,7 @@ const (
 )
 
 func newTree(sp *spool, entries int) *tree {
-	t := &tree{spool: sp, seed: maphash.MakeSeed(), index: make([]uint32, 1024), room: entries}
+	t := &tree{spool: sp, buf: make([]byte, 64<<10), seed: maphash.MakeSeed(), index: make([]uint32, 1024), room: entries}
 	t.inodes.add(inode{mode: sDIR | 0o755, nlink: 1})
 	return t
 }
@@ -155,8 +158,19 @@ func (t *tree) enter(dir uint32, name string, ino uint32) error {
 	return nil
 }
 
+// breathe is called for every entry that is touched, and now and then collects garbage. A tree has no pointers, so that costs
+// next to nothing; without it, the heap of a large image would grow to twice what lives before the
+// collector looks.
+func (t *tree) breathe() {
+	const every, small = 1 << 14, 1 << 17
+	if t.work++; t.work%every == 0 && t.dirents.n > small {
+		runtime.GC()
+	}
+}
+
 // count takes one entry from what the limits allow.
 func (t *tree) count() error {
+	t.breathe()
 	if t.room--; t.room < 0 {
 		return fmt.Errorf("%w: too many entries", ErrTooBig)
 	}

@@ -136,10 +136,10 @@ func root(wantScratch bool) (disk string, err error) {
 	if err := mountAll(mnt{"root", "/root", "overlay", unix.MS_NODEV, "lowerdir=/image,upperdir=/changes/upper,workdir=/changes/work," + plain}); err != nil {
 		return "", err
 	}
+	if err := ownFolders("/root"); err != nil {
+		return "", err
+	}
 	for _, d := range []string{"/dev", "/proc", "/sys"} {
-		if err := os.MkdirAll("/root"+d, 0o755); err != nil {
-			return "", err
-		}
 		if err := unix.Mount(d, "/root"+d, "", unix.MS_MOVE, ""); err != nil {
 			return "", fmt.Errorf("move %s: %w", d, err)
 		}
@@ -175,6 +175,28 @@ func root(wantScratch bool) (disk string, err error) {
 	return disk, os.Chdir("/")
 }
 
+// ownFolders makes the folders of a root on which the agent mounts, while that
+// root is not this process's own: an image may lack them, and where it has a link
+// or a file instead, a mount would go where that says.
+func ownFolders(root string) error {
+	for _, d := range []string{"/dev", "/proc", "/sys", "/run"} {
+		st, err := os.Lstat(root + d)
+		if err == nil && st.IsDir() {
+			continue
+		}
+		if err == nil {
+			err = os.Remove(root + d)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("make room for the guest's %s: %w", d, err)
+		}
+		if err := os.Mkdir(root+d, 0o755); err != nil {
+			return fmt.Errorf("make the guest's %s: %w", d, err)
+		}
+	}
+	return nil
+}
+
 // settle mounts and writes what programs expect beside their files.
 func settle(disk string) error {
 	tmp := mnt{"tmp", "/tmp", "tmpfs", fromHost, "mode=1777,size=50%"}
@@ -206,7 +228,16 @@ func settle(disk string) error {
 			return err
 		}
 	}
-	if err := replace("/etc/resolv.conf", "nameserver 127.0.0.1\n"); err != nil {
+	return askAgent("nameserver 127.0.0.1\n")
+}
+
+// askAgent makes the folder that an image may lack, and has names asked of the
+// agent.
+func askAgent(resolver string) error {
+	if err := os.MkdirAll("/etc", 0o755); err != nil {
+		return err
+	}
+	if err := replace("/etc/resolv.conf", resolver); err != nil {
 		complain(err)
 	}
 	return nil

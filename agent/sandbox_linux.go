@@ -112,10 +112,7 @@ func settleSandbox() error {
 			return err
 		}
 	}
-	if err := replace("/etc/resolv.conf", resolver); err != nil {
-		complain(err)
-	}
-	return nil
+	return askAgent(resolver)
 }
 
 // boundOnce is bound for gVisor, which knows no recursive bind: a share is one

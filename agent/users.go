@@ -25,12 +25,46 @@ type account struct {
 	name, home, shell string
 }
 
-// lookUp finds a user by name or number in the guest's own files. A number
-// that no line has is a user without a name, as chown(1) takes it.
+// lookUp finds a user by name or number in the guest's own files, or USER:GROUP. A
+// number that no line has is a user without a name, as chown(1) takes it.
 func lookUp(etc fs.FS, who string) (*account, error) {
 	if who == "" {
 		who = defaultUser
 	}
+	who, group, hasGroup := strings.Cut(who, ":")
+	a, err := lookUpUser(etc, who)
+	if err != nil || !hasGroup {
+		return a, err
+	}
+	// A group that is named is the only one, as with docker's --user.
+	if a.gid, err = lookUpGroup(etc, group); err != nil {
+		return nil, err
+	}
+	a.groups = []uint32{a.gid}
+	return a, nil
+}
+
+func lookUpGroup(etc fs.FS, which string) (uint32, error) {
+	number, err := strconv.ParseUint(which, 10, 32)
+	if err == nil && number != 1<<32-1 {
+		return uint32(number), nil
+	}
+	gid, found := uint32(0), false
+	err = eachLine(etc, "group", 4, func(f []string) bool {
+		n, e := strconv.ParseUint(f[2], 10, 32)
+		if e != nil || f[0] != which {
+			return true
+		}
+		gid, found = uint32(n), true
+		return false
+	})
+	if err == nil && !found {
+		err = fmt.Errorf("the guest has no group %.64q (its /etc/group names them)", which)
+	}
+	return gid, err
+}
+
+func lookUpUser(etc fs.FS, who string) (*account, error) {
 	a := &account{home: "/", shell: "/bin/sh"}
 	found := false
 	number, err := strconv.ParseUint(who, 10, 32)

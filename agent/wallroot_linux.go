@@ -37,10 +37,10 @@ func wallRoot(o WallOptions) (disk string, err error) {
 			return "", err
 		}
 	}
+	if err := ownFolders(newRoot); err != nil {
+		return "", err
+	}
 	for _, d := range []string{"/proc", "/dev"} {
-		if err := os.MkdirAll(newRoot+d, 0o755); err != nil {
-			return "", err
-		}
 		if err := unix.Mount(d, newRoot+d, "", unix.MS_MOVE, ""); err != nil {
 			return "", fmt.Errorf("move %s: %w", d, err)
 		}
@@ -144,10 +144,7 @@ func settleWall(o WallOptions, disk string) error {
 			return err
 		}
 	}
-	if err := replace("/etc/resolv.conf", resolver); err != nil {
-		complain(err)
-	}
-	return nil
+	return askAgent(resolver)
 }
 
 // furnish makes what the host's system lacks to be a guest's: folders to write

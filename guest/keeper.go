@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/gofrs/flock"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -48,7 +49,9 @@ type KeepOptions struct {
 	// ShareOwner is the user who owns every entry of a share, as the guest's
 	// kernel sees it.
 	ShareOwner uint32
-	Log        *slog.Logger
+	// OneUser says that tasks of this boundary can be one user only.
+	OneUser bool
+	Log     *slog.Logger
 	// Link leads to the guest's egress process; nil: the guest reaches nothing.
 	Link *link.Conn
 	// Confine gives up what a keeper with a running guest does not need. A
@@ -110,6 +113,13 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	}
 	defer unlock()
 	Crash("keeper: locked")
+	if hold := req.Parts.Hold; hold != "" {
+		l := flock.New(hold)
+		if ok, err := l.TryRLock(); err != nil || !ok {
+			return fmt.Errorf("the image of guest %s is being removed, or its lock %s cannot be had: %v", req.Spec.GetName(), hold, err)
+		}
+		defer l.Close()
+	}
 	if err := writeIdentity(dir); err != nil {
 		return err
 	}
@@ -230,9 +240,13 @@ func (k *Keeper) keep(ctx context.Context) string {
 	k.mu.Lock()
 	k.shares = shared
 	k.mu.Unlock()
+	env, err := k.guestEnv()
+	if err != nil {
+		return err.Error()
+	}
 	g, err := Start(ctx, Options{
 		Grant: grant, Parts: k.req.Parts, Driver: k.opts.Driver, Shares: shared, Console: con, Log: k.log,
-		Outside: out, Env: k.req.Env, GitHosts: gitHosts(grant.EgressRules()), Trace: k.trace,
+		Outside: out, Env: env, GitHosts: gitHosts(grant.EgressRules()), Trace: k.trace,
 	})
 	if err != nil {
 		k.log.Error("start", "error", err)

@@ -70,7 +70,11 @@ func (t *task) set(f func(*api.Task)) *api.Task {
 
 // Start implements TaskService: the task is on disk before this answers.
 func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskRequest]) (*connect.Response[api.StartTaskResponse], error) {
-	if err := checkTask(r.Msg.Spec); err != nil {
+	spec, err := k.complete(r.Msg.Spec)
+	if err == nil {
+		err = checkTask(spec)
+	}
+	if err != nil {
 		return nil, api.NewError(connect.CodeInvalidArgument, "bad_task", err.Error(), "")
 	}
 	if len(r.Msg.IdempotencyKey) > 128 {
@@ -90,11 +94,10 @@ func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskReques
 		return nil, api.NewError(connect.CodeResourceExhausted, "too_many_tasks", fmt.Sprintf("%d tasks run in guest %s, which is the limit", n, k.info.Name), "wait for one to end")
 	}
 	t := &task{done: make(chan struct{}), ended: make(chan struct{}), in: newInput(), now: &api.Task{
-		Id: ulid.Make().String(), Guest: k.info.Name, Spec: r.Msg.Spec,
+		Id: ulid.Make().String(), Guest: k.info.Name, Spec: spec,
 		State: api.TaskState_TASK_STATE_QUEUED, Created: timestamppb.Now(),
 	}}
 	t.dir = k.spoolDir(t.now.Id)
-	var err error
 	if t.spool, err = newSpool(t.dir, SpoolMax); err != nil {
 		return nil, api.NewError(connect.CodeInternal, "disk", "the task's output cannot be kept: "+err.Error(), "make room on the disk that holds "+k.dir)
 	}
@@ -293,7 +296,7 @@ func checkTask(s *api.TaskSpec) error {
 		return fmt.Errorf("the working directory %q is not an absolute path", clip(s.Workdir))
 	case s.TimeoutNanos < 0:
 		return errors.New("the time limit is negative")
-	case len(s.User) > 32 || !userName(s.User):
+	case !userName(s.User):
 		return fmt.Errorf("the user %q is neither a name nor a number", clip(s.User))
 	}
 	total := len(s.Workdir)
@@ -316,12 +319,21 @@ func checkTask(s *api.TaskSpec) error {
 }
 
 func userName(s string) bool {
+	user, group, both := strings.Cut(s, ":")
+	return s == "" || oneName(user) && (!both || oneName(group))
+}
+
+// oneName says whether s can be a user's or a group's name, or a number. Images have
+// names that useradd(8) would not make.
+func oneName(s string) bool {
 	for i := range len(s) {
-		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' && (c != '-' || i == 0) {
+		c := s[i]
+		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_'
+		if !alnum && (c != '-' && c != '.' || i == 0) {
 			return false
 		}
 	}
-	return true
+	return len(s) >= 1 && len(s) <= 32
 }
 
 func clip(s string) string {

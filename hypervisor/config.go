@@ -16,6 +16,10 @@ type Config struct {
 	// Kernel, Initrd and Root are absolute paths of verified image parts.
 	// Root is a read-only EROFS image that many guests share.
 	Kernel, Initrd, Root string
+	// Foreign says that the files in Root come from a registry or an archive. The
+	// host's kernel does not mount such a root: a driver that has no machine
+	// reads it itself.
+	Foreign bool
 	// Scratch is the absolute path of a raw ext4 disk image that only this
 	// guest writes, or empty: then the guest's changes live in its memory.
 	Scratch string

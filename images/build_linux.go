@@ -172,6 +172,11 @@ func (s *Store) assemble(ctx context.Context, o BuildOptions, m *Manifest, kerne
 	if err := os.MkdirAll(filepath.Join(s.cache, "images"), 0o700); err != nil {
 		return err
 	}
+	free, err := s.alone(ctx, m.Name, startPatience) // a guest starts from the old image, or the new one
+	if err != nil {
+		return err
+	}
+	defer free()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -180,7 +185,7 @@ func (s *Store) assemble(ctx context.Context, o BuildOptions, m *Manifest, kerne
 
 // replace puts the folder from at the place to in one step, and what was there at from.
 func replace(from, to string) error {
-	if err := syncDir(from); err != nil {
+	if err := syncFolder(from); err != nil {
 		return err
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_EXCHANGE)
@@ -190,7 +195,7 @@ func replace(from, to string) error {
 	if err != nil {
 		return fmt.Errorf("put %s in its place: %w", to, err)
 	}
-	return syncDir(filepath.Dir(to))
+	return syncFolder(filepath.Dir(to))
 }
 
 // linkOrCopy shares the bytes with the cache where the file system can.
@@ -204,24 +209,4 @@ func linkOrCopy(from, to string) error {
 	}
 	defer in.Close()
 	return writeFile(to, func(f *os.File) error { _, err := io.Copy(f, in); return err })
-}
-
-func writeFile(path string, write func(*os.File) error) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := write(f); err != nil {
-		f.Close()
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -209,12 +209,3 @@ func syncPath(path string) error {
 	}
 	return errors.Join(f.Sync(), f.Close())
 }
-
-func hashFile(ctx context.Context, path string) (string, int64, error) {
-	f, err := openPart(path)
-	if err != nil {
-		return "", 0, err
-	}
-	defer f.Close()
-	return hashReader(ctx, f)
-}

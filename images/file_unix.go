@@ -3,6 +3,7 @@
 package images
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -33,4 +34,13 @@ func identify(f *os.File) (identity, error) {
 		Dev: uint64(st.Dev), Ino: st.Ino, Size: st.Size, //nolint:unconvert // Dev is 32 bits wide on darwin
 		Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano(), known: true,
 	}, nil
+}
+
+// syncFolder makes the names in a folder durable.
+func syncFolder(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }

@@ -2,10 +2,14 @@
 //
 // A store is one folder that the user owns:
 //
-//	images/<name>/   vmlinuz, initrd, root.erofs, manifest.json: one image, complete or absent
-//	kernel/<key>/    a built kernel, root/<key>/ a built root: kept by the hash of all that went into them;
-//	                 kernel-arm64/<key>/ is a kernel for that architecture
-//	tmp/             builds under way; what is found there without a living build is rubbish
+//	images/<name>/         vmlinuz, initrd, root.erofs, manifest.json: a built image, complete or absent
+//	images/sha256-<hex>/   root.erofs, manifest.json: one that was pulled or imported, by its digest
+//	refs/                  which digest a reference such as python:3.13 leads to
+//	oci/                   manifests, configs and layers; see package oci
+//	kernel/<key>/          a built kernel, root/<key>/ a built root: kept by the hash of all that went into them;
+//	                       kernel-arm64/<key>/ is a kernel for that architecture
+//	tmp/, half/            builds and pulls under way; what is found there without a living one is rubbish
+//	locks/                 see hold
 //
 // The manifest guards against damage and mix-ups, not against the user: whoever may write here
 // may start guests anyway.
@@ -53,6 +57,7 @@ func CheckName(name string) error {
 // Store keeps images, one folder each. Its methods may be called from many goroutines and processes at once.
 type Store struct {
 	cache string
+	step  func(string) error // see at
 }
 
 // Open returns the store in cacheDir, which is made at the first build.
@@ -63,10 +68,13 @@ func Open(cacheDir string) *Store {
 	return &Store{cache: cacheDir}
 }
 
-// Image is one complete image. The paths are absolute.
+// Image is one complete image. The paths are absolute. One that was pulled has no Kernel and no Initrd:
+// it starts with a built one's, see UseKernel.
 type Image struct {
 	Name, Kernel, Initrd, Root string
 	Manifest                   Manifest
+	// Refs are the references that lead to a pulled image, sorted; List fills them in.
+	Refs []string
 }
 
 func (s *Store) dir(name string) string { return filepath.Join(s.cache, "images", name) }
@@ -80,13 +88,17 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
+	refs, err := s.refs()
+	if err != nil {
+		return nil, err
+	}
 	var all []Image
 	var bad []error
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if CheckName(e.Name()) != nil {
+		if checkID(e.Name()) != nil {
 			continue // not ours
 		}
 		img, err := s.load(e.Name())
@@ -94,37 +106,63 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 			bad = append(bad, err)
 			continue
 		}
+		if o := img.Manifest.Origin; o != nil {
+			img.Refs = refs[o.Digest]
+		}
 		all = append(all, *img)
 	}
 	sort.Slice(all, func(i, j int) bool { return all[i].Name < all[j].Name })
 	return all, errors.Join(bad...)
 }
 
-// Remove deletes an image. What it was built from stays cached until it has not been used for a while.
-func (s *Store) Remove(ctx context.Context, name string) error {
-	if err := CheckName(name); err != nil {
-		return err
-	}
+// Remove deletes an image by its name, or takes a reference away: the image that it led to goes with
+// the last one, and so does what is called by its digest. What it was made from stays: a build's parts until
+// they have not been used for a while, layers until Prune. Errors wrap ErrNotFound or ErrInUse.
+func (s *Store) Remove(ctx context.Context, image string) error {
 	unlock, err := s.lock(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if _, err := os.Lstat(s.dir(name)); errors.Is(err, os.ErrNotExist) {
-		return notFound(name)
-	} else if err != nil {
-		return fmt.Errorf("remove image %s: %w", name, err)
+	if CheckName(image) == nil {
+		if _, err := os.Lstat(s.dir(image)); err == nil {
+			return s.removeAlone(ctx, image)
+		}
 	}
-	// Out of sight in one step, then deleted: nobody sees half of an image.
-	tmp, err := s.temp("removed-")
+	id, r, err := s.Find(image)
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(s.dir(name), filepath.Join(tmp, name)); err != nil {
-		return fmt.Errorf("remove image %s: %w", name, err)
+	refs, err := s.refs()
+	if err != nil {
+		return err
 	}
-	if err := os.RemoveAll(tmp); err != nil {
-		return fmt.Errorf("remove image %s: %w", name, err)
+	all := refs[r.Digest]
+	if r.Name != "" && !s.Last(r) {
+		return errors.Join(s.dropRef(r.Name, r.Digest), s.dropRef(r.key(), r.Digest))
+	}
+	if err := s.removeAlone(ctx, id); err != nil {
+		return err
+	}
+	for _, n := range all {
+		if err := s.dropRef(n, r.Digest); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeAlone removes an image that nobody holds.
+func (s *Store) removeAlone(ctx context.Context, id string) error {
+	free, err := s.alone(ctx, id, endPatience)
+	if err != nil {
+		return err
+	}
+	defer free()
+	if err := s.takeAway(id); errors.Is(err, os.ErrNotExist) {
+		return notFound(id) // somebody else has removed it meanwhile
+	} else if err != nil {
+		return fmt.Errorf("remove image %s: %w", id, err)
 	}
 	return nil
 }
@@ -141,6 +179,9 @@ func (s *Store) temp(prefix string) (string, error) {
 	return d, nil
 }
 
-func notFound(name string) error {
-	return fmt.Errorf("image %s: %w (carrel image build %s)", name, ErrNotFound, name)
+func notFound(id string) error {
+	if CheckName(id) != nil {
+		return fmt.Errorf("image %s: %w (carrel image ls shows those that there are)", id, ErrNotFound)
+	}
+	return fmt.Errorf("image %s: %w (carrel image build %s)", id, ErrNotFound, id)
 }

@@ -8,15 +8,23 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"strings"
 	"time"
+
+	"github.com/carrel-vm/carrel/images/oci"
 )
 
-// manifestVersion is the only version that this program reads and writes.
-const manifestVersion = 1
-
-// Bounds of a manifest. The default image's is about 20 KiB and names some 230 packages.
+// Versions of a manifest that this program reads and writes: of an image that was built here, and of
+// one that was pulled or imported.
 const (
-	maxManifest = 1 << 20
+	manifestVersion = 1
+	pulledVersion   = 2
+)
+
+// Bounds of a manifest. The default image's is about 20 KiB and names some 230 packages; a pulled
+// one's is mostly its variables, of which package oci takes 1 MiB.
+const (
+	maxManifest = 4 << 20
 	maxPackages = 10000
 	maxTools    = 100
 	maxPart     = int64(64) << 30 // bytes
@@ -36,6 +44,23 @@ type Manifest struct {
 	Tools            []Item `json:"tools"`    // what people ask for first: git, python3, node, go …
 	Packages         []Item `json:"packages"` // every Debian package, by name
 	Inputs           Inputs `json:"inputs"`
+	// Origin is where a pulled image comes from, nil in a built one. A pulled image has a root and no
+	// other part, is named by idOf, and leaves the fields that only a built one has empty.
+	Origin *Origin `json:"origin,omitempty"`
+}
+
+// Origin says what a pulled or imported image is.
+type Origin struct {
+	Digest   string     `json:"digest"`   // sha256:... of the image's manifest
+	Platform string     `json:"platform"` // linux/amd64
+	Config   oci.Config `json:"config"`   // what it says of its tasks
+	Layers   []Layer    `json:"layers"`
+}
+
+// Layer is one blob that the root was made of.
+type Layer struct {
+	Digest string `json:"digest"`
+	Size   int64  `json:"size"` // bytes, as downloaded
 }
 
 // Part is one file of an image.
@@ -96,11 +121,24 @@ func parseManifest(b []byte) (*Manifest, error) {
 }
 
 func (m *Manifest) check() error {
-	if m.Version != manifestVersion {
-		return fmt.Errorf("version %d, this program reads %d", m.Version, manifestVersion)
-	}
-	if err := CheckName(m.Name); err != nil {
-		return err
+	want := []string{Kernel, Initrd, Root}
+	switch {
+	case m.Version == manifestVersion && m.Origin == nil:
+		if err := errors.Join(CheckName(m.Name), checkText("kernelVersion", m.KernelVersion)); err != nil {
+			return err
+		}
+		for _, h := range []string{m.Inputs.Kernel, m.Inputs.Root, m.Inputs.Agent} {
+			if !isHash(h) {
+				return fmt.Errorf("inputs: %.80q is not a hash", h)
+			}
+		}
+	case m.Version == pulledVersion && m.Origin != nil:
+		want = []string{Root}
+		if err := m.Origin.check(m.Name, m.Arch); err != nil {
+			return fmt.Errorf("origin: %w", err)
+		}
+	default:
+		return fmt.Errorf("version %d, this program reads %d, and %d with an origin", m.Version, manifestVersion, pulledVersion)
 	}
 	if t, err := time.Parse(time.RFC3339, m.Created); err != nil || t.Year() < 1970 || t.Year() > 9999 {
 		return fmt.Errorf("created: not a time: %.40q", m.Created)
@@ -108,16 +146,13 @@ func (m *Manifest) check() error {
 	if m.Arch != "amd64" && m.Arch != "arm64" {
 		return fmt.Errorf("arch: %.40q", m.Arch)
 	}
-	if err := checkText("kernelVersion", m.KernelVersion); err != nil {
-		return err
-	}
 	if m.RootUncompressed < 0 || m.RootUncompressed > maxPart {
 		return fmt.Errorf("rootUncompressed: %d", m.RootUncompressed)
 	}
-	if len(m.Parts) != 3 {
-		return fmt.Errorf("%d parts, expected 3", len(m.Parts))
+	if len(m.Parts) != len(want) {
+		return fmt.Errorf("%d parts, expected %d", len(m.Parts), len(want))
 	}
-	for i, name := range []string{Kernel, Initrd, Root} {
+	for i, name := range want {
 		p := m.Parts[i]
 		if p.Name != name {
 			return fmt.Errorf("part %d: %.40q, expected %s", i, p.Name, name)
@@ -129,16 +164,52 @@ func (m *Manifest) check() error {
 			return fmt.Errorf("part %s: size %d", name, p.Size)
 		}
 	}
-	for _, h := range []string{m.Inputs.Kernel, m.Inputs.Root, m.Inputs.Agent} {
-		if !isHash(h) {
-			return fmt.Errorf("inputs: %.80q is not a hash", h)
-		}
-	}
 	if err := checkItems("tools", m.Tools, maxTools); err != nil {
 		return err
 	}
 	return checkItems("packages", m.Packages, maxPackages)
 }
+
+// maxLayers is what package oci takes, too.
+const maxLayers = 512
+
+func (o *Origin) check(name, arch string) error {
+	if id, err := idOf(o.Digest); err != nil || id != name {
+		return fmt.Errorf("digest %.80q of an image that is named %.80q", o.Digest, name)
+	}
+	if o.Platform != "linux/"+arch && !strings.HasPrefix(o.Platform, "linux/"+arch+"/") {
+		return fmt.Errorf("platform %.40q for %s", o.Platform, arch)
+	}
+	if err := checkText("platform", o.Platform); err != nil {
+		return err
+	}
+	if len(o.Layers) > maxLayers {
+		return fmt.Errorf("%d layers, more than %d", len(o.Layers), maxLayers)
+	}
+	for _, l := range o.Layers {
+		if _, err := idOf(l.Digest); err != nil || l.Size < 0 || l.Size > maxPart {
+			return fmt.Errorf("layer %.80q of %d bytes", l.Digest, l.Size)
+		}
+	}
+	c := o.Config
+	for _, list := range [][]string{c.Entrypoint, c.Cmd, c.Env, {c.User, c.WorkingDir}} {
+		if len(list) > maxStrings {
+			return fmt.Errorf("config: %d strings, more than %d", len(list), maxStrings)
+		}
+		for _, v := range list {
+			if len(v) > maxString || strings.ContainsRune(v, 0) {
+				return fmt.Errorf("config: %.40q", v)
+			}
+		}
+	}
+	return nil
+}
+
+// Bounds of a config, as package oci has them.
+const (
+	maxStrings = 4096
+	maxString  = 128 << 10 // bytes
+)
 
 func checkItems(field string, items []Item, most int) error {
 	if len(items) > most {

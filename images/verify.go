@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Get returns an image whose parts are what its manifest says. A part is hashed unless its file is
@@ -35,7 +36,7 @@ func (s *Store) verify(ctx context.Context, name string, full bool) (*Image, err
 			return nil, ctx.Err()
 		}
 		if err != nil {
-			return nil, damaged(name, err)
+			return nil, s.damaged(name, err)
 		}
 	}
 	return img, nil
@@ -43,7 +44,7 @@ func (s *Store) verify(ctx context.Context, name string, full bool) (*Image, err
 
 // load reads an image's manifest and nothing else.
 func (s *Store) load(name string) (*Image, error) {
-	if err := CheckName(name); err != nil {
+	if err := checkID(name); err != nil {
 		return nil, err
 	}
 	dir := s.dir(name)
@@ -52,23 +53,24 @@ func (s *Store) load(name string) (*Image, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("image %s: %w", name, err)
 	} else if !fi.IsDir() {
-		return nil, damaged(name, fmt.Errorf("%s is not a folder", dir))
+		return nil, s.damaged(name, fmt.Errorf("%s is not a folder", dir))
 	}
 	b, err := readSmall(filepath.Join(dir, manifestName), maxManifest)
 	if err != nil {
-		return nil, damaged(name, err)
+		return nil, s.damaged(name, err)
 	}
 	m, err := parseManifest(b)
 	if err != nil {
-		return nil, damaged(name, err)
+		return nil, s.damaged(name, err)
 	}
 	if m.Name != name {
-		return nil, damaged(name, fmt.Errorf("manifest: made for image %s", m.Name))
+		return nil, s.damaged(name, fmt.Errorf("manifest: made for image %s", m.Name))
 	}
-	return &Image{
-		Name: name, Manifest: *m,
-		Kernel: filepath.Join(dir, Kernel), Initrd: filepath.Join(dir, Initrd), Root: filepath.Join(dir, Root),
-	}, nil
+	img := &Image{Name: name, Manifest: *m, Root: filepath.Join(dir, Root)}
+	if m.Origin == nil {
+		img.Kernel, img.Initrd = filepath.Join(dir, Kernel), filepath.Join(dir, Initrd)
+	}
+	return img, nil
 }
 
 // checkPart hashes one file against the manifest and returns the identity that it had meanwhile.
@@ -233,6 +235,16 @@ func hashReader(ctx context.Context, r io.Reader) (string, int64, error) {
 	}
 }
 
-func damaged(name string, err error) error {
-	return fmt.Errorf("image %s: %w: %w (carrel image build %s makes it anew)", name, ErrDamaged, err, name)
+// damaged says what is wrong with an image, and the command that makes it whole: a build for a built
+// one; for a pulled one a pull, which needs no registry as long as its layers are here and whole.
+func (s *Store) damaged(id string, err error) error {
+	cure := "carrel image build " + id
+	if h, ok := strings.CutPrefix(id, "sha256-"); ok && isHash(h) {
+		repo := "IMAGE"
+		if refs, err := s.refs(); err == nil && len(refs[digestPrefix+h]) > 0 {
+			repo, _, _ = strings.Cut(refs[digestPrefix+h][0], "@")
+		}
+		cure = "carrel image pull " + repo + "@" + digestPrefix + h
+	}
+	return fmt.Errorf("image %s: %w: %w (%s makes it anew)", id, ErrDamaged, err, cure)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"text/tabwriter"
 
 	"github.com/dustin/go-humanize"
@@ -17,10 +18,10 @@ import (
 func (a *app) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Build, list, verify and remove images",
+		Short: "Build, pull, list, verify and remove images",
 		Args:  needs(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
-			return usageError{errors.New("say what to do with images: build, ls, verify or rm")}
+			return usageError{errors.New("say what to do with images: build, pull, import, ls, verify, rm or prune")}
 		},
 	}
 	build := &cobra.Command{
@@ -32,6 +33,40 @@ func (a *app) imageCommand() *cobra.Command {
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.doImageBuild(cmd.Context(), args) },
 	}
 	build.Flags().BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
+	pull := &cobra.Command{
+		Use:   "pull REFERENCE",
+		Short: "Bring an image from a registry",
+		Long: `Bring an image from a registry, or see whether the one that is here is still what
+its name leads to. Credentials are those of docker login. An image that is
+damaged is made again.`,
+		Example: "  carrel image pull python:3.13\n  carrel image pull ghcr.io/owner/name@sha256:...",
+		Args:    needs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.bring(cmd.Context(), func(ctx context.Context, c *client.Client, on func(*api.Progress)) (*api.Image, error) {
+				return c.PullImage(ctx, args[0], on)
+			})
+		},
+	}
+	pull.Flags().BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
+	var name string
+	load := &cobra.Command{
+		Use:     "import PATH",
+		Short:   "Bring an image from a file or folder",
+		Long:    "Bring an image from an OCI layout (a folder), or a tarball that docker save,\npodman save or skopeo wrote.",
+		Example: "  carrel image import ./layout --name tools:1\n  carrel image import app.tar",
+		Args:    needs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path, err := filepath.Abs(args[0])
+			if err != nil {
+				return err
+			}
+			return a.bring(cmd.Context(), func(ctx context.Context, c *client.Client, on func(*api.Progress)) (*api.Image, error) {
+				return c.ImportImage(ctx, path, name, on)
+			})
+		},
+	}
+	load.Flags().StringVar(&name, "name", "", "what it is to be called, a `reference` such as tools:1 (default: localhost/imported/ and the file's name)")
+	load.Flags().BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
 	ls := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List images", Example: "  carrel image ls --json",
 		Args: needs(cobra.NoArgs),
@@ -39,19 +74,77 @@ func (a *app) imageCommand() *cobra.Command {
 	}
 	ls.Flags().Bool("json", false, "print a JSON array")
 	verify := &cobra.Command{
-		Use: "verify NAME", Short: "Compare every part of an image with its digest", Example: "  carrel image verify default",
-		Args: named("image", cobra.ExactArgs(1)),
+		Use: "verify IMAGE", Short: "Compare every part of an image with its digest", Example: "  carrel image verify default\n  carrel image verify python:3.13",
+		Args: needs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.doImageVerify(cmd.Context(), args[0]) },
 	}
 	rm := &cobra.Command{
-		Use: "rm NAME...", Short: "Remove images that no guest uses", Example: "  carrel image rm default",
-		Args: named("image", cobra.MinimumNArgs(1)),
+		Use: "rm IMAGE...", Short: "Remove images that no guest uses", Example: "  carrel image rm default\n  carrel image rm python:3.13",
+		Args: needs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error { return c.RemoveImage(ctx, name) })
 		},
 	}
-	cmd.AddCommand(build, ls, verify, rm)
+	var yes, all bool
+	prune := &cobra.Command{
+		Use:   "prune",
+		Short: "Say what images and layers nothing needs, and remove them",
+		Long: `Say what nothing needs: pulled images to which no name leads any more and that no
+guest is made from, and layers that no image needs. With --yes it is removed.`,
+		Example: "  carrel image prune\n  carrel image prune --all --yes",
+		Args:    needs(cobra.NoArgs),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doImagePrune(cmd.Context(), all, yes) },
+	}
+	prune.Flags().BoolVar(&yes, "yes", false, "remove it")
+	prune.Flags().BoolVar(&all, "all", false, "also pulled images that have a name, unless a guest is made from them")
+	cmd.AddCommand(build, pull, load, ls, verify, rm, prune)
 	return cmd
+}
+
+// bring shows how far an image is on its way, and prints what it can be called for good.
+func (a *app) bring(ctx context.Context, do func(context.Context, *client.Client, func(*api.Progress)) (*api.Image, error)) error {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	p := a.progress()
+	img, err := do(ctx, c, p.update)
+	p.done()
+	if err != nil {
+		return err
+	}
+	a.note(fmt.Sprintf("image %s is here: %s on disk, of %s of layers", img.Name, humanize.IBytes(imageSize(img)), humanize.IBytes(size(img.LayersSize))))
+	_, err = fmt.Fprintln(a.out, safe(img.Name+"@"+img.Digest))
+	return err
+}
+
+func (a *app) doImagePrune(ctx context.Context, all, yes bool) error {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	p, err := c.PruneImages(ctx, all, !yes)
+	if err != nil {
+		return err
+	}
+	word := "would be removed"
+	if yes {
+		word = "removed"
+	}
+	for _, i := range p.Images {
+		fmt.Fprintf(a.out, "%s: %s\n", word, safe(i.Name))
+	}
+	fmt.Fprintf(a.out, "%s: %d images, %d layers and the like, %s\n", word, len(p.Images), p.Blobs, humanize.IBytes(size(p.Freed)))
+	if !yes && p.Freed > 0 {
+		again := "carrel image prune --yes"
+		if all {
+			again = "carrel image prune --all --yes"
+		}
+		a.note("nothing was removed yet: `" + again + "` does it")
+	}
+	return nil
 }
 
 func (a *app) doImageBuild(ctx context.Context, args []string) error {
@@ -95,10 +188,14 @@ func (a *app) doImageLs(ctx context.Context) error {
 
 func imageTable(w io.Writer, is []*api.Image) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tKERNEL\tARCH\tSIZE\tFILES\tCREATED")
+	fmt.Fprintln(t, "NAME\tKERNEL\tARCH\tSIZE\tFILES\tLAYERS\tSHARED\tCREATED")
 	for _, i := range is {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", safe(i.Name), safe(i.KernelVersion), safe(i.Arch),
-			humanize.IBytes(imageSize(i)), humanize.IBytes(size(i.RootUncompressed)), when(i.Created))
+		kernel, layers, shared := i.KernelVersion, "-", "-"
+		if i.Digest != "" {
+			kernel, layers, shared = "-", humanize.IBytes(size(i.LayersSize)), humanize.IBytes(size(i.LayersShared))
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", safe(i.Name), safe(kernel), safe(i.Arch),
+			humanize.IBytes(imageSize(i)), humanize.IBytes(size(i.RootUncompressed)), layers, shared, when(i.Created))
 	}
 	return t.Flush()
 }

@@ -35,6 +35,10 @@ back. Files that hold credentials, such as .env, are not there for the guest.
 Without --name or --keep the guest is removed when the command has ended, or,
 if it leaves changes, when these are applied or discarded.
 
+With --image and no COMMAND the image's own is run: its ENTRYPOINT and CMD. A
+COMMAND is run as it is, with the image's variables and user; it starts in the
+shared folder, or if nothing is shared in the image's WORKDIR.
+
 The guest reaches nothing but what --allow, --preset, --secret and policy.yaml
 name. What it is not let out to is said, with the command that would allow it.`,
 		Example: `  carrel run -- make test
@@ -42,8 +46,14 @@ name. What it is not let out to is said, with the command that would allow it.`,
   carrel run --allow example.org -- curl https://example.org
   carrel run --no-share -i -- python3 - < script.py
   carrel run -v ~/src/lib:/lib-under-test:ro -v .:rw -- ./build.sh
+  carrel run --image python:3.13 -- python -m unittest
   carrel run -it -- bash`,
-		Args: needs(cobra.MinimumNArgs(1)),
+		Args: needs(func(cmd *cobra.Command, args []string) error {
+			if f.image != "" && f.image != "default" && f.image != "host" {
+				return nil // it may have a command of its own
+			}
+			return cobra.MinimumNArgs(1)(cmd, args)
+		}),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if a.json && !f.timings {
 				return usageError{errors.New("--json says how --timings prints; a task's output is its own")}
@@ -94,7 +104,7 @@ func (a *app) doRun(ctx context.Context, f *runFlags, args []string) error {
 	}
 	started()
 	t.Guest = g.Name
-	if t.Dir == "" {
+	if t.Dir == "" && !t.ImageCommand { // the image's own command is at home in its own folder
 		t.Dir = a.folderIn(g)
 	}
 	left := "the task goes on in guest " + g.Name + "; `carrel stop " + g.Name + "` ends it"

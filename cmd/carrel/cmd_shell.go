@@ -14,12 +14,15 @@ func (a *app) shellCommand() *cobra.Command {
 		ValidArgsFunction: guestNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.tty = true
-			return a.doExec(cmd.Context(), &f, []string{args[0], "bash", "-l"})
+			return a.doExec(cmd.Context(), &f, append([]string{args[0]}, loginShell...))
 		},
 	}
 	fs := cmd.Flags()
 	fs.StringArrayVarP(&f.env, "env", "e", nil, "set a variable: `NAME=VALUE`, or NAME to pass this one on")
 	fs.StringVarP(&f.workdir, "workdir", "w", "", "folder in the guest (default: the shared folder)")
-	fs.StringVarP(&f.user, "user", "u", "", "user in the guest (default 1000)")
+	fs.StringVarP(&f.user, "user", "u", "", "user in the guest (default: the image's, or 1000)")
 	return cmd
 }
+
+// loginShell is bash where the image has it. Every image that has a shell has this one.
+var loginShell = []string{"/bin/sh", "-c", "command -v bash >/dev/null && exec bash -l; exec sh -l"}

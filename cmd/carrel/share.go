@@ -35,7 +35,7 @@ func (f *specFlags) add(fs *pflag.FlagSet) {
 	fs.StringArrayVarP(&f.shares, "share", "v", nil, "`share` a folder, PATH[:GUESTPATH][:MODE]; MODE is review (the default: what the guest changes waits for your yes), ro, rw-nodelete or rw; \",plain\" after it drops the lists of hidden and protected names")
 	fs.BoolVar(&f.noShare, "no-share", false, "share no folder, not even the current one")
 	f.names.add(fs)
-	fs.StringVar(&f.image, "image", "", "the guest's `image` (default \"default\"); with --boundary process also \"host\": this machine's own system, read only")
+	fs.StringVar(&f.image, "image", "", "the guest's `image`: one that was built here (default \"default\"), or a registry's such as python:3.13, which is pulled if it is not here; with --boundary process also \"host\": this machine's own system, read only")
 	fs.Uint32Var(&f.cpus, "cpus", 0, "processors: `N` (default 2)")
 	fs.StringVar(&f.memory, "memory", "", "memory: a `size` such as 512M or 4G (default 2G)")
 	fs.StringVar(&f.disk, "disk", "", "the guest's own disk: a `size` such as 8G")
@@ -79,11 +79,14 @@ func (f *nameFlags) put(shares ...*api.Share) error {
 // shared for review if nothing else is said; usual says so.
 func (f *specFlags) spec() (spec *api.GuestSpec, usual bool, err error) {
 	spec = &api.GuestSpec{Name: f.name, Image: f.image, Cpus: f.cpus, Boundary: f.boundary}
-	for what, n := range map[string]string{"guest": f.name, "image": f.image} {
-		if n != "" {
-			if err := client.CheckName(what, n); err != nil {
-				return nil, false, usageError{err}
-			}
+	if f.name != "" {
+		if err := client.CheckName("guest", f.name); err != nil {
+			return nil, false, usageError{err}
+		}
+	}
+	if f.image != "" && client.CheckName("image", f.image) != nil {
+		if err := client.CheckImage(f.image); err != nil {
+			return nil, false, usageError{err}
 		}
 	}
 	if !slices.Contains([]string{"", "vm", "gvisor", "process"}, f.boundary) {

@@ -27,8 +27,8 @@ type taskFlags struct {
 
 func (f *taskFlags) add(fs *pflag.FlagSet) {
 	fs.StringArrayVarP(&f.env, "env", "e", nil, "set a variable: `NAME=VALUE`, or NAME to pass this one on")
-	fs.StringVarP(&f.workdir, "workdir", "w", "", "`folder` in the guest to run in (default: the shared one)")
-	fs.StringVarP(&f.user, "user", "u", "", "`user` in the guest (default 1000; root is the guest's root only)")
+	fs.StringVarP(&f.workdir, "workdir", "w", "", "`folder` in the guest to run in (default: the shared one, or the image's)")
+	fs.StringVarP(&f.user, "user", "u", "", "`user` in the guest, USER or USER:GROUP (default: the image's, or 1000; root is the guest's root only)")
 	fs.BoolVarP(&f.input, "interactive", "i", false, "pass standard input on")
 	fs.BoolVarP(&f.tty, "tty", "t", false, "lend the task this terminal (implies -i)")
 	fs.DurationVar(&f.timeout, "timeout", 0, "end the task after this `time`, with status 124")
@@ -37,7 +37,7 @@ func (f *taskFlags) add(fs *pflag.FlagSet) {
 // task checks the flags and builds the task; its guest and folder may come
 // later.
 func (a *app) task(f *taskFlags, args []string) (*client.Task, error) {
-	t := &client.Task{Args: args, Dir: f.workdir, User: f.user, TTY: f.tty, Timeout: f.timeout, Notice: a.note}
+	t := &client.Task{Args: args, ImageCommand: len(args) == 0, Dir: f.workdir, User: f.user, TTY: f.tty, Timeout: f.timeout, Notice: a.note}
 	for _, e := range f.env {
 		name, _, has := strings.Cut(e, "=")
 		if !has {

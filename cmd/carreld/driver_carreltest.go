@@ -38,9 +38,9 @@ func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.
 	}, nil
 }
 
-func imageParts(*images.Store) func(context.Context, string) (policy.Parts, error) {
-	return func(context.Context, string) (policy.Parts, error) {
-		return policy.Parts{Kernel: "/none", Initrd: "/none", Root: "/none"}, nil
+func imageParts(*images.Store) func(context.Context, string) (policy.Parts, func(), error) {
+	return func(context.Context, string) (policy.Parts, func(), error) {
+		return policy.Parts{Kernel: "/none", Initrd: "/none", Root: "/none"}, func() {}, nil
 	}
 }
 

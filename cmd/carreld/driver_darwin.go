@@ -86,14 +86,14 @@ func seatbeltOptions() (seatbelt.Options, error) {
 }
 
 // imageParts knows one image: the Mac's own system.
-func imageParts(*images.Store) func(context.Context, string) (policy.Parts, error) {
-	return func(_ context.Context, name string) (policy.Parts, error) {
+func imageParts(*images.Store) func(context.Context, string) (policy.Parts, func(), error) {
+	return func(_ context.Context, name string) (policy.Parts, func(), error) {
 		if name != hostImage {
-			return policy.Parts{}, &hypervisor.Error{
+			return policy.Parts{}, nil, &hypervisor.Error{
 				Op: "start the guest", Err: fmt.Errorf("image %q is for a machine, and there is none for macOS yet", name), Cure: "use --boundary process --image host",
 			}
 		}
-		return policy.Parts{Kernel: seatbelt.HostRoot, Initrd: seatbelt.HostRoot, Root: seatbelt.HostRoot}, nil
+		return policy.Parts{Kernel: seatbelt.HostRoot, Initrd: seatbelt.HostRoot, Root: seatbelt.HostRoot}, func() {}, nil
 	}
 }
 

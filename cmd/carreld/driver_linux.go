@@ -92,7 +92,7 @@ func sandbox(p place.Place, req guest.KeepRequest) (guest.KeepOptions, error) {
 		owner = wall.BaseID(req.Parts.Dir) + wall.TaskID
 	}
 	return guest.KeepOptions{
-		Driver: d, Share: startShare, ShareOwner: owner,
+		Driver: d, Share: startShare, ShareOwner: owner, OneUser: !wall.AsRoot(),
 		Confine: func() error { return confineKeeper(req.Parts.Dir) },
 		Describe: func(g *api.Guest) {
 			pl := d.Platform()
@@ -119,12 +119,15 @@ func process(p place.Place, req guest.KeepRequest) (guest.KeepOptions, error) {
 	}
 	d := bubblewrap.New(bo)
 	return guest.KeepOptions{
-		Driver: d, Share: startShare, ShareOwner: taskUser,
+		Driver: d, Share: startShare, ShareOwner: taskUser, OneUser: !wall.AsRoot(),
 		Confine: func() error { return confineKeeper(req.Parts.Dir) },
 		Describe: func(g *api.Guest) {
 			g.Accelerator, g.AcceleratorReason = "none", "the host's kernel runs the guest's programs itself"
 			g.HypervisorArgs = d.CommandLine()
 			g.Boundary, g.BoundaryNotes = wallProcess, d.Notes()
+			if i := req.Parts.Image; i != nil && !wall.AsRoot() {
+				g.BoundaryNotes = append(g.BoundaryNotes, fmt.Sprintf("users: tasks are user 1000 here, whatever the image says (%.64q)", i.User))
+			}
 		},
 	}, nil
 }
@@ -134,17 +137,38 @@ func bubblewrapOptions(p place.Place) (bubblewrap.Options, error) {
 	return bubblewrap.Options{Agent: filepath.Join(filepath.Dir(self), "carrel-agent"), Shim: []string{self, "wall"}, CacheDir: p.Cache}, err
 }
 
-// imageParts verifies an image and names its parts.
-func imageParts(s *images.Store) func(context.Context, string) (policy.Parts, error) {
-	return func(ctx context.Context, name string) (policy.Parts, error) {
+// imageParts verifies an image and names its parts. One from a registry has a
+// root only, and starts with the default image's kernel and initrd.
+func imageParts(s *images.Store) func(context.Context, string) (policy.Parts, func(), error) {
+	return func(ctx context.Context, name string) (policy.Parts, func(), error) {
 		if name == hostImage {
-			return policy.Parts{Kernel: bubblewrap.HostRoot, Initrd: bubblewrap.HostRoot, Root: bubblewrap.HostRoot}, nil
+			return policy.Parts{Kernel: bubblewrap.HostRoot, Initrd: bubblewrap.HostRoot, Root: bubblewrap.HostRoot}, func() {}, nil
 		}
-		img, err := s.Get(ctx, name)
+		id, _, err := s.Find(name)
+		if err != nil && hypervisor.ValidName(name) {
+			id = name // it is said how to build it
+		} else if err != nil {
+			return policy.Parts{}, nil, err
+		}
+		img, release, err := s.Use(ctx, id)
 		if err != nil {
-			return policy.Parts{}, err
+			return policy.Parts{}, nil, err
 		}
-		return policy.Parts{Kernel: img.Kernel, Initrd: img.Initrd, Root: img.Root}, nil
+		p := policy.Parts{Kernel: img.Kernel, Initrd: img.Initrd, Root: img.Root}
+		o := img.Manifest.Origin
+		if o == nil {
+			return p, release, nil
+		}
+		base, releaseBase, err := s.UseKernel(ctx, policy.DefaultImage)
+		if err != nil {
+			release()
+			return policy.Parts{}, nil, fmt.Errorf("the kernel that image %s starts with: %w", name, err)
+		}
+		p.Kernel, p.Initrd, p.Foreign, p.Hold = base.Kernel, base.Initrd, true, s.Lock(id)
+		p.Image = &policy.ImageConfig{
+			Entrypoint: o.Config.Entrypoint, Cmd: o.Config.Cmd, Env: o.Config.Env, User: o.Config.User, WorkingDir: o.Config.WorkingDir,
+		}
+		return p, func() { release(); releaseBase() }, nil
 	}
 }
 

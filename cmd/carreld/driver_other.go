@@ -20,8 +20,8 @@ func keeperOptions(place.Place, guest.KeepRequest, *slog.Logger) (guest.KeepOpti
 	return guest.KeepOptions{}, errNotHere
 }
 
-func imageParts(*images.Store) func(context.Context, string) (policy.Parts, error) {
-	return func(context.Context, string) (policy.Parts, error) { return policy.Parts{}, errNotHere }
+func imageParts(*images.Store) func(context.Context, string) (policy.Parts, func(), error) {
+	return func(context.Context, string) (policy.Parts, func(), error) { return policy.Parts{}, nil, errNotHere }
 }
 
 func doctor(place.Place, *images.Store) func(context.Context, func(*api.Finding)) {

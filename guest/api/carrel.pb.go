@@ -756,7 +756,10 @@ type GuestSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// [a-z0-9][a-z0-9-]{0,30}; empty: two words are chosen.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// An image's name; empty: "default".
+	// An image's name, or a reference to a registry's: "python:3.13". Empty:
+	// "default". What a guest was started from is said with its digest,
+	// "docker.io/library/python:3.13@sha256:...", and that is what it is started
+	// from again.
 	Image string `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
 	// 0: the default, 2.
 	Cpus uint32 `protobuf:"varint,3,opt,name=cpus,proto3" json:"cpus,omitempty"`
@@ -2303,11 +2306,14 @@ func (x *TraceGuestResponse) GetSpans() []*Span {
 
 type TaskSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Argv  []string               `protobuf:"bytes,1,rep,name=argv,proto3" json:"argv,omitempty"`
+	// Empty: the image's own command, where it has one.
+	Argv []string `protobuf:"bytes,1,rep,name=argv,proto3" json:"argv,omitempty"`
 	// NAME=value.
-	Env     []string `protobuf:"bytes,2,rep,name=env,proto3" json:"env,omitempty"`
-	Workdir string   `protobuf:"bytes,3,opt,name=workdir,proto3" json:"workdir,omitempty"`
-	// Empty: 1000.
+	Env []string `protobuf:"bytes,2,rep,name=env,proto3" json:"env,omitempty"`
+	// Empty: the image's; without one, the user's home.
+	Workdir string `protobuf:"bytes,3,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	// Empty: the image's, which is root where an image of a registry names none;
+	// 1000 in images that are built here.
 	User   string      `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	Tty    bool        `protobuf:"varint,5,opt,name=tty,proto3" json:"tty,omitempty"`
 	Rows   uint32      `protobuf:"varint,6,opt,name=rows,proto3" json:"rows,omitempty"`
@@ -7371,7 +7377,9 @@ func (x *ShowAuditResponse) GetRecord() []byte {
 }
 
 type Image struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A built image's name, or the reference of one that was pulled or imported;
+	// its digest when no reference leads to it any more.
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	KernelVersion string                 `protobuf:"bytes,2,opt,name=kernel_version,json=kernelVersion,proto3" json:"kernel_version,omitempty"`
 	Arch          string                 `protobuf:"bytes,3,opt,name=arch,proto3" json:"arch,omitempty"`
@@ -7379,8 +7387,16 @@ type Image struct {
 	Parts         []*ImagePart           `protobuf:"bytes,5,rep,name=parts,proto3" json:"parts,omitempty"`
 	// Bytes of the root file system before compression.
 	RootUncompressed int64 `protobuf:"varint,6,opt,name=root_uncompressed,json=rootUncompressed,proto3" json:"root_uncompressed,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The digest of the manifest, "sha256:..."; empty in a built image.
+	Digest string `protobuf:"bytes,7,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Bytes of the layers as they were downloaded, and how many of these other
+	// images share.
+	LayersSize   int64 `protobuf:"varint,8,opt,name=layers_size,json=layersSize,proto3" json:"layers_size,omitempty"`
+	LayersShared int64 `protobuf:"varint,9,opt,name=layers_shared,json=layersShared,proto3" json:"layers_shared,omitempty"`
+	// What the image says of its tasks.
+	Config        *ImageConfig `protobuf:"bytes,10,opt,name=config,proto3" json:"config,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Image) Reset() {
@@ -7455,6 +7471,110 @@ func (x *Image) GetRootUncompressed() int64 {
 	return 0
 }
 
+func (x *Image) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Image) GetLayersSize() int64 {
+	if x != nil {
+		return x.LayersSize
+	}
+	return 0
+}
+
+func (x *Image) GetLayersShared() int64 {
+	if x != nil {
+		return x.LayersShared
+	}
+	return 0
+}
+
+func (x *Image) GetConfig() *ImageConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+type ImageConfig struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entrypoint    []string               `protobuf:"bytes,1,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
+	Cmd           []string               `protobuf:"bytes,2,rep,name=cmd,proto3" json:"cmd,omitempty"`
+	Env           []string               `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"`
+	User          string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	Workdir       string                 `protobuf:"bytes,5,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageConfig) Reset() {
+	*x = ImageConfig{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageConfig) ProtoMessage() {}
+
+func (x *ImageConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
+func (*ImageConfig) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
+}
+
+func (x *ImageConfig) GetEntrypoint() []string {
+	if x != nil {
+		return x.Entrypoint
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetCmd() []string {
+	if x != nil {
+		return x.Cmd
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetEnv() []string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetWorkdir() string {
+	if x != nil {
+		return x.Workdir
+	}
+	return ""
+}
+
 type ImagePart struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -7466,7 +7586,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7478,7 +7598,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7491,7 +7611,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ImagePart) GetName() string {
@@ -7523,7 +7643,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7535,7 +7655,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7548,7 +7668,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
 }
 
 type ListImagesResponse struct {
@@ -7560,7 +7680,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7572,7 +7692,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7585,7 +7705,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -7604,7 +7724,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7616,7 +7736,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7629,7 +7749,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -7652,7 +7772,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7664,7 +7784,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7677,7 +7797,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -7721,6 +7841,268 @@ func (*BuildImageEvent_Progress) isBuildImageEvent_Kind() {}
 
 func (*BuildImageEvent_Image) isBuildImageEvent_Kind() {}
 
+type PullImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reference     string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullImageRequest) Reset() {
+	*x = PullImageRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullImageRequest) ProtoMessage() {}
+
+func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
+func (*PullImageRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
+}
+
+func (x *PullImageRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+type PullImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*PullImageResponse_Progress
+	//	*PullImageResponse_Image
+	Kind          isPullImageResponse_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PullImageResponse) Reset() {
+	*x = PullImageResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PullImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PullImageResponse) ProtoMessage() {}
+
+func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
+func (*PullImageResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
+}
+
+func (x *PullImageResponse) GetKind() isPullImageResponse_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *PullImageResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Kind.(*PullImageResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *PullImageResponse) GetImage() *Image {
+	if x != nil {
+		if x, ok := x.Kind.(*PullImageResponse_Image); ok {
+			return x.Image
+		}
+	}
+	return nil
+}
+
+type isPullImageResponse_Kind interface {
+	isPullImageResponse_Kind()
+}
+
+type PullImageResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type PullImageResponse_Image struct {
+	Image *Image `protobuf:"bytes,2,opt,name=image,proto3,oneof"`
+}
+
+func (*PullImageResponse_Progress) isPullImageResponse_Kind() {}
+
+func (*PullImageResponse_Image) isPullImageResponse_Kind() {}
+
+type ImportImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// An absolute path: an OCI layout's folder, or a tarball of docker save.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// What it is to be called; empty: its own name, or "imported/" and the file's.
+	Reference     string `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageRequest) Reset() {
+	*x = ImportImageRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageRequest) ProtoMessage() {}
+
+func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
+func (*ImportImageRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
+}
+
+func (x *ImportImageRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ImportImageRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+type ImportImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*ImportImageResponse_Progress
+	//	*ImportImageResponse_Image
+	Kind          isImportImageResponse_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageResponse) Reset() {
+	*x = ImportImageResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageResponse) ProtoMessage() {}
+
+func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
+func (*ImportImageResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
+}
+
+func (x *ImportImageResponse) GetKind() isImportImageResponse_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *ImportImageResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Kind.(*ImportImageResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *ImportImageResponse) GetImage() *Image {
+	if x != nil {
+		if x, ok := x.Kind.(*ImportImageResponse_Image); ok {
+			return x.Image
+		}
+	}
+	return nil
+}
+
+type isImportImageResponse_Kind interface {
+	isImportImageResponse_Kind()
+}
+
+type ImportImageResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type ImportImageResponse_Image struct {
+	Image *Image `protobuf:"bytes,2,opt,name=image,proto3,oneof"`
+}
+
+func (*ImportImageResponse_Progress) isImportImageResponse_Kind() {}
+
+func (*ImportImageResponse_Image) isImportImageResponse_Kind() {}
+
 type VerifyImageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -7730,7 +8112,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7742,7 +8124,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7755,7 +8137,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -7774,7 +8156,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7786,7 +8168,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7799,7 +8181,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -7818,7 +8200,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7830,7 +8212,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7843,7 +8225,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -7861,7 +8243,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7873,7 +8255,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7886,7 +8268,123 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
+}
+
+type PruneImagesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only say what would be removed.
+	DryRun bool `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Also images to which a reference leads, unless a guest uses them.
+	All           bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneImagesRequest) Reset() {
+	*x = PruneImagesRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneImagesRequest) ProtoMessage() {}
+
+func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
+func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+}
+
+func (x *PruneImagesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PruneImagesRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+type PruneImagesResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Images []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	// Layers that no image needs.
+	Blobs int32 `protobuf:"varint,2,opt,name=blobs,proto3" json:"blobs,omitempty"`
+	// Bytes that are free again, in all.
+	Freed         int64 `protobuf:"varint,3,opt,name=freed,proto3" json:"freed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneImagesResponse) Reset() {
+	*x = PruneImagesResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneImagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneImagesResponse) ProtoMessage() {}
+
+func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
+func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
+}
+
+func (x *PruneImagesResponse) GetImages() []*Image {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *PruneImagesResponse) GetBlobs() int32 {
+	if x != nil {
+		return x.Blobs
+	}
+	return 0
+}
+
+func (x *PruneImagesResponse) GetFreed() int64 {
+	if x != nil {
+		return x.Freed
+	}
+	return 0
 }
 
 type VersionRequest struct {
@@ -7897,7 +8395,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7909,7 +8407,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7922,7 +8420,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
 }
 
 type VersionResponse struct {
@@ -7938,7 +8436,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7950,7 +8448,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7963,7 +8461,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -8002,7 +8500,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8014,7 +8512,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8027,7 +8525,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
 }
 
 type StatusResponse struct {
@@ -8048,7 +8546,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8060,7 +8558,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8073,7 +8571,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -8147,7 +8645,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8159,7 +8657,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8172,7 +8670,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
 }
 
 type Finding struct {
@@ -8190,7 +8688,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8202,7 +8700,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8215,7 +8713,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *Finding) GetCheck() string {
@@ -8255,7 +8753,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8267,7 +8765,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8280,7 +8778,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -8298,7 +8796,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8310,7 +8808,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8323,7 +8821,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
 }
 
 type WatchRequest struct {
@@ -8334,7 +8832,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8346,7 +8844,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8359,7 +8857,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
 }
 
 type ImportReviewRequest struct {
@@ -8372,7 +8870,7 @@ type ImportReviewRequest struct {
 
 func (x *ImportReviewRequest) Reset() {
 	*x = ImportReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8384,7 +8882,7 @@ func (x *ImportReviewRequest) String() string {
 func (*ImportReviewRequest) ProtoMessage() {}
 
 func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8397,7 +8895,7 @@ func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewRequest.ProtoReflect.Descriptor instead.
 func (*ImportReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ImportReviewRequest) GetIgnored() bool {
@@ -8415,7 +8913,7 @@ type ImportReviewResponse struct {
 
 func (x *ImportReviewResponse) Reset() {
 	*x = ImportReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8427,7 +8925,7 @@ func (x *ImportReviewResponse) String() string {
 func (*ImportReviewResponse) ProtoMessage() {}
 
 func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8440,7 +8938,7 @@ func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewResponse.ProtoReflect.Descriptor instead.
 func (*ImportReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
 }
 
 type DropReviewRequest struct {
@@ -8454,7 +8952,7 @@ type DropReviewRequest struct {
 
 func (x *DropReviewRequest) Reset() {
 	*x = DropReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8466,7 +8964,7 @@ func (x *DropReviewRequest) String() string {
 func (*DropReviewRequest) ProtoMessage() {}
 
 func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8479,7 +8977,7 @@ func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewRequest.ProtoReflect.Descriptor instead.
 func (*DropReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *DropReviewRequest) GetShare() string {
@@ -8504,7 +9002,7 @@ type DropReviewResponse struct {
 
 func (x *DropReviewResponse) Reset() {
 	*x = DropReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8516,7 +9014,7 @@ func (x *DropReviewResponse) String() string {
 func (*DropReviewResponse) ProtoMessage() {}
 
 func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8529,7 +9027,7 @@ func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewResponse.ProtoReflect.Descriptor instead.
 func (*DropReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
 }
 
 type AttachShareRequest struct {
@@ -8543,7 +9041,7 @@ type AttachShareRequest struct {
 
 func (x *AttachShareRequest) Reset() {
 	*x = AttachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8555,7 +9053,7 @@ func (x *AttachShareRequest) String() string {
 func (*AttachShareRequest) ProtoMessage() {}
 
 func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8568,7 +9066,7 @@ func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareRequest.ProtoReflect.Descriptor instead.
 func (*AttachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *AttachShareRequest) GetTag() string {
@@ -8593,7 +9091,7 @@ type AttachShareResponse struct {
 
 func (x *AttachShareResponse) Reset() {
 	*x = AttachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8605,7 +9103,7 @@ func (x *AttachShareResponse) String() string {
 func (*AttachShareResponse) ProtoMessage() {}
 
 func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8618,7 +9116,7 @@ func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareResponse.ProtoReflect.Descriptor instead.
 func (*AttachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{130}
 }
 
 // DetachShareRequest names a share by its tag, or by where the guest sees it.
@@ -8631,7 +9129,7 @@ type DetachShareRequest struct {
 
 func (x *DetachShareRequest) Reset() {
 	*x = DetachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8643,7 +9141,7 @@ func (x *DetachShareRequest) String() string {
 func (*DetachShareRequest) ProtoMessage() {}
 
 func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8656,7 +9154,7 @@ func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareRequest.ProtoReflect.Descriptor instead.
 func (*DetachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *DetachShareRequest) GetTag() string {
@@ -8674,7 +9172,7 @@ type DetachShareResponse struct {
 
 func (x *DetachShareResponse) Reset() {
 	*x = DetachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8686,7 +9184,7 @@ func (x *DetachShareResponse) String() string {
 func (*DetachShareResponse) ProtoMessage() {}
 
 func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8699,7 +9197,7 @@ func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareResponse.ProtoReflect.Descriptor instead.
 func (*DetachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
 }
 
 type ConfigureEdgeRequest struct {
@@ -8714,7 +9212,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8726,7 +9224,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8739,7 +9237,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -8774,7 +9272,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8786,7 +9284,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8799,7 +9297,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -8835,7 +9333,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8847,7 +9345,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8860,7 +9358,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -8893,7 +9391,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8905,7 +9403,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8918,7 +9416,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -9409,14 +9907,28 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x05R\x04last\"+\n" +
 	"\x11ShowAuditResponse\x12\x16\n" +
-	"\x06record\x18\x01 \x01(\fR\x06record\"\xe5\x01\n" +
+	"\x06record\x18\x01 \x01(\fR\x06record\"\xf3\x02\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0ekernel_version\x18\x02 \x01(\tR\rkernelVersion\x12\x12\n" +
 	"\x04arch\x18\x03 \x01(\tR\x04arch\x124\n" +
 	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12*\n" +
 	"\x05parts\x18\x05 \x03(\v2\x14.carrel.v1.ImagePartR\x05parts\x12+\n" +
-	"\x11root_uncompressed\x18\x06 \x01(\x03R\x10rootUncompressed\"K\n" +
+	"\x11root_uncompressed\x18\x06 \x01(\x03R\x10rootUncompressed\x12\x16\n" +
+	"\x06digest\x18\a \x01(\tR\x06digest\x12\x1f\n" +
+	"\vlayers_size\x18\b \x01(\x03R\n" +
+	"layersSize\x12#\n" +
+	"\rlayers_shared\x18\t \x01(\x03R\flayersShared\x12.\n" +
+	"\x06config\x18\n" +
+	" \x01(\v2\x16.carrel.v1.ImageConfigR\x06config\"\x7f\n" +
+	"\vImageConfig\x12\x1e\n" +
+	"\n" +
+	"entrypoint\x18\x01 \x03(\tR\n" +
+	"entrypoint\x12\x10\n" +
+	"\x03cmd\x18\x02 \x03(\tR\x03cmd\x12\x10\n" +
+	"\x03env\x18\x03 \x03(\tR\x03env\x12\x12\n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\x12\x18\n" +
+	"\aworkdir\x18\x05 \x01(\tR\aworkdir\"K\n" +
 	"\tImagePart\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x12\n" +
@@ -9429,6 +9941,19 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x0fBuildImageEvent\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
 	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
+	"\x04kind\"0\n" +
+	"\x10PullImageRequest\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\"x\n" +
+	"\x11PullImageResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
+	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
+	"\x04kind\"F\n" +
+	"\x12ImportImageRequest\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1c\n" +
+	"\treference\x18\x02 \x01(\tR\treference\"z\n" +
+	"\x13ImportImageResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
+	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
 	"\x04kind\"(\n" +
 	"\x12VerifyImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"=\n" +
@@ -9436,7 +9961,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05image\x18\x01 \x01(\v2\x10.carrel.v1.ImageR\x05image\"(\n" +
 	"\x12RemoveImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
-	"\x13RemoveImageResponse\"\x10\n" +
+	"\x13RemoveImageResponse\"?\n" +
+	"\x12PruneImagesRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x10\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\"k\n" +
+	"\x13PruneImagesResponse\x12(\n" +
+	"\x06images\x18\x01 \x03(\v2\x10.carrel.v1.ImageR\x06images\x12\x14\n" +
+	"\x05blobs\x18\x02 \x01(\x05R\x05blobs\x12\x14\n" +
+	"\x05freed\x18\x03 \x01(\x03R\x05freed\"\x10\n" +
 	"\x0eVersionRequest\"e\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -9611,12 +10143,15 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06Import\x12\x1e.carrel.v1.ImportPolicyRequest\x1a\x1f.carrel.v1.ImportPolicyResponse2\x9c\x01\n" +
 	"\fAuditService\x12G\n" +
 	"\x06Verify\x12\x1d.carrel.v1.VerifyAuditRequest\x1a\x1e.carrel.v1.VerifyAuditResponse\x12C\n" +
-	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse0\x012\xaa\x02\n" +
+	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse0\x012\x82\x04\n" +
 	"\fImageService\x12C\n" +
 	"\x04List\x12\x1c.carrel.v1.ListImagesRequest\x1a\x1d.carrel.v1.ListImagesResponse\x12C\n" +
-	"\x05Build\x12\x1c.carrel.v1.BuildImageRequest\x1a\x1a.carrel.v1.BuildImageEvent0\x01\x12G\n" +
+	"\x05Build\x12\x1c.carrel.v1.BuildImageRequest\x1a\x1a.carrel.v1.BuildImageEvent0\x01\x12C\n" +
+	"\x04Pull\x12\x1b.carrel.v1.PullImageRequest\x1a\x1c.carrel.v1.PullImageResponse0\x01\x12I\n" +
+	"\x06Import\x12\x1d.carrel.v1.ImportImageRequest\x1a\x1e.carrel.v1.ImportImageResponse0\x01\x12G\n" +
 	"\x06Verify\x12\x1d.carrel.v1.VerifyImageRequest\x1a\x1e.carrel.v1.VerifyImageResponse\x12G\n" +
-	"\x06Remove\x12\x1d.carrel.v1.RemoveImageRequest\x1a\x1e.carrel.v1.RemoveImageResponse2\x8f\x02\n" +
+	"\x06Remove\x12\x1d.carrel.v1.RemoveImageRequest\x1a\x1e.carrel.v1.RemoveImageResponse\x12F\n" +
+	"\x05Prune\x12\x1d.carrel.v1.PruneImagesRequest\x1a\x1e.carrel.v1.PruneImagesResponse2\x8f\x02\n" +
 	"\rSystemService\x12@\n" +
 	"\aVersion\x12\x19.carrel.v1.VersionRequest\x1a\x1a.carrel.v1.VersionResponse\x12=\n" +
 	"\x06Status\x12\x18.carrel.v1.StatusRequest\x1a\x19.carrel.v1.StatusResponse\x128\n" +
@@ -9651,7 +10186,7 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 130)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 137)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(EgressAction)(0),             // 0: carrel.v1.EgressAction
 	(ShareMode)(0),                // 1: carrel.v1.ShareMode
@@ -9765,37 +10300,44 @@ var file_carrel_v1_carrel_proto_goTypes = []any{
 	(*ShowAuditRequest)(nil),      // 109: carrel.v1.ShowAuditRequest
 	(*ShowAuditResponse)(nil),     // 110: carrel.v1.ShowAuditResponse
 	(*Image)(nil),                 // 111: carrel.v1.Image
-	(*ImagePart)(nil),             // 112: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 113: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 114: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 115: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 116: carrel.v1.BuildImageEvent
-	(*VerifyImageRequest)(nil),    // 117: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 118: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 119: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 120: carrel.v1.RemoveImageResponse
-	(*VersionRequest)(nil),        // 121: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 122: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 123: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 124: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 125: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 126: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 127: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 128: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 129: carrel.v1.WatchRequest
-	(*ImportReviewRequest)(nil),   // 130: carrel.v1.ImportReviewRequest
-	(*ImportReviewResponse)(nil),  // 131: carrel.v1.ImportReviewResponse
-	(*DropReviewRequest)(nil),     // 132: carrel.v1.DropReviewRequest
-	(*DropReviewResponse)(nil),    // 133: carrel.v1.DropReviewResponse
-	(*AttachShareRequest)(nil),    // 134: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),   // 135: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),    // 136: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),   // 137: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),  // 138: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),            // 139: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),          // 140: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil), // 141: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil), // 142: google.protobuf.Timestamp
+	(*ImageConfig)(nil),           // 112: carrel.v1.ImageConfig
+	(*ImagePart)(nil),             // 113: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),     // 114: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 115: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),     // 116: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),       // 117: carrel.v1.BuildImageEvent
+	(*PullImageRequest)(nil),      // 118: carrel.v1.PullImageRequest
+	(*PullImageResponse)(nil),     // 119: carrel.v1.PullImageResponse
+	(*ImportImageRequest)(nil),    // 120: carrel.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),   // 121: carrel.v1.ImportImageResponse
+	(*VerifyImageRequest)(nil),    // 122: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),   // 123: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),    // 124: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 125: carrel.v1.RemoveImageResponse
+	(*PruneImagesRequest)(nil),    // 126: carrel.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),   // 127: carrel.v1.PruneImagesResponse
+	(*VersionRequest)(nil),        // 128: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),       // 129: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),         // 130: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),        // 131: carrel.v1.StatusResponse
+	(*DoctorRequest)(nil),         // 132: carrel.v1.DoctorRequest
+	(*Finding)(nil),               // 133: carrel.v1.Finding
+	(*ShutdownRequest)(nil),       // 134: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 135: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),          // 136: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),   // 137: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),  // 138: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),     // 139: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),    // 140: carrel.v1.DropReviewResponse
+	(*AttachShareRequest)(nil),    // 141: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),   // 142: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),    // 143: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),   // 144: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),  // 145: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),            // 146: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),          // 147: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil), // 148: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil), // 149: google.protobuf.Timestamp
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	16,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
@@ -9805,8 +10347,8 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	1,   // 4: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
 	3,   // 5: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
 	13,  // 6: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	142, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	142, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	149, // 7: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	149, // 8: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
 	36,  // 9: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
 	19,  // 10: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
 	18,  // 11: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
@@ -9824,9 +10366,9 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	35,  // 23: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
 	34,  // 24: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
 	4,   // 25: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	142, // 26: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	142, // 27: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	142, // 28: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	149, // 26: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	149, // 27: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	149, // 28: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
 	37,  // 29: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
 	34,  // 30: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
 	36,  // 31: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
@@ -9857,14 +10399,14 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	80,  // 56: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
 	0,   // 57: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
 	15,  // 58: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	142, // 59: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	149, // 59: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
 	8,   // 60: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
 	80,  // 61: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
 	9,   // 62: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
 	18,  // 63: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
 	18,  // 64: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
 	90,  // 65: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	142, // 66: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	149, // 66: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
 	10,  // 67: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
 	90,  // 68: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
 	89,  // 69: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
@@ -9874,139 +10416,151 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	15,  // 73: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
 	14,  // 74: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
 	102, // 75: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	142, // 76: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	112, // 77: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	111, // 78: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	23,  // 79: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	111, // 80: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	111, // 81: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	142, // 82: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	122, // 83: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	11,  // 84: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	16,  // 85: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	15,  // 86: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	139, // 87: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	140, // 88: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	90,  // 89: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	21,  // 90: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	24,  // 91: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	26,  // 92: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	28,  // 93: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	30,  // 94: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	32,  // 95: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
-	38,  // 96: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	40,  // 97: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	45,  // 98: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	47,  // 99: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	50,  // 100: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	53,  // 101: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	56,  // 102: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	58,  // 103: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	60,  // 104: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	62,  // 105: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	64,  // 106: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	69,  // 107: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	71,  // 108: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	73,  // 109: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	67,  // 110: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	74,  // 111: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	76,  // 112: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	78,  // 113: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	81,  // 114: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	83,  // 115: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	85,  // 116: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	87,  // 117: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	91,  // 118: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	93,  // 119: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	95,  // 120: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	100, // 121: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	103, // 122: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	105, // 123: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	97,  // 124: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	107, // 125: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	109, // 126: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	113, // 127: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	115, // 128: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	117, // 129: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	119, // 130: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	121, // 131: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	123, // 132: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	125, // 133: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	127, // 134: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	129, // 135: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	24,  // 136: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	130, // 137: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	132, // 138: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	134, // 139: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	136, // 140: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	60,  // 141: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	138, // 142: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	81,  // 143: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	83,  // 144: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	85,  // 145: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	87,  // 146: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	22,  // 147: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	25,  // 148: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	27,  // 149: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	29,  // 150: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	31,  // 151: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	33,  // 152: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
-	39,  // 153: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	44,  // 154: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	46,  // 155: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	49,  // 156: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	51,  // 157: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	54,  // 158: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	57,  // 159: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	59,  // 160: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	61,  // 161: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	63,  // 162: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	65,  // 163: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	70,  // 164: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	72,  // 165: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	70,  // 166: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	68,  // 167: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	75,  // 168: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	77,  // 169: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	79,  // 170: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	82,  // 171: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	84,  // 172: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	86,  // 173: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	88,  // 174: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	92,  // 175: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	94,  // 176: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	96,  // 177: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	101, // 178: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	104, // 179: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	106, // 180: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	98,  // 181: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	108, // 182: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	110, // 183: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	114, // 184: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	116, // 185: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	118, // 186: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	120, // 187: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	122, // 188: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	124, // 189: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	126, // 190: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	128, // 191: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	17,  // 192: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	25,  // 193: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	131, // 194: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	133, // 195: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	135, // 196: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	137, // 197: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	61,  // 198: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	141, // 199: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	82,  // 200: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	84,  // 201: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	86,  // 202: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	88,  // 203: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	147, // [147:204] is the sub-list for method output_type
-	90,  // [90:147] is the sub-list for method input_type
-	90,  // [90:90] is the sub-list for extension type_name
-	90,  // [90:90] is the sub-list for extension extendee
-	0,   // [0:90] is the sub-list for field type_name
+	149, // 76: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	113, // 77: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	112, // 78: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
+	111, // 79: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	23,  // 80: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	111, // 81: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	23,  // 82: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
+	111, // 83: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
+	23,  // 84: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
+	111, // 85: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
+	111, // 86: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	111, // 87: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
+	149, // 88: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	129, // 89: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	11,  // 90: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	16,  // 91: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	15,  // 92: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	146, // 93: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	147, // 94: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	90,  // 95: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	21,  // 96: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	24,  // 97: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	26,  // 98: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	28,  // 99: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	30,  // 100: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	32,  // 101: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
+	38,  // 102: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	40,  // 103: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	45,  // 104: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	47,  // 105: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	50,  // 106: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	53,  // 107: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	56,  // 108: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	58,  // 109: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	60,  // 110: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	62,  // 111: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	64,  // 112: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	69,  // 113: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	71,  // 114: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	73,  // 115: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	67,  // 116: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	74,  // 117: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	76,  // 118: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	78,  // 119: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	81,  // 120: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	83,  // 121: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	85,  // 122: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	87,  // 123: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	91,  // 124: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	93,  // 125: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	95,  // 126: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	100, // 127: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	103, // 128: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	105, // 129: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	97,  // 130: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	107, // 131: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	109, // 132: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	114, // 133: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	116, // 134: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	118, // 135: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
+	120, // 136: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
+	122, // 137: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	124, // 138: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	126, // 139: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
+	128, // 140: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	130, // 141: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	132, // 142: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	134, // 143: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	136, // 144: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	24,  // 145: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	137, // 146: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	139, // 147: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	141, // 148: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	143, // 149: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	60,  // 150: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	145, // 151: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	81,  // 152: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	83,  // 153: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	85,  // 154: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	87,  // 155: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	22,  // 156: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	25,  // 157: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	27,  // 158: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	29,  // 159: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	31,  // 160: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	33,  // 161: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
+	39,  // 162: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	44,  // 163: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	46,  // 164: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	49,  // 165: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	51,  // 166: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	54,  // 167: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	57,  // 168: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	59,  // 169: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	61,  // 170: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	63,  // 171: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	65,  // 172: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	70,  // 173: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	72,  // 174: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	70,  // 175: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	68,  // 176: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	75,  // 177: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	77,  // 178: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	79,  // 179: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	82,  // 180: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	84,  // 181: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	86,  // 182: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	88,  // 183: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	92,  // 184: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	94,  // 185: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	96,  // 186: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	101, // 187: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	104, // 188: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	106, // 189: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	98,  // 190: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	108, // 191: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	110, // 192: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	115, // 193: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	117, // 194: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	119, // 195: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
+	121, // 196: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
+	123, // 197: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	125, // 198: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	127, // 199: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
+	129, // 200: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	131, // 201: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	133, // 202: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	135, // 203: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	17,  // 204: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	25,  // 205: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	138, // 206: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	140, // 207: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	142, // 208: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	144, // 209: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	61,  // 210: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	148, // 211: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	82,  // 212: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	84,  // 213: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	86,  // 214: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	88,  // 215: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	156, // [156:216] is the sub-list for method output_type
+	96,  // [96:156] is the sub-list for method input_type
+	96,  // [96:96] is the sub-list for extension type_name
+	96,  // [96:96] is the sub-list for extension extendee
+	0,   // [0:96] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -10043,9 +10597,17 @@ func file_carrel_v1_carrel_proto_init() {
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[104].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[105].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
+	}
+	file_carrel_v1_carrel_proto_msgTypes[107].OneofWrappers = []any{
+		(*PullImageResponse_Progress)(nil),
+		(*PullImageResponse_Image)(nil),
+	}
+	file_carrel_v1_carrel_proto_msgTypes[109].OneofWrappers = []any{
+		(*ImportImageResponse_Progress)(nil),
+		(*ImportImageResponse_Image)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -10053,7 +10615,7 @@ func file_carrel_v1_carrel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   130,
+			NumMessages:   137,
 			NumExtensions: 0,
 			NumServices:   13,
 		},

@@ -2,7 +2,9 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -30,6 +32,25 @@ func CheckName(what, name string) error {
 	}
 }
 
+// CheckImage says what is wrong with the name of an image, or a reference to a
+// registry's. What a reference means is the daemon's to say.
+func CheckImage(image string) error {
+	bad := len(image) > 512 || !strings.ContainsAny(image, "/:@") || strings.ContainsAny(image[:min(1, len(image))], "/:@.-_") || strings.Contains(image, "//")
+	for i := 0; !bad && i < len(image); i++ {
+		c := image[i]
+		bad = (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("._-/:@", rune(c))
+	}
+	if !bad && !strings.Contains("/"+image+"/", "/../") {
+		return nil
+	}
+	err := CheckName("image", image)
+	var own *Error
+	if errors.As(err, &own) {
+		own.Cure = "an image is named with " + strings.TrimPrefix(own.Cure, "use ") + "; one of a registry like python:3.13 or ghcr.io/owner/name:tag"
+	}
+	return err
+}
+
 // GuestOptions say how StartGuest treats a name that exists.
 type GuestOptions struct {
 	// OnlyNew refuses a name that exists, even when that guest is stopped.
@@ -48,7 +69,7 @@ func (c *Client) StartGuest(ctx context.Context, spec *api.GuestSpec, o GuestOpt
 		}
 	}
 	if spec.GetImage() != "" {
-		if err := CheckName("image", spec.Image); err != nil {
+		if err := checkStored(spec.Image); err != nil {
 			return nil, err
 		}
 	}

@@ -427,7 +427,7 @@ func TestTaskCheck(t *testing.T) {
 		"relative":      {Args: []string{"a"}, Dir: "src"},
 		"dir NUL":       {Args: []string{"a"}, Dir: "/src\x00"},
 		"user":          {Args: []string{"a"}, User: "-x"},
-		"user colon":    {Args: []string{"a"}, User: "root:0"},
+		"two colons":    {Args: []string{"a"}, User: "root:0:0"},
 		"long":          {Args: []string{strings.Repeat("a", 1<<17)}},
 		"2 MB":          {Args: []string{"a"}, Env: slicesRepeat("A="+strings.Repeat("a", 1<<16), 32)},
 		"many":          {Args: slicesRepeat("a", 4097)},

@@ -31,13 +31,49 @@ func (c *Client) BuildImage(ctx context.Context, name string, onProgress func(*a
 	if err != nil {
 		return nil, wrap(op, err)
 	}
+	return imageOf(st, op, onProgress)
+}
+
+// PullImage brings an image from a registry and tells onProgress, which may be nil, how far it is.
+func (c *Client) PullImage(ctx context.Context, reference string, onProgress func(*api.Progress)) (*api.Image, error) {
+	if CheckName("image", reference) != nil { // a bare name is Docker Hub's
+		if err := CheckImage(reference); err != nil {
+			return nil, err
+		}
+	}
+	op := "pull image " + reference
+	st, err := c.images.Pull(ctx, connect.NewRequest(&api.PullImageRequest{Reference: reference}))
+	if err != nil {
+		return nil, wrap(op, err)
+	}
+	return imageOf(st, op, onProgress)
+}
+
+// ImportImage brings an image from an OCI layout's folder or a tarball that docker save wrote. reference
+// is what it is to be called, or empty.
+func (c *Client) ImportImage(ctx context.Context, path, reference string, onProgress func(*api.Progress)) (*api.Image, error) {
+	op := "import image " + path
+	st, err := c.images.Import(ctx, connect.NewRequest(&api.ImportImageRequest{Path: path, Reference: reference}))
+	if err != nil {
+		return nil, wrap(op, err)
+	}
+	return imageOf(st, op, onProgress)
+}
+
+// imageOf reads a stream of progress whose last event is an image.
+func imageOf[T any, P interface {
+	*T
+	GetProgress() *api.Progress
+	GetImage() *api.Image
+}](st *connect.ServerStreamForClient[T], op string, onProgress func(*api.Progress)) (*api.Image, error) {
 	defer st.Close()
 	var img *api.Image
 	for st.Receive() {
-		if p := st.Msg().GetProgress(); p != nil && onProgress != nil {
+		m := P(st.Msg())
+		if p := m.GetProgress(); p != nil && onProgress != nil {
 			onProgress(p)
 		}
-		if i := st.Msg().GetImage(); i != nil {
+		if i := m.GetImage(); i != nil {
 			img = i
 		}
 	}
@@ -51,24 +87,41 @@ func (c *Client) BuildImage(ctx context.Context, name string, onProgress func(*a
 }
 
 // VerifyImage compares every part of an image with its digest.
-func (c *Client) VerifyImage(ctx context.Context, name string) (*api.Image, error) {
-	if err := CheckName("image", name); err != nil {
+func (c *Client) VerifyImage(ctx context.Context, image string) (*api.Image, error) {
+	if err := checkStored(image); err != nil {
 		return nil, err
 	}
-	res, err := c.images.Verify(ctx, connect.NewRequest(&api.VerifyImageRequest{Name: name}))
+	res, err := c.images.Verify(ctx, connect.NewRequest(&api.VerifyImageRequest{Name: image}))
 	if err != nil {
-		return nil, wrap("verify image "+name, err)
+		return nil, wrap("verify image "+image, err)
 	}
 	return res.Msg.Image, nil
 }
 
-// RemoveImage removes an image that no guest uses.
-func (c *Client) RemoveImage(ctx context.Context, name string) error {
-	if err := CheckName("image", name); err != nil {
+// RemoveImage removes an image that no guest uses, or one of several references to it.
+func (c *Client) RemoveImage(ctx context.Context, image string) error {
+	if err := checkStored(image); err != nil {
 		return err
 	}
-	_, err := c.images.Remove(ctx, connect.NewRequest(&api.RemoveImageRequest{Name: name}))
-	return wrap("remove image "+name, err)
+	_, err := c.images.Remove(ctx, connect.NewRequest(&api.RemoveImageRequest{Name: image}))
+	return wrap("remove image "+image, err)
+}
+
+// PruneImages removes pulled images that nothing needs, with all also those that have a name, and the
+// layers that no image needs; with dry it only says what would go.
+func (c *Client) PruneImages(ctx context.Context, all, dry bool) (*api.PruneImagesResponse, error) {
+	res, err := c.images.Prune(ctx, connect.NewRequest(&api.PruneImagesRequest{All: all, DryRun: dry}))
+	if err != nil {
+		return nil, wrap("prune images", err)
+	}
+	return res.Msg, nil
+}
+
+func checkStored(image string) error {
+	if CheckName("image", image) == nil {
+		return nil
+	}
+	return CheckImage(image)
 }
 
 // Doctor looks at everything that a guest needs and calls f with each finding.

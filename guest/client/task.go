@@ -18,13 +18,17 @@ import (
 // Task is one command to be run in a guest, in the shape of exec.Cmd.
 type Task struct {
 	Guest string
-	// Args are the command and its arguments.
-	Args []string
-	// Dir is an absolute folder in the guest; empty: the user's home.
+	// Args are the command and its arguments. ImageCommand runs the image's own
+	// instead: its ENTRYPOINT and CMD. There is then none in Args.
+	Args         []string
+	ImageCommand bool
+	// Dir is an absolute folder in the guest; empty: the image's, or the user's
+	// home.
 	Dir string
 	// Env is NAME=value, added to the guest's own.
 	Env []string
-	// User is a name or number in the guest; empty: 1000.
+	// User is a name or number in the guest, USER or USER:GROUP; empty: the
+	// image's, or 1000.
 	User string
 	// Stdin is copied to the task, which then sees its end; nil: /dev/null.
 	// A read that is under way when the task ends is not waited for.
@@ -62,7 +66,10 @@ func (t *Task) Check() error {
 	bad := func(format string, a ...any) error {
 		return &Error{Code: "bad_request", Message: fmt.Sprintf(format, a...)}
 	}
-	if len(t.Args) == 0 || t.Args[0] == "" {
+	switch {
+	case t.ImageCommand && len(t.Args) > 0:
+		return bad("a command, and the image's own: only one can be run")
+	case !t.ImageCommand && (len(t.Args) == 0 || t.Args[0] == ""):
 		return bad("there is no command to run")
 	}
 	total := len(t.Dir)
@@ -101,15 +108,21 @@ func (t *Task) Check() error {
 }
 
 func userName(s string) bool {
-	if len(s) > 32 {
-		return false
-	}
+	user, group, both := strings.Cut(s, ":")
+	return s == "" || oneName(user) && (!both || oneName(group))
+}
+
+// oneName says whether s can be a user's or a group's name, or a number. Images have
+// names that useradd(8) would not make.
+func oneName(s string) bool {
 	for i := range len(s) {
-		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' && (c != '-' || i == 0) {
+		c := s[i]
+		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_'
+		if !alnum && (c != '-' && c != '.' || i == 0) {
 			return false
 		}
 	}
-	return true
+	return len(s) >= 1 && len(s) <= 32
 }
 
 // StartTask starts a task and returns when the daemon has it on disk. Ending

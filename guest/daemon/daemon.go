@@ -34,8 +34,9 @@ type Options struct {
 	Place  place.Place
 	Rules  policy.Rules
 	Images *images.Store
-	// Parts finds and verifies an image's parts for one start.
-	Parts func(ctx context.Context, image string) (policy.Parts, error)
+	// Parts finds and verifies an image's parts for one start. They stay until
+	// release is called.
+	Parts func(ctx context.Context, image string) (parts policy.Parts, release func(), err error)
 	// Keeper is the command that runs a keeper; its request comes on
 	// descriptor 3, its first word on 4, and 5 leads to its egress process.
 	Keeper []string

@@ -91,6 +91,12 @@ func (s *guestService) Start(ctx context.Context, r *connect.Request[api.StartGu
 	notice := func(text string) error {
 		return st.Send(&api.StartGuestEvent{Kind: &api.StartGuestEvent_Notice{Notice: text}})
 	}
+	if err := s.d.pin(ctx, e, st); err != nil {
+		if fresh {
+			s.d.discard(e)
+		}
+		return refusal(err)
+	}
 	info, err := s.d.start(ctx, e, fresh, notice)
 	if err != nil {
 		if fresh {
@@ -168,6 +174,9 @@ func sameSpec(asked, is *api.GuestSpec) bool {
 	if len(asked.Shares) > 0 && !proto.Equal(&api.GuestSpec{Shares: asked.Shares}, &api.GuestSpec{Shares: is.Shares}) {
 		return false
 	}
+	if asked.Image != "" && sameImage(asked.Image, is.Image) {
+		want.Image = is.Image
+	}
 	if asked.Egress != nil && !sameEgress(asked.Egress, is.Egress) {
 		return false
 	}
@@ -231,10 +240,11 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	spec := proto.Clone(granted).(*api.GuestSpec) // without what repositories ask for, which may change
 	spec.Egress = info.Spec.Egress
 	verified := trace.Begin("image verified")
-	parts, err := d.opts.Parts(ctx, spec.Image)
+	parts, release, err := d.opts.Parts(ctx, spec.Image)
 	if err != nil {
 		return nil, err
 	}
+	defer release() // the guest has opened them then, and its keeper holds the image
 	verified()
 	made := trace.Begin("folder made")
 	parts.Dir = filepath.Join(d.guests, e.name)

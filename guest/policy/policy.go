@@ -113,6 +113,20 @@ type Pin struct {
 // verified parts of its image, and its disk.
 type Parts struct {
 	Dir, Kernel, Initrd, Root, Scratch string
+	// Foreign says that the root's files come from a registry or an archive.
+	Foreign bool `json:",omitempty"`
+	// Hold is a file that the guest's keeper locks, shared, as long as the guest
+	// runs from its image, or empty.
+	Hold string `json:",omitempty"`
+	// Image is what the image says of tasks; nil: nothing.
+	Image *ImageConfig `json:",omitempty"`
+}
+
+// ImageConfig is what an image says of the tasks that run in it, as the OCI image
+// specification has it (config.md, "config").
+type ImageConfig struct {
+	Entrypoint, Cmd, Env []string
+	User, WorkingDir     string
 }
 
 // Spec returns a copy of the request as it was granted, its defaults filled in.
@@ -124,7 +138,7 @@ func (g *Grant) Pins() []Pin { return append([]Pin(nil), g.pins...) }
 // Config returns what a driver builds the guest from.
 func (g *Grant) Config(p Parts) hypervisor.Config {
 	c := hypervisor.Config{
-		Name: g.spec.Name, Dir: p.Dir, Kernel: p.Kernel, Initrd: p.Initrd, Root: p.Root, Scratch: p.Scratch,
+		Name: g.spec.Name, Dir: p.Dir, Kernel: p.Kernel, Initrd: p.Initrd, Root: p.Root, Foreign: p.Foreign, Scratch: p.Scratch,
 		CPUs: int(g.spec.Cpus), MemoryMiB: int(g.spec.MemoryMib),
 	}
 	for i, s := range g.spec.Shares {
@@ -166,8 +180,8 @@ func Decide(req *api.GuestSpec, rules Rules) (*Grant, error) {
 	switch {
 	case !hypervisor.ValidName(s.Name):
 		return nil, refuse("bad_name", "use "+names, "guest name %q is not possible", clip(s.Name))
-	case !hypervisor.ValidName(s.Image):
-		return nil, refuse("bad_name", "use "+names, "image name %q is not possible", clip(s.Image))
+	case !hypervisor.ValidName(s.Image) && !ValidReference(s.Image):
+		return nil, refuse("bad_name", "use "+names+", or a reference such as python:3.13", "image name %q is not possible", clip(s.Image))
 	case s.Cpus < 1 || s.Cpus > rules.MaxCPUs:
 		return nil, refuse("too_large", "", "%d CPUs asked for; between 1 and %d are allowed", s.Cpus, rules.MaxCPUs)
 	case s.MemoryMib < hypervisor.MinMemoryMiB || s.MemoryMib > rules.MaxMemoryMiB:

@@ -154,7 +154,18 @@ func TestNamesAndSizes(t *testing.T) {
 		if _, err := Decide(&api.GuestSpec{Name: name}, w.rules()); err == nil {
 			t.Errorf("%.40q was granted", name)
 		}
-		if _, err := Decide(&api.GuestSpec{Name: "a", Image: name}, w.rules()); err == nil && name != "" {
+		if _, err := Decide(&api.GuestSpec{Name: "a", Image: name}, w.rules()); err == nil && name != "" && name != "a/b" {
+			t.Errorf("image %.40q was granted", name)
+		}
+	}
+	// An image may also be a reference to a registry's; what could be a path or a flag is none.
+	for _, name := range []string{"python:3.13", "a/b", "localhost:5000/a/b:c", "docker.io/library/python:3.13@sha256:" + strings.Repeat("0", 64), "sha256:" + strings.Repeat("0", 64)} {
+		if _, err := Decide(&api.GuestSpec{Name: "a", Image: name}, w.rules()); err != nil {
+			t.Errorf("image %q: %v", name, err)
+		}
+	}
+	for _, name := range []string{"/etc/passwd", "../a:b", "a/../b:c", "a//b:c", "a/./b:c", "-a:b", ":a", "@sha256:0", "a:b\n", "a:b c", "a:é", "a\\b:c", "a:" + strings.Repeat("b", 512)} {
+		if _, err := Decide(&api.GuestSpec{Name: "a", Image: name}, w.rules()); err == nil {
 			t.Errorf("image %.40q was granted", name)
 		}
 	}

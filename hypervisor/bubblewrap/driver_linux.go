@@ -111,6 +111,10 @@ func (d *Driver) spec(ctx context.Context, cfg hypervisor.Config) (s wall.Spec, 
 	}
 	switch {
 	case cfg.Root == HostRoot:
+	case cfg.Foreign:
+		if s.Tree, err = wall.Extracted(ctx, cfg.Root); err != nil {
+			return s, &hypervisor.Error{Op: "unpack the image", Err: err, Cure: "make room on the disk of " + d.opts.CacheDir}
+		}
 	case wall.AsRoot():
 		s.Image = cfg.Root
 	default:

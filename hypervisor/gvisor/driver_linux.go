@@ -138,7 +138,11 @@ func (d *Driver) spec(ctx context.Context, cfg hypervisor.Config) (s wall.Spec, 
 	if s.Shares, err = wall.Pinned(cfg.Shares, d.opts.Pins, wall.ByDevice); err != nil {
 		return s, err
 	}
-	if s.Ranged {
+	if cfg.Foreign {
+		if s.Tree, err = wall.Extracted(ctx, cfg.Root); err != nil {
+			return s, &hypervisor.Error{Op: "unpack the image", Err: err, Cure: "make room on the disk of " + d.opts.CacheDir}
+		}
+	} else if s.Ranged {
 		s.Image = cfg.Root
 	} else if s.Tree, err = wall.Unpacked(ctx, d.opts.CacheDir, cfg.Root); err != nil {
 		return s, &hypervisor.Error{Op: "unpack the image", Err: err, Cure: "sudo apt-get install erofs-utils, and room on the disk of " + d.opts.CacheDir}

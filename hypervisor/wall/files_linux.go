@@ -190,7 +190,10 @@ func (s *Files) Stage(pid int, image uint64) (map[*os.File]string, error) {
 		}
 	}
 	if s.Tree != nil {
-		if at[s.Tree], err = attach(s.Tree, "tree", image|unix.MOUNT_ATTR_RDONLY, -1); err != nil {
+		if at[s.Tree], err = attach(s.Tree, "tree", image|unix.MOUNT_ATTR_RDONLY, guest); err != nil {
+			if guest >= 0 && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)) {
+				err = fmt.Errorf("%w (its file system cannot map owners: keep Carrel's cache on ext4, xfs or btrfs, or run as an ordinary user)", err)
+			}
 			return nil, fmt.Errorf("mount the image %s: %w", s.Tree.Name(), err)
 		}
 	}

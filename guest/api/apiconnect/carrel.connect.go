@@ -139,10 +139,16 @@ const (
 	ImageServiceListProcedure = "/carrel.v1.ImageService/List"
 	// ImageServiceBuildProcedure is the fully-qualified name of the ImageService's Build RPC.
 	ImageServiceBuildProcedure = "/carrel.v1.ImageService/Build"
+	// ImageServicePullProcedure is the fully-qualified name of the ImageService's Pull RPC.
+	ImageServicePullProcedure = "/carrel.v1.ImageService/Pull"
+	// ImageServiceImportProcedure is the fully-qualified name of the ImageService's Import RPC.
+	ImageServiceImportProcedure = "/carrel.v1.ImageService/Import"
 	// ImageServiceVerifyProcedure is the fully-qualified name of the ImageService's Verify RPC.
 	ImageServiceVerifyProcedure = "/carrel.v1.ImageService/Verify"
 	// ImageServiceRemoveProcedure is the fully-qualified name of the ImageService's Remove RPC.
 	ImageServiceRemoveProcedure = "/carrel.v1.ImageService/Remove"
+	// ImageServicePruneProcedure is the fully-qualified name of the ImageService's Prune RPC.
+	ImageServicePruneProcedure = "/carrel.v1.ImageService/Prune"
 	// SystemServiceVersionProcedure is the fully-qualified name of the SystemService's Version RPC.
 	SystemServiceVersionProcedure = "/carrel.v1.SystemService/Version"
 	// SystemServiceStatusProcedure is the fully-qualified name of the SystemService's Status RPC.
@@ -1633,8 +1639,15 @@ type ImageServiceClient interface {
 	List(context.Context, *connect.Request[api.ListImagesRequest]) (*connect.Response[api.ListImagesResponse], error)
 	// Build makes an image; the last event holds it.
 	Build(context.Context, *connect.Request[api.BuildImageRequest]) (*connect.ServerStreamForClient[api.BuildImageEvent], error)
+	// Pull brings an image from a registry, or says that the one that is here is
+	// what the registry has; the last event holds it.
+	Pull(context.Context, *connect.Request[api.PullImageRequest]) (*connect.ServerStreamForClient[api.PullImageResponse], error)
+	// Import does the same with a file or a folder of this machine.
+	Import(context.Context, *connect.Request[api.ImportImageRequest]) (*connect.ServerStreamForClient[api.ImportImageResponse], error)
 	Verify(context.Context, *connect.Request[api.VerifyImageRequest]) (*connect.Response[api.VerifyImageResponse], error)
 	Remove(context.Context, *connect.Request[api.RemoveImageRequest]) (*connect.Response[api.RemoveImageResponse], error)
+	// Prune removes what no guest and no reference needs.
+	Prune(context.Context, *connect.Request[api.PruneImagesRequest]) (*connect.Response[api.PruneImagesResponse], error)
 }
 
 // NewImageServiceClient constructs a client for the carrel.v1.ImageService service. By default, it
@@ -1660,6 +1673,18 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("Build")),
 			connect.WithClientOptions(opts...),
 		),
+		pull: connect.NewClient[api.PullImageRequest, api.PullImageResponse](
+			httpClient,
+			baseURL+ImageServicePullProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Pull")),
+			connect.WithClientOptions(opts...),
+		),
+		_import: connect.NewClient[api.ImportImageRequest, api.ImportImageResponse](
+			httpClient,
+			baseURL+ImageServiceImportProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Import")),
+			connect.WithClientOptions(opts...),
+		),
 		verify: connect.NewClient[api.VerifyImageRequest, api.VerifyImageResponse](
 			httpClient,
 			baseURL+ImageServiceVerifyProcedure,
@@ -1672,15 +1697,24 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("Remove")),
 			connect.WithClientOptions(opts...),
 		),
+		prune: connect.NewClient[api.PruneImagesRequest, api.PruneImagesResponse](
+			httpClient,
+			baseURL+ImageServicePruneProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Prune")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // imageServiceClient implements ImageServiceClient.
 type imageServiceClient struct {
-	list   *connect.Client[api.ListImagesRequest, api.ListImagesResponse]
-	build  *connect.Client[api.BuildImageRequest, api.BuildImageEvent]
-	verify *connect.Client[api.VerifyImageRequest, api.VerifyImageResponse]
-	remove *connect.Client[api.RemoveImageRequest, api.RemoveImageResponse]
+	list    *connect.Client[api.ListImagesRequest, api.ListImagesResponse]
+	build   *connect.Client[api.BuildImageRequest, api.BuildImageEvent]
+	pull    *connect.Client[api.PullImageRequest, api.PullImageResponse]
+	_import *connect.Client[api.ImportImageRequest, api.ImportImageResponse]
+	verify  *connect.Client[api.VerifyImageRequest, api.VerifyImageResponse]
+	remove  *connect.Client[api.RemoveImageRequest, api.RemoveImageResponse]
+	prune   *connect.Client[api.PruneImagesRequest, api.PruneImagesResponse]
 }
 
 // List calls carrel.v1.ImageService.List.
@@ -1693,6 +1727,16 @@ func (c *imageServiceClient) Build(ctx context.Context, req *connect.Request[api
 	return c.build.CallServerStream(ctx, req)
 }
 
+// Pull calls carrel.v1.ImageService.Pull.
+func (c *imageServiceClient) Pull(ctx context.Context, req *connect.Request[api.PullImageRequest]) (*connect.ServerStreamForClient[api.PullImageResponse], error) {
+	return c.pull.CallServerStream(ctx, req)
+}
+
+// Import calls carrel.v1.ImageService.Import.
+func (c *imageServiceClient) Import(ctx context.Context, req *connect.Request[api.ImportImageRequest]) (*connect.ServerStreamForClient[api.ImportImageResponse], error) {
+	return c._import.CallServerStream(ctx, req)
+}
+
 // Verify calls carrel.v1.ImageService.Verify.
 func (c *imageServiceClient) Verify(ctx context.Context, req *connect.Request[api.VerifyImageRequest]) (*connect.Response[api.VerifyImageResponse], error) {
 	return c.verify.CallUnary(ctx, req)
@@ -1703,13 +1747,25 @@ func (c *imageServiceClient) Remove(ctx context.Context, req *connect.Request[ap
 	return c.remove.CallUnary(ctx, req)
 }
 
+// Prune calls carrel.v1.ImageService.Prune.
+func (c *imageServiceClient) Prune(ctx context.Context, req *connect.Request[api.PruneImagesRequest]) (*connect.Response[api.PruneImagesResponse], error) {
+	return c.prune.CallUnary(ctx, req)
+}
+
 // ImageServiceHandler is an implementation of the carrel.v1.ImageService service.
 type ImageServiceHandler interface {
 	List(context.Context, *connect.Request[api.ListImagesRequest]) (*connect.Response[api.ListImagesResponse], error)
 	// Build makes an image; the last event holds it.
 	Build(context.Context, *connect.Request[api.BuildImageRequest], *connect.ServerStream[api.BuildImageEvent]) error
+	// Pull brings an image from a registry, or says that the one that is here is
+	// what the registry has; the last event holds it.
+	Pull(context.Context, *connect.Request[api.PullImageRequest], *connect.ServerStream[api.PullImageResponse]) error
+	// Import does the same with a file or a folder of this machine.
+	Import(context.Context, *connect.Request[api.ImportImageRequest], *connect.ServerStream[api.ImportImageResponse]) error
 	Verify(context.Context, *connect.Request[api.VerifyImageRequest]) (*connect.Response[api.VerifyImageResponse], error)
 	Remove(context.Context, *connect.Request[api.RemoveImageRequest]) (*connect.Response[api.RemoveImageResponse], error)
+	// Prune removes what no guest and no reference needs.
+	Prune(context.Context, *connect.Request[api.PruneImagesRequest]) (*connect.Response[api.PruneImagesResponse], error)
 }
 
 // NewImageServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1731,6 +1787,18 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("Build")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServicePullHandler := connect.NewServerStreamHandler(
+		ImageServicePullProcedure,
+		svc.Pull,
+		connect.WithSchema(imageServiceMethods.ByName("Pull")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceImportHandler := connect.NewServerStreamHandler(
+		ImageServiceImportProcedure,
+		svc.Import,
+		connect.WithSchema(imageServiceMethods.ByName("Import")),
+		connect.WithHandlerOptions(opts...),
+	)
 	imageServiceVerifyHandler := connect.NewUnaryHandler(
 		ImageServiceVerifyProcedure,
 		svc.Verify,
@@ -1743,16 +1811,28 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("Remove")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServicePruneHandler := connect.NewUnaryHandler(
+		ImageServicePruneProcedure,
+		svc.Prune,
+		connect.WithSchema(imageServiceMethods.ByName("Prune")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.v1.ImageService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ImageServiceListProcedure:
 			imageServiceListHandler.ServeHTTP(w, r)
 		case ImageServiceBuildProcedure:
 			imageServiceBuildHandler.ServeHTTP(w, r)
+		case ImageServicePullProcedure:
+			imageServicePullHandler.ServeHTTP(w, r)
+		case ImageServiceImportProcedure:
+			imageServiceImportHandler.ServeHTTP(w, r)
 		case ImageServiceVerifyProcedure:
 			imageServiceVerifyHandler.ServeHTTP(w, r)
 		case ImageServiceRemoveProcedure:
 			imageServiceRemoveHandler.ServeHTTP(w, r)
+		case ImageServicePruneProcedure:
+			imageServicePruneHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1770,12 +1850,24 @@ func (UnimplementedImageServiceHandler) Build(context.Context, *connect.Request[
 	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.Build is not implemented"))
 }
 
+func (UnimplementedImageServiceHandler) Pull(context.Context, *connect.Request[api.PullImageRequest], *connect.ServerStream[api.PullImageResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.Pull is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Import(context.Context, *connect.Request[api.ImportImageRequest], *connect.ServerStream[api.ImportImageResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.Import is not implemented"))
+}
+
 func (UnimplementedImageServiceHandler) Verify(context.Context, *connect.Request[api.VerifyImageRequest]) (*connect.Response[api.VerifyImageResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.Verify is not implemented"))
 }
 
 func (UnimplementedImageServiceHandler) Remove(context.Context, *connect.Request[api.RemoveImageRequest]) (*connect.Response[api.RemoveImageResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.Remove is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Prune(context.Context, *connect.Request[api.PruneImagesRequest]) (*connect.Response[api.PruneImagesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.Prune is not implemented"))
 }
 
 // SystemServiceClient is a client for the carrel.v1.SystemService service.

@@ -76,12 +76,41 @@ func (l *changes) list(upper, lower int) error {
 	if err != nil {
 		return fmt.Errorf("open the layer: %w", err)
 	}
-	return l.folder(os.NewFile(uintptr(fd), "layer"), lower, "", -1, 0)
+	return l.folder(os.NewFile(uintptr(fd), "layer"), &below{fd: lower, open: true}, "", -1, 0)
+}
+
+// below is a folder of the host's that one of the layer's is laid over. It is
+// asked for only if something in it is: each look at it is the host's to answer.
+type below struct {
+	in   *below
+	base string
+	fd   int
+	open bool
+	err  error
+}
+
+// at opens the folder.
+func (b *below) at() (int, error) {
+	if !b.open && b.err == nil {
+		if b.fd, b.err = b.in.at(); b.err == nil {
+			b.fd, b.err = unix.Openat(b.fd, b.base, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		}
+		b.open = b.err == nil
+	}
+	return b.fd, b.err
+}
+
+// close lets go of it; not of the one that list was given.
+func (b *below) close() {
+	if b != nil && b.in != nil && b.open {
+		b.open = false
+		_ = unix.Close(b.fd)
+	}
 }
 
 // folder sends what is in dir, and closes it. lower is the host's folder that it
-// is laid over, or -1: it hides that, or there is none.
-func (l *changes) folder(dir *os.File, lower int, name string, at int32, depth int) error {
+// is laid over, or nil: it hides that, or there is none.
+func (l *changes) folder(dir *os.File, lower *below, name string, at int32, depth int) error {
 	defer dir.Close()
 	for {
 		bases, err := dir.Readdirnames(256)
@@ -103,7 +132,7 @@ func (l *changes) folder(dir *os.File, lower int, name string, at int32, depth i
 	}
 }
 
-func (l *changes) entry(dir, lower int, base, name string, parent int32, depth int) error {
+func (l *changes) entry(dir int, lower *below, base, name string, parent int32, depth int) error {
 	var st unix.Stat_t
 	err := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
@@ -113,7 +142,7 @@ func (l *changes) entry(dir, lower int, base, name string, parent int32, depth i
 		return fmt.Errorf("look at the layer's %.200q: %w", name, err)
 	}
 	c := &wire.Changed{Name: name, Mode: st.Mode & 0o777, MtimeNanos: st.Mtim.Nano(), Stamp: stamp(&st)}
-	sub, below := -1, -1
+	sub, under := -1, (*below)(nil)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		c.Type, c.Size = wire.ChangedType_CHANGED_TYPE_REGULAR, st.Size
@@ -131,19 +160,25 @@ func (l *changes) entry(dir, lower int, base, name string, parent int32, depth i
 		if err != nil {
 			return fmt.Errorf("open the layer's folder %.200q: %w", name, err)
 		}
+		c.Type = wire.ChangedType_CHANGED_TYPE_NEW_DIRECTORY
 		// The kernel makes a note only where there is something to hide.
-		if lower >= 0 && !opaque(sub, l.notes) {
-			below, err = unix.Openat(lower, base, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-			if err != nil && !absent(err) {
+		if lower != nil && !opaque(sub, l.notes) {
+			under = &below{in: lower, base: base}
+			// Another note says that it was made for one of the host's. Without it
+			// the host may have made one since, which is seen through this one.
+			if !copied(sub, l.notes) {
+				_, err = under.at()
+			}
+			switch {
+			case err == nil:
+				c.Type = wire.ChangedType_CHANGED_TYPE_DIRECTORY
+				defer under.close()
+			case absent(err):
+				under = nil
+			default:
 				_ = unix.Close(sub)
 				return fmt.Errorf("look at the share's folder %.200q under the layer: %w", name, err)
 			}
-		}
-		c.Type = wire.ChangedType_CHANGED_TYPE_DIRECTORY
-		if below < 0 {
-			c.Type = wire.ChangedType_CHANGED_TYPE_NEW_DIRECTORY
-		} else {
-			defer unix.Close(below)
 		}
 	case unix.S_IFLNK:
 		c.Type = wire.ChangedType_CHANGED_TYPE_SYMLINK
@@ -175,7 +210,7 @@ func (l *changes) entry(dir, lower int, base, name string, parent int32, depth i
 		_ = unix.Close(sub)
 		return err
 	}
-	return l.folder(os.NewFile(uintptr(sub), base), below, name, at, depth+1)
+	return l.folder(os.NewFile(uintptr(sub), base), under, name, at, depth+1)
 }
 
 func (l *changes) add(base string, parent int32, kind wire.ChangedType, is identity) (int32, error) {
@@ -212,6 +247,14 @@ func opaque(fd int, notes string) bool {
 	var b [2]byte
 	n, err := unix.Fgetxattr(fd, notes+"opaque", b[:])
 	return err == nil && n == 1 && b[0] == 'y'
+}
+
+// copied says whether a folder of a layer was made for one that the host had,
+// rather than by the guest alone: the note is there, and may be empty
+// (ovl_get_origin_fh, fs/overlayfs/copy_up.c).
+func copied(fd int, notes string) bool {
+	_, err := unix.Fgetxattr(fd, notes+"origin", nil)
+	return err == nil
 }
 
 // stamp differs when the entry does. One that changed just now gets a stamp

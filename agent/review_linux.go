@@ -27,8 +27,8 @@ const (
 func (a *Agent) review(ctx context.Context, conn net.Conn, r *wire.Review) {
 	out := bufio.NewWriterSize(conn, wire.DataChunk)
 	s := &reviewer{out: out, path: r.Path}
-	if err := a.startReview(ctx, conn, s); err != nil {
-		_ = s.done(err)
+	if err := a.startReview(ctx, conn, s); err != nil && s.done(err) == nil {
+		_ = out.Flush()
 	}
 }
 
@@ -81,6 +81,10 @@ func (a *Agent) startReview(ctx context.Context, conn net.Conn, s *reviewer) err
 	}
 	in := wire.NewReader(conn)
 	for {
+		// The host asks for several contents at once: small ones leave together.
+		if in.Buffered() == 0 && s.out.Flush() != nil {
+			return nil
+		}
 		var m wire.Reviewing
 		err := in.Read(&m)
 		if errors.Is(err, io.EOF) || err != nil && ctx.Err() != nil {
@@ -104,16 +108,13 @@ func (a *Agent) startReview(ctx context.Context, conn net.Conn, s *reviewer) err
 	}
 }
 
-// done ends the list, or one answer.
+// done ends the list, or one answer, which leave with the next flush.
 func (s *reviewer) done(err error) error {
 	d := &wire.Done{}
 	if err != nil {
 		d.Error = text(err.Error(), wire.MaxText)
 	}
-	if err := wire.Write(s.out, &wire.Reviewed{Kind: &wire.Reviewed_Done{Done: d}}); err != nil {
-		return err
-	}
-	return s.out.Flush()
+	return wire.Write(s.out, &wire.Reviewed{Kind: &wire.Reviewed_Done{Done: d}})
 }
 
 // content sends a regular file as it is now, and no more than it had when it

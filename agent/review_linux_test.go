@@ -79,6 +79,22 @@ func TestReview(t *testing.T) {
 			t.Errorf("content of %s: %q", c.Name, e)
 		}
 	}
+	// What is asked for at once comes in that order, and leaves together.
+	var order []int
+	for i := range r.list {
+		order = append(order, len(r.list)-1-i)
+		r.send(&wire.Reviewing{Kind: &wire.Reviewing_Want{Want: &wire.Want{Index: uint32(len(r.list) - 1 - i)}}})
+	}
+	together := make([]string, len(order))
+	for n := range order {
+		b, e := r.answer()
+		together[n] = string(b) + "\x00" + e
+	}
+	for n, i := range order {
+		if b, e := r.content(i); together[n] != string(b)+"\x00"+e {
+			t.Errorf("%s has another content when it is asked for with others", r.list[i].Name)
+		}
+	}
 	if _, e := r.content(len(r.list)); e == "" {
 		t.Error("content of no entry")
 	}

@@ -44,6 +44,11 @@ func (h *host) review(at string) (r *reviewed, refused string) {
 func (r *reviewed) ask(m *wire.Reviewing) ([]byte, string) {
 	r.t.Helper()
 	r.send(m)
+	return r.answer()
+}
+
+func (r *reviewed) answer() ([]byte, string) {
+	r.t.Helper()
 	var all []byte
 	for {
 		var m wire.Reviewed

@@ -63,6 +63,10 @@ func (a *app) doDiff(ctx context.Context, f *diffFlags, args []string) error {
 		err = a.paged(f.noPager, func(w io.Writer) error {
 			d := a.differ(w)
 			d.stat = f.stat
+			var rest *api.Beside
+			if len(paths) == 0 {
+				o.Beside = func(b *api.Beside) error { rest = b; return nil }
+			}
 			err := c.Diff(ctx, name, o, func(ch *api.Change) error {
 				if f.saw != nil {
 					f.saw(ch)
@@ -73,8 +77,8 @@ func (a *app) doDiff(ctx context.Context, f *diffFlags, args []string) error {
 			if err == nil {
 				err = d.end(name)
 			}
-			if err == nil && len(paths) == 0 {
-				err = d.beside(ctx, c, name, f.ignored)
+			if err == nil && rest != nil {
+				err = d.beside(rest, name, f.ignored)
 			}
 			return err
 		})
@@ -171,11 +175,7 @@ func (d *differ) text(diff string) {
 }
 
 // beside says what there is beside what was shown.
-func (d *differ) beside(ctx context.Context, c *client.Client, name string, ignored bool) error {
-	s, err := c.ReviewSummary(ctx, name)
-	if err != nil {
-		return err
-	}
+func (d *differ) beside(s *api.Beside, name string, ignored bool) error {
 	if s.Ignored > 0 && !ignored {
 		fmt.Fprintf(d.w, "%s that the ignore rules here leave out: --ignored\n", counted(int(s.Ignored), "change"))
 	}

@@ -3,12 +3,15 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/carrel-vm/carrel/guest/share/rules"
@@ -35,12 +38,17 @@ type compared struct {
 }
 
 // carriers compares both carriers, and a share in review, with virtiofsd and with
-// a disk of the guest's, in one guest whose caches are cold each time.
-func (b *bench) carriers(w *world) {
+// a disk of the guest's, in one guest whose caches are cold each time. layers
+// alone compares a review's layer with that disk.
+func (b *bench) carriers(w *world, layers bool) {
 	b.Run("carriers", func(t *testing.T) { // whose end takes the machine down
 		sub := *b
 		sub.T = t
-		sub.compareCarriers(w)
+		if layers {
+			sub.compareLayers(w)
+		} else {
+			sub.compareCarriers(w)
+		}
 		b.all = sub.all
 	})
 	if b.Failed() {
@@ -49,7 +57,7 @@ func (b *bench) carriers(w *world) {
 }
 
 func (b *bench) compareCarriers(w *world) {
-	m := newCarriersMachine(b, w)
+	m := newCarriersMachine(b, w, true)
 	files, bulk, said := 20_000, 256<<20, "20,000"
 	if b.accel.Name == qemu.TCG {
 		files, bulk, said = 2000, 64<<20, "2,000 (20,000 with KVM)"
@@ -111,6 +119,62 @@ func (b *bench) compareCarriers(w *world) {
 	}
 }
 
+// compareLayers is the packages of compareCarriers, for the disk and what lies on
+// it alone: more of them and more rounds, which these can do in the same time.
+// The processor time of the machine is taken too, which other work on the host
+// does not change.
+func (b *bench) compareLayers(w *world) {
+	m := newCarriersMachine(b, w, false)
+	files, said := 20_000, "20,000"
+	if b.accel.Name == qemu.TCG {
+		files, said = 4000, "4,000 (20,000 with KVM)"
+	}
+	sides := []carrier{carriers[0], carriers[1], carriers[5]}
+	work := make([][]float64, len(sides))
+	var turns []func() float64
+	for i, c := range sides {
+		turns = append(turns, func() float64 {
+			b.clearCarrier(m, c)
+			m.do("mount", c.mount, 0)
+			before := m.worked()
+			took := m.do("packages", c.mount, files)
+			work[i] = append(work[i], float64(files)/(m.worked()-before))
+			m.do("umount", c.mount, 0)
+			return float64(files) / took
+		})
+	}
+	x := b.rounds(b.n, turns...)
+	how := said + " files of 0.2 to 4 KiB created as npm does, in folders of five"
+	for i, c := range sides {
+		work[i] = work[i][1:] // the first round warms up
+		b.median("layers_"+c.name+"_packages", "files/s", x[i], limit{}, how+"; "+c.how)
+		how = "the same"
+		b.median("layers_"+c.name+"_work", "files/s", work[i], limit{}, "the same, for each second of the machine's processor time")
+	}
+	b.ratio("layers_review_over_local_packages", "layers_local_packages", x[2], x[0], least(0.9), "of one round each, in speed")
+	b.ratio("layers_review_over_local_work", "layers_local_work", work[2], work[0], limit{}, "of one round each, by processor time")
+	b.ratio("layers_layer_over_local_work", "layers_local_work", work[1], work[0], limit{}, "of one round each, by processor time")
+}
+
+// worked is how many seconds of processor time the machine has used.
+func (m *benchMachine) worked() float64 {
+	m.b.Helper()
+	const perSecond = 100 // USER_HZ, of every Linux that Go runs on
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.qemu.Process.Pid))
+	if err != nil {
+		m.b.Fatal(err)
+	}
+	// After the name, which is in parentheses, come the third field and on; 14
+	// and 15 are user's and system's time (proc(5)).
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	user, err := strconv.ParseFloat(fields[11], 64)
+	system, err2 := strconv.ParseFloat(fields[12], 64)
+	if err := errors.Join(err, err2); err != nil {
+		m.b.Fatal(err)
+	}
+	return (user + system) / perSecond
+}
+
 // clearCarrier removes what was made before: on the host where that has it, as
 // it takes less time there.
 func (b *bench) clearCarrier(m *benchMachine, c carrier) {
@@ -125,8 +189,9 @@ func (b *bench) clearCarrier(m *benchMachine, c carrier) {
 	m.do("umount", c.mount, 0)
 }
 
-// newCarriersMachine boots a guest with all of them. Each has the same tree.
-func newCarriersMachine(b *bench, w *world) *benchMachine {
+// newCarriersMachine boots a guest with all of them. Each has the same tree, or
+// none.
+func newCarriersMachine(b *bench, w *world, tree bool) *benchMachine {
 	b.Helper()
 	folders := b.TempDir()
 	if dir := os.Getenv("CARREL_BENCH_MEMORY"); dir != "" {
@@ -136,6 +201,12 @@ func newCarriersMachine(b *bench, w *world) *benchMachine {
 	theirs, rw, review := filepath.Join(folders, "c-virtiofsd"), filepath.Join(folders, "c-virtiofs"), filepath.Join(folders, "c-review")
 	first := filepath.Join(folders, "c-disk", "root")
 	for _, d := range []string{first, theirs, rw, review, plan.live} {
+		if !tree {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				b.Fatal(err)
+			}
+			continue
+		}
 		if d == first {
 			b.plantTree(filepath.Join(d, "tree"))
 			// Owners and inode numbers differ from one carrier to the next, and what is

@@ -52,7 +52,10 @@ func TestBench(t *testing.T) {
 		b.images()
 	}
 	if b.part("carriers") {
-		b.carriers(w)
+		b.carriers(w, false)
+	}
+	if b.part("layers") {
+		b.carriers(w, true)
 	}
 	if b.part("exec") || b.part("vsock") || b.part("share") {
 		m := newBenchMachine(b, w)

@@ -63,6 +63,7 @@ type planned struct {
 // ours beside those that people use.
 type benchMachine struct {
 	b      *bench
+	qemu   *exec.Cmd
 	vsock  *vhostuser.Vsock
 	serial net.Conn
 	cmds   net.Conn
@@ -168,7 +169,8 @@ func (p machinePlan) boot(b *bench) *benchMachine {
 		text, _ := io.ReadAll(io.LimitReader(console, 64<<10))
 		words <- string(text)
 	}()
-	stop := b.start(exec.Command("qemu-system-x86_64", args...), files)
+	m.qemu = exec.Command("qemu-system-x86_64", args...)
+	stop := b.start(m.qemu, files)
 	b.Cleanup(func() {
 		stop()
 		m.vsock.Close()

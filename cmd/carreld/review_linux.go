@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +20,9 @@ import (
 // to 4, the last of which says how it ended. It ends when it is done, or when
 // nobody reads its answers any more.
 func runReview() error {
+	// It does one thing and ends: most of what it makes is never collected.
+	debug.SetGCPercent(400)
+	debug.SetMemoryLimit(256 << 20)
 	in, out := os.NewFile(3, "request"), os.NewFile(4, "answers")
 	answers := review.NewAnswers(out)
 	err := func() error {
@@ -27,6 +31,7 @@ func runReview() error {
 		if err != nil {
 			return err
 		}
+		answers.Together = req.Diff != nil
 		return serveReview(req, answers)
 	}()
 	return errors.Join(answers.End(err), out.Close())

@@ -4414,7 +4414,9 @@ type DiffRequest struct {
 	// Lines around each change; 0: 3.
 	Context uint32 `protobuf:"varint,4,opt,name=context,proto3" json:"context,omitempty"`
 	// Take also what the host's ignore rules leave out.
-	Ignored       bool `protobuf:"varint,5,opt,name=ignored,proto3" json:"ignored,omitempty"`
+	Ignored bool `protobuf:"varint,5,opt,name=ignored,proto3" json:"ignored,omitempty"`
+	// End with a message that has Change.beside and nothing else.
+	Beside        bool `protobuf:"varint,6,opt,name=beside,proto3" json:"beside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4484,6 +4486,13 @@ func (x *DiffRequest) GetIgnored() bool {
 	return false
 }
 
+func (x *DiffRequest) GetBeside() bool {
+	if x != nil {
+		return x.Beside
+	}
+	return false
+}
+
 // Change is one entry that the guest made, changed or removed.
 type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4517,7 +4526,9 @@ type Change struct {
 	Task string `protobuf:"bytes,17,opt,name=task,proto3" json:"task,omitempty"`
 	// What the guest's entry is, as 20 bytes that no other one has: ApplyRequest
 	// takes them, so that what was looked at is what is applied.
-	Seen          []byte `protobuf:"bytes,18,opt,name=seen,proto3" json:"seen,omitempty"`
+	Seen []byte `protobuf:"bytes,18,opt,name=seen,proto3" json:"seen,omitempty"`
+	// Of the last message, if it was asked for.
+	Beside        *Beside `protobuf:"bytes,19,opt,name=beside,proto3" json:"beside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4678,6 +4689,77 @@ func (x *Change) GetSeen() []byte {
 	return nil
 }
 
+func (x *Change) GetBeside() *Beside {
+	if x != nil {
+		return x.Beside
+	}
+	return nil
+}
+
+// Beside is what the guest has changed and a diff of all does not show.
+type Beside struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Entries that the host's ignore rules leave out.
+	Ignored int32 `protobuf:"varint,1,opt,name=ignored,proto3" json:"ignored,omitempty"`
+	// Entries within .git.
+	Git int32 `protobuf:"varint,2,opt,name=git,proto3" json:"git,omitempty"`
+	// Why there is more than is known; empty: there is not.
+	Incomplete    string `protobuf:"bytes,3,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Beside) Reset() {
+	*x = Beside{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Beside) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Beside) ProtoMessage() {}
+
+func (x *Beside) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Beside.ProtoReflect.Descriptor instead.
+func (*Beside) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *Beside) GetIgnored() int32 {
+	if x != nil {
+		return x.Ignored
+	}
+	return 0
+}
+
+func (x *Beside) GetGit() int32 {
+	if x != nil {
+		return x.Git
+	}
+	return 0
+}
+
+func (x *Beside) GetIncomplete() string {
+	if x != nil {
+		return x.Incomplete
+	}
+	return ""
+}
+
 type ReviewSummaryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
@@ -4687,7 +4769,7 @@ type ReviewSummaryRequest struct {
 
 func (x *ReviewSummaryRequest) Reset() {
 	*x = ReviewSummaryRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4699,7 +4781,7 @@ func (x *ReviewSummaryRequest) String() string {
 func (*ReviewSummaryRequest) ProtoMessage() {}
 
 func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4712,7 +4794,7 @@ func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummaryRequest.ProtoReflect.Descriptor instead.
 func (*ReviewSummaryRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ReviewSummaryRequest) GetGuest() string {
@@ -4744,7 +4826,7 @@ type ReviewSummary struct {
 
 func (x *ReviewSummary) Reset() {
 	*x = ReviewSummary{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4756,7 +4838,7 @@ func (x *ReviewSummary) String() string {
 func (*ReviewSummary) ProtoMessage() {}
 
 func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4769,7 +4851,7 @@ func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummary.ProtoReflect.Descriptor instead.
 func (*ReviewSummary) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ReviewSummary) GetAdded() int32 {
@@ -4859,7 +4941,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4871,7 +4953,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4884,7 +4966,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ApplyRequest) GetGuest() string {
@@ -4957,7 +5039,7 @@ type ApplyEvent struct {
 
 func (x *ApplyEvent) Reset() {
 	*x = ApplyEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4969,7 +5051,7 @@ func (x *ApplyEvent) String() string {
 func (*ApplyEvent) ProtoMessage() {}
 
 func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4982,7 +5064,7 @@ func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyEvent.ProtoReflect.Descriptor instead.
 func (*ApplyEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ApplyEvent) GetPath() string {
@@ -5023,7 +5105,7 @@ type DiscardRequest struct {
 
 func (x *DiscardRequest) Reset() {
 	*x = DiscardRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5035,7 +5117,7 @@ func (x *DiscardRequest) String() string {
 func (*DiscardRequest) ProtoMessage() {}
 
 func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5048,7 +5130,7 @@ func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
 func (*DiscardRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DiscardRequest) GetGuest() string {
@@ -5074,7 +5156,7 @@ type DiscardResponse struct {
 
 func (x *DiscardResponse) Reset() {
 	*x = DiscardResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5086,7 +5168,7 @@ func (x *DiscardResponse) String() string {
 func (*DiscardResponse) ProtoMessage() {}
 
 func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5099,7 +5181,7 @@ func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
 func (*DiscardResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DiscardResponse) GetDiscarded() int32 {
@@ -5124,7 +5206,7 @@ type UndoRequest struct {
 
 func (x *UndoRequest) Reset() {
 	*x = UndoRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5136,7 +5218,7 @@ func (x *UndoRequest) String() string {
 func (*UndoRequest) ProtoMessage() {}
 
 func (x *UndoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5149,7 +5231,7 @@ func (x *UndoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoRequest.ProtoReflect.Descriptor instead.
 func (*UndoRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *UndoRequest) GetGuest() string {
@@ -5190,7 +5272,7 @@ type DiskUsageRequest struct {
 
 func (x *DiskUsageRequest) Reset() {
 	*x = DiskUsageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5202,7 +5284,7 @@ func (x *DiskUsageRequest) String() string {
 func (*DiskUsageRequest) ProtoMessage() {}
 
 func (x *DiskUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5215,7 +5297,7 @@ func (x *DiskUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsageRequest.ProtoReflect.Descriptor instead.
 func (*DiskUsageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *DiskUsageRequest) GetGuest() string {
@@ -5237,7 +5319,7 @@ type DiskUsageResponse struct {
 
 func (x *DiskUsageResponse) Reset() {
 	*x = DiskUsageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5249,7 +5331,7 @@ func (x *DiskUsageResponse) String() string {
 func (*DiskUsageResponse) ProtoMessage() {}
 
 func (x *DiskUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5262,7 +5344,7 @@ func (x *DiskUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsageResponse.ProtoReflect.Descriptor instead.
 func (*DiskUsageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *DiskUsageResponse) GetGuests() []*GuestUsage {
@@ -5305,7 +5387,7 @@ type GuestUsage struct {
 
 func (x *GuestUsage) Reset() {
 	*x = GuestUsage{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5317,7 +5399,7 @@ func (x *GuestUsage) String() string {
 func (*GuestUsage) ProtoMessage() {}
 
 func (x *GuestUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5330,7 +5412,7 @@ func (x *GuestUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestUsage.ProtoReflect.Descriptor instead.
 func (*GuestUsage) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GuestUsage) GetGuest() string {
@@ -5382,7 +5464,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5394,7 +5476,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5407,7 +5489,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *PruneRequest) GetDryRun() bool {
@@ -5450,7 +5532,7 @@ type PruneItem struct {
 
 func (x *PruneItem) Reset() {
 	*x = PruneItem{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5462,7 +5544,7 @@ func (x *PruneItem) String() string {
 func (*PruneItem) ProtoMessage() {}
 
 func (x *PruneItem) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5475,7 +5557,7 @@ func (x *PruneItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneItem.ProtoReflect.Descriptor instead.
 func (*PruneItem) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PruneItem) GetKind() string {
@@ -5524,7 +5606,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5536,7 +5618,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5549,7 +5631,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *PruneResponse) GetItems() []*PruneItem {
@@ -5585,7 +5667,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5597,7 +5679,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5610,7 +5692,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Volume) GetName() string {
@@ -5673,7 +5755,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5685,7 +5767,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5698,7 +5780,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -5724,7 +5806,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5736,7 +5818,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5749,7 +5831,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *Volume {
@@ -5767,7 +5849,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5779,7 +5861,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5792,7 +5874,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
 }
 
 type ListVolumesResponse struct {
@@ -5804,7 +5886,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5816,7 +5898,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5829,7 +5911,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -5849,7 +5931,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5861,7 +5943,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5874,7 +5956,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -5899,7 +5981,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5911,7 +5993,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5924,7 +6006,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
 }
 
 type ExplainEgressRequest struct {
@@ -5936,7 +6018,7 @@ type ExplainEgressRequest struct {
 
 func (x *ExplainEgressRequest) Reset() {
 	*x = ExplainEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5948,7 +6030,7 @@ func (x *ExplainEgressRequest) String() string {
 func (*ExplainEgressRequest) ProtoMessage() {}
 
 func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5961,7 +6043,7 @@ func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
 func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ExplainEgressRequest) GetGuest() string {
@@ -5983,7 +6065,7 @@ type ExplainEgressResponse struct {
 
 func (x *ExplainEgressResponse) Reset() {
 	*x = ExplainEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5995,7 +6077,7 @@ func (x *ExplainEgressResponse) String() string {
 func (*ExplainEgressResponse) ProtoMessage() {}
 
 func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6008,7 +6090,7 @@ func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
 func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ExplainEgressResponse) GetRules() []*EgressRule {
@@ -6037,7 +6119,7 @@ type ChangeEgressRequest struct {
 
 func (x *ChangeEgressRequest) Reset() {
 	*x = ChangeEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6049,7 +6131,7 @@ func (x *ChangeEgressRequest) String() string {
 func (*ChangeEgressRequest) ProtoMessage() {}
 
 func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6062,7 +6144,7 @@ func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressRequest.ProtoReflect.Descriptor instead.
 func (*ChangeEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ChangeEgressRequest) GetGuest() string {
@@ -6097,7 +6179,7 @@ type ChangeEgressResponse struct {
 
 func (x *ChangeEgressResponse) Reset() {
 	*x = ChangeEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6109,7 +6191,7 @@ func (x *ChangeEgressResponse) String() string {
 func (*ChangeEgressResponse) ProtoMessage() {}
 
 func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6122,7 +6204,7 @@ func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressResponse.ProtoReflect.Descriptor instead.
 func (*ChangeEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ChangeEgressResponse) GetRules() []*EgressRule {
@@ -6153,7 +6235,7 @@ type TestEgressRequest struct {
 
 func (x *TestEgressRequest) Reset() {
 	*x = TestEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6165,7 +6247,7 @@ func (x *TestEgressRequest) String() string {
 func (*TestEgressRequest) ProtoMessage() {}
 
 func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6178,7 +6260,7 @@ func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressRequest.ProtoReflect.Descriptor instead.
 func (*TestEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *TestEgressRequest) GetGuest() string {
@@ -6211,7 +6293,7 @@ type TestEgressResponse struct {
 
 func (x *TestEgressResponse) Reset() {
 	*x = TestEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6223,7 +6305,7 @@ func (x *TestEgressResponse) String() string {
 func (*TestEgressResponse) ProtoMessage() {}
 
 func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6236,7 +6318,7 @@ func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressResponse.ProtoReflect.Descriptor instead.
 func (*TestEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *TestEgressResponse) GetVerdict() *EgressVerdict {
@@ -6264,7 +6346,7 @@ type EgressVerdict struct {
 
 func (x *EgressVerdict) Reset() {
 	*x = EgressVerdict{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6276,7 +6358,7 @@ func (x *EgressVerdict) String() string {
 func (*EgressVerdict) ProtoMessage() {}
 
 func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6289,7 +6371,7 @@ func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressVerdict.ProtoReflect.Descriptor instead.
 func (*EgressVerdict) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *EgressVerdict) GetAction() EgressAction {
@@ -6340,7 +6422,7 @@ type WatchEgressRequest struct {
 
 func (x *WatchEgressRequest) Reset() {
 	*x = WatchEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6352,7 +6434,7 @@ func (x *WatchEgressRequest) String() string {
 func (*WatchEgressRequest) ProtoMessage() {}
 
 func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6365,7 +6447,7 @@ func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEgressRequest.ProtoReflect.Descriptor instead.
 func (*WatchEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *WatchEgressRequest) GetGuest() string {
@@ -6423,7 +6505,7 @@ type EgressEvent struct {
 
 func (x *EgressEvent) Reset() {
 	*x = EgressEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6435,7 +6517,7 @@ func (x *EgressEvent) String() string {
 func (*EgressEvent) ProtoMessage() {}
 
 func (x *EgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6448,7 +6530,7 @@ func (x *EgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
 func (*EgressEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *EgressEvent) GetSequence() uint64 {
@@ -6574,7 +6656,7 @@ type AnswerEgressRequest struct {
 
 func (x *AnswerEgressRequest) Reset() {
 	*x = AnswerEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6586,7 +6668,7 @@ func (x *AnswerEgressRequest) String() string {
 func (*AnswerEgressRequest) ProtoMessage() {}
 
 func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6599,7 +6681,7 @@ func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressRequest.ProtoReflect.Descriptor instead.
 func (*AnswerEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *AnswerEgressRequest) GetGuest() string {
@@ -6631,7 +6713,7 @@ type AnswerEgressResponse struct {
 
 func (x *AnswerEgressResponse) Reset() {
 	*x = AnswerEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6643,7 +6725,7 @@ func (x *AnswerEgressResponse) String() string {
 func (*AnswerEgressResponse) ProtoMessage() {}
 
 func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6656,7 +6738,7 @@ func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressResponse.ProtoReflect.Descriptor instead.
 func (*AnswerEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
 }
 
 type PublishRequest struct {
@@ -6669,7 +6751,7 @@ type PublishRequest struct {
 
 func (x *PublishRequest) Reset() {
 	*x = PublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6681,7 +6763,7 @@ func (x *PublishRequest) String() string {
 func (*PublishRequest) ProtoMessage() {}
 
 func (x *PublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6694,7 +6776,7 @@ func (x *PublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
 func (*PublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *PublishRequest) GetGuest() string {
@@ -6720,7 +6802,7 @@ type PublishResponse struct {
 
 func (x *PublishResponse) Reset() {
 	*x = PublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6732,7 +6814,7 @@ func (x *PublishResponse) String() string {
 func (*PublishResponse) ProtoMessage() {}
 
 func (x *PublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6745,7 +6827,7 @@ func (x *PublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishResponse.ProtoReflect.Descriptor instead.
 func (*PublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *PublishResponse) GetPort() *Port {
@@ -6765,7 +6847,7 @@ type UnpublishRequest struct {
 
 func (x *UnpublishRequest) Reset() {
 	*x = UnpublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6777,7 +6859,7 @@ func (x *UnpublishRequest) String() string {
 func (*UnpublishRequest) ProtoMessage() {}
 
 func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6790,7 +6872,7 @@ func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishRequest.ProtoReflect.Descriptor instead.
 func (*UnpublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *UnpublishRequest) GetGuest() string {
@@ -6815,7 +6897,7 @@ type UnpublishResponse struct {
 
 func (x *UnpublishResponse) Reset() {
 	*x = UnpublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6827,7 +6909,7 @@ func (x *UnpublishResponse) String() string {
 func (*UnpublishResponse) ProtoMessage() {}
 
 func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6840,7 +6922,7 @@ func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishResponse.ProtoReflect.Descriptor instead.
 func (*UnpublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
 }
 
 // Secret is what is known of a credential beside its value.
@@ -6858,7 +6940,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6870,7 +6952,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6883,7 +6965,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *Secret) GetName() string {
@@ -6950,7 +7032,7 @@ type SecretDefinition struct {
 
 func (x *SecretDefinition) Reset() {
 	*x = SecretDefinition{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6962,7 +7044,7 @@ func (x *SecretDefinition) String() string {
 func (*SecretDefinition) ProtoMessage() {}
 
 func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6975,7 +7057,7 @@ func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretDefinition.ProtoReflect.Descriptor instead.
 func (*SecretDefinition) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *SecretDefinition) GetPreset() string {
@@ -7088,7 +7170,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7100,7 +7182,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7113,7 +7195,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -7146,7 +7228,7 @@ type SetSecretResponse struct {
 
 func (x *SetSecretResponse) Reset() {
 	*x = SetSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7158,7 +7240,7 @@ func (x *SetSecretResponse) String() string {
 func (*SetSecretResponse) ProtoMessage() {}
 
 func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7171,7 +7253,7 @@ func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretResponse.ProtoReflect.Descriptor instead.
 func (*SetSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *SetSecretResponse) GetSecret() *Secret {
@@ -7189,7 +7271,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7201,7 +7283,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7214,7 +7296,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
 }
 
 type ListSecretsResponse struct {
@@ -7226,7 +7308,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7238,7 +7320,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7251,7 +7333,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*Secret {
@@ -7270,7 +7352,7 @@ type RemoveSecretRequest struct {
 
 func (x *RemoveSecretRequest) Reset() {
 	*x = RemoveSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7282,7 +7364,7 @@ func (x *RemoveSecretRequest) String() string {
 func (*RemoveSecretRequest) ProtoMessage() {}
 
 func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7295,7 +7377,7 @@ func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RemoveSecretRequest) GetName() string {
@@ -7313,7 +7395,7 @@ type RemoveSecretResponse struct {
 
 func (x *RemoveSecretResponse) Reset() {
 	*x = RemoveSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7325,7 +7407,7 @@ func (x *RemoveSecretResponse) String() string {
 func (*RemoveSecretResponse) ProtoMessage() {}
 
 func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7338,7 +7420,7 @@ func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
 }
 
 type ImportPolicyRequest struct {
@@ -7353,7 +7435,7 @@ type ImportPolicyRequest struct {
 
 func (x *ImportPolicyRequest) Reset() {
 	*x = ImportPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7365,7 +7447,7 @@ func (x *ImportPolicyRequest) String() string {
 func (*ImportPolicyRequest) ProtoMessage() {}
 
 func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7378,7 +7460,7 @@ func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ImportPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ImportPolicyRequest) GetFrom() string {
@@ -7406,7 +7488,7 @@ type ImportPolicyResponse struct {
 
 func (x *ImportPolicyResponse) Reset() {
 	*x = ImportPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7418,7 +7500,7 @@ func (x *ImportPolicyResponse) String() string {
 func (*ImportPolicyResponse) ProtoMessage() {}
 
 func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7431,7 +7513,7 @@ func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ImportPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ImportPolicyResponse) GetPolicy() []byte {
@@ -7460,7 +7542,7 @@ type ImportedKey struct {
 
 func (x *ImportedKey) Reset() {
 	*x = ImportedKey{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7472,7 +7554,7 @@ func (x *ImportedKey) String() string {
 func (*ImportedKey) ProtoMessage() {}
 
 func (x *ImportedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7485,7 +7567,7 @@ func (x *ImportedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedKey.ProtoReflect.Descriptor instead.
 func (*ImportedKey) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ImportedKey) GetKey() string {
@@ -7523,7 +7605,7 @@ type CheckPolicyRequest struct {
 
 func (x *CheckPolicyRequest) Reset() {
 	*x = CheckPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7535,7 +7617,7 @@ func (x *CheckPolicyRequest) String() string {
 func (*CheckPolicyRequest) ProtoMessage() {}
 
 func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7548,7 +7630,7 @@ func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyRequest.ProtoReflect.Descriptor instead.
 func (*CheckPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *CheckPolicyRequest) GetContent() []byte {
@@ -7582,7 +7664,7 @@ type CheckPolicyResponse struct {
 
 func (x *CheckPolicyResponse) Reset() {
 	*x = CheckPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7594,7 +7676,7 @@ func (x *CheckPolicyResponse) String() string {
 func (*CheckPolicyResponse) ProtoMessage() {}
 
 func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7607,7 +7689,7 @@ func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyResponse.ProtoReflect.Descriptor instead.
 func (*CheckPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *CheckPolicyResponse) GetProblems() []*PolicyProblem {
@@ -7635,7 +7717,7 @@ type PolicyProblem struct {
 
 func (x *PolicyProblem) Reset() {
 	*x = PolicyProblem{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7647,7 +7729,7 @@ func (x *PolicyProblem) String() string {
 func (*PolicyProblem) ProtoMessage() {}
 
 func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7660,7 +7742,7 @@ func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyProblem.ProtoReflect.Descriptor instead.
 func (*PolicyProblem) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *PolicyProblem) GetLine() int32 {
@@ -7695,7 +7777,7 @@ type RequestPolicyRequest struct {
 
 func (x *RequestPolicyRequest) Reset() {
 	*x = RequestPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7707,7 +7789,7 @@ func (x *RequestPolicyRequest) String() string {
 func (*RequestPolicyRequest) ProtoMessage() {}
 
 func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7720,7 +7802,7 @@ func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyRequest.ProtoReflect.Descriptor instead.
 func (*RequestPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RequestPolicyRequest) GetFolder() string {
@@ -7744,7 +7826,7 @@ type RequestPolicyResponse struct {
 
 func (x *RequestPolicyResponse) Reset() {
 	*x = RequestPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7756,7 +7838,7 @@ func (x *RequestPolicyResponse) String() string {
 func (*RequestPolicyResponse) ProtoMessage() {}
 
 func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7769,7 +7851,7 @@ func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyResponse.ProtoReflect.Descriptor instead.
 func (*RequestPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RequestPolicyResponse) GetPresent() bool {
@@ -7817,7 +7899,7 @@ type AgreePolicyRequest struct {
 
 func (x *AgreePolicyRequest) Reset() {
 	*x = AgreePolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7829,7 +7911,7 @@ func (x *AgreePolicyRequest) String() string {
 func (*AgreePolicyRequest) ProtoMessage() {}
 
 func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7842,7 +7924,7 @@ func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyRequest.ProtoReflect.Descriptor instead.
 func (*AgreePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *AgreePolicyRequest) GetFolder() string {
@@ -7867,7 +7949,7 @@ type AgreePolicyResponse struct {
 
 func (x *AgreePolicyResponse) Reset() {
 	*x = AgreePolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7879,7 +7961,7 @@ func (x *AgreePolicyResponse) String() string {
 func (*AgreePolicyResponse) ProtoMessage() {}
 
 func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7892,7 +7974,7 @@ func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyResponse.ProtoReflect.Descriptor instead.
 func (*AgreePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
 }
 
 type VerifyAuditRequest struct {
@@ -7904,7 +7986,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7916,7 +7998,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7929,7 +8011,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *VerifyAuditRequest) GetGuest() string {
@@ -7953,7 +8035,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7965,7 +8047,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7978,7 +8060,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *VerifyAuditResponse) GetRecords() int64 {
@@ -8019,7 +8101,7 @@ type ShowAuditRequest struct {
 
 func (x *ShowAuditRequest) Reset() {
 	*x = ShowAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8031,7 +8113,7 @@ func (x *ShowAuditRequest) String() string {
 func (*ShowAuditRequest) ProtoMessage() {}
 
 func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8044,7 +8126,7 @@ func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditRequest.ProtoReflect.Descriptor instead.
 func (*ShowAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ShowAuditRequest) GetGuest() string {
@@ -8070,7 +8152,7 @@ type ShowAuditResponse struct {
 
 func (x *ShowAuditResponse) Reset() {
 	*x = ShowAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8082,7 +8164,7 @@ func (x *ShowAuditResponse) String() string {
 func (*ShowAuditResponse) ProtoMessage() {}
 
 func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8095,7 +8177,7 @@ func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditResponse.ProtoReflect.Descriptor instead.
 func (*ShowAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ShowAuditResponse) GetRecord() []byte {
@@ -8130,7 +8212,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8142,7 +8224,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8155,7 +8237,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *Image) GetName() string {
@@ -8241,7 +8323,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8253,7 +8335,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8266,7 +8348,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ImageConfig) GetEntrypoint() []string {
@@ -8315,7 +8397,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8327,7 +8409,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8340,7 +8422,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ImagePart) GetName() string {
@@ -8372,7 +8454,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8384,7 +8466,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8397,7 +8479,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
 }
 
 type ListImagesResponse struct {
@@ -8409,7 +8491,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8421,7 +8503,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8434,7 +8516,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -8453,7 +8535,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8465,7 +8547,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8478,7 +8560,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -8501,7 +8583,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8513,7 +8595,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8526,7 +8608,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -8579,7 +8661,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8591,7 +8673,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8604,7 +8686,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *PullImageRequest) GetReference() string {
@@ -8627,7 +8709,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8639,7 +8721,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8652,7 +8734,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *PullImageResponse) GetKind() isPullImageResponse_Kind {
@@ -8708,7 +8790,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8720,7 +8802,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8733,7 +8815,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ImportImageRequest) GetPath() string {
@@ -8763,7 +8845,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8775,7 +8857,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8788,7 +8870,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *ImportImageResponse) GetKind() isImportImageResponse_Kind {
@@ -8841,7 +8923,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8853,7 +8935,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8866,7 +8948,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -8885,7 +8967,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8897,7 +8979,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8910,7 +8992,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -8929,7 +9011,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8941,7 +9023,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8954,7 +9036,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -8972,7 +9054,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8984,7 +9066,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8997,7 +9079,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
 }
 
 type PruneImagesRequest struct {
@@ -9012,7 +9094,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9024,7 +9106,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9037,7 +9119,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *PruneImagesRequest) GetDryRun() bool {
@@ -9067,7 +9149,7 @@ type PruneImagesResponse struct {
 
 func (x *PruneImagesResponse) Reset() {
 	*x = PruneImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9079,7 +9161,7 @@ func (x *PruneImagesResponse) String() string {
 func (*PruneImagesResponse) ProtoMessage() {}
 
 func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9092,7 +9174,7 @@ func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
 func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *PruneImagesResponse) GetImages() []*Image {
@@ -9124,7 +9206,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9136,7 +9218,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9149,7 +9231,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{130}
 }
 
 type VersionResponse struct {
@@ -9165,7 +9247,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9177,7 +9259,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9190,7 +9272,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{130}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -9229,7 +9311,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9241,7 +9323,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9254,7 +9336,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
 }
 
 type StatusResponse struct {
@@ -9275,7 +9357,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9287,7 +9369,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9300,7 +9382,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -9374,7 +9456,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9386,7 +9468,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9399,7 +9481,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
 }
 
 type Finding struct {
@@ -9417,7 +9499,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9429,7 +9511,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9442,7 +9524,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *Finding) GetCheck() string {
@@ -9482,7 +9564,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9494,7 +9576,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9507,7 +9589,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -9525,7 +9607,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9537,7 +9619,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9550,7 +9632,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{137}
 }
 
 type WatchRequest struct {
@@ -9561,7 +9643,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9573,7 +9655,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9586,7 +9668,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{137}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{138}
 }
 
 type ImportReviewRequest struct {
@@ -9599,7 +9681,7 @@ type ImportReviewRequest struct {
 
 func (x *ImportReviewRequest) Reset() {
 	*x = ImportReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9611,7 +9693,7 @@ func (x *ImportReviewRequest) String() string {
 func (*ImportReviewRequest) ProtoMessage() {}
 
 func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9624,7 +9706,7 @@ func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewRequest.ProtoReflect.Descriptor instead.
 func (*ImportReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{138}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *ImportReviewRequest) GetIgnored() bool {
@@ -9642,7 +9724,7 @@ type ImportReviewResponse struct {
 
 func (x *ImportReviewResponse) Reset() {
 	*x = ImportReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9654,7 +9736,7 @@ func (x *ImportReviewResponse) String() string {
 func (*ImportReviewResponse) ProtoMessage() {}
 
 func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9667,7 +9749,7 @@ func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewResponse.ProtoReflect.Descriptor instead.
 func (*ImportReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{139}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{140}
 }
 
 type DropReviewRequest struct {
@@ -9681,7 +9763,7 @@ type DropReviewRequest struct {
 
 func (x *DropReviewRequest) Reset() {
 	*x = DropReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9693,7 +9775,7 @@ func (x *DropReviewRequest) String() string {
 func (*DropReviewRequest) ProtoMessage() {}
 
 func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9706,7 +9788,7 @@ func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewRequest.ProtoReflect.Descriptor instead.
 func (*DropReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{140}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *DropReviewRequest) GetShare() string {
@@ -9731,7 +9813,7 @@ type DropReviewResponse struct {
 
 func (x *DropReviewResponse) Reset() {
 	*x = DropReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9743,7 +9825,7 @@ func (x *DropReviewResponse) String() string {
 func (*DropReviewResponse) ProtoMessage() {}
 
 func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9756,7 +9838,7 @@ func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewResponse.ProtoReflect.Descriptor instead.
 func (*DropReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{141}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{142}
 }
 
 type AttachShareRequest struct {
@@ -9770,7 +9852,7 @@ type AttachShareRequest struct {
 
 func (x *AttachShareRequest) Reset() {
 	*x = AttachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9782,7 +9864,7 @@ func (x *AttachShareRequest) String() string {
 func (*AttachShareRequest) ProtoMessage() {}
 
 func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9795,7 +9877,7 @@ func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareRequest.ProtoReflect.Descriptor instead.
 func (*AttachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{142}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *AttachShareRequest) GetTag() string {
@@ -9820,7 +9902,7 @@ type AttachShareResponse struct {
 
 func (x *AttachShareResponse) Reset() {
 	*x = AttachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9832,7 +9914,7 @@ func (x *AttachShareResponse) String() string {
 func (*AttachShareResponse) ProtoMessage() {}
 
 func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9845,7 +9927,7 @@ func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareResponse.ProtoReflect.Descriptor instead.
 func (*AttachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{143}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{144}
 }
 
 // DetachShareRequest names a share by its tag, or by where the guest sees it.
@@ -9858,7 +9940,7 @@ type DetachShareRequest struct {
 
 func (x *DetachShareRequest) Reset() {
 	*x = DetachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9870,7 +9952,7 @@ func (x *DetachShareRequest) String() string {
 func (*DetachShareRequest) ProtoMessage() {}
 
 func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9883,7 +9965,7 @@ func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareRequest.ProtoReflect.Descriptor instead.
 func (*DetachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{144}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{145}
 }
 
 func (x *DetachShareRequest) GetTag() string {
@@ -9901,7 +9983,7 @@ type DetachShareResponse struct {
 
 func (x *DetachShareResponse) Reset() {
 	*x = DetachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9913,7 +9995,7 @@ func (x *DetachShareResponse) String() string {
 func (*DetachShareResponse) ProtoMessage() {}
 
 func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9926,7 +10008,7 @@ func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareResponse.ProtoReflect.Descriptor instead.
 func (*DetachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{145}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{146}
 }
 
 type ConfigureEdgeRequest struct {
@@ -9941,7 +10023,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9953,7 +10035,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9966,7 +10048,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{146}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -10001,7 +10083,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10013,7 +10095,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10026,7 +10108,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{147}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -10062,7 +10144,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10074,7 +10156,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10087,7 +10169,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{148}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{149}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -10120,7 +10202,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10132,7 +10214,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10145,7 +10227,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{149}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{150}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -10422,13 +10504,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\tprotected\x18\x02 \x01(\bR\tprotected\x12\x18\n" +
 	"\apattern\x18\x03 \x01(\tR\apattern\x12\x16\n" +
 	"\x06origin\x18\x04 \x01(\tR\x06origin\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x86\x01\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x9e\x01\n" +
 	"\vDiffRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x14\n" +
 	"\x05paths\x18\x02 \x03(\tR\x05paths\x12\x17\n" +
 	"\ano_text\x18\x03 \x01(\bR\x06noText\x12\x18\n" +
 	"\acontext\x18\x04 \x01(\rR\acontext\x12\x18\n" +
-	"\aignored\x18\x05 \x01(\bR\aignored\"\xf1\x03\n" +
+	"\aignored\x18\x05 \x01(\bR\aignored\x12\x16\n" +
+	"\x06beside\x18\x06 \x01(\bR\x06beside\"\x9c\x04\n" +
 	"\x06Change\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12)\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x15.carrel.v1.ChangeKindR\x04kind\x12(\n" +
@@ -10449,7 +10532,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\awarning\x18\x0f \x01(\tR\awarning\x12\x1a\n" +
 	"\bconflict\x18\x10 \x01(\tR\bconflict\x12\x12\n" +
 	"\x04task\x18\x11 \x01(\tR\x04task\x12\x12\n" +
-	"\x04seen\x18\x12 \x01(\fR\x04seen\",\n" +
+	"\x04seen\x18\x12 \x01(\fR\x04seen\x12)\n" +
+	"\x06beside\x18\x13 \x01(\v2\x11.carrel.v1.BesideR\x06beside\"T\n" +
+	"\x06Beside\x12\x18\n" +
+	"\aignored\x18\x01 \x01(\x05R\aignored\x12\x10\n" +
+	"\x03git\x18\x02 \x01(\x05R\x03git\x12\x1e\n" +
+	"\n" +
+	"incomplete\x18\x03 \x01(\tR\n" +
+	"incomplete\",\n" +
 	"\x14ReviewSummaryRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\"\xfb\x01\n" +
 	"\rReviewSummary\x12\x14\n" +
@@ -10970,7 +11060,7 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 150)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 151)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(EgressAction)(0),             // 0: carrel.v1.EgressAction
 	(ShareMode)(0),                // 1: carrel.v1.ShareMode
@@ -11039,102 +11129,103 @@ var file_carrel_v1_carrel_proto_goTypes = []any{
 	(*ExplainShareResponse)(nil),  // 64: carrel.v1.ExplainShareResponse
 	(*DiffRequest)(nil),           // 65: carrel.v1.DiffRequest
 	(*Change)(nil),                // 66: carrel.v1.Change
-	(*ReviewSummaryRequest)(nil),  // 67: carrel.v1.ReviewSummaryRequest
-	(*ReviewSummary)(nil),         // 68: carrel.v1.ReviewSummary
-	(*ApplyRequest)(nil),          // 69: carrel.v1.ApplyRequest
-	(*ApplyEvent)(nil),            // 70: carrel.v1.ApplyEvent
-	(*DiscardRequest)(nil),        // 71: carrel.v1.DiscardRequest
-	(*DiscardResponse)(nil),       // 72: carrel.v1.DiscardResponse
-	(*UndoRequest)(nil),           // 73: carrel.v1.UndoRequest
-	(*DiskUsageRequest)(nil),      // 74: carrel.v1.DiskUsageRequest
-	(*DiskUsageResponse)(nil),     // 75: carrel.v1.DiskUsageResponse
-	(*GuestUsage)(nil),            // 76: carrel.v1.GuestUsage
-	(*PruneRequest)(nil),          // 77: carrel.v1.PruneRequest
-	(*PruneItem)(nil),             // 78: carrel.v1.PruneItem
-	(*PruneResponse)(nil),         // 79: carrel.v1.PruneResponse
-	(*Volume)(nil),                // 80: carrel.v1.Volume
-	(*CreateVolumeRequest)(nil),   // 81: carrel.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),  // 82: carrel.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),    // 83: carrel.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),   // 84: carrel.v1.ListVolumesResponse
-	(*RemoveVolumeRequest)(nil),   // 85: carrel.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),  // 86: carrel.v1.RemoveVolumeResponse
-	(*ExplainEgressRequest)(nil),  // 87: carrel.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil), // 88: carrel.v1.ExplainEgressResponse
-	(*ChangeEgressRequest)(nil),   // 89: carrel.v1.ChangeEgressRequest
-	(*ChangeEgressResponse)(nil),  // 90: carrel.v1.ChangeEgressResponse
-	(*TestEgressRequest)(nil),     // 91: carrel.v1.TestEgressRequest
-	(*TestEgressResponse)(nil),    // 92: carrel.v1.TestEgressResponse
-	(*EgressVerdict)(nil),         // 93: carrel.v1.EgressVerdict
-	(*WatchEgressRequest)(nil),    // 94: carrel.v1.WatchEgressRequest
-	(*EgressEvent)(nil),           // 95: carrel.v1.EgressEvent
-	(*AnswerEgressRequest)(nil),   // 96: carrel.v1.AnswerEgressRequest
-	(*AnswerEgressResponse)(nil),  // 97: carrel.v1.AnswerEgressResponse
-	(*PublishRequest)(nil),        // 98: carrel.v1.PublishRequest
-	(*PublishResponse)(nil),       // 99: carrel.v1.PublishResponse
-	(*UnpublishRequest)(nil),      // 100: carrel.v1.UnpublishRequest
-	(*UnpublishResponse)(nil),     // 101: carrel.v1.UnpublishResponse
-	(*Secret)(nil),                // 102: carrel.v1.Secret
-	(*SecretDefinition)(nil),      // 103: carrel.v1.SecretDefinition
-	(*SetSecretRequest)(nil),      // 104: carrel.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),     // 105: carrel.v1.SetSecretResponse
-	(*ListSecretsRequest)(nil),    // 106: carrel.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 107: carrel.v1.ListSecretsResponse
-	(*RemoveSecretRequest)(nil),   // 108: carrel.v1.RemoveSecretRequest
-	(*RemoveSecretResponse)(nil),  // 109: carrel.v1.RemoveSecretResponse
-	(*ImportPolicyRequest)(nil),   // 110: carrel.v1.ImportPolicyRequest
-	(*ImportPolicyResponse)(nil),  // 111: carrel.v1.ImportPolicyResponse
-	(*ImportedKey)(nil),           // 112: carrel.v1.ImportedKey
-	(*CheckPolicyRequest)(nil),    // 113: carrel.v1.CheckPolicyRequest
-	(*CheckPolicyResponse)(nil),   // 114: carrel.v1.CheckPolicyResponse
-	(*PolicyProblem)(nil),         // 115: carrel.v1.PolicyProblem
-	(*RequestPolicyRequest)(nil),  // 116: carrel.v1.RequestPolicyRequest
-	(*RequestPolicyResponse)(nil), // 117: carrel.v1.RequestPolicyResponse
-	(*AgreePolicyRequest)(nil),    // 118: carrel.v1.AgreePolicyRequest
-	(*AgreePolicyResponse)(nil),   // 119: carrel.v1.AgreePolicyResponse
-	(*VerifyAuditRequest)(nil),    // 120: carrel.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),   // 121: carrel.v1.VerifyAuditResponse
-	(*ShowAuditRequest)(nil),      // 122: carrel.v1.ShowAuditRequest
-	(*ShowAuditResponse)(nil),     // 123: carrel.v1.ShowAuditResponse
-	(*Image)(nil),                 // 124: carrel.v1.Image
-	(*ImageConfig)(nil),           // 125: carrel.v1.ImageConfig
-	(*ImagePart)(nil),             // 126: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 127: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 128: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 129: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 130: carrel.v1.BuildImageEvent
-	(*PullImageRequest)(nil),      // 131: carrel.v1.PullImageRequest
-	(*PullImageResponse)(nil),     // 132: carrel.v1.PullImageResponse
-	(*ImportImageRequest)(nil),    // 133: carrel.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),   // 134: carrel.v1.ImportImageResponse
-	(*VerifyImageRequest)(nil),    // 135: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 136: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 137: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 138: carrel.v1.RemoveImageResponse
-	(*PruneImagesRequest)(nil),    // 139: carrel.v1.PruneImagesRequest
-	(*PruneImagesResponse)(nil),   // 140: carrel.v1.PruneImagesResponse
-	(*VersionRequest)(nil),        // 141: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 142: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 143: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 144: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 145: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 146: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 147: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 148: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 149: carrel.v1.WatchRequest
-	(*ImportReviewRequest)(nil),   // 150: carrel.v1.ImportReviewRequest
-	(*ImportReviewResponse)(nil),  // 151: carrel.v1.ImportReviewResponse
-	(*DropReviewRequest)(nil),     // 152: carrel.v1.DropReviewRequest
-	(*DropReviewResponse)(nil),    // 153: carrel.v1.DropReviewResponse
-	(*AttachShareRequest)(nil),    // 154: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),   // 155: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),    // 156: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),   // 157: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),  // 158: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),            // 159: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),          // 160: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil), // 161: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil), // 162: google.protobuf.Timestamp
+	(*Beside)(nil),                // 67: carrel.v1.Beside
+	(*ReviewSummaryRequest)(nil),  // 68: carrel.v1.ReviewSummaryRequest
+	(*ReviewSummary)(nil),         // 69: carrel.v1.ReviewSummary
+	(*ApplyRequest)(nil),          // 70: carrel.v1.ApplyRequest
+	(*ApplyEvent)(nil),            // 71: carrel.v1.ApplyEvent
+	(*DiscardRequest)(nil),        // 72: carrel.v1.DiscardRequest
+	(*DiscardResponse)(nil),       // 73: carrel.v1.DiscardResponse
+	(*UndoRequest)(nil),           // 74: carrel.v1.UndoRequest
+	(*DiskUsageRequest)(nil),      // 75: carrel.v1.DiskUsageRequest
+	(*DiskUsageResponse)(nil),     // 76: carrel.v1.DiskUsageResponse
+	(*GuestUsage)(nil),            // 77: carrel.v1.GuestUsage
+	(*PruneRequest)(nil),          // 78: carrel.v1.PruneRequest
+	(*PruneItem)(nil),             // 79: carrel.v1.PruneItem
+	(*PruneResponse)(nil),         // 80: carrel.v1.PruneResponse
+	(*Volume)(nil),                // 81: carrel.v1.Volume
+	(*CreateVolumeRequest)(nil),   // 82: carrel.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),  // 83: carrel.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),    // 84: carrel.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),   // 85: carrel.v1.ListVolumesResponse
+	(*RemoveVolumeRequest)(nil),   // 86: carrel.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),  // 87: carrel.v1.RemoveVolumeResponse
+	(*ExplainEgressRequest)(nil),  // 88: carrel.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil), // 89: carrel.v1.ExplainEgressResponse
+	(*ChangeEgressRequest)(nil),   // 90: carrel.v1.ChangeEgressRequest
+	(*ChangeEgressResponse)(nil),  // 91: carrel.v1.ChangeEgressResponse
+	(*TestEgressRequest)(nil),     // 92: carrel.v1.TestEgressRequest
+	(*TestEgressResponse)(nil),    // 93: carrel.v1.TestEgressResponse
+	(*EgressVerdict)(nil),         // 94: carrel.v1.EgressVerdict
+	(*WatchEgressRequest)(nil),    // 95: carrel.v1.WatchEgressRequest
+	(*EgressEvent)(nil),           // 96: carrel.v1.EgressEvent
+	(*AnswerEgressRequest)(nil),   // 97: carrel.v1.AnswerEgressRequest
+	(*AnswerEgressResponse)(nil),  // 98: carrel.v1.AnswerEgressResponse
+	(*PublishRequest)(nil),        // 99: carrel.v1.PublishRequest
+	(*PublishResponse)(nil),       // 100: carrel.v1.PublishResponse
+	(*UnpublishRequest)(nil),      // 101: carrel.v1.UnpublishRequest
+	(*UnpublishResponse)(nil),     // 102: carrel.v1.UnpublishResponse
+	(*Secret)(nil),                // 103: carrel.v1.Secret
+	(*SecretDefinition)(nil),      // 104: carrel.v1.SecretDefinition
+	(*SetSecretRequest)(nil),      // 105: carrel.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),     // 106: carrel.v1.SetSecretResponse
+	(*ListSecretsRequest)(nil),    // 107: carrel.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),   // 108: carrel.v1.ListSecretsResponse
+	(*RemoveSecretRequest)(nil),   // 109: carrel.v1.RemoveSecretRequest
+	(*RemoveSecretResponse)(nil),  // 110: carrel.v1.RemoveSecretResponse
+	(*ImportPolicyRequest)(nil),   // 111: carrel.v1.ImportPolicyRequest
+	(*ImportPolicyResponse)(nil),  // 112: carrel.v1.ImportPolicyResponse
+	(*ImportedKey)(nil),           // 113: carrel.v1.ImportedKey
+	(*CheckPolicyRequest)(nil),    // 114: carrel.v1.CheckPolicyRequest
+	(*CheckPolicyResponse)(nil),   // 115: carrel.v1.CheckPolicyResponse
+	(*PolicyProblem)(nil),         // 116: carrel.v1.PolicyProblem
+	(*RequestPolicyRequest)(nil),  // 117: carrel.v1.RequestPolicyRequest
+	(*RequestPolicyResponse)(nil), // 118: carrel.v1.RequestPolicyResponse
+	(*AgreePolicyRequest)(nil),    // 119: carrel.v1.AgreePolicyRequest
+	(*AgreePolicyResponse)(nil),   // 120: carrel.v1.AgreePolicyResponse
+	(*VerifyAuditRequest)(nil),    // 121: carrel.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),   // 122: carrel.v1.VerifyAuditResponse
+	(*ShowAuditRequest)(nil),      // 123: carrel.v1.ShowAuditRequest
+	(*ShowAuditResponse)(nil),     // 124: carrel.v1.ShowAuditResponse
+	(*Image)(nil),                 // 125: carrel.v1.Image
+	(*ImageConfig)(nil),           // 126: carrel.v1.ImageConfig
+	(*ImagePart)(nil),             // 127: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),     // 128: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 129: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),     // 130: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),       // 131: carrel.v1.BuildImageEvent
+	(*PullImageRequest)(nil),      // 132: carrel.v1.PullImageRequest
+	(*PullImageResponse)(nil),     // 133: carrel.v1.PullImageResponse
+	(*ImportImageRequest)(nil),    // 134: carrel.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),   // 135: carrel.v1.ImportImageResponse
+	(*VerifyImageRequest)(nil),    // 136: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),   // 137: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),    // 138: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 139: carrel.v1.RemoveImageResponse
+	(*PruneImagesRequest)(nil),    // 140: carrel.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),   // 141: carrel.v1.PruneImagesResponse
+	(*VersionRequest)(nil),        // 142: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),       // 143: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),         // 144: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),        // 145: carrel.v1.StatusResponse
+	(*DoctorRequest)(nil),         // 146: carrel.v1.DoctorRequest
+	(*Finding)(nil),               // 147: carrel.v1.Finding
+	(*ShutdownRequest)(nil),       // 148: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 149: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),          // 150: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),   // 151: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),  // 152: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),     // 153: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),    // 154: carrel.v1.DropReviewResponse
+	(*AttachShareRequest)(nil),    // 155: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),   // 156: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),    // 157: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),   // 158: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),  // 159: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),            // 160: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),          // 161: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil), // 162: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil), // 163: google.protobuf.Timestamp
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	17,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
@@ -11145,12 +11236,12 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	1,   // 5: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
 	3,   // 6: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
 	13,  // 7: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	162, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	162, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	163, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	163, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
 	37,  // 10: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
 	20,  // 11: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
 	19,  // 12: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
-	68,  // 13: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
+	69,  // 13: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
 	2,   // 14: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
 	56,  // 15: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
 	21,  // 16: carrel.v1.Timings.spans:type_name -> carrel.v1.Span
@@ -11164,9 +11255,9 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	36,  // 24: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
 	35,  // 25: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
 	4,   // 26: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	162, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	162, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	162, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	163, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	163, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	163, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
 	38,  // 30: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
 	35,  // 31: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
 	37,  // 32: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
@@ -11188,193 +11279,194 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	6,   // 48: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
 	7,   // 49: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
 	7,   // 50: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
-	6,   // 51: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
-	76,  // 52: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
-	78,  // 53: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
-	78,  // 54: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
-	162, // 55: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	162, // 56: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
-	80,  // 57: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
-	80,  // 58: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
-	16,  // 59: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	16,  // 60: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	16,  // 61: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	16,  // 62: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	93,  // 63: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	0,   // 64: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	16,  // 65: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	162, // 66: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	8,   // 67: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	93,  // 68: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	9,   // 69: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	19,  // 70: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	19,  // 71: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	103, // 72: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	162, // 73: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	10,  // 74: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	103, // 75: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	102, // 76: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	102, // 77: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	112, // 78: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	115, // 79: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	16,  // 80: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	15,  // 81: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	115, // 82: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	162, // 83: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	126, // 84: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	125, // 85: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
-	124, // 86: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	24,  // 87: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	124, // 88: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	24,  // 89: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
-	124, // 90: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
-	24,  // 91: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
-	124, // 92: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
-	124, // 93: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	124, // 94: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
-	162, // 95: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	142, // 96: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	11,  // 97: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	17,  // 98: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	16,  // 99: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	159, // 100: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	160, // 101: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	103, // 102: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	22,  // 103: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	25,  // 104: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	27,  // 105: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	29,  // 106: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	31,  // 107: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	33,  // 108: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
-	39,  // 109: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	41,  // 110: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	46,  // 111: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	48,  // 112: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	51,  // 113: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	54,  // 114: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	57,  // 115: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	59,  // 116: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	61,  // 117: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	63,  // 118: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	65,  // 119: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	69,  // 120: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	71,  // 121: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	73,  // 122: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	67,  // 123: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	74,  // 124: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
-	77,  // 125: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
-	81,  // 126: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
-	83,  // 127: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
-	85,  // 128: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
-	87,  // 129: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	89,  // 130: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	91,  // 131: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	94,  // 132: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	96,  // 133: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	98,  // 134: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	100, // 135: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	104, // 136: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	106, // 137: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	108, // 138: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	113, // 139: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	116, // 140: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	118, // 141: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	110, // 142: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	120, // 143: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	122, // 144: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	127, // 145: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	129, // 146: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	131, // 147: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
-	133, // 148: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
-	135, // 149: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	137, // 150: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	139, // 151: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
-	141, // 152: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	143, // 153: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	145, // 154: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	147, // 155: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	149, // 156: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	25,  // 157: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	150, // 158: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	152, // 159: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	154, // 160: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	156, // 161: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	61,  // 162: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	158, // 163: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	94,  // 164: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	96,  // 165: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	98,  // 166: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	100, // 167: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	23,  // 168: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	26,  // 169: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	28,  // 170: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	30,  // 171: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	32,  // 172: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	34,  // 173: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
-	40,  // 174: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	45,  // 175: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	47,  // 176: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	50,  // 177: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	52,  // 178: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	55,  // 179: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	58,  // 180: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	60,  // 181: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	62,  // 182: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	64,  // 183: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	66,  // 184: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	70,  // 185: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	72,  // 186: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	70,  // 187: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	68,  // 188: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	75,  // 189: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
-	79,  // 190: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
-	82,  // 191: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
-	84,  // 192: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
-	86,  // 193: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
-	88,  // 194: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	90,  // 195: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	92,  // 196: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	95,  // 197: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	97,  // 198: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	99,  // 199: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	101, // 200: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	105, // 201: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	107, // 202: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	109, // 203: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	114, // 204: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	117, // 205: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	119, // 206: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	111, // 207: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	121, // 208: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	123, // 209: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	128, // 210: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	130, // 211: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	132, // 212: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
-	134, // 213: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
-	136, // 214: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	138, // 215: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	140, // 216: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
-	142, // 217: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	144, // 218: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	146, // 219: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	148, // 220: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	18,  // 221: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	26,  // 222: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	151, // 223: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	153, // 224: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	155, // 225: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	157, // 226: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	62,  // 227: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	161, // 228: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	95,  // 229: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	97,  // 230: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	99,  // 231: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	101, // 232: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	168, // [168:233] is the sub-list for method output_type
-	103, // [103:168] is the sub-list for method input_type
-	103, // [103:103] is the sub-list for extension type_name
-	103, // [103:103] is the sub-list for extension extendee
-	0,   // [0:103] is the sub-list for field type_name
+	67,  // 51: carrel.v1.Change.beside:type_name -> carrel.v1.Beside
+	6,   // 52: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	77,  // 53: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
+	79,  // 54: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
+	79,  // 55: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
+	163, // 56: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	163, // 57: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
+	81,  // 58: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
+	81,  // 59: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
+	16,  // 60: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	16,  // 61: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	16,  // 62: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	16,  // 63: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	94,  // 64: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	0,   // 65: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	16,  // 66: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	163, // 67: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	8,   // 68: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	94,  // 69: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	9,   // 70: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	19,  // 71: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	19,  // 72: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	104, // 73: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	163, // 74: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	10,  // 75: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	104, // 76: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	103, // 77: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	103, // 78: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	113, // 79: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	116, // 80: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	16,  // 81: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	15,  // 82: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	116, // 83: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	163, // 84: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	127, // 85: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	126, // 86: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
+	125, // 87: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	24,  // 88: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	125, // 89: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	24,  // 90: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
+	125, // 91: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
+	24,  // 92: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
+	125, // 93: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
+	125, // 94: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	125, // 95: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
+	163, // 96: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	143, // 97: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	11,  // 98: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	17,  // 99: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	16,  // 100: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	160, // 101: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	161, // 102: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	104, // 103: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	22,  // 104: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	25,  // 105: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	27,  // 106: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	29,  // 107: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	31,  // 108: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	33,  // 109: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
+	39,  // 110: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	41,  // 111: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	46,  // 112: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	48,  // 113: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	51,  // 114: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	54,  // 115: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	57,  // 116: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	59,  // 117: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	61,  // 118: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	63,  // 119: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	65,  // 120: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	70,  // 121: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	72,  // 122: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	74,  // 123: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	68,  // 124: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	75,  // 125: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
+	78,  // 126: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
+	82,  // 127: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
+	84,  // 128: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
+	86,  // 129: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
+	88,  // 130: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	90,  // 131: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	92,  // 132: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	95,  // 133: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	97,  // 134: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	99,  // 135: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	101, // 136: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	105, // 137: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	107, // 138: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	109, // 139: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	114, // 140: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	117, // 141: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	119, // 142: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	111, // 143: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	121, // 144: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	123, // 145: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	128, // 146: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	130, // 147: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	132, // 148: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
+	134, // 149: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
+	136, // 150: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	138, // 151: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	140, // 152: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
+	142, // 153: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	144, // 154: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	146, // 155: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	148, // 156: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	150, // 157: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	25,  // 158: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	151, // 159: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	153, // 160: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	155, // 161: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	157, // 162: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	61,  // 163: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	159, // 164: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	95,  // 165: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	97,  // 166: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	99,  // 167: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	101, // 168: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	23,  // 169: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	26,  // 170: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	28,  // 171: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	30,  // 172: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	32,  // 173: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	34,  // 174: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
+	40,  // 175: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	45,  // 176: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	47,  // 177: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	50,  // 178: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	52,  // 179: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	55,  // 180: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	58,  // 181: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	60,  // 182: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	62,  // 183: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	64,  // 184: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	66,  // 185: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	71,  // 186: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	73,  // 187: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	71,  // 188: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	69,  // 189: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	76,  // 190: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
+	80,  // 191: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
+	83,  // 192: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
+	85,  // 193: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
+	87,  // 194: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
+	89,  // 195: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	91,  // 196: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	93,  // 197: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	96,  // 198: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	98,  // 199: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	100, // 200: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	102, // 201: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	106, // 202: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	108, // 203: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	110, // 204: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	115, // 205: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	118, // 206: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	120, // 207: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	112, // 208: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	122, // 209: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	124, // 210: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	129, // 211: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	131, // 212: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	133, // 213: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
+	135, // 214: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
+	137, // 215: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	139, // 216: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	141, // 217: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
+	143, // 218: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	145, // 219: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	147, // 220: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	149, // 221: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	18,  // 222: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	26,  // 223: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	152, // 224: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	154, // 225: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	156, // 226: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	158, // 227: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	62,  // 228: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	162, // 229: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	96,  // 230: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	98,  // 231: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	100, // 232: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	102, // 233: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	169, // [169:234] is the sub-list for method output_type
+	104, // [104:169] is the sub-list for method input_type
+	104, // [104:104] is the sub-list for extension type_name
+	104, // [104:104] is the sub-list for extension extendee
+	0,   // [0:104] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -11411,15 +11503,15 @@ func file_carrel_v1_carrel_proto_init() {
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[118].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[119].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[120].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[121].OneofWrappers = []any{
 		(*PullImageResponse_Progress)(nil),
 		(*PullImageResponse_Image)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[122].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[123].OneofWrappers = []any{
 		(*ImportImageResponse_Progress)(nil),
 		(*ImportImageResponse_Image)(nil),
 	}
@@ -11429,7 +11521,7 @@ func file_carrel_v1_carrel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   150,
+			NumMessages:   151,
 			NumExtensions: 0,
 			NumServices:   14,
 		},

@@ -36,6 +36,9 @@ type DiffOptions struct {
 	Context uint32
 	// Ignored takes also what the host's ignore rules leave out.
 	Ignored bool
+	// Beside, if any, is called last, with what the guest has changed beside
+	// what a diff of all shows.
+	Beside func(*api.Beside) error
 }
 
 // Diff calls f, in the order of their paths and from one goroutine, with each
@@ -44,8 +47,15 @@ func (c *Client) Diff(ctx context.Context, guest string, o DiffOptions, f func(*
 	if err := CheckName("guest", guest); err != nil {
 		return err
 	}
-	st, err := c.reviews.Diff(ctx, connect.NewRequest(&api.DiffRequest{Guest: guest, Paths: o.Paths, NoText: o.NoText, Context: o.Context, Ignored: o.Ignored}))
-	return each(ctx, "show what guest "+guest+" has changed", st, err, f)
+	st, err := c.reviews.Diff(ctx, connect.NewRequest(&api.DiffRequest{
+		Guest: guest, Paths: o.Paths, NoText: o.NoText, Context: o.Context, Ignored: o.Ignored, Beside: o.Beside != nil,
+	}))
+	return each(ctx, "show what guest "+guest+" has changed", st, err, func(ch *api.Change) error {
+		if ch.Beside != nil && o.Beside != nil {
+			return o.Beside(ch.Beside)
+		}
+		return f(ch)
+	})
 }
 
 // ApplyOptions say what is applied. The zero value is every change that needs no

@@ -130,7 +130,8 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	mux.Handle(apiconnect.NewTaskServiceHandler(&taskService{d}, limit))
 	mux.Handle(apiconnect.NewFileServiceHandler(&fileService{d}, limit))
 	mux.Handle(apiconnect.NewShareServiceHandler(&shareService{d}, limit))
-	mux.Handle(apiconnect.NewReviewServiceHandler(&reviewService{d}, limit, connect.WithReadMaxBytes(8<<20))) // all that a review can have was seen
+	reviews, review := apiconnect.NewReviewServiceHandler(&reviewService{d}, limit, connect.WithReadMaxBytes(8<<20)) // all that a review can have was seen
+	mux.Handle(reviews, together(review, apiconnect.ReviewServiceDiffProcedure))
 	mux.Handle(apiconnect.NewDiskServiceHandler(&diskService{d}, limit))
 	mux.Handle(apiconnect.NewEgressServiceHandler(&egressService{d}, limit))
 	mux.Handle(apiconnect.NewPolicyServiceHandler(&policyService{d}, limit))

@@ -35,6 +35,8 @@ type Base struct {
 	changed map[string]bool
 	read    int64 // how far the file was read
 	full    bool
+	// synced is the size that is on the disk.
+	synced int64
 }
 
 // OpenBase opens the base in a store's folder, and makes it if there is none.
@@ -201,7 +203,14 @@ func (b *Base) Sync() error {
 	if b.file == nil {
 		return os.ErrClosed
 	}
-	return b.file.Sync()
+	is, err := b.file.Stat()
+	if err != nil || is.Size() == b.synced { // it only grows
+		return err
+	}
+	if err = b.file.Sync(); err == nil {
+		b.synced = is.Size()
+	}
+	return err
 }
 
 // errFull means that a base takes no more.

@@ -26,11 +26,32 @@ func (s *Store) Blob(name string) (*os.File, error) {
 	if !isSum(name) {
 		return nil, fmt.Errorf("the review has no content %.70q", name)
 	}
-	f, err := openOwn(s.root, blobPath(name), os.O_RDONLY)
+	var f *os.File
+	err := s.atBlob(name, func(in *os.Root, at string) (err error) {
+		f, err = openOwn(in, at, os.O_RDONLY)
+		return err
+	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: the content %.12s is gone", ErrDamaged, name)
 	}
 	return f, err
+}
+
+// atBlob calls do with where a content is. The folder of contents is kept open:
+// an os.Root opens each folder on the way anew.
+func (s *Store) atBlob(name string, do func(in *os.Root, at string) error) error {
+	s.opening.Lock()
+	if s.blobs == nil {
+		s.blobs, _ = s.root.OpenRoot(blobsDir) // there may be none
+	}
+	blobs := s.blobs
+	s.opening.Unlock()
+	if blobs != nil {
+		if err := do(blobs, path.Join(name[:2], name[2:])); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return do(s.root, blobPath(name)) // it may be another folder by now
 }
 
 // blob is a content that is being written.
@@ -104,10 +125,33 @@ func (s *Store) CopyBlob(w io.Writer, name string) (int64, error) {
 	sum := sha256.New()
 	n, err := io.Copy(io.MultiWriter(sum, w), f)
 	if err == nil && hex.EncodeToString(sum.Sum(nil)) != name {
-		s.root.Remove(blobPath(name))
-		err = fmt.Errorf("%w: the content %.12s is another", ErrDamaged, name)
+		err = s.damaged(name)
 	}
 	return n, err
+}
+
+// readBlob is CopyBlob into memory, of a content of size bytes.
+func (s *Store) readBlob(name string, size int64) ([]byte, error) {
+	f, err := s.Blob(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b := make([]byte, size+1)
+	n, err := io.ReadFull(f, b)
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return nil, err
+	}
+	if sum := sha256.Sum256(b[:n]); hex.EncodeToString(sum[:]) != name {
+		return nil, s.damaged(name)
+	}
+	return b[:n], nil
+}
+
+// damaged removes a content that is not what its name says.
+func (s *Store) damaged(name string) error {
+	s.root.Remove(blobPath(name))
+	return fmt.Errorf("%w: the content %.12s is another", ErrDamaged, name)
 }
 
 func (s *Store) mkdir(name string) error {
@@ -173,12 +217,14 @@ func (s *Store) sweep() error {
 
 // sweepAlone is sweep while importing is held.
 func (s *Store) sweepAlone() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	unlock, _, err := s.lock("lock", true)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	idx, err := s.readIndex()
+	idx, err := s.readIndex(&s.idx)
 	if err != nil {
 		return err
 	}

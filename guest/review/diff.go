@@ -124,11 +124,9 @@ func (s *Store) changeOf(root *share.Root, f *Finding, o DiffOptions) (*api.Chan
 		if f.Size > maxDiffFile {
 			return c, nil
 		}
-		var b bytes.Buffer
-		if _, err := s.CopyBlob(&b, f.Blob); err != nil {
+		if after, err = s.readBlob(f.Blob, f.Size); err != nil {
 			return nil, err
 		}
-		after = b.Bytes()
 	case f.Kind == Removed && had:
 	default:
 		return c, nil

@@ -1,6 +1,7 @@
 package review
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -58,10 +59,13 @@ func readFile(root *share.Root, name string, max int64) (content []byte, err err
 		if is.Size > max {
 			return fmt.Errorf("read %.300q: %w", name, errLarge)
 		}
-		content, err = io.ReadAll(io.NewSectionReader(h, 0, max+1))
-		if err == nil && int64(len(content)) > max {
+		// As long as it was, in one read; it may grow meanwhile.
+		b := bytes.NewBuffer(make([]byte, 0, is.Size+bytes.MinRead))
+		_, err = b.ReadFrom(io.NewSectionReader(h, 0, max+1))
+		if err == nil && int64(b.Len()) > max {
 			err = fmt.Errorf("read %.300q: %w", name, errLarge)
 		}
+		content = b.Bytes()
 		return err
 	})
 	return content, err

@@ -2,6 +2,7 @@ package review
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -110,6 +111,10 @@ type importer struct {
 	incomplete string
 	// whole: the list came to its end.
 	whole bool
+	// began is the sum of the index at the start, fetched how many contents were
+	// asked for.
+	began   [sha256.Size]byte
+	fetched int
 	// mute: the stream is in the midst of something, and of no use any more.
 	mute bool
 }
@@ -151,8 +156,14 @@ func (s *Store) Import(ctx context.Context, conn io.ReadWriter, o ImportOptions)
 		}
 		return Counts{}, fmt.Errorf("import the changes of %s: %w", o.Root.Path(), err)
 	}
-	if err := s.sweepAlone(); err != nil {
-		return Counts{}, err
+	s.mu.Lock()
+	same := s.swept && s.idx.sum == im.began && im.fetched == 0
+	s.mu.Unlock()
+	if !same {
+		if err := s.sweepAlone(); err != nil {
+			return Counts{}, err
+		}
+		s.swept = true // only an import looks, and there is one at a time
 	}
 	return s.Counts(), nil
 }
@@ -174,6 +185,7 @@ func (s *Store) importer(conn io.ReadWriter, o ImportOptions) *importer {
 		im.old[e.Name] = &e
 	}
 	s.mu.Lock()
+	im.began = s.idx.sum
 	for name, stamp := range s.idx.dropped {
 		im.dropped[name] = stamp
 	}
@@ -277,8 +289,8 @@ func (im *importer) keepBack(idx, next *index) {
 
 // touched says whether the guest has changed an entry, or what it is in.
 func (im *importer) touched(name string) bool {
-	if _, listed := im.seen[im.hash(name)]; listed {
-		return true
+	if _, listed := im.seen[im.hash(name)]; listed || len(im.replaced) == 0 {
+		return listed
 	}
 	for at := parent(name); at != ""; at = parent(at) {
 		if im.replaced[at] {

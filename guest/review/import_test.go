@@ -3,6 +3,7 @@ package review
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -12,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
+	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -427,6 +431,72 @@ func TestImportDamaged(t *testing.T) {
 	w.wantContent("a", "1")
 }
 
+// TestImportSame: an import that finds what is known writes nothing; one that
+// finds anything else does, also in a store that is damaged in its middle.
+func TestImportSame(t *testing.T) {
+	w := newScene(t, map[string]string{"a": "old"})
+	w.file("a", "1")
+	w.file("b", "2")
+	w.imported()
+	at := filepath.Join(w.store, indexName)
+	is := func() os.FileInfo {
+		is, err := os.Stat(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return is
+	}
+	was := is()
+	w.imported()
+	if !os.SameFile(was, is()) {
+		t.Error("what is known was written again")
+	}
+	b, err := os.ReadFile(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 1
+	if err := os.WriteFile(at, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(w.store); !errors.Is(err, ErrDamaged) {
+		t.Fatal(err)
+	}
+	w.imported() // which opens it again
+	was = is()
+	w.list[0].Mode = 0o755
+	w.imported()
+	if os.SameFile(was, is()) {
+		t.Error("a change was not written")
+	}
+}
+
+// TestServeBeside: a diff ends with what it leaves out, if that is asked for.
+func TestServeBeside(t *testing.T) {
+	w := newScene(t, map[string]string{".gitignore": "*.o\n", ".git/HEAD": "x"})
+	w.file("a", "1")
+	w.file("x.o", "2")
+	w.file("y.o", "3")
+	w.entry(".git", isFolder)
+	w.file(".git/config", "c")
+	w.imported()
+	dev, ino := w.root.ID()
+	for _, beside := range []bool{true, false} {
+		req := Request{Guest: "g", Shares: []ShareRef{{Path: w.root.Path(), Dev: dev, Ino: ino, Store: w.store}}, Diff: &api.DiffRequest{Guest: "g", Beside: beside}}
+		var got []*api.Change
+		if err := Serve(context.Background(), req, func(m proto.Message) error { got = append(got, m.(*api.Change)); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if len(got) == 0 || !strings.HasSuffix(got[0].Path, "/a") {
+			t.Fatalf("the diff is %v", got)
+		}
+		last := got[len(got)-1].Beside
+		if (last != nil) != beside || beside && (last.Ignored != 2 || last.Git != 1 || last.Incomplete != "") {
+			t.Errorf("asked %v: the last message is %v", beside, got[len(got)-1])
+		}
+	}
+}
+
 func TestImportIgnored(t *testing.T) {
 	w := newScene(t, map[string]string{".gitignore": "node_modules/\n*.log\n!keep.log\n", ".git/HEAD": "x", "src/.gitignore": "gen\n"})
 	w.entry("node_modules", isNew)
@@ -471,6 +541,18 @@ func FuzzImport(f *testing.F) {
 		wire.Write(&b, m)
 	}
 	f.Add([]byte(b))
+	b = nil
+	for i := range 3 { // contents that come back to back
+		wire.Write(&b, changeFrame(&wire.Changed{Name: fmt.Sprint("f", i), Type: 1, Size: int64(i), Stamp: []byte("s")}))
+	}
+	wire.Write(&b, doneFrame(""))
+	for i := range 3 {
+		if i > 0 {
+			wire.Write(&b, dataFrame([]byte("xyz")[:i]))
+		}
+		wire.Write(&b, doneFrame(""))
+	}
+	f.Add([]byte(b))
 	w := newScene(f, map[string]string{"a": "b", "d/x": "y"})
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		conn := struct {
@@ -493,7 +575,7 @@ func FuzzImport(f *testing.F) {
 			}
 		}
 		slices.SortFunc(idx.entries, func(a, b Entry) int { return less(a.Name, b.Name) })
-		if _, err := parseIndex(idx.marshal()); err != nil {
+		if _, err := parseIndex(idx.marshal(), &index{}); err != nil {
 			t.Error(err)
 		}
 		im.letGo()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -36,6 +37,8 @@ type index struct {
 	incomplete string
 	// uncounted are ignored entries that are not among the entries.
 	uncounted int
+	// sum is of the file that has it; zero: none is known to.
+	sum [sha256.Size]byte
 }
 
 func (i *index) drop(name, stamp string) {
@@ -108,13 +111,14 @@ func appendEntry(b []byte, e *Entry) []byte {
 	b = appendText(b, fieldBlob, e.Blob)
 	if e.Base != nil {
 		f := factOf(e.Base)
-		var is []byte
-		for n, v := range map[protowire.Number]uint64{
-			fieldDev: f.dev, fieldIno: f.ino, fieldInfoSize: uint64(f.size), fieldInfoMode: uint64(f.mode), fieldNlink: uint64(f.nlink),
-			fieldInfoMtime: uint64(f.mtime), fieldCtime: uint64(f.ctime),
-		} {
-			is = appendNumber(is, n, v)
-		}
+		is := make([]byte, 0, 64)
+		is = appendNumber(is, fieldDev, f.dev)
+		is = appendNumber(is, fieldIno, f.ino)
+		is = appendNumber(is, fieldInfoSize, uint64(f.size))
+		is = appendNumber(is, fieldInfoMode, uint64(f.mode))
+		is = appendNumber(is, fieldNlink, uint64(f.nlink))
+		is = appendNumber(is, fieldInfoMtime, uint64(f.mtime))
+		is = appendNumber(is, fieldCtime, uint64(f.ctime))
 		b = protowire.AppendBytes(protowire.AppendTag(b, fieldBase, protowire.BytesType), is)
 	}
 	b = appendText(b, fieldTask, e.Task)
@@ -251,6 +255,7 @@ func isSum(s string) bool {
 	return err == nil && len(b) == sha256.Size && hex.EncodeToString(b) == s
 }
 
+// marshal makes the same bytes of what is the same, and notes their sum.
 func (i *index) marshal() []byte {
 	b := []byte(indexMagic)
 	var one []byte
@@ -258,26 +263,33 @@ func (i *index) marshal() []byte {
 		one = appendEntry(one[:0], &i.entries[n])
 		b = protowire.AppendBytes(protowire.AppendTag(b, fieldEntry, protowire.BytesType), one)
 	}
-	for name, stamp := range i.dropped {
-		one = appendText(appendText(one[:0], fieldName, name), fieldStamp, stamp)
+	for _, name := range slices.Sorted(maps.Keys(i.dropped)) {
+		one = appendText(appendText(one[:0], fieldName, name), fieldStamp, i.dropped[name])
 		b = protowire.AppendBytes(protowire.AppendTag(b, fieldDropped, protowire.BytesType), one)
 	}
 	b = appendText(b, fieldIncomplete, i.incomplete)
 	b = appendNumber(b, fieldUncounted, uint64(i.uncounted))
-	sum := sha256.Sum256(b)
-	return append(b, sum[:]...)
+	i.sum = sha256.Sum256(b)
+	return append(b, i.sum[:]...)
 }
 
-func parseIndex(b []byte) (index, error) {
+// parseIndex returns known if the bytes are the same.
+func parseIndex(b []byte, known *index) (index, error) {
 	body, ok := bytes.CutPrefix(b, []byte(indexMagic))
 	if !ok || len(body) < sha256.Size {
 		return index{}, errors.New("it is no index")
 	}
 	end := len(b) - sha256.Size
-	if sum := sha256.Sum256(b[:end]); !bytes.Equal(sum[:], b[end:]) {
+	sum := sha256.Sum256(b[:end])
+	if !bytes.Equal(sum[:], b[end:]) {
 		return index{}, errors.New("its sum is another")
 	}
-	return parseRecords(body[:len(body)-sha256.Size])
+	if sum == known.sum {
+		return *known, nil
+	}
+	i, err := parseRecords(body[:len(body)-sha256.Size])
+	i.sum = sum
+	return i, err
 }
 
 func parseRecords(b []byte) (index, error) {
@@ -320,7 +332,10 @@ func parseRecords(b []byte) (index, error) {
 	return i, err
 }
 
-func (s *Store) readIndex() (index, error) {
+// readIndex reads the index as it is now. known is one that was read before, or
+// written, and is returned if it is the file's still: taking one apart takes
+// longer than its sum.
+func (s *Store) readIndex(known *index) (index, error) {
 	f, err := openOwn(s.root, indexName, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return index{}, nil
@@ -336,16 +351,23 @@ func (s *Store) readIndex() (index, error) {
 	if len(b) > maxIndex {
 		return index{}, fmt.Errorf("%w: its index has more than %d bytes", ErrDamaged, maxIndex)
 	}
-	i, err := parseIndex(b)
+	i, err := parseIndex(b, known)
 	if err != nil {
 		return index{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return i, nil
 }
 
-func (s *Store) writeIndex(i *index) error {
+// writeIndex puts an index in the place of the one that has the sum was, unless
+// it is the same.
+func (s *Store) writeIndex(i *index, was [sha256.Size]byte) error {
 	slices.SortFunc(i.entries, func(a, b Entry) int { return less(a.Name, b.Name) })
-	if err := s.replace(indexName, i.marshal()); err != nil {
+	b := i.marshal()
+	if i.sum == was {
+		return nil
+	}
+	if err := s.replace(indexName, b); err != nil {
+		i.sum = [sha256.Size]byte{}
 		return fmt.Errorf("write the review in %s: %w", s.dir, err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package review
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -135,17 +136,28 @@ const (
 )
 
 // Answers writes what a review process has to say. It is for one goroutine.
-type Answers struct{ w io.Writer }
+type Answers struct {
+	w *bufio.Writer
+	// Together lets answers wait for the next ones, up to answersBuffer: where
+	// they tell of nothing that has been done.
+	Together bool
+}
+
+// answersBuffer is in bytes.
+const answersBuffer = 32 << 10
 
 // NewAnswers returns a writer of answers to w.
-func NewAnswers(w io.Writer) *Answers { return &Answers{w} }
+func NewAnswers(w io.Writer) *Answers { return &Answers{w: bufio.NewWriterSize(w, answersBuffer)} }
 
 // Emit writes one answer.
 func (a *Answers) Emit(m proto.Message) error {
 	if n := proto.Size(m); n > maxAnswer {
 		return fmt.Errorf("an answer of %d bytes; %d are possible", n, maxAnswer)
 	}
-	return a.write(answerMessage, m)
+	if err := a.write(answerMessage, m); err != nil || a.Together {
+		return err
+	}
+	return a.w.Flush()
 }
 
 // End writes how it ended: err is nil, an *Error or any other.
@@ -158,11 +170,14 @@ func (a *Answers) End(err error) error {
 	case err != nil:
 		d.Code, d.Cause = "review_failed", err.Error()
 	}
-	return a.write(answerEnd, d)
+	if err := a.write(answerEnd, d); err != nil {
+		return err
+	}
+	return a.w.Flush()
 }
 
 func (a *Answers) write(kind byte, m proto.Message) error {
-	if _, err := a.w.Write([]byte{kind}); err != nil {
+	if err := a.w.WriteByte(kind); err != nil {
 		return err
 	}
 	_, err := protodelim.MarshalTo(a.w, m)

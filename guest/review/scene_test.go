@@ -35,6 +35,9 @@ type scene struct {
 	answer func(to io.Writer, name string, try int) error
 	// deaf: the guest forgets nothing.
 	deaf bool
+	// play is the guest's side after its list; stop ends the import's time.
+	play func(net.Conn) error
+	stop func()
 	// end replaces the end of the list.
 	end *wire.Done
 
@@ -148,6 +151,9 @@ func (w *scene) guest(conn net.Conn) error {
 	}
 	if err := wire.Write(conn, end); err != nil {
 		return err
+	}
+	if w.play != nil {
+		return w.play(conn)
 	}
 	tries := map[string]int{}
 	for in := wire.NewReader(conn); ; {

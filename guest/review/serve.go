@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -51,14 +52,15 @@ type server struct {
 // opened is a share with what the request wants of it.
 type opened struct {
 	Target
-	ref   ShareRef
-	paths []string
+	ref     ShareRef
+	paths   []string
+	closers []io.Closer
 }
 
 func (s *server) close() {
 	for _, o := range s.open {
-		for _, c := range []interface{ Close() error }{o.Undo, o.Base, o.Store, o.Root} {
-			c.Close()
+		for i := len(o.closers) - 1; i >= 0; i-- {
+			o.closers[i].Close()
 		}
 	}
 }
@@ -66,7 +68,7 @@ func (s *server) close() {
 func (s *server) serve(ctx context.Context) error {
 	switch r := s.req; {
 	case r.Diff != nil:
-		return s.each(r.Diff.GetPaths(), func(o *opened) error { return s.diff(ctx, o, r.Diff) })
+		return s.diff(ctx, r.Diff)
 	case r.Apply != nil:
 		return s.apply(ctx, r.Apply)
 	case r.Discard != nil:
@@ -115,7 +117,7 @@ func (s *server) openAll(paths []string) error {
 		if len(paths) > 0 && len(own) == 0 {
 			continue
 		}
-		o, err := openShare(ref)
+		o, err := s.openShare(ref)
 		if err != nil {
 			return err
 		}
@@ -153,16 +155,17 @@ func below(root, path string) (name string, in bool) {
 	return rel, true
 }
 
-// openShare opens a share and its store; nil if there is no store.
-func openShare(ref ShareRef) (o *opened, err error) {
+// openShare opens a share and its store; nil if there is no store. Of the store
+// only what the request needs: a base has a line for whatever was served, which
+// is read to its end.
+func (s *server) openShare(ref ShareRef) (o *opened, err error) {
 	if _, err := os.Lstat(ref.Store); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	o = &opened{ref: ref}
-	var all []interface{ Close() error }
 	defer func() {
 		if err != nil {
-			for _, c := range all {
+			for _, c := range o.closers {
 				c.Close()
 			}
 		}
@@ -173,20 +176,27 @@ func openShare(ref ShareRef) (o *opened, err error) {
 	if o.Root, err = share.OpenRoot(ref.Path); err != nil {
 		return nil, &Error{Code: "share_gone", Cause: err.Error(), Cure: "bring the folder back under its name"}
 	}
-	all = append(all, o.Root)
+	o.closers = append(o.closers, o.Root)
 	if dev, ino := o.Root.ID(); dev != ref.Dev || ino != ref.Ino {
 		return nil, &Error{Code: "share_replaced", Cause: fmt.Sprintf("%s is another folder than the one that was shared", ref.Path), Cure: "bring the folder back under its name"}
 	}
 	if o.Store, err = Open(ref.Store); err != nil {
 		return nil, err
 	}
-	all = append(all, o.Store)
-	if o.Base, err = OpenBase(ref.Store); err != nil {
-		return nil, err
+	o.closers = append(o.closers, o.Store)
+	if s.req.Diff == nil && s.req.Summary == nil {
+		if o.Base, err = OpenBase(ref.Store); err != nil {
+			return nil, err
+		}
+		o.closers = append(o.closers, o.Base)
 	}
-	all = append(all, o.Base)
-	o.Undo, err = OpenUndo(ref.Store)
-	return o, err
+	if s.req.Diff == nil {
+		if o.Undo, err = OpenUndo(ref.Store); err != nil {
+			return nil, err
+		}
+		o.closers = append(o.closers, o.Undo)
+	}
+	return o, nil
 }
 
 // hostPath is the path of a name on the host, as far as a message can carry it.

@@ -7,7 +7,28 @@ import (
 	"github.com/carrel-vm/carrel/guest/api"
 )
 
-func (s *server) diff(ctx context.Context, o *opened, r *api.DiffRequest) error {
+// diff emits the changes of all shares, and what there is beside them if that
+// was asked for.
+func (s *server) diff(ctx context.Context, r *api.DiffRequest) error {
+	beside := &api.Beside{}
+	var why []string
+	err := s.each(r.GetPaths(), func(o *opened) error {
+		c := o.Store.Counts()
+		beside.Ignored += int32(c.Ignored)
+		beside.Git += int32(c.Git)
+		if c.Incomplete != "" {
+			why = append(why, valid(c.Incomplete))
+		}
+		return s.diffOf(ctx, o, r)
+	})
+	if err != nil || !r.GetBeside() {
+		return err
+	}
+	beside.Incomplete = strings.Join(why, "; ")
+	return s.emit(&api.Change{Beside: beside})
+}
+
+func (s *server) diffOf(ctx context.Context, o *opened, r *api.DiffRequest) error {
 	opts := DiffOptions{Paths: o.paths, NoText: r.GetNoText(), Context: int(min(r.GetContext(), maxDiffContext)), Ignored: r.GetIgnored()}
 	return o.Store.Diff(ctx, o.Root, o.Rules, opts, func(c *api.Change) error { return s.emit(c) })
 }

@@ -1,6 +1,7 @@
 package review
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,6 +33,11 @@ type Store struct {
 
 	mu  sync.Mutex
 	idx index
+	// swept: what had no name when this process came was removed.
+	swept bool
+
+	opening sync.Mutex
+	blobs   *os.Root // the folder of contents, once somebody has looked for one
 }
 
 // Open opens the store in a folder that is there. A folder without an index is
@@ -71,7 +77,14 @@ func open(dir string) (*Store, error) {
 }
 
 // Close lets go of the folder. It may be called twice.
-func (s *Store) Close() error { return s.root.Close() }
+func (s *Store) Close() error {
+	s.opening.Lock()
+	defer s.opening.Unlock()
+	if s.blobs != nil {
+		s.blobs.Close()
+	}
+	return s.root.Close()
+}
 
 // Reload reads the index as it is now.
 func (s *Store) Reload() error {
@@ -81,7 +94,7 @@ func (s *Store) Reload() error {
 }
 
 func (s *Store) reloadLocked() error {
-	idx, err := s.readIndex()
+	idx, err := s.readIndex(&s.idx)
 	if err != nil {
 		s.idx = index{}
 		return fmt.Errorf("read the review in %s: %w", s.dir, err)
@@ -176,8 +189,10 @@ func (s *Store) replaceIndex(do func(*index), anew bool) error {
 	if err := s.reloadLocked(); err != nil && !(anew && errors.Is(err, ErrDamaged)) {
 		return err
 	}
+	was := s.idx.sum
+	s.idx.sum = [sha256.Size]byte{} // until it is written
 	do(&s.idx)
-	return s.writeIndex(&s.idx)
+	return s.writeIndex(&s.idx, was)
 }
 
 // lock takes a lock among processes; got is false if somebody else has it and

@@ -188,7 +188,7 @@ func FuzzIndex(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, err := parseIndex(i.marshal()); err != nil {
+		if _, err := parseIndex(i.marshal(), &index{}); err != nil {
 			t.Errorf("what was read cannot be read again: %v", err)
 		}
 	})

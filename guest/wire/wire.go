@@ -73,6 +73,9 @@ func (r *Reader) Read(m proto.Message) error {
 	return err
 }
 
+// Buffered is how many bytes have come that Read has not returned yet.
+func (r *Reader) Buffered() int { return r.r.Buffered() }
+
 // Write writes m as one frame in one call of w.Write.
 func Write(w io.Writer, m proto.Message) error {
 	n := proto.Size(m)

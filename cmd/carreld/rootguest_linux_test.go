@@ -42,31 +42,39 @@ func newRootRig(t *testing.T, boundary, image string) *rootRig {
 	g := &rootRig{}
 	g.w, g.c, g.f = newShared(t, boundary, image)
 	g.k = apiconnect.NewKeeperServiceClient(unixClient(guest.SocketPath(filepath.Join(g.w.home, "run"), "box")), "http://keeper")
-	bin := filepath.Join(t.TempDir(), "rootguest")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin, "./testdata/rootguest")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	b, err := os.ReadFile(bin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var said bytes.Buffer
-	p, err := g.c.StartTask(t.Context(), client.Task{Guest: "box", User: "root", Stdin: bytes.NewReader(b), Stdout: &said, Stderr: &said,
-		Args: []string{"/bin/sh", "-c", "cat >" + rootGuest + " && chmod 755 " + rootGuest}})
-	if err == nil {
-		err = p.Wait()
-	}
-	if err != nil {
-		t.Fatalf("%v\n%s", err, said.String())
-	}
+	carry(t, g.c, rootGuest, "go", "build", "-trimpath", "-ldflags=-s -w", "./testdata/rootguest")
 	write(t, filepath.Join(g.w.work, "outside-canary"), "untouched")
 	if err := os.Mkdir(filepath.Join(g.w.work, "outside"), 0o777); err != nil {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(g.w.work, "outside/canary"), "untouched")
 	return g
+}
+
+// carry builds a static program, puts it into a guest and says where it is on the host.
+func carry(t *testing.T, c *client.Client, to string, build ...string) (bin string) {
+	t.Helper()
+	bin = filepath.Join(t.TempDir(), "program")
+	n := len(build) - 1
+	cmd := exec.Command(build[0], append(build[1:n:n], "-o", bin, build[n])...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
+	}
+	b, err := os.ReadFile(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	p, err := c.StartTask(t.Context(), client.Task{Guest: "box", User: "root", Stdin: bytes.NewReader(b), Stdout: &said, Stderr: &said,
+		Args: []string{"/bin/sh", "-c", "cat >" + to + " && chmod 755 " + to}})
+	if err == nil {
+		err = p.Wait()
+	}
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said.String())
+	}
+	return bin
 }
 
 // root runs the program as the guest's root.

@@ -196,4 +196,5 @@ func TestSharedVM(t *testing.T) {
 	t.Run("Names", func(t *testing.T) { testSharedNames(t, c, f) })
 	t.Run("Imported", func(t *testing.T) { testImported(t, w, c) })
 	t.Run("Live", func(t *testing.T) { testLive(t, w, c) })
+	t.Run("Posix", func(t *testing.T) { testPosix(t, w, c, f) })
 }

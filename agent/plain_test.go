@@ -32,7 +32,13 @@ func TestLookUp(t *testing.T) {
 		{who: "huge", fails: true},
 		{who: "4294967295", fails: true},
 		{who: "-1", fails: true},
-		{who: "carrel:root", fails: true},
+		// A group that is named is the only one.
+		{who: "carrel:root", want: account{1000, 0, []uint32{0}, "carrel", "/home/carrel", "/bin/bash"}},
+		{who: "1000:999", want: account{1000, 999, []uint32{999}, "carrel", "/home/carrel", "/bin/bash"}},
+		{who: "carrel:", fails: true},
+		{who: "carrel:nowhere", fails: true},
+		{who: "carrel:4294967295", fails: true},
+		{who: "nobody-here:root", fails: true},
 	} {
 		a, err := lookUp(etcFiles, c.who)
 		if c.fails {

@@ -42,6 +42,9 @@ damaged is made again.`,
 		Example: "  carrel image pull python:3.13\n  carrel image pull ghcr.io/owner/name@sha256:...",
 		Args:    needs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := imageNames(args); err != nil {
+				return err
+			}
 			return a.bring(cmd.Context(), func(ctx context.Context, c *client.Client, on func(*api.Progress)) (*api.Image, error) {
 				return c.PullImage(ctx, args[0], on)
 			})
@@ -76,12 +79,20 @@ damaged is made again.`,
 	verify := &cobra.Command{
 		Use: "verify IMAGE", Short: "Compare every part of an image with its digest", Example: "  carrel image verify default\n  carrel image verify python:3.13",
 		Args: needs(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.doImageVerify(cmd.Context(), args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := imageNames(args); err != nil {
+				return err
+			}
+			return a.doImageVerify(cmd.Context(), args[0])
+		},
 	}
 	rm := &cobra.Command{
 		Use: "rm IMAGE...", Short: "Remove images that no guest uses", Example: "  carrel image rm default\n  carrel image rm python:3.13",
 		Args: needs(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := imageNames(args); err != nil {
+				return err
+			}
 			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error { return c.RemoveImage(ctx, name) })
 		},
 	}
@@ -99,6 +110,16 @@ guest is made from, and layers that no image needs. With --yes it is removed.`,
 	prune.Flags().BoolVar(&all, "all", false, "also pulled images that have a name, unless a guest is made from them")
 	cmd.AddCommand(build, pull, load, ls, verify, rm, prune)
 	return cmd
+}
+
+// imageNames looks at names before anything is started for them.
+func imageNames(names []string) error {
+	for _, n := range names {
+		if err := client.CheckImage(n); err != nil {
+			return usageError{err}
+		}
+	}
+	return nil
 }
 
 // bring shows how far an image is on its way, and prints what it can be called for good.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -75,6 +76,10 @@ func TestCrashPoints(t *testing.T) {
 				}
 				_, err = c.StartGuest(ctx, &api.GuestSpec{Name: "box"}, client.GuestOptions{})
 				if err == nil || client.CodeOf(err) == "running" {
+					if strings.HasPrefix(point, "volume: ") {
+						c.CreateVolume(ctx, "cache", 64)
+						c.RemoveVolume(ctx, "cache", false)
+					}
 					c.ChangeEgress(ctx, "box", []*api.EgressRule{{Action: api.EgressAction_EGRESS_ACTION_ALLOW, Host: "a.example"}}, nil)
 					p, err := c.StartTask(ctx, client.Task{Guest: "box", Args: []string{"/bin/sh", "-c", "echo once >> " + ran}})
 					if err == nil {
@@ -155,8 +160,9 @@ func TestCrashPoints(t *testing.T) {
 			}
 			left, _ := filepath.Glob(filepath.Join(w.home, "state", "guests", "*"))
 			hidden, _ := filepath.Glob(filepath.Join(w.home, "state", "guests", ".*"))
-			if n := len(left) + len(hidden); n > 0 {
-				t.Errorf("left over: %q %q", left, hidden)
+			volumes, _ := os.ReadDir(filepath.Join(w.home, "state", "volumes"))
+			if n := len(left) + len(hidden) + len(volumes); n > 0 {
+				t.Errorf("left over: %q %q %v", left, hidden, volumes)
 			}
 		})
 	}

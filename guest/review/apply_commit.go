@@ -110,7 +110,24 @@ func (p *prepared) swap() (refused string, err error) {
 		}
 	}
 	// Something else came out, or a folder with something in it.
-	return changing, errors.Join(err, p.back(true))
+	if err := errors.Join(err, p.back(true)); err != nil {
+		return changing, err
+	}
+	return p.strayed(), nil
+}
+
+// strayed removes a new folder of ours that stood there for a moment, and says why
+// it does not stand there any more. What somebody has put into it meanwhile is
+// theirs: it stays, and is said.
+func (p *prepared) strayed() string {
+	t, err := p.f.Lstat(p.tmp)
+	if err != nil || p.mine == nil || !t.Mode.IsDir() || t.Dev != p.mine.Dev || t.Ino != p.mine.Ino {
+		return changing
+	}
+	if err := p.f.Rmdir(p.tmp); err == nil || errors.Is(err, fs.ErrNotExist) {
+		return changing
+	}
+	return fmt.Sprintf("%s; what was put into the new folder meanwhile is in %q now", changing, p.tmp)
 }
 
 // replace is swap for hosts that cannot exchange: what is changed there between

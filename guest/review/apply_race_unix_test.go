@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -61,7 +62,7 @@ func TestApplyRace(t *testing.T) {
 			}
 		}
 	})
-	tries, done := 0, 0
+	tries, done, said := 0, 0, ""
 	for end := time.Now().Add(length); time.Now().Before(end); {
 		var entries []Entry
 		for n := range 16 {
@@ -78,6 +79,9 @@ func TestApplyRace(t *testing.T) {
 			if why == "" {
 				done++
 			}
+			if strings.Contains(why, tmpPrefix) {
+				said += why + "\n"
+			}
 		}
 	}
 	close(stop)
@@ -85,8 +89,13 @@ func TestApplyRace(t *testing.T) {
 	if after := tree(t, outside); after != before {
 		t.Errorf("outside it is\n%s\nand was\n%s", after, before)
 	}
-	if left := w.tree(); strings.Contains(left, tmpPrefix) {
-		t.Errorf("temporary names are left:\n%s", left)
+	// What the other process put into a folder that stood there for a moment is its
+	// own, and it is said where that is.
+	left := w.tree()
+	for _, name := range regexp.MustCompile(regexp.QuoteMeta(tmpPrefix)+`[0-9a-f]+-[0-9a-f]+-[0-9]+`).FindAllString(left, -1) {
+		if !strings.Contains(said, name) {
+			t.Errorf("a temporary name, %s, is left:\n%s", name, left)
+		}
 	}
 	t.Logf("%d tries against %d swaps, %d of them done, 0 outside", tries, swaps, done)
 	if done == 0 || done == tries || swaps < 100 {

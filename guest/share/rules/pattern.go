@@ -181,9 +181,10 @@ type state struct {
 	at      uint8
 }
 
-// states is a set. The first few are kept without the heap.
+// states is a set. The first few are kept without the heap: more than the built-in
+// patterns that begin with .git.
 type states struct {
-	few  [24]state
+	few  [64]state
 	n    int
 	more []state
 }

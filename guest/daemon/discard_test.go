@@ -72,7 +72,12 @@ func TestNotRemovedUnderWhoCounts(t *testing.T) {
 		d.table["dev"], e.looking = e, true
 		go d.leave(t.Context(), e, true)
 		time.Sleep(time.Hour)
-		if _, err := os.Stat(dir); err != nil || e.over {
+		over := func() bool {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			return e.over
+		}
+		if _, err := os.Stat(dir); err != nil || over() {
 			t.Errorf("it was removed under whoever counts: %v", err)
 		}
 		e.mu.Lock()
@@ -80,7 +85,7 @@ func TestNotRemovedUnderWhoCounts(t *testing.T) {
 		e.changedLocked()
 		e.mu.Unlock()
 		time.Sleep(time.Second)
-		if _, err := os.Stat(dir); !os.IsNotExist(err) || !e.over || d.removed("dev") != e {
+		if _, err := os.Stat(dir); !os.IsNotExist(err) || !over() || d.removed("dev") != e {
 			t.Errorf("control: it is still there: %v", err)
 		}
 	})

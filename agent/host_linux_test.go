@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -170,7 +171,7 @@ func (h *host) exec(e *wire.Exec) *session {
 	h.t.Helper()
 	if e.Id == "" {
 		h.task++
-		e.Id = "t" + string(rune('a'+h.task))
+		e.Id = fmt.Sprint("t", h.task) // never one twice: what is left of a task is found by it
 	}
 	return h.call(&wire.Call{Kind: &wire.Call_Exec{Exec: e}})
 }

@@ -65,11 +65,12 @@ func recoverAtStart(t *testing.T, point string, both bool) {
 	if err := os.Rename(ref.Store, store); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Apply(ctx, "box", client.ApplyOptions{}, func(*api.ApplyEvent) error { return nil }); err == nil {
+	killed := c.Apply(ctx, "box", client.ApplyOptions{}, func(*api.ApplyEvent) error { return nil })
+	if killed == nil {
 		t.Fatal("the apply of a process that was killed came to a good end")
 	}
 	if _, err := os.Lstat(filepath.Join(ref.Path, "mark")); err != nil {
-		t.Fatal("no process came to this point: ", err)
+		t.Fatalf("no process came to this point: %v: %v", killed, err)
 	}
 	names := func() (all []string) {
 		es, err := os.ReadDir(ref.Path)

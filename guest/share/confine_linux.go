@@ -3,6 +3,7 @@ package share
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -222,7 +223,8 @@ func probeConfined(roots []int, own []string) error {
 		if err := os.WriteFile(probe, nil, 0o600); err != nil {
 			return fmt.Errorf("its own folder cannot be written: %w", err)
 		}
-		if err := os.Remove(probe); err != nil {
+		// Another process of the same guest may try at the same moment.
+		if err := os.Remove(probe); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("its own folder cannot be written: %w", err)
 		}
 	}

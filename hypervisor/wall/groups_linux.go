@@ -253,11 +253,7 @@ func (g *Groups) Notes() (n []string) {
 func (g *Groups) Freeze() (bool, error) {
 	switch {
 	case g.v1["freezer"] != "":
-		file := filepath.Join(g.v1["freezer"], "freezer.state")
-		if err := os.WriteFile(file, []byte("FROZEN"), 0o644); err != nil {
-			return true, err
-		}
-		return true, settle(file, "FROZEN")
+		return true, freezeV1(filepath.Join(g.v1["freezer"], "freezer.state"))
 	case g.v2 != "":
 		if err := os.WriteFile(filepath.Join(g.v2, "cgroup.freeze"), []byte("1"), 0o644); err != nil {
 			return true, err
@@ -283,8 +279,33 @@ func (g *Groups) Thaw() bool {
 // disk stops when it comes back.
 const freezeTimeout = 5 * time.Second
 
-// settle waits until a file of a control group says word. Version 1 announces
-// no change.
+// freezeV1 asks again and again, and lets all go on for a moment in between: of
+// processes that trace one another, as gVisor's do, version 1 stays at FREEZING
+// now and then, and does not come on by itself (runc does the same,
+// libcontainer/cgroups/fs/freezer.go).
+func freezeV1(file string) error {
+	for end := time.Now().Add(freezeTimeout); ; {
+		for range 50 {
+			if err := os.WriteFile(file, []byte("FROZEN"), 0o644); err != nil {
+				return err
+			}
+			b, err := os.ReadFile(file)
+			if err != nil || strings.TrimSpace(string(b)) == "FROZEN" {
+				return err
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("not every process stopped within %v", freezeTimeout)
+		}
+		if err := os.WriteFile(file, []byte("THAWED"), 0o644); err != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// settle waits until a file of a control group says word.
 func settle(file, word string) error {
 	for end := time.Now().Add(freezeTimeout); ; time.Sleep(time.Millisecond) {
 		b, err := os.ReadFile(file)

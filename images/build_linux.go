@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/images/oci"
 )
 
 // Build makes the image called o.Name, or returns it if it is already made of the same things.
@@ -35,7 +37,7 @@ func (s *Store) Build(ctx context.Context, o BuildOptions) (*Image, error) {
 	if o.Progress == nil {
 		o.Progress = func(Event) {}
 	}
-	agent, err := openPart(o.Agent)
+	agent, err := oci.OpenRegular(o.Agent)
 	if err != nil {
 		return nil, fmt.Errorf("build image %s: agent: %w (make build)", o.Name, err)
 	}
@@ -203,7 +205,7 @@ func linkOrCopy(from, to string) error {
 	if err := os.Link(from, to); err == nil {
 		return nil
 	}
-	in, err := openPart(from)
+	in, err := oci.OpenRegular(from)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"sort"
 	"time"
+
+	"github.com/carrel-vm/carrel/images/oci"
 )
 
 // entry is one thing that a recipe made: a folder of the cache under the hash of everything that
@@ -203,7 +205,7 @@ func (s *Store) prune(now time.Time) {
 }
 
 func syncPath(path string) error {
-	f, err := openPart(path)
+	f, err := oci.OpenRegular(path)
 	if err != nil {
 		return err
 	}

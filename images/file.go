@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+
+	"github.com/carrel-vm/carrel/images/oci"
 )
 
 // writeFile makes a file that is durable when this returns; its name is not, see syncFolder.
@@ -20,7 +22,7 @@ func writeFile(path string, write func(*os.File) error) error {
 }
 
 func hashFile(ctx context.Context, path string) (string, int64, error) {
-	f, err := openPart(path)
+	f, err := oci.OpenRegular(path)
 	if err != nil {
 		return "", 0, err
 	}

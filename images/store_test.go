@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/carrel-vm/carrel/images/oci"
 )
 
 // plant puts a small valid image into a store, as a build does.
@@ -150,7 +152,7 @@ func TestRecord(t *testing.T) {
 		t.Fatalf("record: %v, %v, expected mode 0600", fi, err)
 	}
 	// A record of another content for this very file: Get believes it (so it is what Get reads) …
-	f, err := openPart(path)
+	f, err := oci.OpenRegular(path)
 	if err != nil {
 		t.Fatal(err)
 	}

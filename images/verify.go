@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/carrel-vm/carrel/images/oci"
 )
 
 // Get returns an image whose parts are what its manifest says. A part is hashed unless its file is
@@ -75,7 +77,7 @@ func (s *Store) load(name string) (*Image, error) {
 
 // checkPart hashes one file against the manifest and returns the identity that it had meanwhile.
 func checkPart(ctx context.Context, path string, p Part) (identity, error) {
-	f, err := openPart(path)
+	f, err := oci.OpenRegular(path)
 	if err != nil {
 		return identity{}, fmt.Errorf("part %s: %w", p.Name, err)
 	}
@@ -130,7 +132,7 @@ func (s *Store) verifyPart(ctx context.Context, name string, p Part, full bool) 
 	dir := s.dir(name)
 	path := filepath.Join(dir, p.Name)
 	if !full {
-		f, err := openPart(path)
+		f, err := oci.OpenRegular(path)
 		if err != nil {
 			return fmt.Errorf("part %s: %w", p.Name, err)
 		}
@@ -199,7 +201,7 @@ func writeRecord(dir, part string, r record) error {
 
 // readSmall reads a regular file of at most limit bytes, following no link.
 func readSmall(path string, limit int64) ([]byte, error) {
-	f, err := openPart(path)
+	f, err := oci.OpenRegular(path)
 	if err != nil {
 		return nil, err
 	}

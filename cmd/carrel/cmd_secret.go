@@ -260,22 +260,9 @@ func orDash(s string) string {
 	return s
 }
 
-// secretNames completes names of secrets. It starts nothing.
-func secretNames(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	ctx, cancel := context.WithTimeout(context.Background(), completionTime)
-	defer cancel()
-	c, err := client.Connect(ctx, client.Options{NoStart: true})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	defer c.Close()
-	ss, err := c.Secrets(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var out []cobra.Completion
-	for _, s := range ss {
-		out = append(out, cobra.CompletionWithDesc(safe(s.Name), safe(strings.Join(s.GetDefinition().GetHosts(), ", "))))
-	}
-	return out, cobra.ShellCompDirectiveNoFileComp
+// secretNames completes names of secrets.
+func secretNames(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return complete((*client.Client).Secrets, func(s *api.Secret) (name, about string) {
+		return s.Name, strings.Join(s.GetDefinition().GetHosts(), ", ")
+	})
 }

@@ -121,22 +121,7 @@ func parseVolume(arg string) (*api.VolumeMount, error) {
 	return &api.VolumeMount{Name: name, GuestPath: path.Clean(at)}, nil
 }
 
-// volumeNames completes names of volumes. It starts nothing.
-func volumeNames(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	ctx, cancel := context.WithTimeout(context.Background(), completionTime)
-	defer cancel()
-	c, err := client.Connect(ctx, client.Options{NoStart: true})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	defer c.Close()
-	vs, err := c.Volumes(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var out []cobra.Completion
-	for _, v := range vs {
-		out = append(out, cobra.CompletionWithDesc(safe(v.Name), bytesWord(v.UsedBytes)))
-	}
-	return out, cobra.ShellCompDirectiveNoFileComp
+// volumeNames completes names of volumes.
+func volumeNames(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return complete((*client.Client).Volumes, func(v *api.Volume) (name, about string) { return v.Name, bytesWord(v.UsedBytes) })
 }

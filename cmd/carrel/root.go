@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/client"
 )
 
@@ -120,27 +121,33 @@ func named(what string, check cobra.PositionalArgs) cobra.PositionalArgs {
 // completionTime bounds a completion: a person waits with a finger on Tab.
 const completionTime = 2 * time.Second
 
-// guestNames completes up to max names of guests. It starts nothing.
+// guestNames completes up to max names of guests.
 func guestNames(max int) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) >= max {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), completionTime)
-		defer cancel()
-		c, err := client.Connect(ctx, client.Options{NoStart: true})
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		defer c.Close()
-		gs, err := c.Guests(ctx)
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		var out []cobra.Completion
-		for _, g := range gs {
-			out = append(out, cobra.CompletionWithDesc(safe(g.Name), stateWord(g.State)))
-		}
-		return out, cobra.ShellCompDirectiveNoFileComp
+		return complete((*client.Client).Guests, func(g *api.Guest) (name, about string) { return g.Name, stateWord(g.State) })
 	}
+}
+
+// complete offers the names of what list has, with a word about each. It starts nothing.
+func complete[T any](list func(*client.Client, context.Context) ([]T, error), say func(T) (name, about string)) ([]cobra.Completion, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(context.Background(), completionTime)
+	defer cancel()
+	c, err := client.Connect(ctx, client.Options{NoStart: true})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer c.Close()
+	all, err := list(c, ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []cobra.Completion
+	for _, x := range all {
+		name, about := say(x)
+		out = append(out, cobra.CompletionWithDesc(safe(name), safe(about)))
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
 }

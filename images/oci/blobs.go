@@ -42,7 +42,7 @@ func (b *Blobs) open(ctx context.Context, digest string, size int64) (*os.File, 
 	if err != nil {
 		return nil, err
 	}
-	f, err := openRegular(b.path(sum))
+	f, err := OpenRegular(b.path(sum))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("blob %s: %w in the store (pull the image again)", digest, ErrNotFound)
 	} else if err != nil {

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openRegular opens a regular file and follows no link in its last element. O_NONBLOCK keeps a FIFO
+// OpenRegular opens a regular file and follows no link in its last element. O_NONBLOCK keeps a FIFO
 // that lies in its place from holding us; for a regular file it means nothing.
-func openRegular(path string) (*os.File, error) {
+func OpenRegular(path string) (*os.File, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}

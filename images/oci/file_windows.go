@@ -5,9 +5,9 @@ import (
 	"os"
 )
 
-// openRegular opens a regular file. The check by name comes before the open: enough for the user's
+// OpenRegular opens a regular file. The check by name comes before the open: enough for the user's
 // own folder, where the only other writer is the user.
-func openRegular(path string) (*os.File, error) {
+func OpenRegular(path string) (*os.File, error) {
 	fi, err := os.Lstat(path)
 	if err != nil {
 		return nil, err

@@ -154,9 +154,11 @@ func (s *Server) replace(old, f *config) (closed int, err error) {
 	}
 	ends, err := s.swap(old, f, own)
 	for c, why := range ends {
-		c.close(why)
+		if c.close(why) { // else it had ended, and has not left yet
+			closed++
+		}
 	}
-	return len(ends), err
+	return closed, err
 }
 
 // swap is replace under the lock; it says which connections have to end, and why.

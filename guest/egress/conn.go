@@ -217,11 +217,11 @@ func (c *conn) drop(k net.Conn) {
 }
 
 // close ends the connection at once: when it returns, no byte goes either way.
-// The first reason counts.
-func (c *conn) close(why string) {
+// The first reason counts, and says so.
+func (c *conn) close(why string) (first bool) {
 	c.s.mu.Lock()
 	if !c.ended {
-		c.ended, c.gone = true, why
+		c.ended, c.gone, first = true, why, true
 	}
 	socks := c.socks
 	c.socks = nil
@@ -235,6 +235,7 @@ func (c *conn) close(why string) {
 	for k := range socks {
 		hangUp(k)
 	}
+	return first
 }
 
 // hangUp closes a socket without waiting for anybody. TLS would first say

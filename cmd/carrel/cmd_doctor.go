@@ -74,7 +74,7 @@ func noDaemon(err error) *api.Finding {
 	if !errors.As(err, &e) {
 		return nil
 	}
-	f := &api.Finding{Check: "daemon", Level: api.FindingLevel_FINDING_LEVEL_BAD, Text: e.Message + ": that failed", Cause: e.Cause, Cure: e.Cure, Docs: "docs/doctor.md#daemon"}
+	f := &api.Finding{Check: "daemon", Level: api.FindingLevel_FINDING_LEVEL_BAD, Text: "no daemon can be asked: " + e.Message, Cause: e.Cause, Cure: e.Cure, Docs: "docs/doctor.md#daemon"}
 	if e.Code == "daemon_missing" {
 		f.Check = missingProgram
 	}

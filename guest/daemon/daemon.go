@@ -127,8 +127,8 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	// Nothing is compressed on a socket that stays on this machine.
 	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(2<<20), connect.WithCompressMinBytes(1<<30))
 	mux.Handle(apiconnect.NewGuestServiceHandler(&guestService{d}, limit))
-	mux.Handle(apiconnect.NewTaskServiceHandler(&taskService{d}, limit))
-	mux.Handle(apiconnect.NewFileServiceHandler(&fileService{d}, limit))
+	mux.Handle(apiconnect.NewTaskServiceHandler(&taskService{d: d}, limit))
+	mux.Handle(apiconnect.NewFileServiceHandler(&fileService{d: d}, limit))
 	mux.Handle(apiconnect.NewShareServiceHandler(&shareService{d}, limit))
 	reviews, review := apiconnect.NewReviewServiceHandler(&reviewService{d}, limit, connect.WithReadMaxBytes(8<<20)) // all that a review can have was seen
 	mux.Handle(reviews, together(review, apiconnect.ReviewServiceDiffProcedure))
@@ -138,7 +138,7 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	mux.Handle(apiconnect.NewSecretServiceHandler(&secretService{d}, limit))
 	mux.Handle(apiconnect.NewAuditServiceHandler(&auditService{d}, limit))
 	mux.Handle(apiconnect.NewImageServiceHandler(&imageService{d}, limit))
-	mux.Handle(apiconnect.NewSystemServiceHandler(&systemService{d}, limit))
+	mux.Handle(apiconnect.NewSystemServiceHandler(&systemService{d: d}, limit))
 	srv := guest.NewServer(mux)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()

@@ -20,6 +20,7 @@ import (
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/api/apiconnect"
+	"github.com/carrel-vm/carrel/guest/daemon/store"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/guest/secret"
@@ -70,6 +71,7 @@ type Daemon struct {
 	guests  string // <state>/guests
 	started time.Time
 	secrets *secret.Store
+	index   *store.Store // nil when the disk was full at the start
 
 	policyMu sync.Mutex // held while a file in the config folder is changed
 	volumeMu sync.Mutex // held while a volume comes or goes
@@ -111,6 +113,10 @@ func Run(ctx context.Context, o Options, ready func()) error {
 		return ErrRunning
 	}
 	defer lock.Close()
+	if err := d.openIndex(); err != nil {
+		return err
+	}
+	defer d.index.Close()
 
 	rctx, cancel := context.WithCancel(context.Background())
 	defer d.owned.Wait()

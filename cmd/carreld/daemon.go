@@ -90,7 +90,7 @@ func serve(ready func()) error {
 	return daemon.Run(ctx, daemon.Options{
 		Place: p, Rules: policy.Default(home, p.State, p.Config, p.Cache, p.Run),
 		Images: store, Parts: imageParts(store),
-		Keeper: []string{self, "keep"}, Edge: []string{self, "egress"}, Review: reviewCommand(self), Share: []string{self, "share"}, ShareOwner: taskUser, Link: link.Pair, Agent: filepath.Join(filepath.Dir(self), "carrel-agent"),
+		Keeper: []string{keeperProgram(self), "keep"}, Edge: []string{self, "egress"}, Review: reviewCommand(self), Share: []string{self, "share"}, ShareOwner: taskUser, Link: link.Pair, Agent: filepath.Join(filepath.Dir(self), "carrel-agent"),
 		Driver: driverName, Doctor: doctor(p, store), Version: version(), Log: log,
 	}, ready)
 }

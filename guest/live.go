@@ -36,6 +36,13 @@ func shareSocketPath(socket string) string {
 	return filepath.Join(filepath.Dir(socket), "s"+strings.TrimPrefix(filepath.Base(socket), "k"))
 }
 
+// RemoveSockets removes what a keeper that listened on socket left, as it was
+// killed.
+func RemoveSockets(socket string) {
+	os.Remove(socket)
+	os.Remove(shareSocketPath(socket))
+}
+
 // handed is what is said with a control socket, and the answer to it.
 type handed struct {
 	Tag   string `json:"tag,omitempty"`

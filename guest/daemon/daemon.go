@@ -220,7 +220,7 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 	}
 	if free {
 		err := guest.Settle(dir, "the guest's keeper was killed")
-		d.removeEdgeSocket(name)
+		d.removeSockets(name)
 		d.dropPorts(name)
 		unlock()
 		if err != nil {

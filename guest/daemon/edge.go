@@ -34,10 +34,12 @@ func newEdge(socket string) *edge {
 	return &edge{own: apiconnect.NewEdgeServiceClient(h, "http://edge", bounds), close: h.CloseIdleConnections}
 }
 
-// removeEdgeSocket removes the socket of an egress process that is ending with
-// its guest: it has given up the right to do so itself.
-func (d *Daemon) removeEdgeSocket(name string) {
+// removeSockets removes the sockets of a guest's processes that have ended: the
+// egress process has given up the right to do so itself, and a keeper that was
+// killed could not.
+func (d *Daemon) removeSockets(name string) {
 	os.Remove(guest.EdgeSocketPath(d.opts.Place.Run, name))
+	guest.RemoveSockets(guest.SocketPath(d.opts.Place.Run, name))
 }
 
 // edgeOf returns the guest's egress process, nil if the guest does not run.

@@ -75,7 +75,7 @@ func (d *Daemon) settle(ctx context.Context, e *entry, dir string) bool {
 		info, _, _ = e.get()
 		info.State, info.Cause = api.GuestState_GUEST_STATE_DAMAGED, err.Error()
 	}
-	d.removeEdgeSocket(e.name)
+	d.removeSockets(e.name)
 	d.dropPorts(e.name)
 	e.mu.Lock()
 	e.info, e.keeper = info, nil
@@ -124,6 +124,7 @@ func (d *Daemon) discardMine(e *entry) error {
 	if d.changing(e) && len(d.opts.Review) > 0 { // with its store goes what knows which names of the user's folder are ours
 		d.recoverChange(d.ctx, e)
 	}
+	d.removeSockets(e.name) // of a keeper that was killed before it was ours
 	err := d.lastWord(e.name, "the guest was removed", func() error {
 		err := guest.Discard(d.guests, e.name)
 		if errors.Is(err, guest.ErrLeftOver) {

@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 HOST_CGO := $(if $(filter Linux,$(shell uname -s)),CGO_ENABLED=0)
 GO_FILES = $(shell git ls-files -co --exclude-standard '*.go')
 
-.PHONY: build setup image kernel demo test test-full check bench fuzz generate tools clean
+.PHONY: build setup image kernel demo test test-wine test-full check bench fuzz generate tools clean
 
 build: ## the three programs
 	@mkdir -p bin
@@ -29,6 +29,10 @@ demo: image ## runs a stranger's repository in a guest and shows that the bounda
 
 test: image ## every test, those on real VMs included
 	CARREL_SCALE=$${CARREL_SCALE:-ci} go test -race -timeout 30m ./...
+	scripts/test-wine
+
+test-wine: setup ## the Windows programs and their tests, under Wine
+	scripts/test-wine
 
 test-full: ## the catalogue's full numbers
 	CARREL_SCALE=full $(MAKE) test
@@ -41,6 +45,8 @@ check: tools ## the fast inner loop
 	GOOS=darwin GOARCH=amd64 CGO_ENABLED=0 go build -o /dev/null ./cmd/carreld ./cmd/carrel-agent 2>&1 | sed 's/^/darwin, amd64: /'; exit $${PIPESTATUS[0]}
 	GOOS=darwin CGO_ENABLED=0 go vet ./agent/... ./cmd/carrel-agent ./cmd/carreld ./guest/packet ./hypervisor/seatbelt 2>&1 | sed 's/^/darwin: /'; exit $${PIPESTATUS[0]}
 	GOOS=windows CGO_ENABLED=0 go build -o /dev/null ./... 2>&1 | sed 's/^/windows: /'; exit $${PIPESTATUS[0]}
+	GOOS=windows CGO_ENABLED=0 go vet ./hypervisor/... ./cmd/carreld 2>&1 | sed 's/^/windows: /'; exit $${PIPESTATUS[0]}
+	GOOS=windows GOARCH=arm64 CGO_ENABLED=0 go vet ./hypervisor/hcs 2>&1 | sed 's/^/windows, arm64: /'; exit $${PIPESTATUS[0]}
 	go test -short ./...
 
 bench: image ## the promised numbers, measured; never in CI

@@ -11,11 +11,15 @@ import (
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/guest/policy"
 )
 
 // systemService implements SystemService.
-type systemService struct{ d *Daemon }
+type systemService struct {
+	apiconnect.UnimplementedSystemServiceHandler
+	d *Daemon
+}
 
 // Version implements SystemService.
 func (s *systemService) Version(context.Context, *connect.Request[api.VersionRequest]) (*connect.Response[api.VersionResponse], error) {

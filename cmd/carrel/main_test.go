@@ -134,6 +134,7 @@ func TestUsage(t *testing.T) {
 
 // The same lines, when they can be meant, come as far as the missing daemon.
 func TestNoDaemonToBeFound(t *testing.T) {
+	t.Setenv("HOME", "/home/u") // Windows has none
 	for _, args := range [][]string{
 		{"run", "--", "true"},
 		{"run", "true", "--bogus"}, // the command's own flag
@@ -153,7 +154,7 @@ func TestNoDaemonToBeFound(t *testing.T) {
 		{"daemon", "run"},
 	} {
 		status, stdout, stderr := call(t, args...)
-		if status != 125 || stdout != "" || !strings.Contains(stderr, "no carreld at ") || !strings.Contains(stderr, "to mend it: ") {
+		if status != 125 || stdout != "" || !strings.Contains(stderr, "no carreld") || !strings.Contains(stderr, "to mend it: ") {
 			t.Errorf("%q: status %d, stdout %q, stderr %q", args, status, stdout, stderr)
 		}
 	}

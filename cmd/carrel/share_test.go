@@ -2,6 +2,7 @@ package main
 
 import (
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -50,7 +51,12 @@ func TestParseShare(t *testing.T) {
 		{"/a:/b\x1b[2J", "", "", 0, "control character"},
 		{strings.Repeat("a", 20_000), "", "", 0, "too long"},
 	} {
-		s, err := parseShare(tc.arg, "/cwd")
+		// Windows has the same paths, on a drive.
+		drive := map[bool]string{true: "C:"}[runtime.GOOS == "windows"]
+		if strings.HasPrefix(tc.arg, "/") {
+			tc.arg = drive + tc.arg
+		}
+		s, err := parseShare(tc.arg, filepath.FromSlash(drive+"/cwd"))
 		if tc.err != "" {
 			if err == nil || !strings.Contains(err.Error(), tc.err) {
 				t.Errorf("%.40q: %v, want %q", tc.arg, err, tc.err)
@@ -61,7 +67,7 @@ func TestParseShare(t *testing.T) {
 			t.Errorf("%q: %v", tc.arg, err)
 			continue
 		}
-		if s.Path != filepath.FromSlash(tc.path) || s.GuestPath != tc.guest || s.Mode != tc.mode || s.Plain != (strings.HasSuffix(tc.arg, ",plain") && s.GuestPath != "/b,plain") {
+		if s.Path != filepath.FromSlash(drive+tc.path) || s.GuestPath != tc.guest || s.Mode != tc.mode || s.Plain != (strings.HasSuffix(tc.arg, ",plain") && s.GuestPath != "/b,plain") {
 			t.Errorf("%q: %v", tc.arg, s)
 		}
 	}

@@ -58,18 +58,4 @@ func imageParts(s *images.Store) func(context.Context, string) (policy.Parts, fu
 	}
 }
 
-// doctor looks at what a guest needs of this Windows.
-func doctor(place.Place, *images.Store) func(context.Context, func(*api.Finding)) {
-	levels := map[hcs.Level]api.FindingLevel{
-		hcs.Good: api.FindingLevel_FINDING_LEVEL_GOOD, hcs.Note: api.FindingLevel_FINDING_LEVEL_NOTE, hcs.Bad: api.FindingLevel_FINDING_LEVEL_BAD,
-	}
-	return func(_ context.Context, found func(*api.Finding)) {
-		for _, f := range hcs.Findings() {
-			found(&api.Finding{Check: f.Check, Level: levels[f.Level], Text: f.Text, Cure: f.Cure})
-		}
-		found(&api.Finding{Check: "never run", Level: api.FindingLevel_FINDING_LEVEL_NOTE,
-			Text: "this driver was made without a Windows at hand", Cure: "docs/hcs.md says what was tried, and how"})
-	}
-}
-
 func runWall([]string) error { return errNotHere }

@@ -264,12 +264,13 @@ func access(p *windows.LazyProc, id, file string) error {
 
 // ask asks the service which versions of the schema it has: harmless, and an
 // answer says that it runs and that this user may use it.
-func ask() (string, error) {
+func ask() error {
 	query, err := windows.UTF16PtrFromString(`{"PropertyTypes":["Basic"]}`)
 	if err != nil {
-		return "", err
+		return err
 	}
 	var document *uint16
 	err = call(hcsGetServiceProperties, uintptr(unsafe.Pointer(query)), uintptr(unsafe.Pointer(&document)))
-	return take(document), err
+	take(document)
+	return err
 }

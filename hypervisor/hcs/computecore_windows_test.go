@@ -43,7 +43,7 @@ func TestRecorded(t *testing.T) {
 		t.Fatal(err)
 	}
 	want, err := Document(cfg, Machine{
-		ID: id, Arch: AMD64, Build: build, User: vm.(*VM).user, Console: ConsolePipe(id), Root: cfg.Dir + `\root.vhd`, Scratch: cfg.Scratch,
+		ID: id, Arch: AMD64, Build: build, User: vm.(*VM).user, Console: ConsolePipe(id), Root: cfg.Dir + `\root.vhd`, Scratch: cfg.Scratch, Volumes: []string{cfg.Volumes[0].Path},
 	})
 	if err != nil || string(got) != string(want) {
 		t.Errorf("the service got %s, want %s, %v", got, want, err)
@@ -55,10 +55,10 @@ func TestRecorded(t *testing.T) {
 	}
 	f.clean(cfg)
 	want2 := []string{
-		"HcsGrantVmAccess " + cfg.Dir + `\root.vhd`, "HcsGrantVmAccess " + cfg.Scratch, "HcsGrantVmAccess " + cfg.Kernel, "HcsGrantVmAccess " + cfg.Initrd,
+		"HcsGrantVmAccess " + cfg.Dir + `\root.vhd`, "HcsGrantVmAccess " + cfg.Scratch, "HcsGrantVmAccess " + cfg.Volumes[0].Path, "HcsGrantVmAccess " + cfg.Kernel, "HcsGrantVmAccess " + cfg.Initrd,
 		"HcsCreateComputeSystem " + id, "HcsGetComputeSystemProperties " + id,
 		"HcsTerminateComputeSystem " + id, "HcsCloseComputeSystem " + id,
-		"HcsRevokeVmAccess " + cfg.Dir + `\root.vhd`, "HcsRevokeVmAccess " + cfg.Scratch, "HcsRevokeVmAccess " + cfg.Kernel, "HcsRevokeVmAccess " + cfg.Initrd,
+		"HcsRevokeVmAccess " + cfg.Dir + `\root.vhd`, "HcsRevokeVmAccess " + cfg.Scratch, "HcsRevokeVmAccess " + cfg.Volumes[0].Path, "HcsRevokeVmAccess " + cfg.Kernel, "HcsRevokeVmAccess " + cfg.Initrd,
 	}
 	if got, want := strings.Join(f.calls(), "\n"), strings.Join(want2, "\n"); got != want {
 		t.Errorf("calls:\n%s\nwant:\n%s", got, want)
@@ -231,26 +231,19 @@ func TestLongAnswer(t *testing.T) {
 	}
 }
 
-// TestFacts looks at this Windows, which is Wine's: what it finds is judged, and
-// the fake answers.
-func TestFacts(t *testing.T) {
+// TestCheck asks the service without making a guest.
+func TestCheck(t *testing.T) {
 	f := newFake(t)
-	got := facts()
-	if got.Library != nil || got.Asked != nil || got.User == "" || got.Build == 0 {
-		t.Errorf("%+v", got)
+	d := &Driver{build: build}
+	if err := d.Check(); err != nil {
+		t.Errorf("the control: %v", err)
 	}
 	f.script("HcsGetServiceProperties call 80070005")
-	if got := facts(); got.Asked == nil || !strings.Contains(got.Asked.Error(), "denied") {
-		t.Errorf("%+v", got)
+	checkTold(t, d.Check(), 0x80070005, "denied", "Hyper-V Administrators")
+	if err := (&Driver{build: MinBuild - 1}).Check(); err == nil || !strings.Contains(err.Error(), "older") {
+		t.Errorf("an old Windows: %v", err)
 	}
-	checks := map[string]bool{}
-	for _, f := range Findings() {
-		checks[f.Check] = true
-		t.Logf("%+v", f)
-	}
-	for _, want := range []string{"windows", "hypervisor", "computecore", "vmcompute", "account", "hcs"} {
-		if !checks[want] {
-			t.Errorf("nothing was found about %s", want)
-		}
+	if d := New(); d.Name() != "hcs" || d.build == 0 || d.arch != AMD64 {
+		t.Errorf("%+v", d)
 	}
 }

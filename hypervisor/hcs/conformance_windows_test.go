@@ -30,6 +30,7 @@ func testConfig(t testing.TB) hypervisor.Config {
 	return hypervisor.Config{
 		Name: "quiet-otter", Dir: t.TempDir(), CPUs: 1, MemoryMiB: 128,
 		Kernel: file("kernel", 4096), Initrd: file("initrd", 4096), Root: file("root", 300_001), Scratch: file("scratch", 1<<20),
+		Volumes: []hypervisor.Volume{{Serial: "volume0", Path: file("volume", 64<<10), GuestPath: "/v"}},
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/Microsoft/hcsshim/osversion"
@@ -21,11 +22,13 @@ const (
 // for WSL 2, whose calls are ours.
 const MinBuild = osversion.V20H1
 
-// LUNs of a guest's disks on its only SCSI controller. Linux finds them in this
-// order and calls them sda, sdb.
+// Units of a guest's disks on its only SCSI controller, by which the agent knows
+// them (agent/disks_linux.go): HCS gives a disk no serial number of ours. Volume n
+// is unit firstVolume + n.
 const (
-	rootLUN    = "0"
-	scratchLUN = "1"
+	rootLUN     = "0"
+	scratchLUN  = "1"
+	firstVolume = 2
 )
 
 // Machine is what Document needs to know besides the guest's Config.
@@ -44,6 +47,8 @@ type Machine struct {
 	// Root and Scratch are the disks as VHD files; no Scratch where the Config
 	// has none.
 	Root, Scratch string
+	// Volumes are the Config's, as VHD files too.
+	Volumes []string
 	// Boot is a folder with the two files BootKernel and BootInitrd and nothing
 	// else: the firmware of an ARM64 guest reads it. Empty on AMD64.
 	Boot string
@@ -86,6 +91,9 @@ func Document(c hypervisor.Config, m Machine) ([]byte, error) {
 	attachments := map[string]attachment{rootLUN: {Type: "VirtualDisk", Path: m.Root, ReadOnly: true}}
 	if c.Scratch != "" {
 		attachments[scratchLUN] = attachment{Type: "VirtualDisk", Path: m.Scratch}
+	}
+	for i, path := range m.Volumes {
+		attachments[strconv.Itoa(firstVolume+i)] = attachment{Type: "VirtualDisk", Path: path}
 	}
 	d := computeSystem{
 		Owner:         "carrel",
@@ -146,10 +154,6 @@ func CheckConfig(c hypervisor.Config) error {
 	if err := c.Check(); err != nil {
 		return err
 	}
-	if len(c.Volumes) > 0 {
-		// Hyper-V gives a disk no serial number of our choice.
-		return errors.New("the agent knows a volume by its disk's serial number, which HCS cannot give it: leave --volume away on Windows")
-	}
 	for _, w := range c.Cmdline {
 		if w == "" || strings.ContainsFunc(w, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' }) {
 			return fmt.Errorf("kernel command line word %q is empty or has quotes, spaces or control characters", w)
@@ -182,7 +186,10 @@ func (m Machine) check(c hypervisor.Config) error {
 	if (m.Scratch == "") != (c.Scratch == "") {
 		return errors.New("a scratch disk and its VHD come together")
 	}
-	paths := []string{m.Root}
+	if len(m.Volumes) != len(c.Volumes) {
+		return fmt.Errorf("%d virtual disks for %d volumes", len(m.Volumes), len(c.Volumes))
+	}
+	paths := append([]string{m.Root}, m.Volumes...)
 	if m.Arch == ARM64 {
 		paths = append(paths, m.Boot)
 	} else {

@@ -42,6 +42,10 @@ func TestDocument(t *testing.T) {
 			c.Scratch, m.Scratch, c.Cmdline = `C:\g\scratch.img`, `C:\g\scratch.img`, []string{"carrel.x=1"}
 		},
 		"arm64": func(_ *hypervisor.Config, m *Machine) { m.Arch, m.Boot = ARM64, `C:\g\boot` },
+		"volumes": func(c *hypervisor.Config, m *Machine) {
+			c.Volumes = []hypervisor.Volume{{Serial: "volume0", Path: `C:\v\a`, GuestPath: "/a"}, {Serial: "volume1", Path: `C:\v\b`, GuestPath: "/b"}}
+			m.Volumes = []string{`C:\v\a`, `C:\v\b`}
+		},
 		// Shares come over vsock: the description does not name them.
 		"shares": func(c *hypervisor.Config, _ *Machine) {
 			c.Shares = []hypervisor.Share{{Tag: "share0", Path: `C:\code`, GuestPath: "/mnt/c/code"}}
@@ -83,7 +87,7 @@ func TestDocumentRefuses(t *testing.T) {
 		want   string
 	}{
 		"no name":           {func(c *hypervisor.Config, _ *Machine) { c.Name = "" }, "guest name"},
-		"a volume":          {func(c *hypervisor.Config, _ *Machine) { c.Volumes = []hypervisor.Volume{{Serial: "volume0", Path: `C:\v`}} }, "serial number"},
+		"a volume too much": {func(_ *hypervisor.Config, m *Machine) { m.Volumes = []string{`C:\v`} }, "volumes"},
 		"two words":         {func(c *hypervisor.Config, _ *Machine) { c.Cmdline = []string{"a b"} }, "command line"},
 		"a quote":           {func(c *hypervisor.Config, _ *Machine) { c.Cmdline = []string{`a"b`} }, "command line"},
 		"an empty word":     {func(c *hypervisor.Config, _ *Machine) { c.Cmdline = []string{""} }, "command line"},

@@ -42,13 +42,18 @@ func New() *Driver {
 // Name implements hypervisor.Driver.
 func (d *Driver) Name() string { return "hcs" }
 
-// Check says what is missing, at once and without making a guest: the first bad
-// finding of Needs.
+// Check says at once, and without making a guest, whether the service is there
+// and answers this user. What is missing where it does not, doctor finds out.
 func (d *Driver) Check() error {
-	for _, f := range Needs(facts()) {
-		if f.Level == Bad {
-			return &hypervisor.Error{Op: "use the Host Compute Service", Err: errors.New(f.Text), Cure: f.Cure}
-		}
+	if d.build < MinBuild {
+		return &hypervisor.Error{Op: "use the Host Compute Service", Err: fmt.Errorf("Windows build %d is older than %d (Windows 10 2004)", d.build, MinBuild), Cure: "update Windows"}
+	}
+	err := library()
+	if err == nil {
+		err = ask()
+	}
+	if err != nil {
+		return failed("use the Host Compute Service", err)
 	}
 	return nil
 }
@@ -74,6 +79,14 @@ func (d *Driver) Create(ctx context.Context, cfg hypervisor.Config, h hypervisor
 		}
 		if err != nil {
 			return nil, &hypervisor.Error{Op: "open the guest's " + part.what, Err: err, Cure: cureImage}
+		}
+	}
+	for _, vol := range cfg.Volumes {
+		if fi, err := os.Lstat(vol.Path); err != nil || !fi.Mode().IsRegular() {
+			if err == nil {
+				err = fmt.Errorf("%s is not a regular file", vol.Path)
+			}
+			return nil, &hypervisor.Error{Op: "open the volume for " + vol.GuestPath, Err: err, Cure: "carrel volume ls shows those that there are"}
 		}
 	}
 	user, err := userSID()
@@ -118,6 +131,12 @@ func (v *VM) place() (Machine, error) {
 			return m, fmt.Errorf("make a virtual disk of the scratch disk: %w", err)
 		}
 		v.files = append(v.files, m.Scratch)
+	}
+	for _, vol := range v.cfg.Volumes {
+		if err := makeVHD(vol.Path); err != nil {
+			return m, fmt.Errorf("make a virtual disk of the volume for %s: %w", vol.GuestPath, err)
+		}
+		m.Volumes, v.files = append(m.Volumes, vol.Path), append(v.files, vol.Path)
 	}
 	if m.Arch != ARM64 {
 		v.files = append(v.files, v.cfg.Kernel, v.cfg.Initrd)

@@ -9,6 +9,9 @@ import (
 	"github.com/carrel-vm/carrel/guest/api"
 )
 
+// drive is where the paths of these tests are on Windows.
+var drive = map[bool]string{true: "C:"}[runtime.GOOS == "windows"]
+
 func TestParseShare(t *testing.T) {
 	const ro, rw, review = api.ShareMode_SHARE_MODE_RO, api.ShareMode_SHARE_MODE_RW, api.ShareMode_SHARE_MODE_REVIEW
 	for _, tc := range []struct {
@@ -51,8 +54,6 @@ func TestParseShare(t *testing.T) {
 		{"/a:/b\x1b[2J", "", "", 0, "control character"},
 		{strings.Repeat("a", 20_000), "", "", 0, "too long"},
 	} {
-		// Windows has the same paths, on a drive.
-		drive := map[bool]string{true: "C:"}[runtime.GOOS == "windows"]
 		if strings.HasPrefix(tc.arg, "/") {
 			tc.arg = drive + tc.arg
 		}
@@ -78,7 +79,7 @@ func FuzzParseShare(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, arg string) {
-		s, err := parseShare(arg, "/cwd")
+		s, err := parseShare(arg, filepath.FromSlash(drive+"/cwd"))
 		if err != nil {
 			if len(err.Error()) > 8*len(arg)+400 {
 				t.Errorf("an error of %d bytes for %d", len(err.Error()), len(arg))

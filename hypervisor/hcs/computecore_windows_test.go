@@ -167,7 +167,7 @@ func TestSlow(t *testing.T) {
 	s = &system{}
 	_, err = s.run(t.Context(), "HcsPauseComputeSystem", 50*time.Millisecond, func(uintptr) error { return nil })
 	var failure *Failure
-	if !errors.As(err, &failure) || failure.Result != timedOut {
+	if !errors.As(err, &failure) || failure.Result != 0x80370118 {
 		t.Errorf("late: %v", err)
 	}
 	s.close()

@@ -171,7 +171,7 @@ func (m Machine) check(c hypervisor.Config) error {
 		return fmt.Errorf("there is no guest for processors of the kind %q", m.Arch)
 	}
 	if m.Build < MinBuild {
-		return fmt.Errorf("Windows build %d is older than %d (Windows 10 2004)", m.Build, MinBuild)
+		return fmt.Errorf("build %d of Windows is older than %d (Windows 10 2004)", m.Build, MinBuild)
 	}
 	// The text goes into an access list, where a ")" would begin another entry.
 	if !strings.HasPrefix(m.User, "S-1-") || strings.Trim(m.User[1:], "-0123456789") != "" {

@@ -46,7 +46,7 @@ func (d *Driver) Name() string { return "hcs" }
 // and answers this user. What is missing where it does not, doctor finds out.
 func (d *Driver) Check() error {
 	if d.build < MinBuild {
-		return &hypervisor.Error{Op: "use the Host Compute Service", Err: fmt.Errorf("Windows build %d is older than %d (Windows 10 2004)", d.build, MinBuild), Cure: "update Windows"}
+		return &hypervisor.Error{Op: "use the Host Compute Service", Err: fmt.Errorf("build %d of Windows is older than %d (Windows 10 2004)", d.build, MinBuild), Cure: "update Windows"}
 	}
 	err := library()
 	if err == nil {

@@ -13,17 +13,6 @@ import (
 // HRESULT is how HCS says that a call failed: winerror.h.
 type HRESULT uint32
 
-// Results that the driver acts on.
-const (
-	resultOK HRESULT = 0
-	// alreadyStopped and notFound answer who ends a guest that has ended.
-	alreadyStopped HRESULT = 0x80370110
-	notFound       HRESULT = 0x8037010e
-	// timedOut and disconnected are no end of the guest that it made itself.
-	timedOut     HRESULT = 0x80370118
-	disconnected HRESULT = 0x8037011e
-)
-
 // Failed says whether it is one of a failure.
 func (h HRESULT) Failed() bool { return h&0x8000_0000 != 0 }
 

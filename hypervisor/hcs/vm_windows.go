@@ -35,6 +35,15 @@ const (
 	maxStreams = 1024
 )
 
+// Results that the driver acts on.
+const (
+	// alreadyStopped and notFound answer who ends a guest that has ended.
+	alreadyStopped HRESULT = 0x80370110
+	notFound       HRESULT = 0x8037010e
+	// disconnected is how the service says that it ends itself.
+	disconnected HRESULT = 0x8037011e
+)
+
 // VM is one compute system.
 //
 //	created ── Start ──> running <── Pause / Resume ──> paused

@@ -47,6 +47,7 @@ var arrows = []struct {
 	{"hypervisor/hcs", []string{"hypervisor", "hypervisor/wall", "hypervisor/hypervisortest/..."}, "its description of a guest is a function of plain data"},
 	{"hypervisor/hypervisortest/...", []string{"hypervisor/...", "guest/wire"}, "the test driver runs the real agent"},
 	{"hypervisor/qemu/vhostuser", []string{"hypervisor"}, "devices serve whoever wires them"},
+	{"hypervisor/vz", []string{"hypervisor"}, "its plan is a function of plain data, and nobody else names Apple's framework"},
 	{"hypervisor/seatbelt", []string{"hypervisor"}, "its profile is a function of plain data"},
 	{"hypervisor/...", []string{"hypervisor/..."}, "drivers know the seam"},
 	{"images/oci", nil, "it parses hostile images and knows nothing of stores"},

@@ -11559,8 +11559,12 @@ type Finding struct {
 	Level FindingLevel `protobuf:"varint,2,opt,name=level,proto3,enum=carrel.v1.FindingLevel" json:"level,omitempty"`
 	// What was found.
 	Text string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
-	// What would mend it.
-	Cure          string `protobuf:"bytes,4,opt,name=cure,proto3" json:"cure,omitempty"`
+	// What would mend it: a command where there is one.
+	Cure string `protobuf:"bytes,4,opt,name=cure,proto3" json:"cure,omitempty"`
+	// Why it is so.
+	Cause string `protobuf:"bytes,5,opt,name=cause,proto3" json:"cause,omitempty"`
+	// Where the documentation says more: "docs/doctor.md#kvm-permission".
+	Docs          string `protobuf:"bytes,6,opt,name=docs,proto3" json:"docs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -11619,6 +11623,20 @@ func (x *Finding) GetText() string {
 func (x *Finding) GetCure() string {
 	if x != nil {
 		return x.Cure
+	}
+	return ""
+}
+
+func (x *Finding) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Finding) GetDocs() string {
+	if x != nil {
+		return x.Docs
 	}
 	return ""
 }
@@ -13069,12 +13087,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"spoolBytes\x12\x16\n" +
 	"\x06events\x18\x05 \x01(\x03R\x06events\x12 \n" +
 	"\vconnections\x18\x06 \x01(\x05R\vconnections\"\x0f\n" +
-	"\rDoctorRequest\"v\n" +
+	"\rDoctorRequest\"\xa0\x01\n" +
 	"\aFinding\x12\x14\n" +
 	"\x05check\x18\x01 \x01(\tR\x05check\x12-\n" +
 	"\x05level\x18\x02 \x01(\x0e2\x17.carrel.v1.FindingLevelR\x05level\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x12\x12\n" +
-	"\x04cure\x18\x04 \x01(\tR\x04cure\")\n" +
+	"\x04cure\x18\x04 \x01(\tR\x04cure\x12\x14\n" +
+	"\x05cause\x18\x05 \x01(\tR\x05cause\x12\x12\n" +
+	"\x04docs\x18\x06 \x01(\tR\x04docs\")\n" +
 	"\x0fShutdownRequest\x12\x16\n" +
 	"\x06guests\x18\x01 \x01(\bR\x06guests\"\x12\n" +
 	"\x10ShutdownResponse\"\x0e\n" +

@@ -46,6 +46,7 @@ var arrows = []struct {
 	{"hypervisor/qemu/vhostuser", []string{"hypervisor"}, "devices serve whoever wires them"},
 	{"hypervisor/seatbelt", []string{"hypervisor"}, "its profile is a function of plain data"},
 	{"hypervisor/...", []string{"hypervisor/..."}, "drivers know the seam"},
+	{"images/bundle", nil, "it judges what a stranger's bundle says and knows nothing of stores or registries"},
 	{"images/oci", nil, "it parses hostile images and knows nothing of stores"},
 	{"images", []string{"images/..."}, "images are files"},
 	{"", nil, "the root holds only this test"},

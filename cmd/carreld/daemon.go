@@ -86,7 +86,7 @@ func serve(ready func()) error {
 	if err != nil {
 		return err
 	}
-	store := images.Open(p.Cache)
+	store := images.Open(p.Cache).WithBundles(filepath.Join(p.Config, "trusted-keys"), filepath.Join(p.State, "bundles"))
 	return daemon.Run(ctx, daemon.Options{
 		Place: p, Rules: policy.Default(home, p.State, p.Config, p.Cache, p.Run),
 		Images: store, Parts: imageParts(store),

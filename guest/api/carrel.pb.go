@@ -8205,7 +8205,9 @@ type Image struct {
 	LayersSize   int64 `protobuf:"varint,8,opt,name=layers_size,json=layersSize,proto3" json:"layers_size,omitempty"`
 	LayersShared int64 `protobuf:"varint,9,opt,name=layers_shared,json=layersShared,proto3" json:"layers_shared,omitempty"`
 	// What the image says of its tasks.
-	Config        *ImageConfig `protobuf:"bytes,10,opt,name=config,proto3" json:"config,omitempty"`
+	Config *ImageConfig `protobuf:"bytes,10,opt,name=config,proto3" json:"config,omitempty"`
+	// Where an image comes from that a bundle brought.
+	Bundle        *ImageBundle `protobuf:"bytes,11,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8310,6 +8312,128 @@ func (x *Image) GetConfig() *ImageConfig {
 	return nil
 }
 
+func (x *Image) GetBundle() *ImageBundle {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+type ImageBundle struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the bundle's index, "sha256:...".
+	Digest  string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was signed, and until when that is taken for a new image.
+	Signed  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=signed,proto3" json:"signed,omitempty"`
+	Expires *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
+	// The key that counts, by the name of its file and its id; empty: none that is
+	// trusted.
+	Key   string `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`
+	KeyId string `protobuf:"bytes,6,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// A reference, or the path of a file.
+	From string `protobuf:"bytes,7,opt,name=from,proto3" json:"from,omitempty"`
+	// The version that Restore would bring back; 0 with has_previous: an image that
+	// was built here.
+	PreviousVersion uint64 `protobuf:"varint,8,opt,name=previous_version,json=previousVersion,proto3" json:"previous_version,omitempty"`
+	HasPrevious     bool   `protobuf:"varint,9,opt,name=has_previous,json=hasPrevious,proto3" json:"has_previous,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ImageBundle) Reset() {
+	*x = ImageBundle{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageBundle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageBundle) ProtoMessage() {}
+
+func (x *ImageBundle) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageBundle.ProtoReflect.Descriptor instead.
+func (*ImageBundle) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+}
+
+func (x *ImageBundle) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ImageBundle) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ImageBundle) GetSigned() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Signed
+	}
+	return nil
+}
+
+func (x *ImageBundle) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *ImageBundle) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ImageBundle) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *ImageBundle) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *ImageBundle) GetPreviousVersion() uint64 {
+	if x != nil {
+		return x.PreviousVersion
+	}
+	return 0
+}
+
+func (x *ImageBundle) GetHasPrevious() bool {
+	if x != nil {
+		return x.HasPrevious
+	}
+	return false
+}
+
 type ImageConfig struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entrypoint    []string               `protobuf:"bytes,1,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
@@ -8323,7 +8447,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8335,7 +8459,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8348,7 +8472,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ImageConfig) GetEntrypoint() []string {
@@ -8397,7 +8521,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8409,7 +8533,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8422,7 +8546,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ImagePart) GetName() string {
@@ -8454,7 +8578,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8466,7 +8590,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8479,7 +8603,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
 }
 
 type ListImagesResponse struct {
@@ -8491,7 +8615,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8503,7 +8627,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8516,7 +8640,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -8535,7 +8659,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8547,7 +8671,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8560,7 +8684,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -8583,7 +8707,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8595,7 +8719,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8608,7 +8732,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -8653,15 +8777,17 @@ func (*BuildImageEvent_Progress) isBuildImageEvent_Kind() {}
 func (*BuildImageEvent_Image) isBuildImageEvent_Kind() {}
 
 type PullImageRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reference     string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Reference string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Of a bundle: take a version below the highest that this machine has had.
+	AllowRollback bool `protobuf:"varint,2,opt,name=allow_rollback,json=allowRollback,proto3" json:"allow_rollback,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8673,7 +8799,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8686,7 +8812,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *PullImageRequest) GetReference() string {
@@ -8694,6 +8820,13 @@ func (x *PullImageRequest) GetReference() string {
 		return x.Reference
 	}
 	return ""
+}
+
+func (x *PullImageRequest) GetAllowRollback() bool {
+	if x != nil {
+		return x.AllowRollback
+	}
+	return false
 }
 
 type PullImageResponse struct {
@@ -8709,7 +8842,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8721,7 +8854,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8734,7 +8867,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *PullImageResponse) GetKind() isPullImageResponse_Kind {
@@ -8783,14 +8916,16 @@ type ImportImageRequest struct {
 	// An absolute path: an OCI layout's folder, or a tarball of docker save.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// What it is to be called; empty: its own name, or "imported/" and the file's.
-	Reference     string `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	Reference string `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Of a bundle: take a version below the highest that this machine has had.
+	AllowRollback bool `protobuf:"varint,3,opt,name=allow_rollback,json=allowRollback,proto3" json:"allow_rollback,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8802,7 +8937,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8815,7 +8950,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *ImportImageRequest) GetPath() string {
@@ -8832,6 +8967,13 @@ func (x *ImportImageRequest) GetReference() string {
 	return ""
 }
 
+func (x *ImportImageRequest) GetAllowRollback() bool {
+	if x != nil {
+		return x.AllowRollback
+	}
+	return false
+}
+
 type ImportImageResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -8845,7 +8987,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8857,7 +8999,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8870,7 +9012,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *ImportImageResponse) GetKind() isImportImageResponse_Kind {
@@ -8923,7 +9065,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8935,7 +9077,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8948,7 +9090,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -8967,7 +9109,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8979,7 +9121,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8992,7 +9134,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -9011,7 +9153,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9023,7 +9165,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9036,7 +9178,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -9054,7 +9196,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9066,7 +9208,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9079,7 +9221,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
 }
 
 type PruneImagesRequest struct {
@@ -9094,7 +9236,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9106,7 +9248,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9119,7 +9261,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *PruneImagesRequest) GetDryRun() bool {
@@ -9149,7 +9291,7 @@ type PruneImagesResponse struct {
 
 func (x *PruneImagesResponse) Reset() {
 	*x = PruneImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9161,7 +9303,7 @@ func (x *PruneImagesResponse) String() string {
 func (*PruneImagesResponse) ProtoMessage() {}
 
 func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9174,7 +9316,7 @@ func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
 func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *PruneImagesResponse) GetImages() []*Image {
@@ -9198,6 +9340,930 @@ func (x *PruneImagesResponse) GetFreed() int64 {
 	return 0
 }
 
+// ImageSigning says how images become a bundle.
+type ImageSigning struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The absolute path of the private key.
+	KeyPath string `protobuf:"bytes,1,opt,name=key_path,json=keyPath,proto3" json:"key_path,omitempty"`
+	// Versions only grow; 0: the seconds since 1970.
+	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// How long the signature is taken for new images; 0: for ever.
+	ExpiresNanos  int64 `protobuf:"varint,3,opt,name=expires_nanos,json=expiresNanos,proto3" json:"expires_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageSigning) Reset() {
+	*x = ImageSigning{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageSigning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageSigning) ProtoMessage() {}
+
+func (x *ImageSigning) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageSigning.ProtoReflect.Descriptor instead.
+func (*ImageSigning) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
+}
+
+func (x *ImageSigning) GetKeyPath() string {
+	if x != nil {
+		return x.KeyPath
+	}
+	return ""
+}
+
+func (x *ImageSigning) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ImageSigning) GetExpiresNanos() int64 {
+	if x != nil {
+		return x.ExpiresNanos
+	}
+	return 0
+}
+
+type PublishedImage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Archs         []string               `protobuf:"bytes,4,rep,name=archs,proto3" json:"archs,omitempty"`
+	Size          int64                  `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishedImage) Reset() {
+	*x = PublishedImage{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishedImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishedImage) ProtoMessage() {}
+
+func (x *PublishedImage) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishedImage.ProtoReflect.Descriptor instead.
+func (*PublishedImage) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
+}
+
+func (x *PublishedImage) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PublishedImage) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *PublishedImage) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *PublishedImage) GetArchs() []string {
+	if x != nil {
+		return x.Archs
+	}
+	return nil
+}
+
+func (x *PublishedImage) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type PushImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names of built images. The bundle is called as the first.
+	Names         []string      `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	Reference     string        `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	Signing       *ImageSigning `protobuf:"bytes,3,opt,name=signing,proto3" json:"signing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushImageRequest) Reset() {
+	*x = PushImageRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushImageRequest) ProtoMessage() {}
+
+func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
+func (*PushImageRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
+}
+
+func (x *PushImageRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *PushImageRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *PushImageRequest) GetSigning() *ImageSigning {
+	if x != nil {
+		return x.Signing
+	}
+	return nil
+}
+
+type PushImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*PushImageResponse_Progress
+	//	*PushImageResponse_Published
+	Kind          isPushImageResponse_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushImageResponse) Reset() {
+	*x = PushImageResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushImageResponse) ProtoMessage() {}
+
+func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushImageResponse.ProtoReflect.Descriptor instead.
+func (*PushImageResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
+}
+
+func (x *PushImageResponse) GetKind() isPushImageResponse_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *PushImageResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Kind.(*PushImageResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *PushImageResponse) GetPublished() *PublishedImage {
+	if x != nil {
+		if x, ok := x.Kind.(*PushImageResponse_Published); ok {
+			return x.Published
+		}
+	}
+	return nil
+}
+
+type isPushImageResponse_Kind interface {
+	isPushImageResponse_Kind()
+}
+
+type PushImageResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type PushImageResponse_Published struct {
+	Published *PublishedImage `protobuf:"bytes,2,opt,name=published,proto3,oneof"`
+}
+
+func (*PushImageResponse_Progress) isPushImageResponse_Kind() {}
+
+func (*PushImageResponse_Published) isPushImageResponse_Kind() {}
+
+type ExportImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Names []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	// An absolute path, where nothing is yet.
+	Path          string        `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Signing       *ImageSigning `protobuf:"bytes,3,opt,name=signing,proto3" json:"signing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportImageRequest) Reset() {
+	*x = ExportImageRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportImageRequest) ProtoMessage() {}
+
+func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
+func (*ExportImageRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
+}
+
+func (x *ExportImageRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *ExportImageRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ExportImageRequest) GetSigning() *ImageSigning {
+	if x != nil {
+		return x.Signing
+	}
+	return nil
+}
+
+type ExportImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*ExportImageResponse_Progress
+	//	*ExportImageResponse_Published
+	Kind          isExportImageResponse_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportImageResponse) Reset() {
+	*x = ExportImageResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportImageResponse) ProtoMessage() {}
+
+func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportImageResponse.ProtoReflect.Descriptor instead.
+func (*ExportImageResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
+}
+
+func (x *ExportImageResponse) GetKind() isExportImageResponse_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *ExportImageResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Kind.(*ExportImageResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *ExportImageResponse) GetPublished() *PublishedImage {
+	if x != nil {
+		if x, ok := x.Kind.(*ExportImageResponse_Published); ok {
+			return x.Published
+		}
+	}
+	return nil
+}
+
+type isExportImageResponse_Kind interface {
+	isExportImageResponse_Kind()
+}
+
+type ExportImageResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type ExportImageResponse_Published struct {
+	Published *PublishedImage `protobuf:"bytes,2,opt,name=published,proto3,oneof"`
+}
+
+func (*ExportImageResponse_Progress) isExportImageResponse_Kind() {}
+
+func (*ExportImageResponse_Published) isExportImageResponse_Kind() {}
+
+type RestoreImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreImageRequest) Reset() {
+	*x = RestoreImageRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreImageRequest) ProtoMessage() {}
+
+func (x *RestoreImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreImageRequest.ProtoReflect.Descriptor instead.
+func (*RestoreImageRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{137}
+}
+
+func (x *RestoreImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RestoreImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreImageResponse) Reset() {
+	*x = RestoreImageResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreImageResponse) ProtoMessage() {}
+
+func (x *RestoreImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreImageResponse.ProtoReflect.Descriptor instead.
+func (*RestoreImageResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{138}
+}
+
+func (x *RestoreImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+type ImageKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The first half of the SHA-256 of its SubjectPublicKeyInfo, in hex.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The file that it lies in; empty: it came with this program.
+	Path          string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageKey) Reset() {
+	*x = ImageKey{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageKey) ProtoMessage() {}
+
+func (x *ImageKey) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageKey.ProtoReflect.Descriptor instead.
+func (*ImageKey) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{139}
+}
+
+func (x *ImageKey) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImageKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ImageKey) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type ListKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysRequest) Reset() {
+	*x = ListKeysRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysRequest) ProtoMessage() {}
+
+func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
+func (*ListKeysRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{140}
+}
+
+type ListKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*ImageKey            `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysResponse) Reset() {
+	*x = ListKeysResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysResponse) ProtoMessage() {}
+
+func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
+func (*ListKeysResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{141}
+}
+
+func (x *ListKeysResponse) GetKeys() []*ImageKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type CreateKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The absolute path of the private key; the public one lies beside it, with
+	// ".pub" after its name. Neither may be there yet.
+	Path          string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateKeyRequest) Reset() {
+	*x = CreateKeyRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateKeyRequest) ProtoMessage() {}
+
+func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
+func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{142}
+}
+
+func (x *CreateKeyRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type CreateKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *ImageKey              `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateKeyResponse) Reset() {
+	*x = CreateKeyResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateKeyResponse) ProtoMessage() {}
+
+func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
+func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{143}
+}
+
+func (x *CreateKeyResponse) GetKey() *ImageKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type TrustKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The absolute path of a public key's file.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// What it is to be called; empty: as its file.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustKeyRequest) Reset() {
+	*x = TrustKeyRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustKeyRequest) ProtoMessage() {}
+
+func (x *TrustKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustKeyRequest.ProtoReflect.Descriptor instead.
+func (*TrustKeyRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{144}
+}
+
+func (x *TrustKeyRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *TrustKeyRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type TrustKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *ImageKey              `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustKeyResponse) Reset() {
+	*x = TrustKeyResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustKeyResponse) ProtoMessage() {}
+
+func (x *TrustKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustKeyResponse.ProtoReflect.Descriptor instead.
+func (*TrustKeyResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{145}
+}
+
+func (x *TrustKeyResponse) GetKey() *ImageKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type ForgetKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetKeyRequest) Reset() {
+	*x = ForgetKeyRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetKeyRequest) ProtoMessage() {}
+
+func (x *ForgetKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetKeyRequest.ProtoReflect.Descriptor instead.
+func (*ForgetKeyRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{146}
+}
+
+func (x *ForgetKeyRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ForgetKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetKeyResponse) Reset() {
+	*x = ForgetKeyResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetKeyResponse) ProtoMessage() {}
+
+func (x *ForgetKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetKeyResponse.ProtoReflect.Descriptor instead.
+func (*ForgetKeyResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{147}
+}
+
 type VersionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -9206,7 +10272,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9218,7 +10284,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9231,7 +10297,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{130}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{148}
 }
 
 type VersionResponse struct {
@@ -9247,7 +10313,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9259,7 +10325,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9272,7 +10338,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{149}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -9311,7 +10377,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9323,7 +10389,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9336,7 +10402,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{150}
 }
 
 type StatusResponse struct {
@@ -9357,7 +10423,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9369,7 +10435,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9382,7 +10448,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{151}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -9456,7 +10522,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[152]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9468,7 +10534,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[152]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9481,7 +10547,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{152}
 }
 
 type Finding struct {
@@ -9499,7 +10565,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[153]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9511,7 +10577,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[153]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9524,7 +10590,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{153}
 }
 
 func (x *Finding) GetCheck() string {
@@ -9564,7 +10630,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[154]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9576,7 +10642,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[154]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9589,7 +10655,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{154}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -9607,7 +10673,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[155]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9619,7 +10685,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[155]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9632,7 +10698,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{137}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{155}
 }
 
 type WatchRequest struct {
@@ -9643,7 +10709,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[156]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9655,7 +10721,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[156]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9668,7 +10734,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{138}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{156}
 }
 
 type ImportReviewRequest struct {
@@ -9681,7 +10747,7 @@ type ImportReviewRequest struct {
 
 func (x *ImportReviewRequest) Reset() {
 	*x = ImportReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[157]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9693,7 +10759,7 @@ func (x *ImportReviewRequest) String() string {
 func (*ImportReviewRequest) ProtoMessage() {}
 
 func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[157]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9706,7 +10772,7 @@ func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewRequest.ProtoReflect.Descriptor instead.
 func (*ImportReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{139}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{157}
 }
 
 func (x *ImportReviewRequest) GetIgnored() bool {
@@ -9724,7 +10790,7 @@ type ImportReviewResponse struct {
 
 func (x *ImportReviewResponse) Reset() {
 	*x = ImportReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[158]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9736,7 +10802,7 @@ func (x *ImportReviewResponse) String() string {
 func (*ImportReviewResponse) ProtoMessage() {}
 
 func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[158]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9749,7 +10815,7 @@ func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewResponse.ProtoReflect.Descriptor instead.
 func (*ImportReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{140}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{158}
 }
 
 type DropReviewRequest struct {
@@ -9763,7 +10829,7 @@ type DropReviewRequest struct {
 
 func (x *DropReviewRequest) Reset() {
 	*x = DropReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[159]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9775,7 +10841,7 @@ func (x *DropReviewRequest) String() string {
 func (*DropReviewRequest) ProtoMessage() {}
 
 func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[159]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9788,7 +10854,7 @@ func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewRequest.ProtoReflect.Descriptor instead.
 func (*DropReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{141}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{159}
 }
 
 func (x *DropReviewRequest) GetShare() string {
@@ -9813,7 +10879,7 @@ type DropReviewResponse struct {
 
 func (x *DropReviewResponse) Reset() {
 	*x = DropReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[160]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9825,7 +10891,7 @@ func (x *DropReviewResponse) String() string {
 func (*DropReviewResponse) ProtoMessage() {}
 
 func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[160]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9838,7 +10904,7 @@ func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewResponse.ProtoReflect.Descriptor instead.
 func (*DropReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{142}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{160}
 }
 
 type AttachShareRequest struct {
@@ -9852,7 +10918,7 @@ type AttachShareRequest struct {
 
 func (x *AttachShareRequest) Reset() {
 	*x = AttachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[161]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9864,7 +10930,7 @@ func (x *AttachShareRequest) String() string {
 func (*AttachShareRequest) ProtoMessage() {}
 
 func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[161]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9877,7 +10943,7 @@ func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareRequest.ProtoReflect.Descriptor instead.
 func (*AttachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{143}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{161}
 }
 
 func (x *AttachShareRequest) GetTag() string {
@@ -9902,7 +10968,7 @@ type AttachShareResponse struct {
 
 func (x *AttachShareResponse) Reset() {
 	*x = AttachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[162]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9914,7 +10980,7 @@ func (x *AttachShareResponse) String() string {
 func (*AttachShareResponse) ProtoMessage() {}
 
 func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[162]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9927,7 +10993,7 @@ func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareResponse.ProtoReflect.Descriptor instead.
 func (*AttachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{144}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{162}
 }
 
 // DetachShareRequest names a share by its tag, or by where the guest sees it.
@@ -9940,7 +11006,7 @@ type DetachShareRequest struct {
 
 func (x *DetachShareRequest) Reset() {
 	*x = DetachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[163]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9952,7 +11018,7 @@ func (x *DetachShareRequest) String() string {
 func (*DetachShareRequest) ProtoMessage() {}
 
 func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[163]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9965,7 +11031,7 @@ func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareRequest.ProtoReflect.Descriptor instead.
 func (*DetachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{145}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{163}
 }
 
 func (x *DetachShareRequest) GetTag() string {
@@ -9983,7 +11049,7 @@ type DetachShareResponse struct {
 
 func (x *DetachShareResponse) Reset() {
 	*x = DetachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[164]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9995,7 +11061,7 @@ func (x *DetachShareResponse) String() string {
 func (*DetachShareResponse) ProtoMessage() {}
 
 func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[164]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10008,7 +11074,7 @@ func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareResponse.ProtoReflect.Descriptor instead.
 func (*DetachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{146}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{164}
 }
 
 type ConfigureEdgeRequest struct {
@@ -10023,7 +11089,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[165]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10035,7 +11101,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[165]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10048,7 +11114,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{147}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{165}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -10083,7 +11149,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[166]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10095,7 +11161,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[166]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10108,7 +11174,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{148}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{166}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -10144,7 +11210,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[167]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10156,7 +11222,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[167]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10169,7 +11235,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{149}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{167}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -10202,7 +11268,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[168]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10214,7 +11280,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[168]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10227,7 +11293,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{150}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{168}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -10775,7 +11841,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x05R\x04last\"+\n" +
 	"\x11ShowAuditResponse\x12\x16\n" +
-	"\x06record\x18\x01 \x01(\fR\x06record\"\xf3\x02\n" +
+	"\x06record\x18\x01 \x01(\fR\x06record\"\xa3\x03\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0ekernel_version\x18\x02 \x01(\tR\rkernelVersion\x12\x12\n" +
@@ -10788,7 +11854,18 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"layersSize\x12#\n" +
 	"\rlayers_shared\x18\t \x01(\x03R\flayersShared\x12.\n" +
 	"\x06config\x18\n" +
-	" \x01(\v2\x16.carrel.v1.ImageConfigR\x06config\"\x7f\n" +
+	" \x01(\v2\x16.carrel.v1.ImageConfigR\x06config\x12.\n" +
+	"\x06bundle\x18\v \x01(\v2\x16.carrel.v1.ImageBundleR\x06bundle\"\xb4\x02\n" +
+	"\vImageBundle\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x122\n" +
+	"\x06signed\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x06signed\x124\n" +
+	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x10\n" +
+	"\x03key\x18\x05 \x01(\tR\x03key\x12\x15\n" +
+	"\x06key_id\x18\x06 \x01(\tR\x05keyId\x12\x12\n" +
+	"\x04from\x18\a \x01(\tR\x04from\x12)\n" +
+	"\x10previous_version\x18\b \x01(\x04R\x0fpreviousVersion\x12!\n" +
+	"\fhas_previous\x18\t \x01(\bR\vhasPrevious\"\x7f\n" +
 	"\vImageConfig\x12\x1e\n" +
 	"\n" +
 	"entrypoint\x18\x01 \x03(\tR\n" +
@@ -10809,16 +11886,18 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x0fBuildImageEvent\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
 	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
-	"\x04kind\"0\n" +
+	"\x04kind\"W\n" +
 	"\x10PullImageRequest\x12\x1c\n" +
-	"\treference\x18\x01 \x01(\tR\treference\"x\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12%\n" +
+	"\x0eallow_rollback\x18\x02 \x01(\bR\rallowRollback\"x\n" +
 	"\x11PullImageResponse\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
 	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
-	"\x04kind\"F\n" +
+	"\x04kind\"m\n" +
 	"\x12ImportImageRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1c\n" +
-	"\treference\x18\x02 \x01(\tR\treference\"z\n" +
+	"\treference\x18\x02 \x01(\tR\treference\x12%\n" +
+	"\x0eallow_rollback\x18\x03 \x01(\bR\rallowRollback\"z\n" +
 	"\x13ImportImageResponse\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
 	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
@@ -10836,7 +11915,56 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x13PruneImagesResponse\x12(\n" +
 	"\x06images\x18\x01 \x03(\v2\x10.carrel.v1.ImageR\x06images\x12\x14\n" +
 	"\x05blobs\x18\x02 \x01(\x05R\x05blobs\x12\x14\n" +
-	"\x05freed\x18\x03 \x01(\x03R\x05freed\"\x10\n" +
+	"\x05freed\x18\x03 \x01(\x03R\x05freed\"h\n" +
+	"\fImageSigning\x12\x19\n" +
+	"\bkey_path\x18\x01 \x01(\tR\akeyPath\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12#\n" +
+	"\rexpires_nanos\x18\x03 \x01(\x03R\fexpiresNanos\"\x80\x01\n" +
+	"\x0ePublishedImage\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\x12\x14\n" +
+	"\x05archs\x18\x04 \x03(\tR\x05archs\x12\x12\n" +
+	"\x04size\x18\x05 \x01(\x03R\x04size\"y\n" +
+	"\x10PushImageRequest\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\x12\x1c\n" +
+	"\treference\x18\x02 \x01(\tR\treference\x121\n" +
+	"\asigning\x18\x03 \x01(\v2\x17.carrel.v1.ImageSigningR\asigning\"\x89\x01\n" +
+	"\x11PushImageResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x129\n" +
+	"\tpublished\x18\x02 \x01(\v2\x19.carrel.v1.PublishedImageH\x00R\tpublishedB\x06\n" +
+	"\x04kind\"q\n" +
+	"\x12ExportImageRequest\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x121\n" +
+	"\asigning\x18\x03 \x01(\v2\x17.carrel.v1.ImageSigningR\asigning\"\x8b\x01\n" +
+	"\x13ExportImageResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x129\n" +
+	"\tpublished\x18\x02 \x01(\v2\x19.carrel.v1.PublishedImageH\x00R\tpublishedB\x06\n" +
+	"\x04kind\")\n" +
+	"\x13RestoreImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\">\n" +
+	"\x14RestoreImageResponse\x12&\n" +
+	"\x05image\x18\x01 \x01(\v2\x10.carrel.v1.ImageR\x05image\"B\n" +
+	"\bImageKey\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"\x11\n" +
+	"\x0fListKeysRequest\";\n" +
+	"\x10ListKeysResponse\x12'\n" +
+	"\x04keys\x18\x01 \x03(\v2\x13.carrel.v1.ImageKeyR\x04keys\"&\n" +
+	"\x10CreateKeyRequest\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\":\n" +
+	"\x11CreateKeyResponse\x12%\n" +
+	"\x03key\x18\x01 \x01(\v2\x13.carrel.v1.ImageKeyR\x03key\"9\n" +
+	"\x0fTrustKeyRequest\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"9\n" +
+	"\x10TrustKeyResponse\x12%\n" +
+	"\x03key\x18\x01 \x01(\v2\x13.carrel.v1.ImageKeyR\x03key\"&\n" +
+	"\x10ForgetKeyRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x13\n" +
+	"\x11ForgetKeyResponse\"\x10\n" +
 	"\x0eVersionRequest\"e\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -11017,7 +12145,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06Import\x12\x1e.carrel.v1.ImportPolicyRequest\x1a\x1f.carrel.v1.ImportPolicyResponse2\x9c\x01\n" +
 	"\fAuditService\x12G\n" +
 	"\x06Verify\x12\x1d.carrel.v1.VerifyAuditRequest\x1a\x1e.carrel.v1.VerifyAuditResponse\x12C\n" +
-	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse0\x012\x82\x04\n" +
+	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse0\x012\xf8\a\n" +
 	"\fImageService\x12C\n" +
 	"\x04List\x12\x1c.carrel.v1.ListImagesRequest\x1a\x1d.carrel.v1.ListImagesResponse\x12C\n" +
 	"\x05Build\x12\x1c.carrel.v1.BuildImageRequest\x1a\x1a.carrel.v1.BuildImageEvent0\x01\x12C\n" +
@@ -11025,7 +12153,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06Import\x12\x1d.carrel.v1.ImportImageRequest\x1a\x1e.carrel.v1.ImportImageResponse0\x01\x12G\n" +
 	"\x06Verify\x12\x1d.carrel.v1.VerifyImageRequest\x1a\x1e.carrel.v1.VerifyImageResponse\x12G\n" +
 	"\x06Remove\x12\x1d.carrel.v1.RemoveImageRequest\x1a\x1e.carrel.v1.RemoveImageResponse\x12F\n" +
-	"\x05Prune\x12\x1d.carrel.v1.PruneImagesRequest\x1a\x1e.carrel.v1.PruneImagesResponse2\x8f\x02\n" +
+	"\x05Prune\x12\x1d.carrel.v1.PruneImagesRequest\x1a\x1e.carrel.v1.PruneImagesResponse\x12C\n" +
+	"\x04Push\x12\x1b.carrel.v1.PushImageRequest\x1a\x1c.carrel.v1.PushImageResponse0\x01\x12I\n" +
+	"\x06Export\x12\x1d.carrel.v1.ExportImageRequest\x1a\x1e.carrel.v1.ExportImageResponse0\x01\x12J\n" +
+	"\aRestore\x12\x1e.carrel.v1.RestoreImageRequest\x1a\x1f.carrel.v1.RestoreImageResponse\x12C\n" +
+	"\bListKeys\x12\x1a.carrel.v1.ListKeysRequest\x1a\x1b.carrel.v1.ListKeysResponse\x12F\n" +
+	"\tCreateKey\x12\x1b.carrel.v1.CreateKeyRequest\x1a\x1c.carrel.v1.CreateKeyResponse\x12C\n" +
+	"\bTrustKey\x12\x1a.carrel.v1.TrustKeyRequest\x1a\x1b.carrel.v1.TrustKeyResponse\x12F\n" +
+	"\tForgetKey\x12\x1b.carrel.v1.ForgetKeyRequest\x1a\x1c.carrel.v1.ForgetKeyResponse2\x8f\x02\n" +
 	"\rSystemService\x12@\n" +
 	"\aVersion\x12\x19.carrel.v1.VersionRequest\x1a\x1a.carrel.v1.VersionResponse\x12=\n" +
 	"\x06Status\x12\x18.carrel.v1.StatusRequest\x1a\x19.carrel.v1.StatusResponse\x128\n" +
@@ -11060,7 +12195,7 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 151)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 169)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(EgressAction)(0),             // 0: carrel.v1.EgressAction
 	(ShareMode)(0),                // 1: carrel.v1.ShareMode
@@ -11188,44 +12323,62 @@ var file_carrel_v1_carrel_proto_goTypes = []any{
 	(*ShowAuditRequest)(nil),      // 123: carrel.v1.ShowAuditRequest
 	(*ShowAuditResponse)(nil),     // 124: carrel.v1.ShowAuditResponse
 	(*Image)(nil),                 // 125: carrel.v1.Image
-	(*ImageConfig)(nil),           // 126: carrel.v1.ImageConfig
-	(*ImagePart)(nil),             // 127: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 128: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 129: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 130: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 131: carrel.v1.BuildImageEvent
-	(*PullImageRequest)(nil),      // 132: carrel.v1.PullImageRequest
-	(*PullImageResponse)(nil),     // 133: carrel.v1.PullImageResponse
-	(*ImportImageRequest)(nil),    // 134: carrel.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),   // 135: carrel.v1.ImportImageResponse
-	(*VerifyImageRequest)(nil),    // 136: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 137: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 138: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 139: carrel.v1.RemoveImageResponse
-	(*PruneImagesRequest)(nil),    // 140: carrel.v1.PruneImagesRequest
-	(*PruneImagesResponse)(nil),   // 141: carrel.v1.PruneImagesResponse
-	(*VersionRequest)(nil),        // 142: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 143: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 144: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 145: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 146: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 147: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 148: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 149: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 150: carrel.v1.WatchRequest
-	(*ImportReviewRequest)(nil),   // 151: carrel.v1.ImportReviewRequest
-	(*ImportReviewResponse)(nil),  // 152: carrel.v1.ImportReviewResponse
-	(*DropReviewRequest)(nil),     // 153: carrel.v1.DropReviewRequest
-	(*DropReviewResponse)(nil),    // 154: carrel.v1.DropReviewResponse
-	(*AttachShareRequest)(nil),    // 155: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),   // 156: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),    // 157: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),   // 158: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),  // 159: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),            // 160: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),          // 161: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil), // 162: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil), // 163: google.protobuf.Timestamp
+	(*ImageBundle)(nil),           // 126: carrel.v1.ImageBundle
+	(*ImageConfig)(nil),           // 127: carrel.v1.ImageConfig
+	(*ImagePart)(nil),             // 128: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),     // 129: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 130: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),     // 131: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),       // 132: carrel.v1.BuildImageEvent
+	(*PullImageRequest)(nil),      // 133: carrel.v1.PullImageRequest
+	(*PullImageResponse)(nil),     // 134: carrel.v1.PullImageResponse
+	(*ImportImageRequest)(nil),    // 135: carrel.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),   // 136: carrel.v1.ImportImageResponse
+	(*VerifyImageRequest)(nil),    // 137: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),   // 138: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),    // 139: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 140: carrel.v1.RemoveImageResponse
+	(*PruneImagesRequest)(nil),    // 141: carrel.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),   // 142: carrel.v1.PruneImagesResponse
+	(*ImageSigning)(nil),          // 143: carrel.v1.ImageSigning
+	(*PublishedImage)(nil),        // 144: carrel.v1.PublishedImage
+	(*PushImageRequest)(nil),      // 145: carrel.v1.PushImageRequest
+	(*PushImageResponse)(nil),     // 146: carrel.v1.PushImageResponse
+	(*ExportImageRequest)(nil),    // 147: carrel.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),   // 148: carrel.v1.ExportImageResponse
+	(*RestoreImageRequest)(nil),   // 149: carrel.v1.RestoreImageRequest
+	(*RestoreImageResponse)(nil),  // 150: carrel.v1.RestoreImageResponse
+	(*ImageKey)(nil),              // 151: carrel.v1.ImageKey
+	(*ListKeysRequest)(nil),       // 152: carrel.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),      // 153: carrel.v1.ListKeysResponse
+	(*CreateKeyRequest)(nil),      // 154: carrel.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),     // 155: carrel.v1.CreateKeyResponse
+	(*TrustKeyRequest)(nil),       // 156: carrel.v1.TrustKeyRequest
+	(*TrustKeyResponse)(nil),      // 157: carrel.v1.TrustKeyResponse
+	(*ForgetKeyRequest)(nil),      // 158: carrel.v1.ForgetKeyRequest
+	(*ForgetKeyResponse)(nil),     // 159: carrel.v1.ForgetKeyResponse
+	(*VersionRequest)(nil),        // 160: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),       // 161: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),         // 162: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),        // 163: carrel.v1.StatusResponse
+	(*DoctorRequest)(nil),         // 164: carrel.v1.DoctorRequest
+	(*Finding)(nil),               // 165: carrel.v1.Finding
+	(*ShutdownRequest)(nil),       // 166: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 167: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),          // 168: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),   // 169: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),  // 170: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),     // 171: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),    // 172: carrel.v1.DropReviewResponse
+	(*AttachShareRequest)(nil),    // 173: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),   // 174: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),    // 175: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),   // 176: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),  // 177: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),            // 178: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),          // 179: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil), // 180: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil), // 181: google.protobuf.Timestamp
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	17,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
@@ -11236,8 +12389,8 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	1,   // 5: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
 	3,   // 6: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
 	13,  // 7: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	163, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	163, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	181, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	181, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
 	37,  // 10: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
 	20,  // 11: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
 	19,  // 12: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
@@ -11255,9 +12408,9 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	36,  // 24: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
 	35,  // 25: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
 	4,   // 26: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	163, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	163, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	163, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	181, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	181, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	181, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
 	38,  // 30: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
 	35,  // 31: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
 	37,  // 32: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
@@ -11284,8 +12437,8 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	77,  // 53: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
 	79,  // 54: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
 	79,  // 55: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
-	163, // 56: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	163, // 57: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
+	181, // 56: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	181, // 57: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
 	81,  // 58: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
 	81,  // 59: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
 	16,  // 60: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
@@ -11295,14 +12448,14 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	94,  // 64: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
 	0,   // 65: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
 	16,  // 66: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	163, // 67: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	181, // 67: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
 	8,   // 68: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
 	94,  // 69: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
 	9,   // 70: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
 	19,  // 71: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
 	19,  // 72: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
 	104, // 73: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	163, // 74: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	181, // 74: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
 	10,  // 75: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
 	104, // 76: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
 	103, // 77: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
@@ -11312,161 +12465,188 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	16,  // 81: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
 	15,  // 82: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
 	116, // 83: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	163, // 84: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	127, // 85: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	126, // 86: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
-	125, // 87: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	24,  // 88: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	125, // 89: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	24,  // 90: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
-	125, // 91: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
-	24,  // 92: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
-	125, // 93: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
-	125, // 94: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	125, // 95: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
-	163, // 96: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	143, // 97: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	11,  // 98: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	17,  // 99: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	16,  // 100: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	160, // 101: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	161, // 102: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	104, // 103: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	22,  // 104: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	25,  // 105: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	27,  // 106: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	29,  // 107: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	31,  // 108: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	33,  // 109: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
-	39,  // 110: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	41,  // 111: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	46,  // 112: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	48,  // 113: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	51,  // 114: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	54,  // 115: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	57,  // 116: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	59,  // 117: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	61,  // 118: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	63,  // 119: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	65,  // 120: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	70,  // 121: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	72,  // 122: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	74,  // 123: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	68,  // 124: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	75,  // 125: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
-	78,  // 126: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
-	82,  // 127: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
-	84,  // 128: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
-	86,  // 129: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
-	88,  // 130: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	90,  // 131: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	92,  // 132: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	95,  // 133: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	97,  // 134: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	99,  // 135: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	101, // 136: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	105, // 137: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	107, // 138: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	109, // 139: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	114, // 140: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	117, // 141: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	119, // 142: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	111, // 143: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	121, // 144: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	123, // 145: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	128, // 146: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	130, // 147: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	132, // 148: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
-	134, // 149: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
-	136, // 150: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	138, // 151: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	140, // 152: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
-	142, // 153: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	144, // 154: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	146, // 155: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	148, // 156: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	150, // 157: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	25,  // 158: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	151, // 159: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	153, // 160: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	155, // 161: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	157, // 162: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	61,  // 163: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	159, // 164: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	95,  // 165: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	97,  // 166: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	99,  // 167: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	101, // 168: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	23,  // 169: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	26,  // 170: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	28,  // 171: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	30,  // 172: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	32,  // 173: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	34,  // 174: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
-	40,  // 175: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	45,  // 176: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	47,  // 177: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	50,  // 178: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	52,  // 179: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	55,  // 180: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	58,  // 181: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	60,  // 182: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	62,  // 183: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	64,  // 184: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	66,  // 185: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	71,  // 186: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	73,  // 187: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	71,  // 188: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	69,  // 189: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	76,  // 190: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
-	80,  // 191: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
-	83,  // 192: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
-	85,  // 193: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
-	87,  // 194: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
-	89,  // 195: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	91,  // 196: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	93,  // 197: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	96,  // 198: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	98,  // 199: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	100, // 200: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	102, // 201: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	106, // 202: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	108, // 203: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	110, // 204: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	115, // 205: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	118, // 206: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	120, // 207: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	112, // 208: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	122, // 209: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	124, // 210: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	129, // 211: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	131, // 212: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	133, // 213: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
-	135, // 214: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
-	137, // 215: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	139, // 216: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	141, // 217: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
-	143, // 218: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	145, // 219: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	147, // 220: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	149, // 221: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	18,  // 222: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	26,  // 223: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	152, // 224: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	154, // 225: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	156, // 226: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	158, // 227: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	62,  // 228: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	162, // 229: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	96,  // 230: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	98,  // 231: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	100, // 232: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	102, // 233: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	169, // [169:234] is the sub-list for method output_type
-	104, // [104:169] is the sub-list for method input_type
-	104, // [104:104] is the sub-list for extension type_name
-	104, // [104:104] is the sub-list for extension extendee
-	0,   // [0:104] is the sub-list for field type_name
+	181, // 84: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	128, // 85: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	127, // 86: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
+	126, // 87: carrel.v1.Image.bundle:type_name -> carrel.v1.ImageBundle
+	181, // 88: carrel.v1.ImageBundle.signed:type_name -> google.protobuf.Timestamp
+	181, // 89: carrel.v1.ImageBundle.expires:type_name -> google.protobuf.Timestamp
+	125, // 90: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	24,  // 91: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	125, // 92: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	24,  // 93: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
+	125, // 94: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
+	24,  // 95: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
+	125, // 96: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
+	125, // 97: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	125, // 98: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
+	143, // 99: carrel.v1.PushImageRequest.signing:type_name -> carrel.v1.ImageSigning
+	24,  // 100: carrel.v1.PushImageResponse.progress:type_name -> carrel.v1.Progress
+	144, // 101: carrel.v1.PushImageResponse.published:type_name -> carrel.v1.PublishedImage
+	143, // 102: carrel.v1.ExportImageRequest.signing:type_name -> carrel.v1.ImageSigning
+	24,  // 103: carrel.v1.ExportImageResponse.progress:type_name -> carrel.v1.Progress
+	144, // 104: carrel.v1.ExportImageResponse.published:type_name -> carrel.v1.PublishedImage
+	125, // 105: carrel.v1.RestoreImageResponse.image:type_name -> carrel.v1.Image
+	151, // 106: carrel.v1.ListKeysResponse.keys:type_name -> carrel.v1.ImageKey
+	151, // 107: carrel.v1.CreateKeyResponse.key:type_name -> carrel.v1.ImageKey
+	151, // 108: carrel.v1.TrustKeyResponse.key:type_name -> carrel.v1.ImageKey
+	181, // 109: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	161, // 110: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	11,  // 111: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	17,  // 112: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	16,  // 113: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	178, // 114: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	179, // 115: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	104, // 116: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	22,  // 117: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	25,  // 118: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	27,  // 119: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	29,  // 120: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	31,  // 121: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	33,  // 122: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
+	39,  // 123: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	41,  // 124: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	46,  // 125: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	48,  // 126: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	51,  // 127: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	54,  // 128: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	57,  // 129: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	59,  // 130: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	61,  // 131: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	63,  // 132: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	65,  // 133: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	70,  // 134: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	72,  // 135: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	74,  // 136: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	68,  // 137: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	75,  // 138: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
+	78,  // 139: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
+	82,  // 140: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
+	84,  // 141: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
+	86,  // 142: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
+	88,  // 143: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	90,  // 144: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	92,  // 145: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	95,  // 146: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	97,  // 147: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	99,  // 148: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	101, // 149: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	105, // 150: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	107, // 151: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	109, // 152: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	114, // 153: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	117, // 154: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	119, // 155: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	111, // 156: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	121, // 157: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	123, // 158: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	129, // 159: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	131, // 160: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	133, // 161: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
+	135, // 162: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
+	137, // 163: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	139, // 164: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	141, // 165: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
+	145, // 166: carrel.v1.ImageService.Push:input_type -> carrel.v1.PushImageRequest
+	147, // 167: carrel.v1.ImageService.Export:input_type -> carrel.v1.ExportImageRequest
+	149, // 168: carrel.v1.ImageService.Restore:input_type -> carrel.v1.RestoreImageRequest
+	152, // 169: carrel.v1.ImageService.ListKeys:input_type -> carrel.v1.ListKeysRequest
+	154, // 170: carrel.v1.ImageService.CreateKey:input_type -> carrel.v1.CreateKeyRequest
+	156, // 171: carrel.v1.ImageService.TrustKey:input_type -> carrel.v1.TrustKeyRequest
+	158, // 172: carrel.v1.ImageService.ForgetKey:input_type -> carrel.v1.ForgetKeyRequest
+	160, // 173: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	162, // 174: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	164, // 175: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	166, // 176: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	168, // 177: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	25,  // 178: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	169, // 179: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	171, // 180: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	173, // 181: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	175, // 182: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	61,  // 183: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	177, // 184: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	95,  // 185: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	97,  // 186: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	99,  // 187: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	101, // 188: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	23,  // 189: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	26,  // 190: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	28,  // 191: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	30,  // 192: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	32,  // 193: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	34,  // 194: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
+	40,  // 195: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	45,  // 196: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	47,  // 197: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	50,  // 198: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	52,  // 199: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	55,  // 200: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	58,  // 201: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	60,  // 202: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	62,  // 203: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	64,  // 204: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	66,  // 205: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	71,  // 206: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	73,  // 207: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	71,  // 208: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	69,  // 209: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	76,  // 210: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
+	80,  // 211: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
+	83,  // 212: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
+	85,  // 213: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
+	87,  // 214: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
+	89,  // 215: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	91,  // 216: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	93,  // 217: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	96,  // 218: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	98,  // 219: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	100, // 220: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	102, // 221: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	106, // 222: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	108, // 223: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	110, // 224: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	115, // 225: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	118, // 226: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	120, // 227: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	112, // 228: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	122, // 229: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	124, // 230: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	130, // 231: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	132, // 232: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	134, // 233: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
+	136, // 234: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
+	138, // 235: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	140, // 236: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	142, // 237: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
+	146, // 238: carrel.v1.ImageService.Push:output_type -> carrel.v1.PushImageResponse
+	148, // 239: carrel.v1.ImageService.Export:output_type -> carrel.v1.ExportImageResponse
+	150, // 240: carrel.v1.ImageService.Restore:output_type -> carrel.v1.RestoreImageResponse
+	153, // 241: carrel.v1.ImageService.ListKeys:output_type -> carrel.v1.ListKeysResponse
+	155, // 242: carrel.v1.ImageService.CreateKey:output_type -> carrel.v1.CreateKeyResponse
+	157, // 243: carrel.v1.ImageService.TrustKey:output_type -> carrel.v1.TrustKeyResponse
+	159, // 244: carrel.v1.ImageService.ForgetKey:output_type -> carrel.v1.ForgetKeyResponse
+	161, // 245: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	163, // 246: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	165, // 247: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	167, // 248: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	18,  // 249: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	26,  // 250: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	170, // 251: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	172, // 252: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	174, // 253: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	176, // 254: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	62,  // 255: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	180, // 256: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	96,  // 257: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	98,  // 258: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	100, // 259: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	102, // 260: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	189, // [189:261] is the sub-list for method output_type
+	117, // [117:189] is the sub-list for method input_type
+	117, // [117:117] is the sub-list for extension type_name
+	117, // [117:117] is the sub-list for extension extendee
+	0,   // [0:117] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -11503,17 +12683,25 @@ func file_carrel_v1_carrel_proto_init() {
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[119].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[120].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[121].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[122].OneofWrappers = []any{
 		(*PullImageResponse_Progress)(nil),
 		(*PullImageResponse_Image)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[123].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[124].OneofWrappers = []any{
 		(*ImportImageResponse_Progress)(nil),
 		(*ImportImageResponse_Image)(nil),
+	}
+	file_carrel_v1_carrel_proto_msgTypes[134].OneofWrappers = []any{
+		(*PushImageResponse_Progress)(nil),
+		(*PushImageResponse_Published)(nil),
+	}
+	file_carrel_v1_carrel_proto_msgTypes[136].OneofWrappers = []any{
+		(*ExportImageResponse_Progress)(nil),
+		(*ExportImageResponse_Published)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -11521,7 +12709,7 @@ func file_carrel_v1_carrel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
 			NumEnums:      12,
-			NumMessages:   151,
+			NumMessages:   169,
 			NumExtensions: 0,
 			NumServices:   14,
 		},

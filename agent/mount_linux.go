@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"time"
 	"unsafe"
 
@@ -120,47 +119,19 @@ func console() {
 	}
 }
 
-// disks finds the guest's disks: the image is the one that the host serves
-// read-only, scratch the one it does not. Their names do not tell: the kernel
-// gives them in the order in which it finds the devices, which is the
-// hypervisor's, and what is written on them was written by guests. Those of
-// volumes have a serial number.
-func disks() (image, scratch string, err error) {
-	found, err := filepath.Glob("/sys/block/vd*")
-	if err != nil {
-		return "", "", err
-	}
-	for _, d := range found {
-		ro, err := number(d + "/ro")
-		if err != nil {
-			return "", "", err
-		}
-		if ro != 1 && strings.HasPrefix(serialOf(d), volumeSerial) {
-			continue
-		}
-		which := &scratch
-		if ro == 1 {
-			which = &image
-		}
-		if *which != "" {
-			return "", "", fmt.Errorf("disks %s and %s have the same purpose", *which, filepath.Base(d))
-		}
-		*which = "/dev/" + filepath.Base(d)
-	}
-	if image == "" {
-		return "", "", errors.New("the guest has no read-only disk to start from")
-	}
-	return image, scratch, nil
-}
-
 // root mounts the image with a layer for the guest's changes over it, empties
 // the initrd and makes the new root the root. With a scratch disk the layer is
 // there, and root returns where the disk is; else it is in memory.
 func root(wantScratch bool) (disk string, err error) {
-	image, scratch, err := disks()
+	want := []string{imageDisk}
+	if wantScratch {
+		want = append(want, scratchDisk)
+	}
+	found, err := machine.disks(want...)
 	if err != nil {
 		return "", err
 	}
+	image, scratch := found[imageDisk], found[scratchDisk]
 	if wantScratch != (scratch != "") {
 		return "", fmt.Errorf("a scratch disk was announced: %t; one is there: %t", wantScratch, scratch != "")
 	}

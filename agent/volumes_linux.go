@@ -21,9 +21,6 @@ const volumesDir = carrelDir + "/volumes"
 // volumeData is that folder: what mkfs puts beside it is nobody's cache.
 const volumeData = "data"
 
-// volumeSerial begins the serial number of a volume's disk.
-const volumeSerial = "volume"
-
 // volumes are the disks that outlive this guest.
 type volumes struct{ places []string }
 
@@ -42,10 +39,14 @@ func (v *volumes) mount(ms []*wire.Mount) error {
 }
 
 func (v *volumes) one(i int, m *wire.Mount) error {
-	disk, err := diskOf(m.Tag)
+	if !strings.HasPrefix(m.Tag, volumeSerial) {
+		return fmt.Errorf("%.40q is no volume's serial number", m.Tag)
+	}
+	found, err := machine.disks(m.Tag)
 	if err != nil {
 		return err
 	}
+	disk := found[m.Tag]
 	at := filepath.Join(volumesDir, strconv.Itoa(i))
 	if err := os.MkdirAll(volumesDir, 0o700); err != nil {
 		return err
@@ -91,25 +92,6 @@ func (v *volumes) unmount() {
 
 // taskID is the user and group of tasks that ask for none.
 const taskID = 1000
-
-// diskOf finds a disk by the serial number that the hypervisor gave it.
-func diskOf(serial string) (string, error) {
-	found, err := filepath.Glob("/sys/block/vd*")
-	if err != nil {
-		return "", err
-	}
-	for _, d := range found {
-		if serialOf(d) == serial {
-			return "/dev/" + filepath.Base(d), nil
-		}
-	}
-	return "", fmt.Errorf("the guest has no disk with the serial number %.40q", serial)
-}
-
-func serialOf(block string) string {
-	b, _ := os.ReadFile(block + "/serial")
-	return strings.TrimRight(string(b), "\n\x00")
-}
 
 // makeLike makes a folder and what is missing above it. Each belongs to whom
 // the folder above belongs to: a user's ~/.cache is not to become root's.

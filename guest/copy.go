@@ -13,6 +13,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -73,6 +74,22 @@ func cleanRelative(name string) bool {
 	return true
 }
 
+// keeperFiles implements FileService: two services have a List.
+type keeperFiles struct {
+	apiconnect.UnimplementedFileServiceHandler
+	k *Keeper
+}
+
+// Put implements FileService.
+func (f keeperFiles) Put(ctx context.Context, st *connect.ClientStream[api.PutRequest]) (*connect.Response[api.PutResponse], error) {
+	return f.k.put(ctx, st)
+}
+
+// Get implements FileService.
+func (f keeperFiles) Get(ctx context.Context, r *connect.Request[api.GetRequest], st *connect.ServerStream[api.GetResponse]) error {
+	return f.k.get(ctx, r, st)
+}
+
 // guest returns the running guest, or the error that says there is none.
 func (k *Keeper) guest() (*Guest, error) {
 	k.mu.Lock()
@@ -100,8 +117,7 @@ func (g *Guest) brokenCopy(err error) error {
 	return api.NewError(connect.CodeAborted, "copy_failed", wire.Text(err.Error(), wire.MaxText), "")
 }
 
-// Put implements FileService.
-func (k *Keeper) Put(ctx context.Context, st *connect.ClientStream[api.PutRequest]) (*connect.Response[api.PutResponse], error) {
+func (k *Keeper) put(ctx context.Context, st *connect.ClientStream[api.PutRequest]) (*connect.Response[api.PutResponse], error) {
 	if !st.Receive() {
 		return nil, st.Err()
 	}
@@ -206,8 +222,7 @@ func readDone(r *wire.Reader) error {
 	return nil
 }
 
-// Get implements FileService.
-func (k *Keeper) Get(ctx context.Context, r *connect.Request[api.GetRequest], st *connect.ServerStream[api.GetResponse]) error {
+func (k *Keeper) get(ctx context.Context, r *connect.Request[api.GetRequest], st *connect.ServerStream[api.GetResponse]) error {
 	if err := checkCopy(r.Msg.Path, r.Msg.User); err != nil {
 		return err
 	}

@@ -71,6 +71,7 @@ type KeepOptions struct {
 //	    └────────── failure ──┴────────────┘
 type Keeper struct {
 	apiconnect.UnimplementedKeeperServiceHandler // until every method is written
+	apiconnect.UnimplementedTaskServiceHandler
 
 	req  KeepRequest
 	opts KeepOptions
@@ -175,7 +176,7 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	mux := http.NewServeMux()
 	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(2<<20), connect.WithCompressMinBytes(1<<30))
 	mux.Handle(apiconnect.NewTaskServiceHandler(k, limit))
-	mux.Handle(apiconnect.NewFileServiceHandler(k, limit))
+	mux.Handle(apiconnect.NewFileServiceHandler(keeperFiles{k: k}, limit))
 	mux.Handle(apiconnect.NewKeeperServiceHandler(k, limit))
 	srv := NewServer(mux)
 	served := make(chan struct{})

@@ -16,6 +16,7 @@ func All() []Check {
 		{Name: "virtio-pci", Need: "the Mac's devices", Try: exists("/sys/bus/pci/drivers/virtio-pci")},
 		{Name: "hyperv", Need: "Windows' devices", Arch: "amd64", Try: exists("/sys/module/hv_balloon")},
 		{Name: "hyperv-disk", Need: "Windows' disks", Arch: "amd64", Try: exists("/sys/module/hv_storvsc")},
+		{Name: "device-events", Need: "disks that are found late, as Windows' are", Try: deviceEvents},
 		{Name: "clock", Need: "the time before the host has told it", Try: exists("/sys/class/rtc/rtc0")},
 
 		// Files.

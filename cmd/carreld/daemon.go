@@ -73,24 +73,32 @@ func serve(ready func()) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	signal.Ignore(syscall.SIGHUP) // the terminal that started it may go
+	o, err := daemonOptions()
+	if err != nil {
+		return err
+	}
+	return daemon.Run(ctx, o, ready)
+}
+
+func daemonOptions() (o daemon.Options, err error) {
 	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
 	p, err := place.Home()
 	if err != nil {
-		return err
+		return o, err
 	}
 	home, err := os.UserHomeDir()
 	if err != nil {
-		return fmt.Errorf("find the home directory, which is never shared: %w (set HOME)", err)
+		return o, fmt.Errorf("find the home directory, which is never shared: %w (set HOME)", err)
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return err
+		return o, err
 	}
 	store := images.Open(p.Cache).WithBundles(filepath.Join(p.Config, "trusted-keys"), filepath.Join(p.State, "bundles"))
-	return daemon.Run(ctx, daemon.Options{
+	return daemon.Options{
 		Place: p, Rules: policy.Default(home, p.State, p.Config, p.Cache, p.Run),
 		Images: store, Parts: imageParts(store),
 		Keeper: []string{self, "keep"}, Edge: []string{self, "egress"}, Review: reviewCommand(self), Share: []string{self, "share"}, ShareOwner: taskUser, Link: link.Pair, Agent: filepath.Join(filepath.Dir(self), "carrel-agent"),
-		Driver: driverName, Doctor: doctor(p, store), Version: version(), Log: log,
-	}, ready)
+		Driver: driverName, Doctor: diagnose(p, store), Version: version(), Log: log,
+	}, nil
 }

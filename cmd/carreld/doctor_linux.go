@@ -4,119 +4,60 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"os/exec"
-	"strings"
-
-	llsyscall "github.com/landlock-lsm/go-landlock/landlock/syscall"
+	"os"
+	"path/filepath"
 
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/doctor"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
-	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/bubblewrap"
 	"github.com/carrel-vm/carrel/hypervisor/gvisor"
 	"github.com/carrel-vm/carrel/hypervisor/qemu"
 	"github.com/carrel-vm/carrel/images"
 )
 
-const (
-	good = api.FindingLevel_FINDING_LEVEL_GOOD
-	note = api.FindingLevel_FINDING_LEVEL_NOTE
-	bad  = api.FindingLevel_FINDING_LEVEL_BAD
-)
-
-// doctor looks at what a guest needs of this host.
-func doctor(p place.Place, store *images.Store) func(context.Context, func(*api.Finding)) {
+// diagnose looks at what a guest needs of this host. What takes longest, a boot
+// on KVM, is said last.
+func diagnose(p place.Place, store *images.Store) func(context.Context, func(*api.Finding)) {
 	return func(ctx context.Context, found func(*api.Finding)) {
-		qo, err := qemuOptions(p)
-		if err != nil {
-			found(&api.Finding{Check: "qemu", Level: bad, Text: err.Error()})
-			return
+		l := doctor.ReadLinux(unitFile())
+		machine, err := newMachine(p)
+		if err == nil {
+			l.QEMU.Version, err = machine.Version(ctx)
 		}
-		d := qemu.New(qo)
-		v, err := d.Version(ctx)
-		if err != nil {
-			found(failure("qemu", err))
-		} else {
-			found(&api.Finding{Check: "qemu", Level: good, Text: v})
+		l.QEMU.Trouble = trouble(err)
+		each(l.Host(), found)
+		var o bubblewrap.Options
+		if o, err = bubblewrapOptions(p); err == nil {
+			l.Process.Version, l.Process.Notes, err = bubblewrap.New(o).Check(ctx)
 		}
-		if abi, err := llsyscall.LandlockGetABIVersion(); err != nil || abi < 1 {
-			found(&api.Finding{Check: "landlock", Level: bad, Text: "this kernel has no Landlock, without which no guest is started", Cure: "Linux 5.13 or newer, with landlock in its lsm= list"})
-		} else {
-			found(&api.Finding{Check: "landlock", Level: good, Text: fmt.Sprintf("Landlock ABI %d", abi)})
+		l.Process.Trouble = trouble(err)
+		var g gvisor.Options
+		if g, err = gvisorOptions(p); err == nil {
+			l.GVisor.Version, l.GVisor.Notes, err = gvisor.New(g).Check(ctx)
 		}
-		processWall(ctx, p, found)
-		gvisorWall(ctx, p, found)
-		for _, tool := range []struct{ name, pkg, what string }{
-			{"mkfs.ext4", "e2fsprogs", "disks of named guests"},
-			{"mmdebstrap", "mmdebstrap", "carrel image build"},
-			{"mkfs.erofs", "erofs-utils", "carrel image build"},
-		} {
-			if _, err := exec.LookPath(tool.name); err != nil {
-				found(&api.Finding{Check: tool.name, Level: note, Text: tool.name + " is missing; " + tool.what + " needs it", Cure: "sudo apt-get install " + tool.pkg})
-			}
-		}
+		l.GVisor.Trouble = trouble(err)
+		each(l.Walls(), found)
 		// The accelerator is found out by booting the image's own kernel.
-		img, err := store.Get(ctx, policy.DefaultImage)
-		if err != nil || v == "" {
-			return
+		if img, err := store.Get(ctx, policy.DefaultImage); err == nil && l.QEMU.Trouble.Cause == "" {
+			a, err := machine.Probe(ctx, img.Kernel, img.Initrd)
+			l.KVM.Accelerator, l.KVM.Reason, l.KVM.ProbeTrouble = a.Name, a.Reason, trouble(err).Cause
 		}
-		a, err := d.Probe(ctx, img.Kernel, img.Initrd)
-		switch {
-		case err != nil:
-			found(failure("accelerator", err))
-		case a.Name == "kvm":
-			found(&api.Finding{Check: "accelerator", Level: good, Text: "KVM works: " + a.Reason})
-		default:
-			found(&api.Finding{Check: "accelerator", Level: note, Text: "guests run under software emulation, several times slower: " + a.Reason})
-		}
+		each(l.KVM.Findings(), found)
 	}
 }
 
-// processWall looks at what --boundary process needs. Without it machines work
-// all the same.
-func processWall(ctx context.Context, p place.Place, found func(*api.Finding)) {
-	bo, err := bubblewrapOptions(p)
-	if err != nil {
-		found(&api.Finding{Check: "process wall", Level: note, Text: err.Error()})
-		return
-	}
-	version, notes, err := bubblewrap.New(bo).Check(ctx)
-	if err != nil {
-		f := failure("process wall", err)
-		f.Level, f.Text = note, "--boundary process does not work: "+f.Text
-		found(f)
-		return
-	}
-	found(&api.Finding{Check: "process wall", Level: good, Text: version + "; " + strings.Join(notes, "; ")})
+func newMachine(p place.Place) (*qemu.Driver, error) {
+	o, err := qemuOptions(p)
+	return qemu.New(o), err
 }
 
-// gvisorWall looks at what --boundary gvisor needs.
-func gvisorWall(ctx context.Context, p place.Place, found func(*api.Finding)) {
-	const check = "gvisor wall"
-	o, err := gvisorOptions(p)
+// unitFile is where the daemon's systemd unit of this user would be.
+func unitFile() string {
+	dir, err := os.UserConfigDir()
 	if err != nil {
-		found(&api.Finding{Check: check, Level: note, Text: err.Error()})
-		return
+		return ""
 	}
-	version, notes, err := gvisor.New(o).Check(ctx)
-	if err != nil {
-		f := failure(check, err)
-		f.Level, f.Text = note, "--boundary gvisor does not work: "+f.Text
-		found(f)
-		return
-	}
-	found(&api.Finding{Check: check, Level: good, Text: version + "; " + strings.Join(notes, "; ")})
-}
-
-// failure makes a finding of an error, its cure apart.
-func failure(check string, err error) *api.Finding {
-	f := &api.Finding{Check: check, Level: bad, Text: err.Error()}
-	var he *hypervisor.Error
-	if errors.As(err, &he) {
-		f.Text, f.Cure = he.Op+": "+he.Err.Error(), he.Cure
-	}
-	return f
+	return filepath.Join(dir, "systemd", "user", "carrel.service")
 }

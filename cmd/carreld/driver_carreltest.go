@@ -44,7 +44,7 @@ func imageParts(*images.Store) func(context.Context, string) (policy.Parts, func
 	}
 }
 
-func doctor(place.Place, *images.Store) func(context.Context, func(*api.Finding)) {
+func diagnose(place.Place, *images.Store) func(context.Context, func(*api.Finding)) {
 	return func(_ context.Context, found func(*api.Finding)) {
 		found(&api.Finding{Check: "driver", Level: api.FindingLevel_FINDING_LEVEL_NOTE, Text: "this daemon was built for tests: its guests have no boundary"})
 	}

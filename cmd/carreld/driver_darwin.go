@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
@@ -94,37 +93,6 @@ func imageParts(*images.Store) func(context.Context, string) (policy.Parts, func
 			}
 		}
 		return policy.Parts{Kernel: seatbelt.HostRoot, Initrd: seatbelt.HostRoot, Root: seatbelt.HostRoot}, func() {}, nil
-	}
-}
-
-// tools is where Apple's command line tools are, the only compilers and git that
-// a guest here can run: Xcode's lie outside of what it sees.
-const tools = "/Library/Developer/CommandLineTools/usr/bin"
-
-// doctor looks at what a guest needs of this Mac.
-func doctor(place.Place, *images.Store) func(context.Context, func(*api.Finding)) {
-	return func(_ context.Context, found func(*api.Finding)) {
-		const good, note, bad = api.FindingLevel_FINDING_LEVEL_GOOD, api.FindingLevel_FINDING_LEVEL_NOTE, api.FindingLevel_FINDING_LEVEL_BAD
-		found(&api.Finding{Check: "vm", Level: note, Text: errNoMachine.Err.Error(), Cure: errNoMachine.Cure})
-		o, err := seatbeltOptions()
-		d := seatbelt.New(o)
-		if err == nil {
-			err = d.Check()
-		}
-		var he *hypervisor.Error
-		switch {
-		case err == nil:
-			found(&api.Finding{Check: "process wall", Level: good, Text: "Seatbelt, with this Mac's own system; " + strings.Join(d.Notes(), "; ")})
-		case errors.As(err, &he):
-			found(&api.Finding{Check: "process wall", Level: bad, Text: "--boundary process does not work: " + he.Err.Error(), Cure: he.Cure})
-		default:
-			found(&api.Finding{Check: "process wall", Level: bad, Text: "--boundary process does not work: " + err.Error()})
-		}
-		found(&api.Finding{Check: "never run", Level: note, Text: "this wall was made without a Mac: its rules are taken from others' and have not been tried", Cure: "docs/seatbelt.md says what was tried, and how"})
-		found(&api.Finding{Check: "confinement", Level: note, Text: "a guest's keeper and its egress process have no sandbox of their own on macOS, as they have on Linux"})
-		if fi, err := os.Stat(tools); err != nil || !fi.IsDir() {
-			found(&api.Finding{Check: "command line tools", Level: note, Text: "git, make and compilers are missing in guests: Apple's command line tools are not installed", Cure: "xcode-select --install"})
-		}
 	}
 }
 

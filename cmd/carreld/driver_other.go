@@ -7,7 +7,6 @@ import (
 	"log/slog"
 
 	"github.com/carrel-vm/carrel/guest"
-	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/images"
@@ -22,12 +21,6 @@ func keeperOptions(place.Place, guest.KeepRequest, *slog.Logger) (guest.KeepOpti
 
 func imageParts(*images.Store) func(context.Context, string) (policy.Parts, func(), error) {
 	return func(context.Context, string) (policy.Parts, func(), error) { return policy.Parts{}, nil, errNotHere }
-}
-
-func doctor(place.Place, *images.Store) func(context.Context, func(*api.Finding)) {
-	return func(_ context.Context, found func(*api.Finding)) {
-		found(&api.Finding{Check: "driver", Level: api.FindingLevel_FINDING_LEVEL_BAD, Text: errNotHere.Error()})
-	}
 }
 
 func runWall([]string) error { return errNotHere }

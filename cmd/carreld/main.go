@@ -7,6 +7,7 @@
 //	carreld share     serves one shared folder (started by a keeper, or the daemon)
 //	carreld review    shows, applies, discards or undoes changes, once (started by the daemon)
 //	carreld confine   confines itself and becomes the hypervisor (started by a keeper)
+//	carreld doctor    says what a guest needs of this host, where no daemon can (started by carrel doctor)
 //	carreld kernel    builds a guest kernel into the cache (make kernel)
 //	carreld wall      builds and keeps the process sandbox of a guest (started by a keeper)
 package main
@@ -52,6 +53,8 @@ func main() {
 		if err = closeInherited(7); err == nil { // 3 is its spec, 4 its keeper, 5 and 6 the guest's streams
 			err = runWall(args)
 		}
+	case "doctor":
+		err = runDoctor()
 	case "kernel":
 		err = buildKernel(args)
 	case "version", "--version":

@@ -14,6 +14,7 @@ package api
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	descriptorpb "google.golang.org/protobuf/types/descriptorpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -26,6 +27,62 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+// Socket is one kind of socket of ours. Each is in a folder that only its user
+// may open, and takes connections of that user's processes alone.
+type Socket int32
+
+const (
+	Socket_SOCKET_UNSPECIFIED Socket = 0
+	// The daemon's: what the user's own programs call.
+	Socket_SOCKET_DAEMON Socket = 1
+	// A keeper's, and that of a guest's egress process: what the daemon calls.
+	Socket_SOCKET_KEEPER Socket = 2
+	Socket_SOCKET_EDGE   Socket = 3
+)
+
+// Enum value maps for Socket.
+var (
+	Socket_name = map[int32]string{
+		0: "SOCKET_UNSPECIFIED",
+		1: "SOCKET_DAEMON",
+		2: "SOCKET_KEEPER",
+		3: "SOCKET_EDGE",
+	}
+	Socket_value = map[string]int32{
+		"SOCKET_UNSPECIFIED": 0,
+		"SOCKET_DAEMON":      1,
+		"SOCKET_KEEPER":      2,
+		"SOCKET_EDGE":        3,
+	}
+)
+
+func (x Socket) Enum() *Socket {
+	p := new(Socket)
+	*p = x
+	return p
+}
+
+func (x Socket) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Socket) Descriptor() protoreflect.EnumDescriptor {
+	return file_carrel_v1_carrel_proto_enumTypes[0].Descriptor()
+}
+
+func (Socket) Type() protoreflect.EnumType {
+	return &file_carrel_v1_carrel_proto_enumTypes[0]
+}
+
+func (x Socket) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Socket.Descriptor instead.
+func (Socket) EnumDescriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{0}
+}
 
 type EgressAction int32
 
@@ -65,11 +122,11 @@ func (x EgressAction) String() string {
 }
 
 func (EgressAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[0].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[1].Descriptor()
 }
 
 func (EgressAction) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[0]
+	return &file_carrel_v1_carrel_proto_enumTypes[1]
 }
 
 func (x EgressAction) Number() protoreflect.EnumNumber {
@@ -78,7 +135,7 @@ func (x EgressAction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressAction.Descriptor instead.
 func (EgressAction) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{0}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{1}
 }
 
 type ShareMode int32
@@ -125,11 +182,11 @@ func (x ShareMode) String() string {
 }
 
 func (ShareMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[1].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[2].Descriptor()
 }
 
 func (ShareMode) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[1]
+	return &file_carrel_v1_carrel_proto_enumTypes[2]
 }
 
 func (x ShareMode) Number() protoreflect.EnumNumber {
@@ -138,7 +195,7 @@ func (x ShareMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ShareMode.Descriptor instead.
 func (ShareMode) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{1}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{2}
 }
 
 type GuestKept int32
@@ -176,11 +233,11 @@ func (x GuestKept) String() string {
 }
 
 func (GuestKept) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[2].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[3].Descriptor()
 }
 
 func (GuestKept) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[2]
+	return &file_carrel_v1_carrel_proto_enumTypes[3]
 }
 
 func (x GuestKept) Number() protoreflect.EnumNumber {
@@ -189,7 +246,7 @@ func (x GuestKept) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GuestKept.Descriptor instead.
 func (GuestKept) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{2}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{3}
 }
 
 type GuestState int32
@@ -235,11 +292,11 @@ func (x GuestState) String() string {
 }
 
 func (GuestState) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[3].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[4].Descriptor()
 }
 
 func (GuestState) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[3]
+	return &file_carrel_v1_carrel_proto_enumTypes[4]
 }
 
 func (x GuestState) Number() protoreflect.EnumNumber {
@@ -248,7 +305,7 @@ func (x GuestState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GuestState.Descriptor instead.
 func (GuestState) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{3}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{4}
 }
 
 type TaskState int32
@@ -290,11 +347,11 @@ func (x TaskState) String() string {
 }
 
 func (TaskState) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[4].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[5].Descriptor()
 }
 
 func (TaskState) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[4]
+	return &file_carrel_v1_carrel_proto_enumTypes[5]
 }
 
 func (x TaskState) Number() protoreflect.EnumNumber {
@@ -303,7 +360,7 @@ func (x TaskState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TaskState.Descriptor instead.
 func (TaskState) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{4}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{5}
 }
 
 type FileType int32
@@ -342,11 +399,11 @@ func (x FileType) String() string {
 }
 
 func (FileType) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[5].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[6].Descriptor()
 }
 
 func (FileType) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[5]
+	return &file_carrel_v1_carrel_proto_enumTypes[6]
 }
 
 func (x FileType) Number() protoreflect.EnumNumber {
@@ -355,7 +412,7 @@ func (x FileType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FileType.Descriptor instead.
 func (FileType) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{5}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{6}
 }
 
 type ChangeKind int32
@@ -394,11 +451,11 @@ func (x ChangeKind) String() string {
 }
 
 func (ChangeKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[6].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[7].Descriptor()
 }
 
 func (ChangeKind) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[6]
+	return &file_carrel_v1_carrel_proto_enumTypes[7]
 }
 
 func (x ChangeKind) Number() protoreflect.EnumNumber {
@@ -407,7 +464,7 @@ func (x ChangeKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ChangeKind.Descriptor instead.
 func (ChangeKind) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{6}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{7}
 }
 
 type EntryType int32
@@ -449,11 +506,11 @@ func (x EntryType) String() string {
 }
 
 func (EntryType) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[7].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[8].Descriptor()
 }
 
 func (EntryType) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[7]
+	return &file_carrel_v1_carrel_proto_enumTypes[8]
 }
 
 func (x EntryType) Number() protoreflect.EnumNumber {
@@ -462,7 +519,7 @@ func (x EntryType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EntryType.Descriptor instead.
 func (EntryType) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{7}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
 }
 
 type EgressEventKind int32
@@ -508,11 +565,11 @@ func (x EgressEventKind) String() string {
 }
 
 func (EgressEventKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[8].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[9].Descriptor()
 }
 
 func (EgressEventKind) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[8]
+	return &file_carrel_v1_carrel_proto_enumTypes[9]
 }
 
 func (x EgressEventKind) Number() protoreflect.EnumNumber {
@@ -521,7 +578,7 @@ func (x EgressEventKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressEventKind.Descriptor instead.
 func (EgressEventKind) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
 }
 
 type EgressAnswer int32
@@ -567,11 +624,11 @@ func (x EgressAnswer) String() string {
 }
 
 func (EgressAnswer) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[9].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[10].Descriptor()
 }
 
 func (EgressAnswer) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[9]
+	return &file_carrel_v1_carrel_proto_enumTypes[10]
 }
 
 func (x EgressAnswer) Number() protoreflect.EnumNumber {
@@ -580,7 +637,7 @@ func (x EgressAnswer) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressAnswer.Descriptor instead.
 func (EgressAnswer) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
 }
 
 type SecretKind int32
@@ -620,11 +677,11 @@ func (x SecretKind) String() string {
 }
 
 func (SecretKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[10].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[11].Descriptor()
 }
 
 func (SecretKind) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[10]
+	return &file_carrel_v1_carrel_proto_enumTypes[11]
 }
 
 func (x SecretKind) Number() protoreflect.EnumNumber {
@@ -633,7 +690,7 @@ func (x SecretKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SecretKind.Descriptor instead.
 func (SecretKind) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
 }
 
 type FindingLevel int32
@@ -672,11 +729,11 @@ func (x FindingLevel) String() string {
 }
 
 func (FindingLevel) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[11].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[12].Descriptor()
 }
 
 func (FindingLevel) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[11]
+	return &file_carrel_v1_carrel_proto_enumTypes[12]
 }
 
 func (x FindingLevel) Number() protoreflect.EnumNumber {
@@ -685,7 +742,7 @@ func (x FindingLevel) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FindingLevel.Descriptor instead.
 func (FindingLevel) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{12}
 }
 
 // ErrorDetail is attached to every error that Carrel itself makes.
@@ -1699,9 +1756,13 @@ type StartGuestRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Spec  *GuestSpec             `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Refuse if the name exists, even when that guest is stopped.
-	OnlyNew       bool `protobuf:"varint,2,opt,name=only_new,json=onlyNew,proto3" json:"only_new,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	OnlyNew bool `protobuf:"varint,2,opt,name=only_new,json=onlyNew,proto3" json:"only_new,omitempty"`
+	// Two requests with the same key make one guest; the second is told of the
+	// first one's guest. At most 128 bytes; empty: none. Error: key_reused, the
+	// key came with another request.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StartGuestRequest) Reset() {
@@ -1746,6 +1807,13 @@ func (x *StartGuestRequest) GetOnlyNew() bool {
 		return x.OnlyNew
 	}
 	return false
+}
+
+func (x *StartGuestRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 type StartGuestEvent struct {
@@ -2756,7 +2824,8 @@ type StartTaskRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
 	Spec  *TaskSpec              `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
-	// Two requests with the same key make one task. Empty: none.
+	// Two requests with the same key make one task. At most 128 bytes; empty:
+	// none. Error: key_reused, the key came with another request.
 	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -3402,6 +3471,1052 @@ func (x *ListTasksResponse) GetTasks() []*Task {
 	return nil
 }
 
+type WaitTaskRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	// A task's id.
+	Task string `protobuf:"bytes,2,opt,name=task,proto3" json:"task,omitempty"`
+	// How long to wait at most, in nanoseconds; 0: as long as the call may last
+	// (Connect-Timeout-Ms, grpc-timeout). Negative: not at all.
+	TimeoutNanos  int64 `protobuf:"varint,3,opt,name=timeout_nanos,json=timeoutNanos,proto3" json:"timeout_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitTaskRequest) Reset() {
+	*x = WaitTaskRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitTaskRequest) ProtoMessage() {}
+
+func (x *WaitTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitTaskRequest.ProtoReflect.Descriptor instead.
+func (*WaitTaskRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *WaitTaskRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *WaitTaskRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *WaitTaskRequest) GetTimeoutNanos() int64 {
+	if x != nil {
+		return x.TimeoutNanos
+	}
+	return 0
+}
+
+type WaitTaskResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The task: with its ending, if it has ended.
+	Task          *Task `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitTaskResponse) Reset() {
+	*x = WaitTaskResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitTaskResponse) ProtoMessage() {}
+
+func (x *WaitTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitTaskResponse.ProtoReflect.Descriptor instead.
+func (*WaitTaskResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *WaitTaskResponse) GetTask() *Task {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
+type ReadTaskRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Task  string                 `protobuf:"bytes,2,opt,name=task,proto3" json:"task,omitempty"`
+	// Where in the task's spool to begin: the last answer's next; 0: at its oldest
+	// byte.
+	Offset int64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	// At most so many bytes of output; 0, and the most: 1 MiB.
+	MaxBytes int64 `protobuf:"varint,4,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	// How long to wait for output or the task's end where there is nothing new, in
+	// nanoseconds, as in WaitTaskRequest.
+	TimeoutNanos  int64 `protobuf:"varint,5,opt,name=timeout_nanos,json=timeoutNanos,proto3" json:"timeout_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadTaskRequest) Reset() {
+	*x = ReadTaskRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadTaskRequest) ProtoMessage() {}
+
+func (x *ReadTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadTaskRequest.ProtoReflect.Descriptor instead.
+func (*ReadTaskRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ReadTaskRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *ReadTaskRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *ReadTaskRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ReadTaskRequest) GetMaxBytes() int64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+func (x *ReadTaskRequest) GetTimeoutNanos() int64 {
+	if x != nil {
+		return x.TimeoutNanos
+	}
+	return 0
+}
+
+type ReadTaskResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Pieces of output, in order, each at most 1 MiB: stdout, stderr, dropped and
+	// notice alone. None: nothing came in time, or the output is at its end.
+	Pieces []*AttachResponse `protobuf:"bytes,1,rep,name=pieces,proto3" json:"pieces,omitempty"`
+	// Where to go on.
+	Next int64 `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`
+	// Set when all of the output was read and the task has ended.
+	End           *Task `protobuf:"bytes,3,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadTaskResponse) Reset() {
+	*x = ReadTaskResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadTaskResponse) ProtoMessage() {}
+
+func (x *ReadTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadTaskResponse.ProtoReflect.Descriptor instead.
+func (*ReadTaskResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ReadTaskResponse) GetPieces() []*AttachResponse {
+	if x != nil {
+		return x.Pieces
+	}
+	return nil
+}
+
+func (x *ReadTaskResponse) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *ReadTaskResponse) GetEnd() *Task {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+type WriteTaskRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Task  string                 `protobuf:"bytes,2,opt,name=task,proto3" json:"task,omitempty"`
+	// At most 256 KiB.
+	Data []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	// End the input after data.
+	Close bool `protobuf:"varint,4,opt,name=close,proto3" json:"close,omitempty"`
+	// Where in the input data begins, in bytes from its start: what was written
+	// before is not written twice, so that a call can be made again. Unset: at
+	// the end of what was written. Error: bad_offset, beyond the end.
+	Offset        *int64 `protobuf:"varint,5,opt,name=offset,proto3,oneof" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteTaskRequest) Reset() {
+	*x = WriteTaskRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteTaskRequest) ProtoMessage() {}
+
+func (x *WriteTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteTaskRequest.ProtoReflect.Descriptor instead.
+func (*WriteTaskRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *WriteTaskRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *WriteTaskRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *WriteTaskRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *WriteTaskRequest) GetClose() bool {
+	if x != nil {
+		return x.Close
+	}
+	return false
+}
+
+func (x *WriteTaskRequest) GetOffset() int64 {
+	if x != nil && x.Offset != nil {
+		return *x.Offset
+	}
+	return 0
+}
+
+type WriteTaskResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes of input that were taken in all.
+	Written       int64 `protobuf:"varint,1,opt,name=written,proto3" json:"written,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteTaskResponse) Reset() {
+	*x = WriteTaskResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteTaskResponse) ProtoMessage() {}
+
+func (x *WriteTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteTaskResponse.ProtoReflect.Descriptor instead.
+func (*WriteTaskResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *WriteTaskResponse) GetWritten() int64 {
+	if x != nil {
+		return x.Written
+	}
+	return 0
+}
+
+type SignalTaskRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Task  string                 `protobuf:"bytes,2,opt,name=task,proto3" json:"task,omitempty"`
+	// Linux's number, 1 to 64.
+	Signal        int32 `protobuf:"varint,3,opt,name=signal,proto3" json:"signal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignalTaskRequest) Reset() {
+	*x = SignalTaskRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignalTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignalTaskRequest) ProtoMessage() {}
+
+func (x *SignalTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignalTaskRequest.ProtoReflect.Descriptor instead.
+func (*SignalTaskRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *SignalTaskRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *SignalTaskRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *SignalTaskRequest) GetSignal() int32 {
+	if x != nil {
+		return x.Signal
+	}
+	return 0
+}
+
+type SignalTaskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignalTaskResponse) Reset() {
+	*x = SignalTaskResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignalTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignalTaskResponse) ProtoMessage() {}
+
+func (x *SignalTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignalTaskResponse.ProtoReflect.Descriptor instead.
+func (*SignalTaskResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
+}
+
+type ResizeTaskRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Task  string                 `protobuf:"bytes,2,opt,name=task,proto3" json:"task,omitempty"`
+	// Characters, 1 to 32,767.
+	Rows          uint32 `protobuf:"varint,3,opt,name=rows,proto3" json:"rows,omitempty"`
+	Cols          uint32 `protobuf:"varint,4,opt,name=cols,proto3" json:"cols,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeTaskRequest) Reset() {
+	*x = ResizeTaskRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeTaskRequest) ProtoMessage() {}
+
+func (x *ResizeTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeTaskRequest.ProtoReflect.Descriptor instead.
+func (*ResizeTaskRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ResizeTaskRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *ResizeTaskRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *ResizeTaskRequest) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *ResizeTaskRequest) GetCols() uint32 {
+	if x != nil {
+		return x.Cols
+	}
+	return 0
+}
+
+type ResizeTaskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeTaskResponse) Reset() {
+	*x = ResizeTaskResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeTaskResponse) ProtoMessage() {}
+
+func (x *ResizeTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeTaskResponse.ProtoReflect.Descriptor instead.
+func (*ResizeTaskResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
+}
+
+type CancelTaskRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Task  string                 `protobuf:"bytes,2,opt,name=task,proto3" json:"task,omitempty"`
+	// Nanoseconds between SIGTERM and the end; 0: the default, 5 s; negative: at
+	// once. At most 60 s.
+	GraceNanos    int64 `protobuf:"varint,3,opt,name=grace_nanos,json=graceNanos,proto3" json:"grace_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelTaskRequest) Reset() {
+	*x = CancelTaskRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelTaskRequest) ProtoMessage() {}
+
+func (x *CancelTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelTaskRequest.ProtoReflect.Descriptor instead.
+func (*CancelTaskRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *CancelTaskRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *CancelTaskRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *CancelTaskRequest) GetGraceNanos() int64 {
+	if x != nil {
+		return x.GraceNanos
+	}
+	return 0
+}
+
+type CancelTaskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelTaskResponse) Reset() {
+	*x = CancelTaskResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelTaskResponse) ProtoMessage() {}
+
+func (x *CancelTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelTaskResponse.ProtoReflect.Descriptor instead.
+func (*CancelTaskResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *CancelTaskResponse) GetTask() *Task {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
+type ListFilesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	// An absolute path in the guest.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// As whom to look; empty: as tasks run.
+	User string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	// Only the entry itself.
+	SelfOnly      bool `protobuf:"varint,4,opt,name=self_only,json=selfOnly,proto3" json:"self_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFilesRequest) Reset() {
+	*x = ListFilesRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFilesRequest) ProtoMessage() {}
+
+func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFilesRequest.ProtoReflect.Descriptor instead.
+func (*ListFilesRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *ListFilesRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *ListFilesRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ListFilesRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ListFilesRequest) GetSelfOnly() bool {
+	if x != nil {
+		return x.SelfOnly
+	}
+	return false
+}
+
+type ListFilesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The entry at the path.
+	Self *FileInfo `protobuf:"bytes,1,opt,name=self,proto3" json:"self,omitempty"`
+	// What is in it, if it is a folder, in no order; at most 10,000.
+	Entries []*FileInfo `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"`
+	// Entries that were left out: beyond 10,000, or with a name that is not UTF-8.
+	LeftOut       int32 `protobuf:"varint,3,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFilesResponse) Reset() {
+	*x = ListFilesResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFilesResponse) ProtoMessage() {}
+
+func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFilesResponse.ProtoReflect.Descriptor instead.
+func (*ListFilesResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *ListFilesResponse) GetSelf() *FileInfo {
+	if x != nil {
+		return x.Self
+	}
+	return nil
+}
+
+func (x *ListFilesResponse) GetEntries() []*FileInfo {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ListFilesResponse) GetLeftOut() int32 {
+	if x != nil {
+		return x.LeftOut
+	}
+	return 0
+}
+
+// FileInfo is one entry of a guest's file system, by the guest's word.
+type FileInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One name, without a slash; "/" for the root.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Unspecified: a device, a pipe, a socket.
+	Type FileType `protobuf:"varint,2,opt,name=type,proto3,enum=carrel.v1.FileType" json:"type,omitempty"`
+	// Permission bits, 0-0777.
+	Mode uint32 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	// Bytes; 0 for what is no regular file.
+	Size int64 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	// What a symbolic link says.
+	Target string `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
+	// When it was last changed.
+	Modified      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=modified,proto3" json:"modified,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileInfo) Reset() {
+	*x = FileInfo{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileInfo) ProtoMessage() {}
+
+func (x *FileInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileInfo.ProtoReflect.Descriptor instead.
+func (*FileInfo) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *FileInfo) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FileInfo) GetType() FileType {
+	if x != nil {
+		return x.Type
+	}
+	return FileType_FILE_TYPE_UNSPECIFIED
+}
+
+func (x *FileInfo) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *FileInfo) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *FileInfo) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *FileInfo) GetModified() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Modified
+	}
+	return nil
+}
+
+type ReadFileRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	// An absolute path in the guest.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// As whom to read; empty: as tasks run.
+	User string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	// Where to begin, in bytes.
+	Offset int64 `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
+	// At most so many bytes; 0, and the most: 1 MiB.
+	MaxBytes      int64 `protobuf:"varint,5,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadFileRequest) Reset() {
+	*x = ReadFileRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadFileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadFileRequest) ProtoMessage() {}
+
+func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
+func (*ReadFileRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ReadFileRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *ReadFileRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ReadFileRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ReadFileRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ReadFileRequest) GetMaxBytes() int64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+type ReadFileResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Fewer bytes than were asked for: the file's end, as it was then.
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// The file as it was when it was opened.
+	Info          *FileInfo `protobuf:"bytes,2,opt,name=info,proto3" json:"info,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadFileResponse) Reset() {
+	*x = ReadFileResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadFileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadFileResponse) ProtoMessage() {}
+
+func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
+func (*ReadFileResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ReadFileResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ReadFileResponse) GetInfo() *FileInfo {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
 type PutRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -3416,7 +4531,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3428,7 +4543,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[36]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3441,7 +4556,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{36}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PutRequest) GetKind() isPutRequest_Kind {
@@ -3513,7 +4628,7 @@ type PutOpen struct {
 
 func (x *PutOpen) Reset() {
 	*x = PutOpen{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3525,7 +4640,7 @@ func (x *PutOpen) String() string {
 func (*PutOpen) ProtoMessage() {}
 
 func (x *PutOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[37]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3538,7 +4653,7 @@ func (x *PutOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutOpen.ProtoReflect.Descriptor instead.
 func (*PutOpen) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{37}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PutOpen) GetGuest() string {
@@ -3577,7 +4692,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3589,7 +4704,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[38]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3602,7 +4717,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{38}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
 }
 
 type GetRequest struct {
@@ -3616,7 +4731,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3628,7 +4743,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[39]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3641,7 +4756,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{39}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetRequest) GetGuest() string {
@@ -3678,7 +4793,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3690,7 +4805,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[40]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3703,7 +4818,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{40}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetResponse) GetKind() isGetResponse_Kind {
@@ -3765,7 +4880,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3777,7 +4892,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[41]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3790,7 +4905,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{41}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *File) GetName() string {
@@ -3837,7 +4952,7 @@ type ListSharesRequest struct {
 
 func (x *ListSharesRequest) Reset() {
 	*x = ListSharesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3849,7 +4964,7 @@ func (x *ListSharesRequest) String() string {
 func (*ListSharesRequest) ProtoMessage() {}
 
 func (x *ListSharesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[42]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3862,7 +4977,7 @@ func (x *ListSharesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSharesRequest.ProtoReflect.Descriptor instead.
 func (*ListSharesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{42}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListSharesRequest) GetGuest() string {
@@ -3881,7 +4996,7 @@ type ListSharesResponse struct {
 
 func (x *ListSharesResponse) Reset() {
 	*x = ListSharesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3893,7 +5008,7 @@ func (x *ListSharesResponse) String() string {
 func (*ListSharesResponse) ProtoMessage() {}
 
 func (x *ListSharesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[43]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3906,7 +5021,7 @@ func (x *ListSharesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSharesResponse.ProtoReflect.Descriptor instead.
 func (*ListSharesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{43}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListSharesResponse) GetShares() []*SharedFolder {
@@ -3930,7 +5045,7 @@ type SharedFolder struct {
 
 func (x *SharedFolder) Reset() {
 	*x = SharedFolder{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3942,7 +5057,7 @@ func (x *SharedFolder) String() string {
 func (*SharedFolder) ProtoMessage() {}
 
 func (x *SharedFolder) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[44]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3955,7 +5070,7 @@ func (x *SharedFolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SharedFolder.ProtoReflect.Descriptor instead.
 func (*SharedFolder) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{44}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SharedFolder) GetShare() *Share {
@@ -3989,7 +5104,7 @@ type AddShareRequest struct {
 
 func (x *AddShareRequest) Reset() {
 	*x = AddShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4001,7 +5116,7 @@ func (x *AddShareRequest) String() string {
 func (*AddShareRequest) ProtoMessage() {}
 
 func (x *AddShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[45]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4014,7 +5129,7 @@ func (x *AddShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddShareRequest.ProtoReflect.Descriptor instead.
 func (*AddShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{45}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *AddShareRequest) GetGuest() string {
@@ -4040,7 +5155,7 @@ type AddShareResponse struct {
 
 func (x *AddShareResponse) Reset() {
 	*x = AddShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4052,7 +5167,7 @@ func (x *AddShareResponse) String() string {
 func (*AddShareResponse) ProtoMessage() {}
 
 func (x *AddShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[46]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4065,7 +5180,7 @@ func (x *AddShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddShareResponse.ProtoReflect.Descriptor instead.
 func (*AddShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{46}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *AddShareResponse) GetShare() *SharedFolder {
@@ -4089,7 +5204,7 @@ type RemoveShareRequest struct {
 
 func (x *RemoveShareRequest) Reset() {
 	*x = RemoveShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4101,7 +5216,7 @@ func (x *RemoveShareRequest) String() string {
 func (*RemoveShareRequest) ProtoMessage() {}
 
 func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[47]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4114,7 +5229,7 @@ func (x *RemoveShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareRequest.ProtoReflect.Descriptor instead.
 func (*RemoveShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{47}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *RemoveShareRequest) GetGuest() string {
@@ -4146,7 +5261,7 @@ type RemoveShareResponse struct {
 
 func (x *RemoveShareResponse) Reset() {
 	*x = RemoveShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4158,7 +5273,7 @@ func (x *RemoveShareResponse) String() string {
 func (*RemoveShareResponse) ProtoMessage() {}
 
 func (x *RemoveShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[48]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4171,7 +5286,7 @@ func (x *RemoveShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveShareResponse.ProtoReflect.Descriptor instead.
 func (*RemoveShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{48}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
 }
 
 type RefreshShareRequest struct {
@@ -4185,7 +5300,7 @@ type RefreshShareRequest struct {
 
 func (x *RefreshShareRequest) Reset() {
 	*x = RefreshShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4197,7 +5312,7 @@ func (x *RefreshShareRequest) String() string {
 func (*RefreshShareRequest) ProtoMessage() {}
 
 func (x *RefreshShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[49]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4210,7 +5325,7 @@ func (x *RefreshShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshShareRequest.ProtoReflect.Descriptor instead.
 func (*RefreshShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{49}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *RefreshShareRequest) GetGuest() string {
@@ -4235,7 +5350,7 @@ type RefreshShareResponse struct {
 
 func (x *RefreshShareResponse) Reset() {
 	*x = RefreshShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4247,7 +5362,7 @@ func (x *RefreshShareResponse) String() string {
 func (*RefreshShareResponse) ProtoMessage() {}
 
 func (x *RefreshShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[50]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4260,7 +5375,7 @@ func (x *RefreshShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshShareResponse.ProtoReflect.Descriptor instead.
 func (*RefreshShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{50}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
 }
 
 type ExplainShareRequest struct {
@@ -4276,7 +5391,7 @@ type ExplainShareRequest struct {
 
 func (x *ExplainShareRequest) Reset() {
 	*x = ExplainShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4288,7 +5403,7 @@ func (x *ExplainShareRequest) String() string {
 func (*ExplainShareRequest) ProtoMessage() {}
 
 func (x *ExplainShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[51]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4301,7 +5416,7 @@ func (x *ExplainShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainShareRequest.ProtoReflect.Descriptor instead.
 func (*ExplainShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{51}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExplainShareRequest) GetGuest() string {
@@ -4341,7 +5456,7 @@ type ExplainShareResponse struct {
 
 func (x *ExplainShareResponse) Reset() {
 	*x = ExplainShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4353,7 +5468,7 @@ func (x *ExplainShareResponse) String() string {
 func (*ExplainShareResponse) ProtoMessage() {}
 
 func (x *ExplainShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[52]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4366,7 +5481,7 @@ func (x *ExplainShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainShareResponse.ProtoReflect.Descriptor instead.
 func (*ExplainShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{52}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ExplainShareResponse) GetHidden() bool {
@@ -4423,7 +5538,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4435,7 +5550,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[53]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4448,7 +5563,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{53}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *DiffRequest) GetGuest() string {
@@ -4535,7 +5650,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4547,7 +5662,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[54]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4560,7 +5675,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{54}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Change) GetPath() string {
@@ -4711,7 +5826,7 @@ type Beside struct {
 
 func (x *Beside) Reset() {
 	*x = Beside{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4723,7 +5838,7 @@ func (x *Beside) String() string {
 func (*Beside) ProtoMessage() {}
 
 func (x *Beside) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[55]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4736,7 +5851,7 @@ func (x *Beside) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Beside.ProtoReflect.Descriptor instead.
 func (*Beside) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{55}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Beside) GetIgnored() int32 {
@@ -4769,7 +5884,7 @@ type ReviewSummaryRequest struct {
 
 func (x *ReviewSummaryRequest) Reset() {
 	*x = ReviewSummaryRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4781,7 +5896,7 @@ func (x *ReviewSummaryRequest) String() string {
 func (*ReviewSummaryRequest) ProtoMessage() {}
 
 func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[56]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4794,7 +5909,7 @@ func (x *ReviewSummaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummaryRequest.ProtoReflect.Descriptor instead.
 func (*ReviewSummaryRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{56}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ReviewSummaryRequest) GetGuest() string {
@@ -4826,7 +5941,7 @@ type ReviewSummary struct {
 
 func (x *ReviewSummary) Reset() {
 	*x = ReviewSummary{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4838,7 +5953,7 @@ func (x *ReviewSummary) String() string {
 func (*ReviewSummary) ProtoMessage() {}
 
 func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[57]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4851,7 +5966,7 @@ func (x *ReviewSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReviewSummary.ProtoReflect.Descriptor instead.
 func (*ReviewSummary) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{57}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ReviewSummary) GetAdded() int32 {
@@ -4941,7 +6056,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4953,7 +6068,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[58]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4966,7 +6081,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{58}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ApplyRequest) GetGuest() string {
@@ -5039,7 +6154,7 @@ type ApplyEvent struct {
 
 func (x *ApplyEvent) Reset() {
 	*x = ApplyEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5051,7 +6166,7 @@ func (x *ApplyEvent) String() string {
 func (*ApplyEvent) ProtoMessage() {}
 
 func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[59]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5064,7 +6179,7 @@ func (x *ApplyEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyEvent.ProtoReflect.Descriptor instead.
 func (*ApplyEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{59}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ApplyEvent) GetPath() string {
@@ -5105,7 +6220,7 @@ type DiscardRequest struct {
 
 func (x *DiscardRequest) Reset() {
 	*x = DiscardRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5117,7 +6232,7 @@ func (x *DiscardRequest) String() string {
 func (*DiscardRequest) ProtoMessage() {}
 
 func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[60]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5130,7 +6245,7 @@ func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
 func (*DiscardRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{60}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *DiscardRequest) GetGuest() string {
@@ -5156,7 +6271,7 @@ type DiscardResponse struct {
 
 func (x *DiscardResponse) Reset() {
 	*x = DiscardResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5168,7 +6283,7 @@ func (x *DiscardResponse) String() string {
 func (*DiscardResponse) ProtoMessage() {}
 
 func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[61]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5181,7 +6296,7 @@ func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
 func (*DiscardResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{61}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *DiscardResponse) GetDiscarded() int32 {
@@ -5206,7 +6321,7 @@ type UndoRequest struct {
 
 func (x *UndoRequest) Reset() {
 	*x = UndoRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5218,7 +6333,7 @@ func (x *UndoRequest) String() string {
 func (*UndoRequest) ProtoMessage() {}
 
 func (x *UndoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[62]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5231,7 +6346,7 @@ func (x *UndoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoRequest.ProtoReflect.Descriptor instead.
 func (*UndoRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{62}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *UndoRequest) GetGuest() string {
@@ -5272,7 +6387,7 @@ type DiskUsageRequest struct {
 
 func (x *DiskUsageRequest) Reset() {
 	*x = DiskUsageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5284,7 +6399,7 @@ func (x *DiskUsageRequest) String() string {
 func (*DiskUsageRequest) ProtoMessage() {}
 
 func (x *DiskUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[63]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5297,7 +6412,7 @@ func (x *DiskUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsageRequest.ProtoReflect.Descriptor instead.
 func (*DiskUsageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{63}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *DiskUsageRequest) GetGuest() string {
@@ -5319,7 +6434,7 @@ type DiskUsageResponse struct {
 
 func (x *DiskUsageResponse) Reset() {
 	*x = DiskUsageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5331,7 +6446,7 @@ func (x *DiskUsageResponse) String() string {
 func (*DiskUsageResponse) ProtoMessage() {}
 
 func (x *DiskUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[64]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5344,7 +6459,7 @@ func (x *DiskUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsageResponse.ProtoReflect.Descriptor instead.
 func (*DiskUsageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{64}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *DiskUsageResponse) GetGuests() []*GuestUsage {
@@ -5387,7 +6502,7 @@ type GuestUsage struct {
 
 func (x *GuestUsage) Reset() {
 	*x = GuestUsage{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5399,7 +6514,7 @@ func (x *GuestUsage) String() string {
 func (*GuestUsage) ProtoMessage() {}
 
 func (x *GuestUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[65]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5412,7 +6527,7 @@ func (x *GuestUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestUsage.ProtoReflect.Descriptor instead.
 func (*GuestUsage) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{65}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *GuestUsage) GetGuest() string {
@@ -5464,7 +6579,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5476,7 +6591,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[66]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5489,7 +6604,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{66}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *PruneRequest) GetDryRun() bool {
@@ -5532,7 +6647,7 @@ type PruneItem struct {
 
 func (x *PruneItem) Reset() {
 	*x = PruneItem{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5544,7 +6659,7 @@ func (x *PruneItem) String() string {
 func (*PruneItem) ProtoMessage() {}
 
 func (x *PruneItem) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[67]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5557,7 +6672,7 @@ func (x *PruneItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneItem.ProtoReflect.Descriptor instead.
 func (*PruneItem) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{67}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *PruneItem) GetKind() string {
@@ -5606,7 +6721,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5618,7 +6733,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[68]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5631,7 +6746,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{68}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *PruneResponse) GetItems() []*PruneItem {
@@ -5667,7 +6782,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5679,7 +6794,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[69]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5692,7 +6807,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{69}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *Volume) GetName() string {
@@ -5755,7 +6870,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5767,7 +6882,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[70]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5780,7 +6895,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{70}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -5806,7 +6921,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5818,7 +6933,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[71]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5831,7 +6946,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{71}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *Volume {
@@ -5849,7 +6964,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5861,7 +6976,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[72]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5874,7 +6989,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{72}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
 }
 
 type ListVolumesResponse struct {
@@ -5886,7 +7001,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5898,7 +7013,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[73]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5911,7 +7026,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{73}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -5931,7 +7046,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5943,7 +7058,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[74]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5956,7 +7071,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{74}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -5981,7 +7096,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5993,7 +7108,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[75]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6006,7 +7121,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{75}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
 }
 
 type ExplainEgressRequest struct {
@@ -6018,7 +7133,7 @@ type ExplainEgressRequest struct {
 
 func (x *ExplainEgressRequest) Reset() {
 	*x = ExplainEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6030,7 +7145,7 @@ func (x *ExplainEgressRequest) String() string {
 func (*ExplainEgressRequest) ProtoMessage() {}
 
 func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[76]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6043,7 +7158,7 @@ func (x *ExplainEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressRequest.ProtoReflect.Descriptor instead.
 func (*ExplainEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{76}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ExplainEgressRequest) GetGuest() string {
@@ -6065,7 +7180,7 @@ type ExplainEgressResponse struct {
 
 func (x *ExplainEgressResponse) Reset() {
 	*x = ExplainEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6077,7 +7192,7 @@ func (x *ExplainEgressResponse) String() string {
 func (*ExplainEgressResponse) ProtoMessage() {}
 
 func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[77]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6090,7 +7205,7 @@ func (x *ExplainEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEgressResponse.ProtoReflect.Descriptor instead.
 func (*ExplainEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{77}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ExplainEgressResponse) GetRules() []*EgressRule {
@@ -6119,7 +7234,7 @@ type ChangeEgressRequest struct {
 
 func (x *ChangeEgressRequest) Reset() {
 	*x = ChangeEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6131,7 +7246,7 @@ func (x *ChangeEgressRequest) String() string {
 func (*ChangeEgressRequest) ProtoMessage() {}
 
 func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[78]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6144,7 +7259,7 @@ func (x *ChangeEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressRequest.ProtoReflect.Descriptor instead.
 func (*ChangeEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{78}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ChangeEgressRequest) GetGuest() string {
@@ -6179,7 +7294,7 @@ type ChangeEgressResponse struct {
 
 func (x *ChangeEgressResponse) Reset() {
 	*x = ChangeEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6191,7 +7306,7 @@ func (x *ChangeEgressResponse) String() string {
 func (*ChangeEgressResponse) ProtoMessage() {}
 
 func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[79]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6204,7 +7319,7 @@ func (x *ChangeEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeEgressResponse.ProtoReflect.Descriptor instead.
 func (*ChangeEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{79}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ChangeEgressResponse) GetRules() []*EgressRule {
@@ -6235,7 +7350,7 @@ type TestEgressRequest struct {
 
 func (x *TestEgressRequest) Reset() {
 	*x = TestEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6247,7 +7362,7 @@ func (x *TestEgressRequest) String() string {
 func (*TestEgressRequest) ProtoMessage() {}
 
 func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[80]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6260,7 +7375,7 @@ func (x *TestEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressRequest.ProtoReflect.Descriptor instead.
 func (*TestEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{80}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *TestEgressRequest) GetGuest() string {
@@ -6293,7 +7408,7 @@ type TestEgressResponse struct {
 
 func (x *TestEgressResponse) Reset() {
 	*x = TestEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6305,7 +7420,7 @@ func (x *TestEgressResponse) String() string {
 func (*TestEgressResponse) ProtoMessage() {}
 
 func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[81]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6318,7 +7433,7 @@ func (x *TestEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestEgressResponse.ProtoReflect.Descriptor instead.
 func (*TestEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{81}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *TestEgressResponse) GetVerdict() *EgressVerdict {
@@ -6346,7 +7461,7 @@ type EgressVerdict struct {
 
 func (x *EgressVerdict) Reset() {
 	*x = EgressVerdict{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6358,7 +7473,7 @@ func (x *EgressVerdict) String() string {
 func (*EgressVerdict) ProtoMessage() {}
 
 func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[82]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6371,7 +7486,7 @@ func (x *EgressVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressVerdict.ProtoReflect.Descriptor instead.
 func (*EgressVerdict) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{82}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *EgressVerdict) GetAction() EgressAction {
@@ -6422,7 +7537,7 @@ type WatchEgressRequest struct {
 
 func (x *WatchEgressRequest) Reset() {
 	*x = WatchEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6434,7 +7549,7 @@ func (x *WatchEgressRequest) String() string {
 func (*WatchEgressRequest) ProtoMessage() {}
 
 func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[83]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6447,7 +7562,7 @@ func (x *WatchEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEgressRequest.ProtoReflect.Descriptor instead.
 func (*WatchEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{83}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *WatchEgressRequest) GetGuest() string {
@@ -6505,7 +7620,7 @@ type EgressEvent struct {
 
 func (x *EgressEvent) Reset() {
 	*x = EgressEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6517,7 +7632,7 @@ func (x *EgressEvent) String() string {
 func (*EgressEvent) ProtoMessage() {}
 
 func (x *EgressEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[84]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6530,7 +7645,7 @@ func (x *EgressEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressEvent.ProtoReflect.Descriptor instead.
 func (*EgressEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{84}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *EgressEvent) GetSequence() uint64 {
@@ -6656,7 +7771,7 @@ type AnswerEgressRequest struct {
 
 func (x *AnswerEgressRequest) Reset() {
 	*x = AnswerEgressRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6668,7 +7783,7 @@ func (x *AnswerEgressRequest) String() string {
 func (*AnswerEgressRequest) ProtoMessage() {}
 
 func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[85]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6681,7 +7796,7 @@ func (x *AnswerEgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressRequest.ProtoReflect.Descriptor instead.
 func (*AnswerEgressRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{85}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *AnswerEgressRequest) GetGuest() string {
@@ -6713,7 +7828,7 @@ type AnswerEgressResponse struct {
 
 func (x *AnswerEgressResponse) Reset() {
 	*x = AnswerEgressResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6725,7 +7840,7 @@ func (x *AnswerEgressResponse) String() string {
 func (*AnswerEgressResponse) ProtoMessage() {}
 
 func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[86]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6738,7 +7853,7 @@ func (x *AnswerEgressResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerEgressResponse.ProtoReflect.Descriptor instead.
 func (*AnswerEgressResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{86}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
 }
 
 type PublishRequest struct {
@@ -6751,7 +7866,7 @@ type PublishRequest struct {
 
 func (x *PublishRequest) Reset() {
 	*x = PublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6763,7 +7878,7 @@ func (x *PublishRequest) String() string {
 func (*PublishRequest) ProtoMessage() {}
 
 func (x *PublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[87]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6776,7 +7891,7 @@ func (x *PublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
 func (*PublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{87}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *PublishRequest) GetGuest() string {
@@ -6802,7 +7917,7 @@ type PublishResponse struct {
 
 func (x *PublishResponse) Reset() {
 	*x = PublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6814,7 +7929,7 @@ func (x *PublishResponse) String() string {
 func (*PublishResponse) ProtoMessage() {}
 
 func (x *PublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[88]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6827,7 +7942,7 @@ func (x *PublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishResponse.ProtoReflect.Descriptor instead.
 func (*PublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{88}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *PublishResponse) GetPort() *Port {
@@ -6847,7 +7962,7 @@ type UnpublishRequest struct {
 
 func (x *UnpublishRequest) Reset() {
 	*x = UnpublishRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6859,7 +7974,7 @@ func (x *UnpublishRequest) String() string {
 func (*UnpublishRequest) ProtoMessage() {}
 
 func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[89]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6872,7 +7987,7 @@ func (x *UnpublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishRequest.ProtoReflect.Descriptor instead.
 func (*UnpublishRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{89}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *UnpublishRequest) GetGuest() string {
@@ -6897,7 +8012,7 @@ type UnpublishResponse struct {
 
 func (x *UnpublishResponse) Reset() {
 	*x = UnpublishResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6909,7 +8024,7 @@ func (x *UnpublishResponse) String() string {
 func (*UnpublishResponse) ProtoMessage() {}
 
 func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[90]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6922,7 +8037,7 @@ func (x *UnpublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpublishResponse.ProtoReflect.Descriptor instead.
 func (*UnpublishResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{90}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
 }
 
 // Secret is what is known of a credential beside its value.
@@ -6940,7 +8055,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6952,7 +8067,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[91]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6965,7 +8080,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{91}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *Secret) GetName() string {
@@ -7032,7 +8147,7 @@ type SecretDefinition struct {
 
 func (x *SecretDefinition) Reset() {
 	*x = SecretDefinition{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7044,7 +8159,7 @@ func (x *SecretDefinition) String() string {
 func (*SecretDefinition) ProtoMessage() {}
 
 func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[92]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7057,7 +8172,7 @@ func (x *SecretDefinition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretDefinition.ProtoReflect.Descriptor instead.
 func (*SecretDefinition) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{92}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *SecretDefinition) GetPreset() string {
@@ -7170,7 +8285,7 @@ type SetSecretRequest struct {
 
 func (x *SetSecretRequest) Reset() {
 	*x = SetSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7182,7 +8297,7 @@ func (x *SetSecretRequest) String() string {
 func (*SetSecretRequest) ProtoMessage() {}
 
 func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[93]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7195,7 +8310,7 @@ func (x *SetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretRequest.ProtoReflect.Descriptor instead.
 func (*SetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{93}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *SetSecretRequest) GetName() string {
@@ -7228,7 +8343,7 @@ type SetSecretResponse struct {
 
 func (x *SetSecretResponse) Reset() {
 	*x = SetSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7240,7 +8355,7 @@ func (x *SetSecretResponse) String() string {
 func (*SetSecretResponse) ProtoMessage() {}
 
 func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[94]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7253,7 +8368,7 @@ func (x *SetSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretResponse.ProtoReflect.Descriptor instead.
 func (*SetSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{94}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *SetSecretResponse) GetSecret() *Secret {
@@ -7271,7 +8386,7 @@ type ListSecretsRequest struct {
 
 func (x *ListSecretsRequest) Reset() {
 	*x = ListSecretsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7283,7 +8398,7 @@ func (x *ListSecretsRequest) String() string {
 func (*ListSecretsRequest) ProtoMessage() {}
 
 func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[95]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7296,7 +8411,7 @@ func (x *ListSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsRequest.ProtoReflect.Descriptor instead.
 func (*ListSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{95}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
 }
 
 type ListSecretsResponse struct {
@@ -7308,7 +8423,7 @@ type ListSecretsResponse struct {
 
 func (x *ListSecretsResponse) Reset() {
 	*x = ListSecretsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7320,7 +8435,7 @@ func (x *ListSecretsResponse) String() string {
 func (*ListSecretsResponse) ProtoMessage() {}
 
 func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[96]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7333,7 +8448,7 @@ func (x *ListSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSecretsResponse.ProtoReflect.Descriptor instead.
 func (*ListSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{96}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ListSecretsResponse) GetSecrets() []*Secret {
@@ -7352,7 +8467,7 @@ type RemoveSecretRequest struct {
 
 func (x *RemoveSecretRequest) Reset() {
 	*x = RemoveSecretRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7364,7 +8479,7 @@ func (x *RemoveSecretRequest) String() string {
 func (*RemoveSecretRequest) ProtoMessage() {}
 
 func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[97]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7377,7 +8492,7 @@ func (x *RemoveSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSecretRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{97}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *RemoveSecretRequest) GetName() string {
@@ -7395,7 +8510,7 @@ type RemoveSecretResponse struct {
 
 func (x *RemoveSecretResponse) Reset() {
 	*x = RemoveSecretResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7407,7 +8522,7 @@ func (x *RemoveSecretResponse) String() string {
 func (*RemoveSecretResponse) ProtoMessage() {}
 
 func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[98]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7420,7 +8535,7 @@ func (x *RemoveSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSecretResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSecretResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{98}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
 }
 
 type ImportPolicyRequest struct {
@@ -7435,7 +8550,7 @@ type ImportPolicyRequest struct {
 
 func (x *ImportPolicyRequest) Reset() {
 	*x = ImportPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7447,7 +8562,7 @@ func (x *ImportPolicyRequest) String() string {
 func (*ImportPolicyRequest) ProtoMessage() {}
 
 func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[99]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7460,7 +8575,7 @@ func (x *ImportPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ImportPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{99}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ImportPolicyRequest) GetFrom() string {
@@ -7488,7 +8603,7 @@ type ImportPolicyResponse struct {
 
 func (x *ImportPolicyResponse) Reset() {
 	*x = ImportPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7500,7 +8615,7 @@ func (x *ImportPolicyResponse) String() string {
 func (*ImportPolicyResponse) ProtoMessage() {}
 
 func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[100]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7513,7 +8628,7 @@ func (x *ImportPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ImportPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{100}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *ImportPolicyResponse) GetPolicy() []byte {
@@ -7542,7 +8657,7 @@ type ImportedKey struct {
 
 func (x *ImportedKey) Reset() {
 	*x = ImportedKey{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7554,7 +8669,7 @@ func (x *ImportedKey) String() string {
 func (*ImportedKey) ProtoMessage() {}
 
 func (x *ImportedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[101]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7567,7 +8682,7 @@ func (x *ImportedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedKey.ProtoReflect.Descriptor instead.
 func (*ImportedKey) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{101}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ImportedKey) GetKey() string {
@@ -7605,7 +8720,7 @@ type CheckPolicyRequest struct {
 
 func (x *CheckPolicyRequest) Reset() {
 	*x = CheckPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7617,7 +8732,7 @@ func (x *CheckPolicyRequest) String() string {
 func (*CheckPolicyRequest) ProtoMessage() {}
 
 func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[102]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7630,7 +8745,7 @@ func (x *CheckPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyRequest.ProtoReflect.Descriptor instead.
 func (*CheckPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{102}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *CheckPolicyRequest) GetContent() []byte {
@@ -7664,7 +8779,7 @@ type CheckPolicyResponse struct {
 
 func (x *CheckPolicyResponse) Reset() {
 	*x = CheckPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7676,7 +8791,7 @@ func (x *CheckPolicyResponse) String() string {
 func (*CheckPolicyResponse) ProtoMessage() {}
 
 func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[103]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7689,7 +8804,7 @@ func (x *CheckPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPolicyResponse.ProtoReflect.Descriptor instead.
 func (*CheckPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{103}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *CheckPolicyResponse) GetProblems() []*PolicyProblem {
@@ -7717,7 +8832,7 @@ type PolicyProblem struct {
 
 func (x *PolicyProblem) Reset() {
 	*x = PolicyProblem{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7729,7 +8844,7 @@ func (x *PolicyProblem) String() string {
 func (*PolicyProblem) ProtoMessage() {}
 
 func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[104]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7742,7 +8857,7 @@ func (x *PolicyProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyProblem.ProtoReflect.Descriptor instead.
 func (*PolicyProblem) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{104}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *PolicyProblem) GetLine() int32 {
@@ -7777,7 +8892,7 @@ type RequestPolicyRequest struct {
 
 func (x *RequestPolicyRequest) Reset() {
 	*x = RequestPolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7789,7 +8904,7 @@ func (x *RequestPolicyRequest) String() string {
 func (*RequestPolicyRequest) ProtoMessage() {}
 
 func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[105]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7802,7 +8917,7 @@ func (x *RequestPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyRequest.ProtoReflect.Descriptor instead.
 func (*RequestPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{105}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *RequestPolicyRequest) GetFolder() string {
@@ -7826,7 +8941,7 @@ type RequestPolicyResponse struct {
 
 func (x *RequestPolicyResponse) Reset() {
 	*x = RequestPolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7838,7 +8953,7 @@ func (x *RequestPolicyResponse) String() string {
 func (*RequestPolicyResponse) ProtoMessage() {}
 
 func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[106]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7851,7 +8966,7 @@ func (x *RequestPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicyResponse.ProtoReflect.Descriptor instead.
 func (*RequestPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{106}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *RequestPolicyResponse) GetPresent() bool {
@@ -7899,7 +9014,7 @@ type AgreePolicyRequest struct {
 
 func (x *AgreePolicyRequest) Reset() {
 	*x = AgreePolicyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7911,7 +9026,7 @@ func (x *AgreePolicyRequest) String() string {
 func (*AgreePolicyRequest) ProtoMessage() {}
 
 func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[107]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7924,7 +9039,7 @@ func (x *AgreePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyRequest.ProtoReflect.Descriptor instead.
 func (*AgreePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{107}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *AgreePolicyRequest) GetFolder() string {
@@ -7949,7 +9064,7 @@ type AgreePolicyResponse struct {
 
 func (x *AgreePolicyResponse) Reset() {
 	*x = AgreePolicyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7961,7 +9076,7 @@ func (x *AgreePolicyResponse) String() string {
 func (*AgreePolicyResponse) ProtoMessage() {}
 
 func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[108]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7974,7 +9089,7 @@ func (x *AgreePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgreePolicyResponse.ProtoReflect.Descriptor instead.
 func (*AgreePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{108}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
 }
 
 type VerifyAuditRequest struct {
@@ -7986,7 +9101,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7998,7 +9113,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[109]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8011,7 +9126,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{109}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *VerifyAuditRequest) GetGuest() string {
@@ -8035,7 +9150,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8047,7 +9162,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[110]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8060,7 +9175,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{110}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *VerifyAuditResponse) GetRecords() int64 {
@@ -8101,7 +9216,7 @@ type ShowAuditRequest struct {
 
 func (x *ShowAuditRequest) Reset() {
 	*x = ShowAuditRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8113,7 +9228,7 @@ func (x *ShowAuditRequest) String() string {
 func (*ShowAuditRequest) ProtoMessage() {}
 
 func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[111]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8126,7 +9241,7 @@ func (x *ShowAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditRequest.ProtoReflect.Descriptor instead.
 func (*ShowAuditRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{111}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ShowAuditRequest) GetGuest() string {
@@ -8152,7 +9267,7 @@ type ShowAuditResponse struct {
 
 func (x *ShowAuditResponse) Reset() {
 	*x = ShowAuditResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8164,7 +9279,7 @@ func (x *ShowAuditResponse) String() string {
 func (*ShowAuditResponse) ProtoMessage() {}
 
 func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[112]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8177,7 +9292,7 @@ func (x *ShowAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowAuditResponse.ProtoReflect.Descriptor instead.
 func (*ShowAuditResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{112}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *ShowAuditResponse) GetRecord() []byte {
@@ -8214,7 +9329,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8226,7 +9341,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[113]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8239,7 +9354,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{113}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *Image) GetName() string {
@@ -8343,7 +9458,7 @@ type ImageBundle struct {
 
 func (x *ImageBundle) Reset() {
 	*x = ImageBundle{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8355,7 +9470,7 @@ func (x *ImageBundle) String() string {
 func (*ImageBundle) ProtoMessage() {}
 
 func (x *ImageBundle) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[114]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8368,7 +9483,7 @@ func (x *ImageBundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageBundle.ProtoReflect.Descriptor instead.
 func (*ImageBundle) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{114}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *ImageBundle) GetDigest() string {
@@ -8447,7 +9562,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8459,7 +9574,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[115]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8472,7 +9587,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{115}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *ImageConfig) GetEntrypoint() []string {
@@ -8521,7 +9636,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8533,7 +9648,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[116]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8546,7 +9661,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{116}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ImagePart) GetName() string {
@@ -8578,7 +9693,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8590,7 +9705,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[117]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8603,7 +9718,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{117}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
 }
 
 type ListImagesResponse struct {
@@ -8615,7 +9730,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8627,7 +9742,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[118]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8640,7 +9755,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{118}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -8659,7 +9774,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8671,7 +9786,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[119]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8684,7 +9799,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{119}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -8707,7 +9822,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8719,7 +9834,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[120]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8732,7 +9847,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{120}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -8787,7 +9902,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8799,7 +9914,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[121]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8812,7 +9927,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{121}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *PullImageRequest) GetReference() string {
@@ -8842,7 +9957,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8854,7 +9969,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[122]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8867,7 +9982,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{122}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *PullImageResponse) GetKind() isPullImageResponse_Kind {
@@ -8925,7 +10040,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8937,7 +10052,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[123]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8950,7 +10065,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{123}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ImportImageRequest) GetPath() string {
@@ -8987,7 +10102,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8999,7 +10114,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[124]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9012,7 +10127,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{124}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *ImportImageResponse) GetKind() isImportImageResponse_Kind {
@@ -9065,7 +10180,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9077,7 +10192,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[125]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9090,7 +10205,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{125}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -9109,7 +10224,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9121,7 +10236,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[126]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9134,7 +10249,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{126}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -9153,7 +10268,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9165,7 +10280,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[127]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9178,7 +10293,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{127}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -9196,7 +10311,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9208,7 +10323,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[128]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9221,7 +10336,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{128}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{145}
 }
 
 type PruneImagesRequest struct {
@@ -9236,7 +10351,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9248,7 +10363,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[129]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9261,7 +10376,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{129}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *PruneImagesRequest) GetDryRun() bool {
@@ -9291,7 +10406,7 @@ type PruneImagesResponse struct {
 
 func (x *PruneImagesResponse) Reset() {
 	*x = PruneImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9303,7 +10418,7 @@ func (x *PruneImagesResponse) String() string {
 func (*PruneImagesResponse) ProtoMessage() {}
 
 func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[130]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9316,7 +10431,7 @@ func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
 func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{130}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *PruneImagesResponse) GetImages() []*Image {
@@ -9355,7 +10470,7 @@ type ImageSigning struct {
 
 func (x *ImageSigning) Reset() {
 	*x = ImageSigning{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9367,7 +10482,7 @@ func (x *ImageSigning) String() string {
 func (*ImageSigning) ProtoMessage() {}
 
 func (x *ImageSigning) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9380,7 +10495,7 @@ func (x *ImageSigning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageSigning.ProtoReflect.Descriptor instead.
 func (*ImageSigning) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *ImageSigning) GetKeyPath() string {
@@ -9417,7 +10532,7 @@ type PublishedImage struct {
 
 func (x *PublishedImage) Reset() {
 	*x = PublishedImage{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9429,7 +10544,7 @@ func (x *PublishedImage) String() string {
 func (*PublishedImage) ProtoMessage() {}
 
 func (x *PublishedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9442,7 +10557,7 @@ func (x *PublishedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishedImage.ProtoReflect.Descriptor instead.
 func (*PublishedImage) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{149}
 }
 
 func (x *PublishedImage) GetName() string {
@@ -9492,7 +10607,7 @@ type PushImageRequest struct {
 
 func (x *PushImageRequest) Reset() {
 	*x = PushImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9504,7 +10619,7 @@ func (x *PushImageRequest) String() string {
 func (*PushImageRequest) ProtoMessage() {}
 
 func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9517,7 +10632,7 @@ func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
 func (*PushImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{150}
 }
 
 func (x *PushImageRequest) GetNames() []string {
@@ -9554,7 +10669,7 @@ type PushImageResponse struct {
 
 func (x *PushImageResponse) Reset() {
 	*x = PushImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9566,7 +10681,7 @@ func (x *PushImageResponse) String() string {
 func (*PushImageResponse) ProtoMessage() {}
 
 func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9579,7 +10694,7 @@ func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageResponse.ProtoReflect.Descriptor instead.
 func (*PushImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{151}
 }
 
 func (x *PushImageResponse) GetKind() isPushImageResponse_Kind {
@@ -9635,7 +10750,7 @@ type ExportImageRequest struct {
 
 func (x *ExportImageRequest) Reset() {
 	*x = ExportImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[152]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9647,7 +10762,7 @@ func (x *ExportImageRequest) String() string {
 func (*ExportImageRequest) ProtoMessage() {}
 
 func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[152]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9660,7 +10775,7 @@ func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
 func (*ExportImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{152}
 }
 
 func (x *ExportImageRequest) GetNames() []string {
@@ -9697,7 +10812,7 @@ type ExportImageResponse struct {
 
 func (x *ExportImageResponse) Reset() {
 	*x = ExportImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[153]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9709,7 +10824,7 @@ func (x *ExportImageResponse) String() string {
 func (*ExportImageResponse) ProtoMessage() {}
 
 func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[153]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9722,7 +10837,7 @@ func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageResponse.ProtoReflect.Descriptor instead.
 func (*ExportImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{153}
 }
 
 func (x *ExportImageResponse) GetKind() isExportImageResponse_Kind {
@@ -9775,7 +10890,7 @@ type RestoreImageRequest struct {
 
 func (x *RestoreImageRequest) Reset() {
 	*x = RestoreImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[154]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9787,7 +10902,7 @@ func (x *RestoreImageRequest) String() string {
 func (*RestoreImageRequest) ProtoMessage() {}
 
 func (x *RestoreImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[154]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9800,7 +10915,7 @@ func (x *RestoreImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreImageRequest.ProtoReflect.Descriptor instead.
 func (*RestoreImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{137}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{154}
 }
 
 func (x *RestoreImageRequest) GetName() string {
@@ -9819,7 +10934,7 @@ type RestoreImageResponse struct {
 
 func (x *RestoreImageResponse) Reset() {
 	*x = RestoreImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[155]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9831,7 +10946,7 @@ func (x *RestoreImageResponse) String() string {
 func (*RestoreImageResponse) ProtoMessage() {}
 
 func (x *RestoreImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[155]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9844,7 +10959,7 @@ func (x *RestoreImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreImageResponse.ProtoReflect.Descriptor instead.
 func (*RestoreImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{138}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{155}
 }
 
 func (x *RestoreImageResponse) GetImage() *Image {
@@ -9867,7 +10982,7 @@ type ImageKey struct {
 
 func (x *ImageKey) Reset() {
 	*x = ImageKey{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[156]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9879,7 +10994,7 @@ func (x *ImageKey) String() string {
 func (*ImageKey) ProtoMessage() {}
 
 func (x *ImageKey) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[156]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9892,7 +11007,7 @@ func (x *ImageKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageKey.ProtoReflect.Descriptor instead.
 func (*ImageKey) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{139}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{156}
 }
 
 func (x *ImageKey) GetName() string {
@@ -9924,7 +11039,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[157]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9936,7 +11051,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[157]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9949,7 +11064,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{140}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{157}
 }
 
 type ListKeysResponse struct {
@@ -9961,7 +11076,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[158]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9973,7 +11088,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[158]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9986,7 +11101,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{141}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{158}
 }
 
 func (x *ListKeysResponse) GetKeys() []*ImageKey {
@@ -10007,7 +11122,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[159]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10019,7 +11134,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[159]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10032,7 +11147,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{142}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{159}
 }
 
 func (x *CreateKeyRequest) GetPath() string {
@@ -10051,7 +11166,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[160]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10063,7 +11178,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[160]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10076,7 +11191,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{143}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{160}
 }
 
 func (x *CreateKeyResponse) GetKey() *ImageKey {
@@ -10098,7 +11213,7 @@ type TrustKeyRequest struct {
 
 func (x *TrustKeyRequest) Reset() {
 	*x = TrustKeyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[161]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10110,7 +11225,7 @@ func (x *TrustKeyRequest) String() string {
 func (*TrustKeyRequest) ProtoMessage() {}
 
 func (x *TrustKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[161]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10123,7 +11238,7 @@ func (x *TrustKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustKeyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{144}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{161}
 }
 
 func (x *TrustKeyRequest) GetPath() string {
@@ -10149,7 +11264,7 @@ type TrustKeyResponse struct {
 
 func (x *TrustKeyResponse) Reset() {
 	*x = TrustKeyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[162]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10161,7 +11276,7 @@ func (x *TrustKeyResponse) String() string {
 func (*TrustKeyResponse) ProtoMessage() {}
 
 func (x *TrustKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[162]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10174,7 +11289,7 @@ func (x *TrustKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustKeyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{145}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{162}
 }
 
 func (x *TrustKeyResponse) GetKey() *ImageKey {
@@ -10193,7 +11308,7 @@ type ForgetKeyRequest struct {
 
 func (x *ForgetKeyRequest) Reset() {
 	*x = ForgetKeyRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[163]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10205,7 +11320,7 @@ func (x *ForgetKeyRequest) String() string {
 func (*ForgetKeyRequest) ProtoMessage() {}
 
 func (x *ForgetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[163]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10218,7 +11333,7 @@ func (x *ForgetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetKeyRequest.ProtoReflect.Descriptor instead.
 func (*ForgetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{146}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{163}
 }
 
 func (x *ForgetKeyRequest) GetName() string {
@@ -10236,7 +11351,7 @@ type ForgetKeyResponse struct {
 
 func (x *ForgetKeyResponse) Reset() {
 	*x = ForgetKeyResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[164]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10248,7 +11363,7 @@ func (x *ForgetKeyResponse) String() string {
 func (*ForgetKeyResponse) ProtoMessage() {}
 
 func (x *ForgetKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[164]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10261,7 +11376,661 @@ func (x *ForgetKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetKeyResponse.ProtoReflect.Descriptor instead.
 func (*ForgetKeyResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{147}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{164}
+}
+
+type WatchEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The sequence of the last event that the caller has; 0: none, all that are
+	// kept come.
+	After uint64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
+	// Begin with what happens from now on, whatever after says.
+	OnlyNew bool `protobuf:"varint,2,opt,name=only_new,json=onlyNew,proto3" json:"only_new,omitempty"`
+	// End when all that are kept were sent.
+	NoFollow bool `protobuf:"varint,3,opt,name=no_follow,json=noFollow,proto3" json:"no_follow,omitempty"`
+	// Only events of this guest; empty: all.
+	Guest         string `protobuf:"bytes,4,opt,name=guest,proto3" json:"guest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEventsRequest) Reset() {
+	*x = WatchEventsRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[165]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEventsRequest) ProtoMessage() {}
+
+func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[165]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
+func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{165}
+}
+
+func (x *WatchEventsRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *WatchEventsRequest) GetOnlyNew() bool {
+	if x != nil {
+		return x.OnlyNew
+	}
+	return false
+}
+
+func (x *WatchEventsRequest) GetNoFollow() bool {
+	if x != nil {
+		return x.NoFollow
+	}
+	return false
+}
+
+func (x *WatchEventsRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+type ListEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in WatchEventsRequest.
+	After uint64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
+	// At most so many; 0: 100. At most 1,000.
+	Limit int32  `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	Guest string `protobuf:"bytes,3,opt,name=guest,proto3" json:"guest,omitempty"`
+	// How long to wait for one where there is none, in nanoseconds; 0: not at all.
+	TimeoutNanos  int64 `protobuf:"varint,4,opt,name=timeout_nanos,json=timeoutNanos,proto3" json:"timeout_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsRequest) Reset() {
+	*x = ListEventsRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[166]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsRequest) ProtoMessage() {}
+
+func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[166]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
+func (*ListEventsRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{166}
+}
+
+func (x *ListEventsRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *ListEventsRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListEventsRequest) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *ListEventsRequest) GetTimeoutNanos() int64 {
+	if x != nil {
+		return x.TimeoutNanos
+	}
+	return 0
+}
+
+type ListEventsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// What to give as after the next time.
+	Next          uint64 `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsResponse) Reset() {
+	*x = ListEventsResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[167]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsResponse) ProtoMessage() {}
+
+func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[167]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
+func (*ListEventsResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{167}
+}
+
+func (x *ListEventsResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *ListEventsResponse) GetNext() uint64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+// Event is one change of what a user sees. What a guest says in it (hosts,
+// paths, causes) is the guest's word, escaped.
+type Event struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Counts up by one; of a gap it is that of the last event that is missing.
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Time     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// Whose event it is; empty: nobody's.
+	Guest string `protobuf:"bytes,3,opt,name=guest,proto3" json:"guest,omitempty"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Event_Gap
+	//	*Event_Changed
+	//	*Event_Removed
+	//	*Event_Task
+	//	*Event_Egress
+	//	*Event_EgressLeftOut
+	//	*Event_Image
+	//	*Event_ImageRemoved
+	//	*Event_DaemonStarted
+	Kind          isEvent_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Event) Reset() {
+	*x = Event{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[168]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Event) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Event) ProtoMessage() {}
+
+func (x *Event) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[168]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Event.ProtoReflect.Descriptor instead.
+func (*Event) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{168}
+}
+
+func (x *Event) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Event) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Event) GetGuest() string {
+	if x != nil {
+		return x.Guest
+	}
+	return ""
+}
+
+func (x *Event) GetKind() isEvent_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Event) GetGap() *EventGap {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Gap); ok {
+			return x.Gap
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetChanged() *Guest {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Changed); ok {
+			return x.Changed
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetRemoved() *GuestRemoved {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Removed); ok {
+			return x.Removed
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetTask() *Task {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Task); ok {
+			return x.Task
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetEgress() *EgressEvent {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Egress); ok {
+			return x.Egress
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetEgressLeftOut() *EgressLeftOut {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_EgressLeftOut); ok {
+			return x.EgressLeftOut
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetImage() *Image {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Image); ok {
+			return x.Image
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetImageRemoved() *ImageRemoved {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_ImageRemoved); ok {
+			return x.ImageRemoved
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetDaemonStarted() *DaemonStarted {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_DaemonStarted); ok {
+			return x.DaemonStarted
+		}
+	}
+	return nil
+}
+
+type isEvent_Kind interface {
+	isEvent_Kind()
+}
+
+type Event_Gap struct {
+	// Events from this one on are gone: they were too old to be kept.
+	Gap *EventGap `protobuf:"bytes,4,opt,name=gap,proto3,oneof"`
+}
+
+type Event_Changed struct {
+	// The guest as it is now: its state, shares, ports and review, without its
+	// tasks, timings and command line.
+	Changed *Guest `protobuf:"bytes,5,opt,name=changed,proto3,oneof"`
+}
+
+type Event_Removed struct {
+	// The guest was removed.
+	Removed *GuestRemoved `protobuf:"bytes,6,opt,name=removed,proto3,oneof"`
+}
+
+type Event_Task struct {
+	// The task as it is now, when it was accepted and when it ended: without its
+	// environment.
+	Task *Task `protobuf:"bytes,7,opt,name=task,proto3,oneof"`
+}
+
+type Event_Egress struct {
+	// A verdict, or a question that waits for an answer.
+	Egress *EgressEvent `protobuf:"bytes,8,opt,name=egress,proto3,oneof"`
+}
+
+type Event_EgressLeftOut struct {
+	// So many of a guest's verdicts were left out: it made more than are kept of
+	// one guest (1,000 at once, 50 a second). EgressService.Watch has the last
+	// ones. Questions are never left out.
+	EgressLeftOut *EgressLeftOut `protobuf:"bytes,9,opt,name=egress_left_out,json=egressLeftOut,proto3,oneof"`
+}
+
+type Event_Image struct {
+	// An image is there, or is another one under its name.
+	Image *Image `protobuf:"bytes,10,opt,name=image,proto3,oneof"`
+}
+
+type Event_ImageRemoved struct {
+	// The image of this name is gone.
+	ImageRemoved *ImageRemoved `protobuf:"bytes,11,opt,name=image_removed,json=imageRemoved,proto3,oneof"`
+}
+
+type Event_DaemonStarted struct {
+	// The daemon started. What happened while none ran is told right after.
+	DaemonStarted *DaemonStarted `protobuf:"bytes,12,opt,name=daemon_started,json=daemonStarted,proto3,oneof"`
+}
+
+func (*Event_Gap) isEvent_Kind() {}
+
+func (*Event_Changed) isEvent_Kind() {}
+
+func (*Event_Removed) isEvent_Kind() {}
+
+func (*Event_Task) isEvent_Kind() {}
+
+func (*Event_Egress) isEvent_Kind() {}
+
+func (*Event_EgressLeftOut) isEvent_Kind() {}
+
+func (*Event_Image) isEvent_Kind() {}
+
+func (*Event_ImageRemoved) isEvent_Kind() {}
+
+func (*Event_DaemonStarted) isEvent_Kind() {}
+
+type EventGap struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first event that is missing.
+	First         uint64 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventGap) Reset() {
+	*x = EventGap{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[169]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventGap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventGap) ProtoMessage() {}
+
+func (x *EventGap) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[169]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventGap.ProtoReflect.Descriptor instead.
+func (*EventGap) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{169}
+}
+
+func (x *EventGap) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+type GuestRemoved struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestRemoved) Reset() {
+	*x = GuestRemoved{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[170]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestRemoved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestRemoved) ProtoMessage() {}
+
+func (x *GuestRemoved) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[170]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestRemoved.ProtoReflect.Descriptor instead.
+func (*GuestRemoved) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{170}
+}
+
+type EgressLeftOut struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         int64                  `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressLeftOut) Reset() {
+	*x = EgressLeftOut{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[171]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressLeftOut) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressLeftOut) ProtoMessage() {}
+
+func (x *EgressLeftOut) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[171]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressLeftOut.ProtoReflect.Descriptor instead.
+func (*EgressLeftOut) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{171}
+}
+
+func (x *EgressLeftOut) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+type ImageRemoved struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageRemoved) Reset() {
+	*x = ImageRemoved{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[172]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageRemoved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageRemoved) ProtoMessage() {}
+
+func (x *ImageRemoved) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[172]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageRemoved.ProtoReflect.Descriptor instead.
+func (*ImageRemoved) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{172}
+}
+
+func (x *ImageRemoved) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DaemonStarted struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pid   int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// The daemon's build.
+	Version       string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DaemonStarted) Reset() {
+	*x = DaemonStarted{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[173]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DaemonStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DaemonStarted) ProtoMessage() {}
+
+func (x *DaemonStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[173]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DaemonStarted.ProtoReflect.Descriptor instead.
+func (*DaemonStarted) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{173}
+}
+
+func (x *DaemonStarted) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *DaemonStarted) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
 }
 
 type VersionRequest struct {
@@ -10272,7 +12041,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[174]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10284,7 +12053,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[174]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10297,7 +12066,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{148}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{174}
 }
 
 type VersionResponse struct {
@@ -10313,7 +12082,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[175]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10325,7 +12094,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[175]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10338,7 +12107,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{149}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{175}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -10377,7 +12146,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[176]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10389,7 +12158,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[176]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10402,7 +12171,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{150}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{176}
 }
 
 type StatusResponse struct {
@@ -10423,7 +12192,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[151]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[177]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10435,7 +12204,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[151]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[177]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10448,7 +12217,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{151}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{177}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -10514,6 +12283,305 @@ func (x *StatusResponse) GetResidentBytes() int64 {
 	return 0
 }
 
+type HealthRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthRequest) Reset() {
+	*x = HealthRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[178]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthRequest) ProtoMessage() {}
+
+func (x *HealthRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[178]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
+func (*HealthRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{178}
+}
+
+type HealthResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// It takes requests, and nothing that all of them need is broken.
+	Healthy bool `protobuf:"varint,1,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	// What is wrong, worst first; also what concerns one guest alone, which
+	// leaves healthy as it is.
+	Problems      []*Finding `protobuf:"bytes,2,rep,name=problems,proto3" json:"problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthResponse) Reset() {
+	*x = HealthResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[179]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthResponse) ProtoMessage() {}
+
+func (x *HealthResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[179]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
+func (*HealthResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{179}
+}
+
+func (x *HealthResponse) GetHealthy() bool {
+	if x != nil {
+		return x.Healthy
+	}
+	return false
+}
+
+func (x *HealthResponse) GetProblems() []*Finding {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+type CapabilitiesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CapabilitiesRequest) Reset() {
+	*x = CapabilitiesRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[180]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CapabilitiesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CapabilitiesRequest) ProtoMessage() {}
+
+func (x *CapabilitiesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[180]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CapabilitiesRequest.ProtoReflect.Descriptor instead.
+func (*CapabilitiesRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{180}
+}
+
+type CapabilitiesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The API's version, "carrel.v1".
+	Api string `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	// Every method that is served here, "carrel.v1.TaskService/Start".
+	Methods []string `protobuf:"bytes,2,rep,name=methods,proto3" json:"methods,omitempty"`
+	// What of it this host cannot do: "shares.live", "review", "machines". A
+	// client takes a word that it does not know for something that it does not
+	// need.
+	Missing []string `protobuf:"bytes,3,rep,name=missing,proto3" json:"missing,omitempty"`
+	// The hypervisor or sandbox behind new guests: "qemu", "vz", ...
+	Driver        string  `protobuf:"bytes,4,opt,name=driver,proto3" json:"driver,omitempty"`
+	Limits        *Limits `protobuf:"bytes,5,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CapabilitiesResponse) Reset() {
+	*x = CapabilitiesResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[181]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CapabilitiesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CapabilitiesResponse) ProtoMessage() {}
+
+func (x *CapabilitiesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[181]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CapabilitiesResponse.ProtoReflect.Descriptor instead.
+func (*CapabilitiesResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{181}
+}
+
+func (x *CapabilitiesResponse) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *CapabilitiesResponse) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *CapabilitiesResponse) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *CapabilitiesResponse) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *CapabilitiesResponse) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// Limits of this daemon.
+type Limits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Guests in all, and tasks that run in one guest at once.
+	Guests        int32 `protobuf:"varint,1,opt,name=guests,proto3" json:"guests,omitempty"`
+	TasksPerGuest int32 `protobuf:"varint,2,opt,name=tasks_per_guest,json=tasksPerGuest,proto3" json:"tasks_per_guest,omitempty"`
+	// Bytes of one request.
+	RequestBytes int64 `protobuf:"varint,3,opt,name=request_bytes,json=requestBytes,proto3" json:"request_bytes,omitempty"`
+	// Bytes of a task's output that are kept.
+	SpoolBytes int64 `protobuf:"varint,4,opt,name=spool_bytes,json=spoolBytes,proto3" json:"spool_bytes,omitempty"`
+	// Events that are kept.
+	Events int64 `protobuf:"varint,5,opt,name=events,proto3" json:"events,omitempty"`
+	// Connections at once; of more, the one that has been idle longest is closed.
+	Connections   int32 `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limits) Reset() {
+	*x = Limits{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[182]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limits) ProtoMessage() {}
+
+func (x *Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[182]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limits.ProtoReflect.Descriptor instead.
+func (*Limits) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{182}
+}
+
+func (x *Limits) GetGuests() int32 {
+	if x != nil {
+		return x.Guests
+	}
+	return 0
+}
+
+func (x *Limits) GetTasksPerGuest() int32 {
+	if x != nil {
+		return x.TasksPerGuest
+	}
+	return 0
+}
+
+func (x *Limits) GetRequestBytes() int64 {
+	if x != nil {
+		return x.RequestBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetSpoolBytes() int64 {
+	if x != nil {
+		return x.SpoolBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetEvents() int64 {
+	if x != nil {
+		return x.Events
+	}
+	return 0
+}
+
+func (x *Limits) GetConnections() int32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
 type DoctorRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -10522,7 +12590,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[152]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[183]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10534,7 +12602,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[152]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[183]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10547,7 +12615,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{152}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{183}
 }
 
 type Finding struct {
@@ -10557,15 +12625,19 @@ type Finding struct {
 	Level FindingLevel `protobuf:"varint,2,opt,name=level,proto3,enum=carrel.v1.FindingLevel" json:"level,omitempty"`
 	// What was found.
 	Text string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
-	// What would mend it.
-	Cure          string `protobuf:"bytes,4,opt,name=cure,proto3" json:"cure,omitempty"`
+	// What would mend it: a command where there is one.
+	Cure string `protobuf:"bytes,4,opt,name=cure,proto3" json:"cure,omitempty"`
+	// Why it is so.
+	Cause string `protobuf:"bytes,5,opt,name=cause,proto3" json:"cause,omitempty"`
+	// Where the documentation says more: "docs/doctor.md#kvm-permission".
+	Docs          string `protobuf:"bytes,6,opt,name=docs,proto3" json:"docs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[153]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[184]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10577,7 +12649,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[153]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[184]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10590,7 +12662,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{153}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{184}
 }
 
 func (x *Finding) GetCheck() string {
@@ -10621,6 +12693,20 @@ func (x *Finding) GetCure() string {
 	return ""
 }
 
+func (x *Finding) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Finding) GetDocs() string {
+	if x != nil {
+		return x.Docs
+	}
+	return ""
+}
+
 type ShutdownRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Guests        bool                   `protobuf:"varint,1,opt,name=guests,proto3" json:"guests,omitempty"`
@@ -10630,7 +12716,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[154]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[185]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10642,7 +12728,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[154]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[185]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10655,7 +12741,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{154}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{185}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -10673,7 +12759,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[155]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[186]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10685,7 +12771,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[155]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[186]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10698,7 +12784,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{155}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{186}
 }
 
 type WatchRequest struct {
@@ -10709,7 +12795,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[156]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[187]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10721,7 +12807,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[156]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[187]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10734,7 +12820,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{156}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{187}
 }
 
 type ImportReviewRequest struct {
@@ -10747,7 +12833,7 @@ type ImportReviewRequest struct {
 
 func (x *ImportReviewRequest) Reset() {
 	*x = ImportReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[157]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[188]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10759,7 +12845,7 @@ func (x *ImportReviewRequest) String() string {
 func (*ImportReviewRequest) ProtoMessage() {}
 
 func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[157]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[188]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10772,7 +12858,7 @@ func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewRequest.ProtoReflect.Descriptor instead.
 func (*ImportReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{157}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{188}
 }
 
 func (x *ImportReviewRequest) GetIgnored() bool {
@@ -10790,7 +12876,7 @@ type ImportReviewResponse struct {
 
 func (x *ImportReviewResponse) Reset() {
 	*x = ImportReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[158]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[189]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10802,7 +12888,7 @@ func (x *ImportReviewResponse) String() string {
 func (*ImportReviewResponse) ProtoMessage() {}
 
 func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[158]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[189]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10815,7 +12901,7 @@ func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewResponse.ProtoReflect.Descriptor instead.
 func (*ImportReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{158}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{189}
 }
 
 type DropReviewRequest struct {
@@ -10829,7 +12915,7 @@ type DropReviewRequest struct {
 
 func (x *DropReviewRequest) Reset() {
 	*x = DropReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[159]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[190]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10841,7 +12927,7 @@ func (x *DropReviewRequest) String() string {
 func (*DropReviewRequest) ProtoMessage() {}
 
 func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[159]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[190]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10854,7 +12940,7 @@ func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewRequest.ProtoReflect.Descriptor instead.
 func (*DropReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{159}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{190}
 }
 
 func (x *DropReviewRequest) GetShare() string {
@@ -10879,7 +12965,7 @@ type DropReviewResponse struct {
 
 func (x *DropReviewResponse) Reset() {
 	*x = DropReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[160]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[191]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10891,7 +12977,7 @@ func (x *DropReviewResponse) String() string {
 func (*DropReviewResponse) ProtoMessage() {}
 
 func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[160]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[191]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10904,7 +12990,7 @@ func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewResponse.ProtoReflect.Descriptor instead.
 func (*DropReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{160}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{191}
 }
 
 type AttachShareRequest struct {
@@ -10918,7 +13004,7 @@ type AttachShareRequest struct {
 
 func (x *AttachShareRequest) Reset() {
 	*x = AttachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[161]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[192]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10930,7 +13016,7 @@ func (x *AttachShareRequest) String() string {
 func (*AttachShareRequest) ProtoMessage() {}
 
 func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[161]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[192]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10943,7 +13029,7 @@ func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareRequest.ProtoReflect.Descriptor instead.
 func (*AttachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{161}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{192}
 }
 
 func (x *AttachShareRequest) GetTag() string {
@@ -10968,7 +13054,7 @@ type AttachShareResponse struct {
 
 func (x *AttachShareResponse) Reset() {
 	*x = AttachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[162]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[193]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10980,7 +13066,7 @@ func (x *AttachShareResponse) String() string {
 func (*AttachShareResponse) ProtoMessage() {}
 
 func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[162]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[193]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10993,7 +13079,7 @@ func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareResponse.ProtoReflect.Descriptor instead.
 func (*AttachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{162}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{193}
 }
 
 // DetachShareRequest names a share by its tag, or by where the guest sees it.
@@ -11006,7 +13092,7 @@ type DetachShareRequest struct {
 
 func (x *DetachShareRequest) Reset() {
 	*x = DetachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[163]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[194]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11018,7 +13104,7 @@ func (x *DetachShareRequest) String() string {
 func (*DetachShareRequest) ProtoMessage() {}
 
 func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[163]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[194]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11031,7 +13117,7 @@ func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareRequest.ProtoReflect.Descriptor instead.
 func (*DetachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{163}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{194}
 }
 
 func (x *DetachShareRequest) GetTag() string {
@@ -11049,7 +13135,7 @@ type DetachShareResponse struct {
 
 func (x *DetachShareResponse) Reset() {
 	*x = DetachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[164]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[195]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11061,7 +13147,7 @@ func (x *DetachShareResponse) String() string {
 func (*DetachShareResponse) ProtoMessage() {}
 
 func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[164]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[195]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11074,7 +13160,7 @@ func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareResponse.ProtoReflect.Descriptor instead.
 func (*DetachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{164}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{195}
 }
 
 type ConfigureEdgeRequest struct {
@@ -11089,7 +13175,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[165]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[196]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11101,7 +13187,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[165]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[196]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11114,7 +13200,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{165}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{196}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -11149,7 +13235,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[166]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[197]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11161,7 +13247,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[166]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[197]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11174,7 +13260,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{166}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{197}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -11210,7 +13296,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[167]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[198]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11222,7 +13308,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[167]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[198]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11235,7 +13321,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{167}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{198}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -11268,7 +13354,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[168]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[199]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11280,7 +13366,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[168]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[199]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11293,7 +13379,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{168}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{199}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -11303,11 +13389,32 @@ func (x *ConfigureEdgeResponse) GetClosed() int32 {
 	return 0
 }
 
+var file_carrel_v1_carrel_proto_extTypes = []protoimpl.ExtensionInfo{
+	{
+		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
+		ExtensionType: ([]Socket)(nil),
+		Field:         50800,
+		Name:          "carrel.v1.served_on",
+		Tag:           "varint,50800,rep,packed,name=served_on,enum=carrel.v1.Socket",
+		Filename:      "carrel/v1/carrel.proto",
+	},
+}
+
+// Extension fields to descriptorpb.MethodOptions.
+var (
+	// The sockets that serve a method. One without is served nowhere, and the
+	// tests fail: whoever adds a method says whose it is (docs/api.md has the
+	// matrix of methods and callers that is made from this).
+	//
+	// repeated carrel.v1.Socket served_on = 50800;
+	E_ServedOn = &file_carrel_v1_carrel_proto_extTypes[0]
+)
+
 var File_carrel_v1_carrel_proto protoreflect.FileDescriptor
 
 const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\n" +
-	"\x16carrel/v1/carrel.proto\x12\tcarrel.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"K\n" +
+	"\x16carrel/v1/carrel.proto\x12\tcarrel.v1\x1a google/protobuf/descriptor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"K\n" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x12\n" +
@@ -11400,10 +13507,11 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x12\x1f\n" +
 	"\vbegin_nanos\x18\x03 \x01(\x03R\n" +
 	"beginNanos\x12\x1b\n" +
-	"\tend_nanos\x18\x04 \x01(\x03R\bendNanos\"X\n" +
+	"\tend_nanos\x18\x04 \x01(\x03R\bendNanos\"\x81\x01\n" +
 	"\x11StartGuestRequest\x12(\n" +
 	"\x04spec\x18\x01 \x01(\v2\x14.carrel.v1.GuestSpecR\x04spec\x12\x19\n" +
-	"\bonly_new\x18\x02 \x01(\bR\aonlyNew\"\x90\x01\n" +
+	"\bonly_new\x18\x02 \x01(\bR\aonlyNew\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"\x90\x01\n" +
 	"\x0fStartGuestEvent\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12\x18\n" +
 	"\x06notice\x18\x02 \x01(\tH\x00R\x06notice\x12(\n" +
@@ -11511,7 +13619,75 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x10ListTasksRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\":\n" +
 	"\x11ListTasksResponse\x12%\n" +
-	"\x05tasks\x18\x01 \x03(\v2\x0f.carrel.v1.TaskR\x05tasks\"{\n" +
+	"\x05tasks\x18\x01 \x03(\v2\x0f.carrel.v1.TaskR\x05tasks\"`\n" +
+	"\x0fWaitTaskRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04task\x18\x02 \x01(\tR\x04task\x12#\n" +
+	"\rtimeout_nanos\x18\x03 \x01(\x03R\ftimeoutNanos\"7\n" +
+	"\x10WaitTaskResponse\x12#\n" +
+	"\x04task\x18\x01 \x01(\v2\x0f.carrel.v1.TaskR\x04task\"\x95\x01\n" +
+	"\x0fReadTaskRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04task\x18\x02 \x01(\tR\x04task\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x1b\n" +
+	"\tmax_bytes\x18\x04 \x01(\x03R\bmaxBytes\x12#\n" +
+	"\rtimeout_nanos\x18\x05 \x01(\x03R\ftimeoutNanos\"|\n" +
+	"\x10ReadTaskResponse\x121\n" +
+	"\x06pieces\x18\x01 \x03(\v2\x19.carrel.v1.AttachResponseR\x06pieces\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\x03R\x04next\x12!\n" +
+	"\x03end\x18\x03 \x01(\v2\x0f.carrel.v1.TaskR\x03end\"\x8e\x01\n" +
+	"\x10WriteTaskRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04task\x18\x02 \x01(\tR\x04task\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12\x14\n" +
+	"\x05close\x18\x04 \x01(\bR\x05close\x12\x1b\n" +
+	"\x06offset\x18\x05 \x01(\x03H\x00R\x06offset\x88\x01\x01B\t\n" +
+	"\a_offset\"-\n" +
+	"\x11WriteTaskResponse\x12\x18\n" +
+	"\awritten\x18\x01 \x01(\x03R\awritten\"U\n" +
+	"\x11SignalTaskRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04task\x18\x02 \x01(\tR\x04task\x12\x16\n" +
+	"\x06signal\x18\x03 \x01(\x05R\x06signal\"\x14\n" +
+	"\x12SignalTaskResponse\"e\n" +
+	"\x11ResizeTaskRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04task\x18\x02 \x01(\tR\x04task\x12\x12\n" +
+	"\x04rows\x18\x03 \x01(\rR\x04rows\x12\x12\n" +
+	"\x04cols\x18\x04 \x01(\rR\x04cols\"\x14\n" +
+	"\x12ResizeTaskResponse\"^\n" +
+	"\x11CancelTaskRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04task\x18\x02 \x01(\tR\x04task\x12\x1f\n" +
+	"\vgrace_nanos\x18\x03 \x01(\x03R\n" +
+	"graceNanos\"9\n" +
+	"\x12CancelTaskResponse\x12#\n" +
+	"\x04task\x18\x01 \x01(\v2\x0f.carrel.v1.TaskR\x04task\"m\n" +
+	"\x10ListFilesRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\x12\x1b\n" +
+	"\tself_only\x18\x04 \x01(\bR\bselfOnly\"\x86\x01\n" +
+	"\x11ListFilesResponse\x12'\n" +
+	"\x04self\x18\x01 \x01(\v2\x13.carrel.v1.FileInfoR\x04self\x12-\n" +
+	"\aentries\x18\x02 \x03(\v2\x13.carrel.v1.FileInfoR\aentries\x12\x19\n" +
+	"\bleft_out\x18\x03 \x01(\x05R\aleftOut\"\xbf\x01\n" +
+	"\bFileInfo\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
+	"\x04type\x18\x02 \x01(\x0e2\x13.carrel.v1.FileTypeR\x04type\x12\x12\n" +
+	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\tR\x06target\x126\n" +
+	"\bmodified\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bmodified\"\x84\x01\n" +
+	"\x0fReadFileRequest\x12\x14\n" +
+	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\x12\x16\n" +
+	"\x06offset\x18\x04 \x01(\x03R\x06offset\x12\x1b\n" +
+	"\tmax_bytes\x18\x05 \x01(\x03R\bmaxBytes\"O\n" +
+	"\x10ReadFileResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12'\n" +
+	"\x04info\x18\x02 \x01(\v2\x13.carrel.v1.FileInfoR\x04info\"{\n" +
 	"\n" +
 	"PutRequest\x12(\n" +
 	"\x04open\x18\x01 \x01(\v2\x12.carrel.v1.PutOpenH\x00R\x04open\x12%\n" +
@@ -11964,7 +14140,45 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\v2\x13.carrel.v1.ImageKeyR\x03key\"&\n" +
 	"\x10ForgetKeyRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x13\n" +
-	"\x11ForgetKeyResponse\"\x10\n" +
+	"\x11ForgetKeyResponse\"x\n" +
+	"\x12WatchEventsRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x19\n" +
+	"\bonly_new\x18\x02 \x01(\bR\aonlyNew\x12\x1b\n" +
+	"\tno_follow\x18\x03 \x01(\bR\bnoFollow\x12\x14\n" +
+	"\x05guest\x18\x04 \x01(\tR\x05guest\"z\n" +
+	"\x11ListEventsRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\x05R\x05limit\x12\x14\n" +
+	"\x05guest\x18\x03 \x01(\tR\x05guest\x12#\n" +
+	"\rtimeout_nanos\x18\x04 \x01(\x03R\ftimeoutNanos\"R\n" +
+	"\x12ListEventsResponse\x12(\n" +
+	"\x06events\x18\x01 \x03(\v2\x10.carrel.v1.EventR\x06events\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\x04R\x04next\"\xc7\x04\n" +
+	"\x05Event\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05guest\x18\x03 \x01(\tR\x05guest\x12'\n" +
+	"\x03gap\x18\x04 \x01(\v2\x13.carrel.v1.EventGapH\x00R\x03gap\x12,\n" +
+	"\achanged\x18\x05 \x01(\v2\x10.carrel.v1.GuestH\x00R\achanged\x123\n" +
+	"\aremoved\x18\x06 \x01(\v2\x17.carrel.v1.GuestRemovedH\x00R\aremoved\x12%\n" +
+	"\x04task\x18\a \x01(\v2\x0f.carrel.v1.TaskH\x00R\x04task\x120\n" +
+	"\x06egress\x18\b \x01(\v2\x16.carrel.v1.EgressEventH\x00R\x06egress\x12B\n" +
+	"\x0fegress_left_out\x18\t \x01(\v2\x18.carrel.v1.EgressLeftOutH\x00R\regressLeftOut\x12(\n" +
+	"\x05image\x18\n" +
+	" \x01(\v2\x10.carrel.v1.ImageH\x00R\x05image\x12>\n" +
+	"\rimage_removed\x18\v \x01(\v2\x17.carrel.v1.ImageRemovedH\x00R\fimageRemoved\x12A\n" +
+	"\x0edaemon_started\x18\f \x01(\v2\x18.carrel.v1.DaemonStartedH\x00R\rdaemonStartedB\x06\n" +
+	"\x04kind\" \n" +
+	"\bEventGap\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\x04R\x05first\"\x0e\n" +
+	"\fGuestRemoved\"%\n" +
+	"\rEgressLeftOut\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x03R\x05count\"\"\n" +
+	"\fImageRemoved\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\";\n" +
+	"\rDaemonStarted\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\"\x10\n" +
 	"\x0eVersionRequest\"e\n" +
 	"\x0fVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -11982,12 +14196,33 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x0eguests_running\x18\a \x01(\x05R\rguestsRunning\x124\n" +
 	"\aversion\x18\b \x01(\v2\x1a.carrel.v1.VersionResponseR\aversion\x12%\n" +
 	"\x0eresident_bytes\x18\t \x01(\x03R\rresidentBytes\"\x0f\n" +
-	"\rDoctorRequest\"v\n" +
+	"\rHealthRequest\"Z\n" +
+	"\x0eHealthResponse\x12\x18\n" +
+	"\ahealthy\x18\x01 \x01(\bR\ahealthy\x12.\n" +
+	"\bproblems\x18\x02 \x03(\v2\x12.carrel.v1.FindingR\bproblems\"\x15\n" +
+	"\x13CapabilitiesRequest\"\x9f\x01\n" +
+	"\x14CapabilitiesResponse\x12\x10\n" +
+	"\x03api\x18\x01 \x01(\tR\x03api\x12\x18\n" +
+	"\amethods\x18\x02 \x03(\tR\amethods\x12\x18\n" +
+	"\amissing\x18\x03 \x03(\tR\amissing\x12\x16\n" +
+	"\x06driver\x18\x04 \x01(\tR\x06driver\x12)\n" +
+	"\x06limits\x18\x05 \x01(\v2\x11.carrel.v1.LimitsR\x06limits\"\xc8\x01\n" +
+	"\x06Limits\x12\x16\n" +
+	"\x06guests\x18\x01 \x01(\x05R\x06guests\x12&\n" +
+	"\x0ftasks_per_guest\x18\x02 \x01(\x05R\rtasksPerGuest\x12#\n" +
+	"\rrequest_bytes\x18\x03 \x01(\x03R\frequestBytes\x12\x1f\n" +
+	"\vspool_bytes\x18\x04 \x01(\x03R\n" +
+	"spoolBytes\x12\x16\n" +
+	"\x06events\x18\x05 \x01(\x03R\x06events\x12 \n" +
+	"\vconnections\x18\x06 \x01(\x05R\vconnections\"\x0f\n" +
+	"\rDoctorRequest\"\xa0\x01\n" +
 	"\aFinding\x12\x14\n" +
 	"\x05check\x18\x01 \x01(\tR\x05check\x12-\n" +
 	"\x05level\x18\x02 \x01(\x0e2\x17.carrel.v1.FindingLevelR\x05level\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x12\x12\n" +
-	"\x04cure\x18\x04 \x01(\tR\x04cure\")\n" +
+	"\x04cure\x18\x04 \x01(\tR\x04cure\x12\x14\n" +
+	"\x05cause\x18\x05 \x01(\tR\x05cause\x12\x12\n" +
+	"\x04docs\x18\x06 \x01(\tR\x04docs\")\n" +
 	"\x0fShutdownRequest\x12\x16\n" +
 	"\x06guests\x18\x01 \x01(\bR\x06guests\"\x12\n" +
 	"\x10ShutdownResponse\"\x0e\n" +
@@ -12024,7 +14259,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"http_proxy\x18\x02 \x01(\tR\thttpProxy\x12\x19\n" +
 	"\bno_proxy\x18\x03 \x01(\tR\anoProxy\"/\n" +
 	"\x15ConfigureEdgeResponse\x12\x16\n" +
-	"\x06closed\x18\x01 \x01(\x05R\x06closed*u\n" +
+	"\x06closed\x18\x01 \x01(\x05R\x06closed*W\n" +
+	"\x06Socket\x12\x16\n" +
+	"\x12SOCKET_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rSOCKET_DAEMON\x10\x01\x12\x11\n" +
+	"\rSOCKET_KEEPER\x10\x02\x12\x0f\n" +
+	"\vSOCKET_EDGE\x10\x03*u\n" +
 	"\fEgressAction\x12\x1d\n" +
 	"\x19EGRESS_ACTION_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13EGRESS_ACTION_ALLOW\x10\x01\x12\x16\n" +
@@ -12093,94 +14333,108 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x19FINDING_LEVEL_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINDING_LEVEL_GOOD\x10\x01\x12\x16\n" +
 	"\x12FINDING_LEVEL_NOTE\x10\x02\x12\x15\n" +
-	"\x11FINDING_LEVEL_BAD\x10\x032\xb6\x03\n" +
-	"\fGuestService\x12C\n" +
-	"\x05Start\x12\x1c.carrel.v1.StartGuestRequest\x1a\x1a.carrel.v1.StartGuestEvent0\x01\x12A\n" +
-	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse\x12G\n" +
-	"\x06Remove\x12\x1d.carrel.v1.RemoveGuestRequest\x1a\x1e.carrel.v1.RemoveGuestResponse\x12C\n" +
-	"\x04List\x12\x1c.carrel.v1.ListGuestsRequest\x1a\x1d.carrel.v1.ListGuestsResponse\x12J\n" +
-	"\aInspect\x12\x1e.carrel.v1.InspectGuestRequest\x1a\x1f.carrel.v1.InspectGuestResponse\x12D\n" +
-	"\x05Trace\x12\x1c.carrel.v1.TraceGuestRequest\x1a\x1d.carrel.v1.TraceGuestResponse2\xd7\x01\n" +
-	"\vTaskService\x12B\n" +
-	"\x05Start\x12\x1b.carrel.v1.StartTaskRequest\x1a\x1c.carrel.v1.StartTaskResponse\x12A\n" +
-	"\x06Attach\x12\x18.carrel.v1.AttachRequest\x1a\x19.carrel.v1.AttachResponse(\x010\x01\x12A\n" +
-	"\x04List\x12\x1b.carrel.v1.ListTasksRequest\x1a\x1c.carrel.v1.ListTasksResponse2}\n" +
-	"\vFileService\x126\n" +
-	"\x03Put\x12\x15.carrel.v1.PutRequest\x1a\x16.carrel.v1.PutResponse(\x01\x126\n" +
-	"\x03Get\x12\x15.carrel.v1.GetRequest\x1a\x16.carrel.v1.GetResponse0\x012\xf4\x02\n" +
-	"\fShareService\x12C\n" +
-	"\x04List\x12\x1c.carrel.v1.ListSharesRequest\x1a\x1d.carrel.v1.ListSharesResponse\x12>\n" +
-	"\x03Add\x12\x1a.carrel.v1.AddShareRequest\x1a\x1b.carrel.v1.AddShareResponse\x12G\n" +
-	"\x06Remove\x12\x1d.carrel.v1.RemoveShareRequest\x1a\x1e.carrel.v1.RemoveShareResponse\x12J\n" +
-	"\aRefresh\x12\x1e.carrel.v1.RefreshShareRequest\x1a\x1f.carrel.v1.RefreshShareResponse\x12J\n" +
-	"\aExplain\x12\x1e.carrel.v1.ExplainShareRequest\x1a\x1f.carrel.v1.ExplainShareResponse2\xc0\x02\n" +
-	"\rReviewService\x123\n" +
-	"\x04Diff\x12\x16.carrel.v1.DiffRequest\x1a\x11.carrel.v1.Change0\x01\x129\n" +
-	"\x05Apply\x12\x17.carrel.v1.ApplyRequest\x1a\x15.carrel.v1.ApplyEvent0\x01\x12@\n" +
-	"\aDiscard\x12\x19.carrel.v1.DiscardRequest\x1a\x1a.carrel.v1.DiscardResponse\x127\n" +
-	"\x04Undo\x12\x16.carrel.v1.UndoRequest\x1a\x15.carrel.v1.ApplyEvent0\x01\x12D\n" +
-	"\aSummary\x12\x1f.carrel.v1.ReviewSummaryRequest\x1a\x18.carrel.v1.ReviewSummary2\xfd\x02\n" +
-	"\vDiskService\x12B\n" +
-	"\x05Usage\x12\x1b.carrel.v1.DiskUsageRequest\x1a\x1c.carrel.v1.DiskUsageResponse\x12:\n" +
-	"\x05Prune\x12\x17.carrel.v1.PruneRequest\x1a\x18.carrel.v1.PruneResponse\x12O\n" +
-	"\fCreateVolume\x12\x1e.carrel.v1.CreateVolumeRequest\x1a\x1f.carrel.v1.CreateVolumeResponse\x12L\n" +
-	"\vListVolumes\x12\x1d.carrel.v1.ListVolumesRequest\x1a\x1e.carrel.v1.ListVolumesResponse\x12O\n" +
-	"\fRemoveVolume\x12\x1e.carrel.v1.RemoveVolumeRequest\x1a\x1f.carrel.v1.RemoveVolumeResponse2\x84\x04\n" +
-	"\rEgressService\x12L\n" +
-	"\aExplain\x12\x1f.carrel.v1.ExplainEgressRequest\x1a .carrel.v1.ExplainEgressResponse\x12I\n" +
-	"\x06Change\x12\x1e.carrel.v1.ChangeEgressRequest\x1a\x1f.carrel.v1.ChangeEgressResponse\x12C\n" +
-	"\x04Test\x12\x1c.carrel.v1.TestEgressRequest\x1a\x1d.carrel.v1.TestEgressResponse\x12@\n" +
-	"\x05Watch\x12\x1d.carrel.v1.WatchEgressRequest\x1a\x16.carrel.v1.EgressEvent0\x01\x12I\n" +
-	"\x06Answer\x12\x1e.carrel.v1.AnswerEgressRequest\x1a\x1f.carrel.v1.AnswerEgressResponse\x12@\n" +
-	"\aPublish\x12\x19.carrel.v1.PublishRequest\x1a\x1a.carrel.v1.PublishResponse\x12F\n" +
-	"\tUnpublish\x12\x1b.carrel.v1.UnpublishRequest\x1a\x1c.carrel.v1.UnpublishResponse2\xe3\x01\n" +
-	"\rSecretService\x12@\n" +
-	"\x03Set\x12\x1b.carrel.v1.SetSecretRequest\x1a\x1c.carrel.v1.SetSecretResponse\x12E\n" +
-	"\x04List\x12\x1d.carrel.v1.ListSecretsRequest\x1a\x1e.carrel.v1.ListSecretsResponse\x12I\n" +
-	"\x06Remove\x12\x1e.carrel.v1.RemoveSecretRequest\x1a\x1f.carrel.v1.RemoveSecretResponse2\xb8\x02\n" +
-	"\rPolicyService\x12F\n" +
-	"\x05Check\x12\x1d.carrel.v1.CheckPolicyRequest\x1a\x1e.carrel.v1.CheckPolicyResponse\x12L\n" +
-	"\aRequest\x12\x1f.carrel.v1.RequestPolicyRequest\x1a .carrel.v1.RequestPolicyResponse\x12F\n" +
-	"\x05Agree\x12\x1d.carrel.v1.AgreePolicyRequest\x1a\x1e.carrel.v1.AgreePolicyResponse\x12I\n" +
-	"\x06Import\x12\x1e.carrel.v1.ImportPolicyRequest\x1a\x1f.carrel.v1.ImportPolicyResponse2\x9c\x01\n" +
-	"\fAuditService\x12G\n" +
-	"\x06Verify\x12\x1d.carrel.v1.VerifyAuditRequest\x1a\x1e.carrel.v1.VerifyAuditResponse\x12C\n" +
-	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse0\x012\xf8\a\n" +
-	"\fImageService\x12C\n" +
-	"\x04List\x12\x1c.carrel.v1.ListImagesRequest\x1a\x1d.carrel.v1.ListImagesResponse\x12C\n" +
-	"\x05Build\x12\x1c.carrel.v1.BuildImageRequest\x1a\x1a.carrel.v1.BuildImageEvent0\x01\x12C\n" +
-	"\x04Pull\x12\x1b.carrel.v1.PullImageRequest\x1a\x1c.carrel.v1.PullImageResponse0\x01\x12I\n" +
-	"\x06Import\x12\x1d.carrel.v1.ImportImageRequest\x1a\x1e.carrel.v1.ImportImageResponse0\x01\x12G\n" +
-	"\x06Verify\x12\x1d.carrel.v1.VerifyImageRequest\x1a\x1e.carrel.v1.VerifyImageResponse\x12G\n" +
-	"\x06Remove\x12\x1d.carrel.v1.RemoveImageRequest\x1a\x1e.carrel.v1.RemoveImageResponse\x12F\n" +
-	"\x05Prune\x12\x1d.carrel.v1.PruneImagesRequest\x1a\x1e.carrel.v1.PruneImagesResponse\x12C\n" +
-	"\x04Push\x12\x1b.carrel.v1.PushImageRequest\x1a\x1c.carrel.v1.PushImageResponse0\x01\x12I\n" +
-	"\x06Export\x12\x1d.carrel.v1.ExportImageRequest\x1a\x1e.carrel.v1.ExportImageResponse0\x01\x12J\n" +
-	"\aRestore\x12\x1e.carrel.v1.RestoreImageRequest\x1a\x1f.carrel.v1.RestoreImageResponse\x12C\n" +
-	"\bListKeys\x12\x1a.carrel.v1.ListKeysRequest\x1a\x1b.carrel.v1.ListKeysResponse\x12F\n" +
-	"\tCreateKey\x12\x1b.carrel.v1.CreateKeyRequest\x1a\x1c.carrel.v1.CreateKeyResponse\x12C\n" +
-	"\bTrustKey\x12\x1a.carrel.v1.TrustKeyRequest\x1a\x1b.carrel.v1.TrustKeyResponse\x12F\n" +
-	"\tForgetKey\x12\x1b.carrel.v1.ForgetKeyRequest\x1a\x1c.carrel.v1.ForgetKeyResponse2\x8f\x02\n" +
-	"\rSystemService\x12@\n" +
-	"\aVersion\x12\x19.carrel.v1.VersionRequest\x1a\x1a.carrel.v1.VersionResponse\x12=\n" +
-	"\x06Status\x12\x18.carrel.v1.StatusRequest\x1a\x19.carrel.v1.StatusResponse\x128\n" +
-	"\x06Doctor\x12\x18.carrel.v1.DoctorRequest\x1a\x12.carrel.v1.Finding0\x01\x12C\n" +
-	"\bShutdown\x12\x1a.carrel.v1.ShutdownRequest\x1a\x1b.carrel.v1.ShutdownResponse2\x91\x04\n" +
-	"\rKeeperService\x124\n" +
-	"\x05Watch\x12\x17.carrel.v1.WatchRequest\x1a\x10.carrel.v1.Guest0\x01\x12A\n" +
-	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse\x12O\n" +
-	"\fImportReview\x12\x1e.carrel.v1.ImportReviewRequest\x1a\x1f.carrel.v1.ImportReviewResponse\x12I\n" +
+	"\x11FINDING_LEVEL_BAD\x10\x032\xe0\x03\n" +
+	"\fGuestService\x12J\n" +
+	"\x05Start\x12\x1c.carrel.v1.StartGuestRequest\x1a\x1a.carrel.v1.StartGuestEvent\"\x05\x82\xe7\x18\x01\x010\x01\x12H\n" +
+	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse\"\x05\x82\xe7\x18\x01\x01\x12N\n" +
+	"\x06Remove\x12\x1d.carrel.v1.RemoveGuestRequest\x1a\x1e.carrel.v1.RemoveGuestResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
+	"\x04List\x12\x1c.carrel.v1.ListGuestsRequest\x1a\x1d.carrel.v1.ListGuestsResponse\"\x05\x82\xe7\x18\x01\x01\x12Q\n" +
+	"\aInspect\x12\x1e.carrel.v1.InspectGuestRequest\x1a\x1f.carrel.v1.InspectGuestResponse\"\x05\x82\xe7\x18\x01\x01\x12K\n" +
+	"\x05Trace\x12\x1c.carrel.v1.TraceGuestRequest\x1a\x1d.carrel.v1.TraceGuestResponse\"\x05\x82\xe7\x18\x01\x012\xba\x05\n" +
+	"\vTaskService\x12J\n" +
+	"\x05Start\x12\x1b.carrel.v1.StartTaskRequest\x1a\x1c.carrel.v1.StartTaskResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12I\n" +
+	"\x06Attach\x12\x18.carrel.v1.AttachRequest\x1a\x19.carrel.v1.AttachResponse\"\x06\x82\xe7\x18\x02\x01\x02(\x010\x01\x12I\n" +
+	"\x04List\x12\x1b.carrel.v1.ListTasksRequest\x1a\x1c.carrel.v1.ListTasksResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12G\n" +
+	"\x04Wait\x12\x1a.carrel.v1.WaitTaskRequest\x1a\x1b.carrel.v1.WaitTaskResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12G\n" +
+	"\x04Read\x12\x1a.carrel.v1.ReadTaskRequest\x1a\x1b.carrel.v1.ReadTaskResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12J\n" +
+	"\x05Write\x12\x1b.carrel.v1.WriteTaskRequest\x1a\x1c.carrel.v1.WriteTaskResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12M\n" +
+	"\x06Signal\x12\x1c.carrel.v1.SignalTaskRequest\x1a\x1d.carrel.v1.SignalTaskResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12M\n" +
+	"\x06Resize\x12\x1c.carrel.v1.ResizeTaskRequest\x1a\x1d.carrel.v1.ResizeTaskResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12M\n" +
+	"\x06Cancel\x12\x1c.carrel.v1.CancelTaskRequest\x1a\x1d.carrel.v1.CancelTaskResponse\"\x06\x82\xe7\x18\x02\x01\x022\xa1\x02\n" +
+	"\vFileService\x12>\n" +
+	"\x03Put\x12\x15.carrel.v1.PutRequest\x1a\x16.carrel.v1.PutResponse\"\x06\x82\xe7\x18\x02\x01\x02(\x01\x12>\n" +
+	"\x03Get\x12\x15.carrel.v1.GetRequest\x1a\x16.carrel.v1.GetResponse\"\x06\x82\xe7\x18\x02\x01\x020\x01\x12I\n" +
+	"\x04List\x12\x1b.carrel.v1.ListFilesRequest\x1a\x1c.carrel.v1.ListFilesResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12G\n" +
+	"\x04Read\x12\x1a.carrel.v1.ReadFileRequest\x1a\x1b.carrel.v1.ReadFileResponse\"\x06\x82\xe7\x18\x02\x01\x022\x97\x03\n" +
+	"\fShareService\x12J\n" +
+	"\x04List\x12\x1c.carrel.v1.ListSharesRequest\x1a\x1d.carrel.v1.ListSharesResponse\"\x05\x82\xe7\x18\x01\x01\x12E\n" +
+	"\x03Add\x12\x1a.carrel.v1.AddShareRequest\x1a\x1b.carrel.v1.AddShareResponse\"\x05\x82\xe7\x18\x01\x01\x12N\n" +
+	"\x06Remove\x12\x1d.carrel.v1.RemoveShareRequest\x1a\x1e.carrel.v1.RemoveShareResponse\"\x05\x82\xe7\x18\x01\x01\x12Q\n" +
+	"\aRefresh\x12\x1e.carrel.v1.RefreshShareRequest\x1a\x1f.carrel.v1.RefreshShareResponse\"\x05\x82\xe7\x18\x01\x01\x12Q\n" +
+	"\aExplain\x12\x1e.carrel.v1.ExplainShareRequest\x1a\x1f.carrel.v1.ExplainShareResponse\"\x05\x82\xe7\x18\x01\x012\xe3\x02\n" +
+	"\rReviewService\x12:\n" +
+	"\x04Diff\x12\x16.carrel.v1.DiffRequest\x1a\x11.carrel.v1.Change\"\x05\x82\xe7\x18\x01\x010\x01\x12@\n" +
+	"\x05Apply\x12\x17.carrel.v1.ApplyRequest\x1a\x15.carrel.v1.ApplyEvent\"\x05\x82\xe7\x18\x01\x010\x01\x12G\n" +
+	"\aDiscard\x12\x19.carrel.v1.DiscardRequest\x1a\x1a.carrel.v1.DiscardResponse\"\x05\x82\xe7\x18\x01\x01\x12>\n" +
+	"\x04Undo\x12\x16.carrel.v1.UndoRequest\x1a\x15.carrel.v1.ApplyEvent\"\x05\x82\xe7\x18\x01\x010\x01\x12K\n" +
+	"\aSummary\x12\x1f.carrel.v1.ReviewSummaryRequest\x1a\x18.carrel.v1.ReviewSummary\"\x05\x82\xe7\x18\x01\x012\xa0\x03\n" +
+	"\vDiskService\x12I\n" +
+	"\x05Usage\x12\x1b.carrel.v1.DiskUsageRequest\x1a\x1c.carrel.v1.DiskUsageResponse\"\x05\x82\xe7\x18\x01\x01\x12A\n" +
+	"\x05Prune\x12\x17.carrel.v1.PruneRequest\x1a\x18.carrel.v1.PruneResponse\"\x05\x82\xe7\x18\x01\x01\x12V\n" +
+	"\fCreateVolume\x12\x1e.carrel.v1.CreateVolumeRequest\x1a\x1f.carrel.v1.CreateVolumeResponse\"\x05\x82\xe7\x18\x01\x01\x12S\n" +
+	"\vListVolumes\x12\x1d.carrel.v1.ListVolumesRequest\x1a\x1e.carrel.v1.ListVolumesResponse\"\x05\x82\xe7\x18\x01\x01\x12V\n" +
+	"\fRemoveVolume\x12\x1e.carrel.v1.RemoveVolumeRequest\x1a\x1f.carrel.v1.RemoveVolumeResponse\"\x05\x82\xe7\x18\x01\x012\xb5\x04\n" +
+	"\rEgressService\x12S\n" +
+	"\aExplain\x12\x1f.carrel.v1.ExplainEgressRequest\x1a .carrel.v1.ExplainEgressResponse\"\x05\x82\xe7\x18\x01\x01\x12P\n" +
+	"\x06Change\x12\x1e.carrel.v1.ChangeEgressRequest\x1a\x1f.carrel.v1.ChangeEgressResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
+	"\x04Test\x12\x1c.carrel.v1.TestEgressRequest\x1a\x1d.carrel.v1.TestEgressResponse\"\x05\x82\xe7\x18\x01\x01\x12G\n" +
+	"\x05Watch\x12\x1d.carrel.v1.WatchEgressRequest\x1a\x16.carrel.v1.EgressEvent\"\x05\x82\xe7\x18\x01\x010\x01\x12P\n" +
+	"\x06Answer\x12\x1e.carrel.v1.AnswerEgressRequest\x1a\x1f.carrel.v1.AnswerEgressResponse\"\x05\x82\xe7\x18\x01\x01\x12G\n" +
+	"\aPublish\x12\x19.carrel.v1.PublishRequest\x1a\x1a.carrel.v1.PublishResponse\"\x05\x82\xe7\x18\x01\x01\x12M\n" +
+	"\tUnpublish\x12\x1b.carrel.v1.UnpublishRequest\x1a\x1c.carrel.v1.UnpublishResponse\"\x05\x82\xe7\x18\x01\x012\xf8\x01\n" +
+	"\rSecretService\x12G\n" +
+	"\x03Set\x12\x1b.carrel.v1.SetSecretRequest\x1a\x1c.carrel.v1.SetSecretResponse\"\x05\x82\xe7\x18\x01\x01\x12L\n" +
+	"\x04List\x12\x1d.carrel.v1.ListSecretsRequest\x1a\x1e.carrel.v1.ListSecretsResponse\"\x05\x82\xe7\x18\x01\x01\x12P\n" +
+	"\x06Remove\x12\x1e.carrel.v1.RemoveSecretRequest\x1a\x1f.carrel.v1.RemoveSecretResponse\"\x05\x82\xe7\x18\x01\x012\xd4\x02\n" +
+	"\rPolicyService\x12M\n" +
+	"\x05Check\x12\x1d.carrel.v1.CheckPolicyRequest\x1a\x1e.carrel.v1.CheckPolicyResponse\"\x05\x82\xe7\x18\x01\x01\x12S\n" +
+	"\aRequest\x12\x1f.carrel.v1.RequestPolicyRequest\x1a .carrel.v1.RequestPolicyResponse\"\x05\x82\xe7\x18\x01\x01\x12M\n" +
+	"\x05Agree\x12\x1d.carrel.v1.AgreePolicyRequest\x1a\x1e.carrel.v1.AgreePolicyResponse\"\x05\x82\xe7\x18\x01\x01\x12P\n" +
+	"\x06Import\x12\x1e.carrel.v1.ImportPolicyRequest\x1a\x1f.carrel.v1.ImportPolicyResponse\"\x05\x82\xe7\x18\x01\x012\xaa\x01\n" +
+	"\fAuditService\x12N\n" +
+	"\x06Verify\x12\x1d.carrel.v1.VerifyAuditRequest\x1a\x1e.carrel.v1.VerifyAuditResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
+	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse\"\x05\x82\xe7\x18\x01\x010\x012\xda\b\n" +
+	"\fImageService\x12J\n" +
+	"\x04List\x12\x1c.carrel.v1.ListImagesRequest\x1a\x1d.carrel.v1.ListImagesResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
+	"\x05Build\x12\x1c.carrel.v1.BuildImageRequest\x1a\x1a.carrel.v1.BuildImageEvent\"\x05\x82\xe7\x18\x01\x010\x01\x12J\n" +
+	"\x04Pull\x12\x1b.carrel.v1.PullImageRequest\x1a\x1c.carrel.v1.PullImageResponse\"\x05\x82\xe7\x18\x01\x010\x01\x12P\n" +
+	"\x06Import\x12\x1d.carrel.v1.ImportImageRequest\x1a\x1e.carrel.v1.ImportImageResponse\"\x05\x82\xe7\x18\x01\x010\x01\x12N\n" +
+	"\x06Verify\x12\x1d.carrel.v1.VerifyImageRequest\x1a\x1e.carrel.v1.VerifyImageResponse\"\x05\x82\xe7\x18\x01\x01\x12N\n" +
+	"\x06Remove\x12\x1d.carrel.v1.RemoveImageRequest\x1a\x1e.carrel.v1.RemoveImageResponse\"\x05\x82\xe7\x18\x01\x01\x12M\n" +
+	"\x05Prune\x12\x1d.carrel.v1.PruneImagesRequest\x1a\x1e.carrel.v1.PruneImagesResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
+	"\x04Push\x12\x1b.carrel.v1.PushImageRequest\x1a\x1c.carrel.v1.PushImageResponse\"\x05\x82\xe7\x18\x01\x010\x01\x12P\n" +
+	"\x06Export\x12\x1d.carrel.v1.ExportImageRequest\x1a\x1e.carrel.v1.ExportImageResponse\"\x05\x82\xe7\x18\x01\x010\x01\x12Q\n" +
+	"\aRestore\x12\x1e.carrel.v1.RestoreImageRequest\x1a\x1f.carrel.v1.RestoreImageResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
+	"\bListKeys\x12\x1a.carrel.v1.ListKeysRequest\x1a\x1b.carrel.v1.ListKeysResponse\"\x05\x82\xe7\x18\x01\x01\x12M\n" +
+	"\tCreateKey\x12\x1b.carrel.v1.CreateKeyRequest\x1a\x1c.carrel.v1.CreateKeyResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
+	"\bTrustKey\x12\x1a.carrel.v1.TrustKeyRequest\x1a\x1b.carrel.v1.TrustKeyResponse\"\x05\x82\xe7\x18\x01\x01\x12M\n" +
+	"\tForgetKey\x12\x1b.carrel.v1.ForgetKeyRequest\x1a\x1c.carrel.v1.ForgetKeyResponse\"\x05\x82\xe7\x18\x01\x012\x9d\x01\n" +
+	"\fEventService\x12A\n" +
+	"\x05Watch\x12\x1d.carrel.v1.WatchEventsRequest\x1a\x10.carrel.v1.Event\"\x05\x82\xe7\x18\x01\x010\x01\x12J\n" +
+	"\x04List\x12\x1c.carrel.v1.ListEventsRequest\x1a\x1d.carrel.v1.ListEventsResponse\"\x05\x82\xe7\x18\x01\x012\xc9\x03\n" +
+	"\rSystemService\x12G\n" +
+	"\aVersion\x12\x19.carrel.v1.VersionRequest\x1a\x1a.carrel.v1.VersionResponse\"\x05\x82\xe7\x18\x01\x01\x12D\n" +
+	"\x06Status\x12\x18.carrel.v1.StatusRequest\x1a\x19.carrel.v1.StatusResponse\"\x05\x82\xe7\x18\x01\x01\x12D\n" +
+	"\x06Health\x12\x18.carrel.v1.HealthRequest\x1a\x19.carrel.v1.HealthResponse\"\x05\x82\xe7\x18\x01\x01\x12V\n" +
+	"\fCapabilities\x12\x1e.carrel.v1.CapabilitiesRequest\x1a\x1f.carrel.v1.CapabilitiesResponse\"\x05\x82\xe7\x18\x01\x01\x12?\n" +
+	"\x06Doctor\x12\x18.carrel.v1.DoctorRequest\x1a\x12.carrel.v1.Finding\"\x05\x82\xe7\x18\x01\x010\x01\x12J\n" +
+	"\bShutdown\x12\x1a.carrel.v1.ShutdownRequest\x1a\x1b.carrel.v1.ShutdownResponse\"\x05\x82\xe7\x18\x01\x012\xc2\x04\n" +
+	"\rKeeperService\x12;\n" +
+	"\x05Watch\x12\x17.carrel.v1.WatchRequest\x1a\x10.carrel.v1.Guest\"\x05\x82\xe7\x18\x01\x020\x01\x12H\n" +
+	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse\"\x05\x82\xe7\x18\x01\x02\x12V\n" +
+	"\fImportReview\x12\x1e.carrel.v1.ImportReviewRequest\x1a\x1f.carrel.v1.ImportReviewResponse\"\x05\x82\xe7\x18\x01\x02\x12P\n" +
 	"\n" +
-	"DropReview\x12\x1c.carrel.v1.DropReviewRequest\x1a\x1d.carrel.v1.DropReviewResponse\x12L\n" +
-	"\vAttachShare\x12\x1d.carrel.v1.AttachShareRequest\x1a\x1e.carrel.v1.AttachShareResponse\x12L\n" +
-	"\vDetachShare\x12\x1d.carrel.v1.DetachShareRequest\x1a\x1e.carrel.v1.DetachShareResponse\x12O\n" +
-	"\fRefreshShare\x12\x1e.carrel.v1.RefreshShareRequest\x1a\x1f.carrel.v1.RefreshShareResponse2\xf4\x02\n" +
-	"\vEdgeService\x12N\n" +
-	"\tConfigure\x12\x1f.carrel.v1.ConfigureEdgeRequest\x1a .carrel.v1.ConfigureEdgeResponse\x12@\n" +
-	"\x05Watch\x12\x1d.carrel.v1.WatchEgressRequest\x1a\x16.carrel.v1.EgressEvent0\x01\x12I\n" +
-	"\x06Answer\x12\x1e.carrel.v1.AnswerEgressRequest\x1a\x1f.carrel.v1.AnswerEgressResponse\x12@\n" +
-	"\aPublish\x12\x19.carrel.v1.PublishRequest\x1a\x1a.carrel.v1.PublishResponse\x12F\n" +
-	"\tUnpublish\x12\x1b.carrel.v1.UnpublishRequest\x1a\x1c.carrel.v1.UnpublishResponseB+Z)github.com/carrel-vm/carrel/guest/api;apib\x06proto3"
+	"DropReview\x12\x1c.carrel.v1.DropReviewRequest\x1a\x1d.carrel.v1.DropReviewResponse\"\x05\x82\xe7\x18\x01\x02\x12S\n" +
+	"\vAttachShare\x12\x1d.carrel.v1.AttachShareRequest\x1a\x1e.carrel.v1.AttachShareResponse\"\x05\x82\xe7\x18\x01\x02\x12S\n" +
+	"\vDetachShare\x12\x1d.carrel.v1.DetachShareRequest\x1a\x1e.carrel.v1.DetachShareResponse\"\x05\x82\xe7\x18\x01\x02\x12V\n" +
+	"\fRefreshShare\x12\x1e.carrel.v1.RefreshShareRequest\x1a\x1f.carrel.v1.RefreshShareResponse\"\x05\x82\xe7\x18\x01\x022\x97\x03\n" +
+	"\vEdgeService\x12U\n" +
+	"\tConfigure\x12\x1f.carrel.v1.ConfigureEdgeRequest\x1a .carrel.v1.ConfigureEdgeResponse\"\x05\x82\xe7\x18\x01\x03\x12G\n" +
+	"\x05Watch\x12\x1d.carrel.v1.WatchEgressRequest\x1a\x16.carrel.v1.EgressEvent\"\x05\x82\xe7\x18\x01\x030\x01\x12P\n" +
+	"\x06Answer\x12\x1e.carrel.v1.AnswerEgressRequest\x1a\x1f.carrel.v1.AnswerEgressResponse\"\x05\x82\xe7\x18\x01\x03\x12G\n" +
+	"\aPublish\x12\x19.carrel.v1.PublishRequest\x1a\x1a.carrel.v1.PublishResponse\"\x05\x82\xe7\x18\x01\x03\x12M\n" +
+	"\tUnpublish\x12\x1b.carrel.v1.UnpublishRequest\x1a\x1c.carrel.v1.UnpublishResponse\"\x05\x82\xe7\x18\x01\x03:P\n" +
+	"\tserved_on\x12\x1e.google.protobuf.MethodOptions\x18\xf0\x8c\x03 \x03(\x0e2\x11.carrel.v1.SocketR\bservedOnB+Z)github.com/carrel-vm/carrel/guest/api;apib\x06proto3"
 
 var (
 	file_carrel_v1_carrel_proto_rawDescOnce sync.Once
@@ -12194,459 +14448,540 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 	return file_carrel_v1_carrel_proto_rawDescData
 }
 
-var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 169)
+var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 200)
 var file_carrel_v1_carrel_proto_goTypes = []any{
-	(EgressAction)(0),             // 0: carrel.v1.EgressAction
-	(ShareMode)(0),                // 1: carrel.v1.ShareMode
-	(GuestKept)(0),                // 2: carrel.v1.GuestKept
-	(GuestState)(0),               // 3: carrel.v1.GuestState
-	(TaskState)(0),                // 4: carrel.v1.TaskState
-	(FileType)(0),                 // 5: carrel.v1.FileType
-	(ChangeKind)(0),               // 6: carrel.v1.ChangeKind
-	(EntryType)(0),                // 7: carrel.v1.EntryType
-	(EgressEventKind)(0),          // 8: carrel.v1.EgressEventKind
-	(EgressAnswer)(0),             // 9: carrel.v1.EgressAnswer
-	(SecretKind)(0),               // 10: carrel.v1.SecretKind
-	(FindingLevel)(0),             // 11: carrel.v1.FindingLevel
-	(*ErrorDetail)(nil),           // 12: carrel.v1.ErrorDetail
-	(*GuestSpec)(nil),             // 13: carrel.v1.GuestSpec
-	(*VolumeMount)(nil),           // 14: carrel.v1.VolumeMount
-	(*EgressSpec)(nil),            // 15: carrel.v1.EgressSpec
-	(*EgressRule)(nil),            // 16: carrel.v1.EgressRule
-	(*Share)(nil),                 // 17: carrel.v1.Share
-	(*Guest)(nil),                 // 18: carrel.v1.Guest
-	(*Port)(nil),                  // 19: carrel.v1.Port
-	(*Timings)(nil),               // 20: carrel.v1.Timings
-	(*Span)(nil),                  // 21: carrel.v1.Span
-	(*StartGuestRequest)(nil),     // 22: carrel.v1.StartGuestRequest
-	(*StartGuestEvent)(nil),       // 23: carrel.v1.StartGuestEvent
-	(*Progress)(nil),              // 24: carrel.v1.Progress
-	(*StopGuestRequest)(nil),      // 25: carrel.v1.StopGuestRequest
-	(*StopGuestResponse)(nil),     // 26: carrel.v1.StopGuestResponse
-	(*RemoveGuestRequest)(nil),    // 27: carrel.v1.RemoveGuestRequest
-	(*RemoveGuestResponse)(nil),   // 28: carrel.v1.RemoveGuestResponse
-	(*ListGuestsRequest)(nil),     // 29: carrel.v1.ListGuestsRequest
-	(*ListGuestsResponse)(nil),    // 30: carrel.v1.ListGuestsResponse
-	(*InspectGuestRequest)(nil),   // 31: carrel.v1.InspectGuestRequest
-	(*InspectGuestResponse)(nil),  // 32: carrel.v1.InspectGuestResponse
-	(*TraceGuestRequest)(nil),     // 33: carrel.v1.TraceGuestRequest
-	(*TraceGuestResponse)(nil),    // 34: carrel.v1.TraceGuestResponse
-	(*TaskSpec)(nil),              // 35: carrel.v1.TaskSpec
-	(*TaskLimits)(nil),            // 36: carrel.v1.TaskLimits
-	(*Task)(nil),                  // 37: carrel.v1.Task
-	(*Ending)(nil),                // 38: carrel.v1.Ending
-	(*StartTaskRequest)(nil),      // 39: carrel.v1.StartTaskRequest
-	(*StartTaskResponse)(nil),     // 40: carrel.v1.StartTaskResponse
-	(*AttachRequest)(nil),         // 41: carrel.v1.AttachRequest
-	(*AttachOpen)(nil),            // 42: carrel.v1.AttachOpen
-	(*StdinClose)(nil),            // 43: carrel.v1.StdinClose
-	(*Resize)(nil),                // 44: carrel.v1.Resize
-	(*AttachResponse)(nil),        // 45: carrel.v1.AttachResponse
-	(*ListTasksRequest)(nil),      // 46: carrel.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),     // 47: carrel.v1.ListTasksResponse
-	(*PutRequest)(nil),            // 48: carrel.v1.PutRequest
-	(*PutOpen)(nil),               // 49: carrel.v1.PutOpen
-	(*PutResponse)(nil),           // 50: carrel.v1.PutResponse
-	(*GetRequest)(nil),            // 51: carrel.v1.GetRequest
-	(*GetResponse)(nil),           // 52: carrel.v1.GetResponse
-	(*File)(nil),                  // 53: carrel.v1.File
-	(*ListSharesRequest)(nil),     // 54: carrel.v1.ListSharesRequest
-	(*ListSharesResponse)(nil),    // 55: carrel.v1.ListSharesResponse
-	(*SharedFolder)(nil),          // 56: carrel.v1.SharedFolder
-	(*AddShareRequest)(nil),       // 57: carrel.v1.AddShareRequest
-	(*AddShareResponse)(nil),      // 58: carrel.v1.AddShareResponse
-	(*RemoveShareRequest)(nil),    // 59: carrel.v1.RemoveShareRequest
-	(*RemoveShareResponse)(nil),   // 60: carrel.v1.RemoveShareResponse
-	(*RefreshShareRequest)(nil),   // 61: carrel.v1.RefreshShareRequest
-	(*RefreshShareResponse)(nil),  // 62: carrel.v1.RefreshShareResponse
-	(*ExplainShareRequest)(nil),   // 63: carrel.v1.ExplainShareRequest
-	(*ExplainShareResponse)(nil),  // 64: carrel.v1.ExplainShareResponse
-	(*DiffRequest)(nil),           // 65: carrel.v1.DiffRequest
-	(*Change)(nil),                // 66: carrel.v1.Change
-	(*Beside)(nil),                // 67: carrel.v1.Beside
-	(*ReviewSummaryRequest)(nil),  // 68: carrel.v1.ReviewSummaryRequest
-	(*ReviewSummary)(nil),         // 69: carrel.v1.ReviewSummary
-	(*ApplyRequest)(nil),          // 70: carrel.v1.ApplyRequest
-	(*ApplyEvent)(nil),            // 71: carrel.v1.ApplyEvent
-	(*DiscardRequest)(nil),        // 72: carrel.v1.DiscardRequest
-	(*DiscardResponse)(nil),       // 73: carrel.v1.DiscardResponse
-	(*UndoRequest)(nil),           // 74: carrel.v1.UndoRequest
-	(*DiskUsageRequest)(nil),      // 75: carrel.v1.DiskUsageRequest
-	(*DiskUsageResponse)(nil),     // 76: carrel.v1.DiskUsageResponse
-	(*GuestUsage)(nil),            // 77: carrel.v1.GuestUsage
-	(*PruneRequest)(nil),          // 78: carrel.v1.PruneRequest
-	(*PruneItem)(nil),             // 79: carrel.v1.PruneItem
-	(*PruneResponse)(nil),         // 80: carrel.v1.PruneResponse
-	(*Volume)(nil),                // 81: carrel.v1.Volume
-	(*CreateVolumeRequest)(nil),   // 82: carrel.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),  // 83: carrel.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),    // 84: carrel.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),   // 85: carrel.v1.ListVolumesResponse
-	(*RemoveVolumeRequest)(nil),   // 86: carrel.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),  // 87: carrel.v1.RemoveVolumeResponse
-	(*ExplainEgressRequest)(nil),  // 88: carrel.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil), // 89: carrel.v1.ExplainEgressResponse
-	(*ChangeEgressRequest)(nil),   // 90: carrel.v1.ChangeEgressRequest
-	(*ChangeEgressResponse)(nil),  // 91: carrel.v1.ChangeEgressResponse
-	(*TestEgressRequest)(nil),     // 92: carrel.v1.TestEgressRequest
-	(*TestEgressResponse)(nil),    // 93: carrel.v1.TestEgressResponse
-	(*EgressVerdict)(nil),         // 94: carrel.v1.EgressVerdict
-	(*WatchEgressRequest)(nil),    // 95: carrel.v1.WatchEgressRequest
-	(*EgressEvent)(nil),           // 96: carrel.v1.EgressEvent
-	(*AnswerEgressRequest)(nil),   // 97: carrel.v1.AnswerEgressRequest
-	(*AnswerEgressResponse)(nil),  // 98: carrel.v1.AnswerEgressResponse
-	(*PublishRequest)(nil),        // 99: carrel.v1.PublishRequest
-	(*PublishResponse)(nil),       // 100: carrel.v1.PublishResponse
-	(*UnpublishRequest)(nil),      // 101: carrel.v1.UnpublishRequest
-	(*UnpublishResponse)(nil),     // 102: carrel.v1.UnpublishResponse
-	(*Secret)(nil),                // 103: carrel.v1.Secret
-	(*SecretDefinition)(nil),      // 104: carrel.v1.SecretDefinition
-	(*SetSecretRequest)(nil),      // 105: carrel.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),     // 106: carrel.v1.SetSecretResponse
-	(*ListSecretsRequest)(nil),    // 107: carrel.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),   // 108: carrel.v1.ListSecretsResponse
-	(*RemoveSecretRequest)(nil),   // 109: carrel.v1.RemoveSecretRequest
-	(*RemoveSecretResponse)(nil),  // 110: carrel.v1.RemoveSecretResponse
-	(*ImportPolicyRequest)(nil),   // 111: carrel.v1.ImportPolicyRequest
-	(*ImportPolicyResponse)(nil),  // 112: carrel.v1.ImportPolicyResponse
-	(*ImportedKey)(nil),           // 113: carrel.v1.ImportedKey
-	(*CheckPolicyRequest)(nil),    // 114: carrel.v1.CheckPolicyRequest
-	(*CheckPolicyResponse)(nil),   // 115: carrel.v1.CheckPolicyResponse
-	(*PolicyProblem)(nil),         // 116: carrel.v1.PolicyProblem
-	(*RequestPolicyRequest)(nil),  // 117: carrel.v1.RequestPolicyRequest
-	(*RequestPolicyResponse)(nil), // 118: carrel.v1.RequestPolicyResponse
-	(*AgreePolicyRequest)(nil),    // 119: carrel.v1.AgreePolicyRequest
-	(*AgreePolicyResponse)(nil),   // 120: carrel.v1.AgreePolicyResponse
-	(*VerifyAuditRequest)(nil),    // 121: carrel.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),   // 122: carrel.v1.VerifyAuditResponse
-	(*ShowAuditRequest)(nil),      // 123: carrel.v1.ShowAuditRequest
-	(*ShowAuditResponse)(nil),     // 124: carrel.v1.ShowAuditResponse
-	(*Image)(nil),                 // 125: carrel.v1.Image
-	(*ImageBundle)(nil),           // 126: carrel.v1.ImageBundle
-	(*ImageConfig)(nil),           // 127: carrel.v1.ImageConfig
-	(*ImagePart)(nil),             // 128: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),     // 129: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 130: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),     // 131: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),       // 132: carrel.v1.BuildImageEvent
-	(*PullImageRequest)(nil),      // 133: carrel.v1.PullImageRequest
-	(*PullImageResponse)(nil),     // 134: carrel.v1.PullImageResponse
-	(*ImportImageRequest)(nil),    // 135: carrel.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),   // 136: carrel.v1.ImportImageResponse
-	(*VerifyImageRequest)(nil),    // 137: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),   // 138: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),    // 139: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 140: carrel.v1.RemoveImageResponse
-	(*PruneImagesRequest)(nil),    // 141: carrel.v1.PruneImagesRequest
-	(*PruneImagesResponse)(nil),   // 142: carrel.v1.PruneImagesResponse
-	(*ImageSigning)(nil),          // 143: carrel.v1.ImageSigning
-	(*PublishedImage)(nil),        // 144: carrel.v1.PublishedImage
-	(*PushImageRequest)(nil),      // 145: carrel.v1.PushImageRequest
-	(*PushImageResponse)(nil),     // 146: carrel.v1.PushImageResponse
-	(*ExportImageRequest)(nil),    // 147: carrel.v1.ExportImageRequest
-	(*ExportImageResponse)(nil),   // 148: carrel.v1.ExportImageResponse
-	(*RestoreImageRequest)(nil),   // 149: carrel.v1.RestoreImageRequest
-	(*RestoreImageResponse)(nil),  // 150: carrel.v1.RestoreImageResponse
-	(*ImageKey)(nil),              // 151: carrel.v1.ImageKey
-	(*ListKeysRequest)(nil),       // 152: carrel.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),      // 153: carrel.v1.ListKeysResponse
-	(*CreateKeyRequest)(nil),      // 154: carrel.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),     // 155: carrel.v1.CreateKeyResponse
-	(*TrustKeyRequest)(nil),       // 156: carrel.v1.TrustKeyRequest
-	(*TrustKeyResponse)(nil),      // 157: carrel.v1.TrustKeyResponse
-	(*ForgetKeyRequest)(nil),      // 158: carrel.v1.ForgetKeyRequest
-	(*ForgetKeyResponse)(nil),     // 159: carrel.v1.ForgetKeyResponse
-	(*VersionRequest)(nil),        // 160: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),       // 161: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),         // 162: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),        // 163: carrel.v1.StatusResponse
-	(*DoctorRequest)(nil),         // 164: carrel.v1.DoctorRequest
-	(*Finding)(nil),               // 165: carrel.v1.Finding
-	(*ShutdownRequest)(nil),       // 166: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 167: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),          // 168: carrel.v1.WatchRequest
-	(*ImportReviewRequest)(nil),   // 169: carrel.v1.ImportReviewRequest
-	(*ImportReviewResponse)(nil),  // 170: carrel.v1.ImportReviewResponse
-	(*DropReviewRequest)(nil),     // 171: carrel.v1.DropReviewRequest
-	(*DropReviewResponse)(nil),    // 172: carrel.v1.DropReviewResponse
-	(*AttachShareRequest)(nil),    // 173: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),   // 174: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),    // 175: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),   // 176: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),  // 177: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),            // 178: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),          // 179: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil), // 180: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil), // 181: google.protobuf.Timestamp
+	(Socket)(0),                        // 0: carrel.v1.Socket
+	(EgressAction)(0),                  // 1: carrel.v1.EgressAction
+	(ShareMode)(0),                     // 2: carrel.v1.ShareMode
+	(GuestKept)(0),                     // 3: carrel.v1.GuestKept
+	(GuestState)(0),                    // 4: carrel.v1.GuestState
+	(TaskState)(0),                     // 5: carrel.v1.TaskState
+	(FileType)(0),                      // 6: carrel.v1.FileType
+	(ChangeKind)(0),                    // 7: carrel.v1.ChangeKind
+	(EntryType)(0),                     // 8: carrel.v1.EntryType
+	(EgressEventKind)(0),               // 9: carrel.v1.EgressEventKind
+	(EgressAnswer)(0),                  // 10: carrel.v1.EgressAnswer
+	(SecretKind)(0),                    // 11: carrel.v1.SecretKind
+	(FindingLevel)(0),                  // 12: carrel.v1.FindingLevel
+	(*ErrorDetail)(nil),                // 13: carrel.v1.ErrorDetail
+	(*GuestSpec)(nil),                  // 14: carrel.v1.GuestSpec
+	(*VolumeMount)(nil),                // 15: carrel.v1.VolumeMount
+	(*EgressSpec)(nil),                 // 16: carrel.v1.EgressSpec
+	(*EgressRule)(nil),                 // 17: carrel.v1.EgressRule
+	(*Share)(nil),                      // 18: carrel.v1.Share
+	(*Guest)(nil),                      // 19: carrel.v1.Guest
+	(*Port)(nil),                       // 20: carrel.v1.Port
+	(*Timings)(nil),                    // 21: carrel.v1.Timings
+	(*Span)(nil),                       // 22: carrel.v1.Span
+	(*StartGuestRequest)(nil),          // 23: carrel.v1.StartGuestRequest
+	(*StartGuestEvent)(nil),            // 24: carrel.v1.StartGuestEvent
+	(*Progress)(nil),                   // 25: carrel.v1.Progress
+	(*StopGuestRequest)(nil),           // 26: carrel.v1.StopGuestRequest
+	(*StopGuestResponse)(nil),          // 27: carrel.v1.StopGuestResponse
+	(*RemoveGuestRequest)(nil),         // 28: carrel.v1.RemoveGuestRequest
+	(*RemoveGuestResponse)(nil),        // 29: carrel.v1.RemoveGuestResponse
+	(*ListGuestsRequest)(nil),          // 30: carrel.v1.ListGuestsRequest
+	(*ListGuestsResponse)(nil),         // 31: carrel.v1.ListGuestsResponse
+	(*InspectGuestRequest)(nil),        // 32: carrel.v1.InspectGuestRequest
+	(*InspectGuestResponse)(nil),       // 33: carrel.v1.InspectGuestResponse
+	(*TraceGuestRequest)(nil),          // 34: carrel.v1.TraceGuestRequest
+	(*TraceGuestResponse)(nil),         // 35: carrel.v1.TraceGuestResponse
+	(*TaskSpec)(nil),                   // 36: carrel.v1.TaskSpec
+	(*TaskLimits)(nil),                 // 37: carrel.v1.TaskLimits
+	(*Task)(nil),                       // 38: carrel.v1.Task
+	(*Ending)(nil),                     // 39: carrel.v1.Ending
+	(*StartTaskRequest)(nil),           // 40: carrel.v1.StartTaskRequest
+	(*StartTaskResponse)(nil),          // 41: carrel.v1.StartTaskResponse
+	(*AttachRequest)(nil),              // 42: carrel.v1.AttachRequest
+	(*AttachOpen)(nil),                 // 43: carrel.v1.AttachOpen
+	(*StdinClose)(nil),                 // 44: carrel.v1.StdinClose
+	(*Resize)(nil),                     // 45: carrel.v1.Resize
+	(*AttachResponse)(nil),             // 46: carrel.v1.AttachResponse
+	(*ListTasksRequest)(nil),           // 47: carrel.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),          // 48: carrel.v1.ListTasksResponse
+	(*WaitTaskRequest)(nil),            // 49: carrel.v1.WaitTaskRequest
+	(*WaitTaskResponse)(nil),           // 50: carrel.v1.WaitTaskResponse
+	(*ReadTaskRequest)(nil),            // 51: carrel.v1.ReadTaskRequest
+	(*ReadTaskResponse)(nil),           // 52: carrel.v1.ReadTaskResponse
+	(*WriteTaskRequest)(nil),           // 53: carrel.v1.WriteTaskRequest
+	(*WriteTaskResponse)(nil),          // 54: carrel.v1.WriteTaskResponse
+	(*SignalTaskRequest)(nil),          // 55: carrel.v1.SignalTaskRequest
+	(*SignalTaskResponse)(nil),         // 56: carrel.v1.SignalTaskResponse
+	(*ResizeTaskRequest)(nil),          // 57: carrel.v1.ResizeTaskRequest
+	(*ResizeTaskResponse)(nil),         // 58: carrel.v1.ResizeTaskResponse
+	(*CancelTaskRequest)(nil),          // 59: carrel.v1.CancelTaskRequest
+	(*CancelTaskResponse)(nil),         // 60: carrel.v1.CancelTaskResponse
+	(*ListFilesRequest)(nil),           // 61: carrel.v1.ListFilesRequest
+	(*ListFilesResponse)(nil),          // 62: carrel.v1.ListFilesResponse
+	(*FileInfo)(nil),                   // 63: carrel.v1.FileInfo
+	(*ReadFileRequest)(nil),            // 64: carrel.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),           // 65: carrel.v1.ReadFileResponse
+	(*PutRequest)(nil),                 // 66: carrel.v1.PutRequest
+	(*PutOpen)(nil),                    // 67: carrel.v1.PutOpen
+	(*PutResponse)(nil),                // 68: carrel.v1.PutResponse
+	(*GetRequest)(nil),                 // 69: carrel.v1.GetRequest
+	(*GetResponse)(nil),                // 70: carrel.v1.GetResponse
+	(*File)(nil),                       // 71: carrel.v1.File
+	(*ListSharesRequest)(nil),          // 72: carrel.v1.ListSharesRequest
+	(*ListSharesResponse)(nil),         // 73: carrel.v1.ListSharesResponse
+	(*SharedFolder)(nil),               // 74: carrel.v1.SharedFolder
+	(*AddShareRequest)(nil),            // 75: carrel.v1.AddShareRequest
+	(*AddShareResponse)(nil),           // 76: carrel.v1.AddShareResponse
+	(*RemoveShareRequest)(nil),         // 77: carrel.v1.RemoveShareRequest
+	(*RemoveShareResponse)(nil),        // 78: carrel.v1.RemoveShareResponse
+	(*RefreshShareRequest)(nil),        // 79: carrel.v1.RefreshShareRequest
+	(*RefreshShareResponse)(nil),       // 80: carrel.v1.RefreshShareResponse
+	(*ExplainShareRequest)(nil),        // 81: carrel.v1.ExplainShareRequest
+	(*ExplainShareResponse)(nil),       // 82: carrel.v1.ExplainShareResponse
+	(*DiffRequest)(nil),                // 83: carrel.v1.DiffRequest
+	(*Change)(nil),                     // 84: carrel.v1.Change
+	(*Beside)(nil),                     // 85: carrel.v1.Beside
+	(*ReviewSummaryRequest)(nil),       // 86: carrel.v1.ReviewSummaryRequest
+	(*ReviewSummary)(nil),              // 87: carrel.v1.ReviewSummary
+	(*ApplyRequest)(nil),               // 88: carrel.v1.ApplyRequest
+	(*ApplyEvent)(nil),                 // 89: carrel.v1.ApplyEvent
+	(*DiscardRequest)(nil),             // 90: carrel.v1.DiscardRequest
+	(*DiscardResponse)(nil),            // 91: carrel.v1.DiscardResponse
+	(*UndoRequest)(nil),                // 92: carrel.v1.UndoRequest
+	(*DiskUsageRequest)(nil),           // 93: carrel.v1.DiskUsageRequest
+	(*DiskUsageResponse)(nil),          // 94: carrel.v1.DiskUsageResponse
+	(*GuestUsage)(nil),                 // 95: carrel.v1.GuestUsage
+	(*PruneRequest)(nil),               // 96: carrel.v1.PruneRequest
+	(*PruneItem)(nil),                  // 97: carrel.v1.PruneItem
+	(*PruneResponse)(nil),              // 98: carrel.v1.PruneResponse
+	(*Volume)(nil),                     // 99: carrel.v1.Volume
+	(*CreateVolumeRequest)(nil),        // 100: carrel.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),       // 101: carrel.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),         // 102: carrel.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),        // 103: carrel.v1.ListVolumesResponse
+	(*RemoveVolumeRequest)(nil),        // 104: carrel.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),       // 105: carrel.v1.RemoveVolumeResponse
+	(*ExplainEgressRequest)(nil),       // 106: carrel.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil),      // 107: carrel.v1.ExplainEgressResponse
+	(*ChangeEgressRequest)(nil),        // 108: carrel.v1.ChangeEgressRequest
+	(*ChangeEgressResponse)(nil),       // 109: carrel.v1.ChangeEgressResponse
+	(*TestEgressRequest)(nil),          // 110: carrel.v1.TestEgressRequest
+	(*TestEgressResponse)(nil),         // 111: carrel.v1.TestEgressResponse
+	(*EgressVerdict)(nil),              // 112: carrel.v1.EgressVerdict
+	(*WatchEgressRequest)(nil),         // 113: carrel.v1.WatchEgressRequest
+	(*EgressEvent)(nil),                // 114: carrel.v1.EgressEvent
+	(*AnswerEgressRequest)(nil),        // 115: carrel.v1.AnswerEgressRequest
+	(*AnswerEgressResponse)(nil),       // 116: carrel.v1.AnswerEgressResponse
+	(*PublishRequest)(nil),             // 117: carrel.v1.PublishRequest
+	(*PublishResponse)(nil),            // 118: carrel.v1.PublishResponse
+	(*UnpublishRequest)(nil),           // 119: carrel.v1.UnpublishRequest
+	(*UnpublishResponse)(nil),          // 120: carrel.v1.UnpublishResponse
+	(*Secret)(nil),                     // 121: carrel.v1.Secret
+	(*SecretDefinition)(nil),           // 122: carrel.v1.SecretDefinition
+	(*SetSecretRequest)(nil),           // 123: carrel.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),          // 124: carrel.v1.SetSecretResponse
+	(*ListSecretsRequest)(nil),         // 125: carrel.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),        // 126: carrel.v1.ListSecretsResponse
+	(*RemoveSecretRequest)(nil),        // 127: carrel.v1.RemoveSecretRequest
+	(*RemoveSecretResponse)(nil),       // 128: carrel.v1.RemoveSecretResponse
+	(*ImportPolicyRequest)(nil),        // 129: carrel.v1.ImportPolicyRequest
+	(*ImportPolicyResponse)(nil),       // 130: carrel.v1.ImportPolicyResponse
+	(*ImportedKey)(nil),                // 131: carrel.v1.ImportedKey
+	(*CheckPolicyRequest)(nil),         // 132: carrel.v1.CheckPolicyRequest
+	(*CheckPolicyResponse)(nil),        // 133: carrel.v1.CheckPolicyResponse
+	(*PolicyProblem)(nil),              // 134: carrel.v1.PolicyProblem
+	(*RequestPolicyRequest)(nil),       // 135: carrel.v1.RequestPolicyRequest
+	(*RequestPolicyResponse)(nil),      // 136: carrel.v1.RequestPolicyResponse
+	(*AgreePolicyRequest)(nil),         // 137: carrel.v1.AgreePolicyRequest
+	(*AgreePolicyResponse)(nil),        // 138: carrel.v1.AgreePolicyResponse
+	(*VerifyAuditRequest)(nil),         // 139: carrel.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),        // 140: carrel.v1.VerifyAuditResponse
+	(*ShowAuditRequest)(nil),           // 141: carrel.v1.ShowAuditRequest
+	(*ShowAuditResponse)(nil),          // 142: carrel.v1.ShowAuditResponse
+	(*Image)(nil),                      // 143: carrel.v1.Image
+	(*ImageBundle)(nil),                // 144: carrel.v1.ImageBundle
+	(*ImageConfig)(nil),                // 145: carrel.v1.ImageConfig
+	(*ImagePart)(nil),                  // 146: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),          // 147: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),         // 148: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),          // 149: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),            // 150: carrel.v1.BuildImageEvent
+	(*PullImageRequest)(nil),           // 151: carrel.v1.PullImageRequest
+	(*PullImageResponse)(nil),          // 152: carrel.v1.PullImageResponse
+	(*ImportImageRequest)(nil),         // 153: carrel.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),        // 154: carrel.v1.ImportImageResponse
+	(*VerifyImageRequest)(nil),         // 155: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),        // 156: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),         // 157: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),        // 158: carrel.v1.RemoveImageResponse
+	(*PruneImagesRequest)(nil),         // 159: carrel.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),        // 160: carrel.v1.PruneImagesResponse
+	(*ImageSigning)(nil),               // 161: carrel.v1.ImageSigning
+	(*PublishedImage)(nil),             // 162: carrel.v1.PublishedImage
+	(*PushImageRequest)(nil),           // 163: carrel.v1.PushImageRequest
+	(*PushImageResponse)(nil),          // 164: carrel.v1.PushImageResponse
+	(*ExportImageRequest)(nil),         // 165: carrel.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),        // 166: carrel.v1.ExportImageResponse
+	(*RestoreImageRequest)(nil),        // 167: carrel.v1.RestoreImageRequest
+	(*RestoreImageResponse)(nil),       // 168: carrel.v1.RestoreImageResponse
+	(*ImageKey)(nil),                   // 169: carrel.v1.ImageKey
+	(*ListKeysRequest)(nil),            // 170: carrel.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),           // 171: carrel.v1.ListKeysResponse
+	(*CreateKeyRequest)(nil),           // 172: carrel.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),          // 173: carrel.v1.CreateKeyResponse
+	(*TrustKeyRequest)(nil),            // 174: carrel.v1.TrustKeyRequest
+	(*TrustKeyResponse)(nil),           // 175: carrel.v1.TrustKeyResponse
+	(*ForgetKeyRequest)(nil),           // 176: carrel.v1.ForgetKeyRequest
+	(*ForgetKeyResponse)(nil),          // 177: carrel.v1.ForgetKeyResponse
+	(*WatchEventsRequest)(nil),         // 178: carrel.v1.WatchEventsRequest
+	(*ListEventsRequest)(nil),          // 179: carrel.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),         // 180: carrel.v1.ListEventsResponse
+	(*Event)(nil),                      // 181: carrel.v1.Event
+	(*EventGap)(nil),                   // 182: carrel.v1.EventGap
+	(*GuestRemoved)(nil),               // 183: carrel.v1.GuestRemoved
+	(*EgressLeftOut)(nil),              // 184: carrel.v1.EgressLeftOut
+	(*ImageRemoved)(nil),               // 185: carrel.v1.ImageRemoved
+	(*DaemonStarted)(nil),              // 186: carrel.v1.DaemonStarted
+	(*VersionRequest)(nil),             // 187: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),            // 188: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),              // 189: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),             // 190: carrel.v1.StatusResponse
+	(*HealthRequest)(nil),              // 191: carrel.v1.HealthRequest
+	(*HealthResponse)(nil),             // 192: carrel.v1.HealthResponse
+	(*CapabilitiesRequest)(nil),        // 193: carrel.v1.CapabilitiesRequest
+	(*CapabilitiesResponse)(nil),       // 194: carrel.v1.CapabilitiesResponse
+	(*Limits)(nil),                     // 195: carrel.v1.Limits
+	(*DoctorRequest)(nil),              // 196: carrel.v1.DoctorRequest
+	(*Finding)(nil),                    // 197: carrel.v1.Finding
+	(*ShutdownRequest)(nil),            // 198: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 199: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),               // 200: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),        // 201: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),       // 202: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),          // 203: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),         // 204: carrel.v1.DropReviewResponse
+	(*AttachShareRequest)(nil),         // 205: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),        // 206: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),         // 207: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),        // 208: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),       // 209: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),                 // 210: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),               // 211: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil),      // 212: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil),      // 213: google.protobuf.Timestamp
+	(*descriptorpb.MethodOptions)(nil), // 214: google.protobuf.MethodOptions
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
-	17,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
-	15,  // 1: carrel.v1.GuestSpec.egress:type_name -> carrel.v1.EgressSpec
-	14,  // 2: carrel.v1.GuestSpec.volumes:type_name -> carrel.v1.VolumeMount
-	16,  // 3: carrel.v1.EgressSpec.rules:type_name -> carrel.v1.EgressRule
-	0,   // 4: carrel.v1.EgressRule.action:type_name -> carrel.v1.EgressAction
-	1,   // 5: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
-	3,   // 6: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
-	13,  // 7: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	181, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	181, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
-	37,  // 10: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
-	20,  // 11: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
-	19,  // 12: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
-	69,  // 13: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
-	2,   // 14: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
-	56,  // 15: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
-	21,  // 16: carrel.v1.Timings.spans:type_name -> carrel.v1.Span
-	13,  // 17: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	24,  // 18: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
-	18,  // 19: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
-	18,  // 20: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
-	18,  // 21: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
-	18,  // 22: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
-	21,  // 23: carrel.v1.TraceGuestResponse.spans:type_name -> carrel.v1.Span
-	36,  // 24: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
-	35,  // 25: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
-	4,   // 26: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	181, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	181, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	181, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	38,  // 30: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
-	35,  // 31: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
-	37,  // 32: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
-	42,  // 33: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
-	43,  // 34: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
-	44,  // 35: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
-	37,  // 36: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
-	37,  // 37: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
-	37,  // 38: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
-	49,  // 39: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
-	53,  // 40: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
-	53,  // 41: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
-	5,   // 42: carrel.v1.File.type:type_name -> carrel.v1.FileType
-	56,  // 43: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
-	17,  // 44: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
-	17,  // 45: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
-	56,  // 46: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
-	17,  // 47: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
-	6,   // 48: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
-	7,   // 49: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
-	7,   // 50: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
-	67,  // 51: carrel.v1.Change.beside:type_name -> carrel.v1.Beside
-	6,   // 52: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
-	77,  // 53: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
-	79,  // 54: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
-	79,  // 55: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
-	181, // 56: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	181, // 57: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
-	81,  // 58: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
-	81,  // 59: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
-	16,  // 60: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	16,  // 61: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	16,  // 62: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	16,  // 63: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	94,  // 64: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	0,   // 65: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	16,  // 66: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	181, // 67: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	8,   // 68: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	94,  // 69: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	9,   // 70: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	19,  // 71: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	19,  // 72: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	104, // 73: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	181, // 74: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	10,  // 75: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	104, // 76: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	103, // 77: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	103, // 78: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	113, // 79: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	116, // 80: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	16,  // 81: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	15,  // 82: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	116, // 83: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	181, // 84: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	128, // 85: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	127, // 86: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
-	126, // 87: carrel.v1.Image.bundle:type_name -> carrel.v1.ImageBundle
-	181, // 88: carrel.v1.ImageBundle.signed:type_name -> google.protobuf.Timestamp
-	181, // 89: carrel.v1.ImageBundle.expires:type_name -> google.protobuf.Timestamp
-	125, // 90: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	24,  // 91: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	125, // 92: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	24,  // 93: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
-	125, // 94: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
-	24,  // 95: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
-	125, // 96: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
-	125, // 97: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	125, // 98: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
-	143, // 99: carrel.v1.PushImageRequest.signing:type_name -> carrel.v1.ImageSigning
-	24,  // 100: carrel.v1.PushImageResponse.progress:type_name -> carrel.v1.Progress
-	144, // 101: carrel.v1.PushImageResponse.published:type_name -> carrel.v1.PublishedImage
-	143, // 102: carrel.v1.ExportImageRequest.signing:type_name -> carrel.v1.ImageSigning
-	24,  // 103: carrel.v1.ExportImageResponse.progress:type_name -> carrel.v1.Progress
-	144, // 104: carrel.v1.ExportImageResponse.published:type_name -> carrel.v1.PublishedImage
-	125, // 105: carrel.v1.RestoreImageResponse.image:type_name -> carrel.v1.Image
-	151, // 106: carrel.v1.ListKeysResponse.keys:type_name -> carrel.v1.ImageKey
-	151, // 107: carrel.v1.CreateKeyResponse.key:type_name -> carrel.v1.ImageKey
-	151, // 108: carrel.v1.TrustKeyResponse.key:type_name -> carrel.v1.ImageKey
-	181, // 109: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	161, // 110: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	11,  // 111: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	17,  // 112: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	16,  // 113: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	178, // 114: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	179, // 115: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	104, // 116: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	22,  // 117: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	25,  // 118: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	27,  // 119: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	29,  // 120: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	31,  // 121: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	33,  // 122: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
-	39,  // 123: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	41,  // 124: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	46,  // 125: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	48,  // 126: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	51,  // 127: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	54,  // 128: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	57,  // 129: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	59,  // 130: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	61,  // 131: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	63,  // 132: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	65,  // 133: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	70,  // 134: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	72,  // 135: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	74,  // 136: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	68,  // 137: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	75,  // 138: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
-	78,  // 139: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
-	82,  // 140: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
-	84,  // 141: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
-	86,  // 142: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
-	88,  // 143: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	90,  // 144: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	92,  // 145: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	95,  // 146: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	97,  // 147: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	99,  // 148: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	101, // 149: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	105, // 150: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	107, // 151: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	109, // 152: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	114, // 153: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	117, // 154: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	119, // 155: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	111, // 156: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	121, // 157: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	123, // 158: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	129, // 159: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	131, // 160: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	133, // 161: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
-	135, // 162: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
-	137, // 163: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	139, // 164: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	141, // 165: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
-	145, // 166: carrel.v1.ImageService.Push:input_type -> carrel.v1.PushImageRequest
-	147, // 167: carrel.v1.ImageService.Export:input_type -> carrel.v1.ExportImageRequest
-	149, // 168: carrel.v1.ImageService.Restore:input_type -> carrel.v1.RestoreImageRequest
-	152, // 169: carrel.v1.ImageService.ListKeys:input_type -> carrel.v1.ListKeysRequest
-	154, // 170: carrel.v1.ImageService.CreateKey:input_type -> carrel.v1.CreateKeyRequest
-	156, // 171: carrel.v1.ImageService.TrustKey:input_type -> carrel.v1.TrustKeyRequest
-	158, // 172: carrel.v1.ImageService.ForgetKey:input_type -> carrel.v1.ForgetKeyRequest
-	160, // 173: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	162, // 174: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	164, // 175: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	166, // 176: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	168, // 177: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	25,  // 178: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	169, // 179: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	171, // 180: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	173, // 181: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	175, // 182: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	61,  // 183: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	177, // 184: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	95,  // 185: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	97,  // 186: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	99,  // 187: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	101, // 188: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	23,  // 189: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	26,  // 190: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	28,  // 191: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	30,  // 192: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	32,  // 193: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	34,  // 194: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
-	40,  // 195: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	45,  // 196: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	47,  // 197: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	50,  // 198: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	52,  // 199: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	55,  // 200: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	58,  // 201: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	60,  // 202: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	62,  // 203: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	64,  // 204: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	66,  // 205: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	71,  // 206: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	73,  // 207: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	71,  // 208: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	69,  // 209: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	76,  // 210: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
-	80,  // 211: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
-	83,  // 212: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
-	85,  // 213: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
-	87,  // 214: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
-	89,  // 215: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	91,  // 216: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	93,  // 217: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	96,  // 218: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	98,  // 219: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	100, // 220: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	102, // 221: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	106, // 222: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	108, // 223: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	110, // 224: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	115, // 225: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	118, // 226: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	120, // 227: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	112, // 228: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	122, // 229: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	124, // 230: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	130, // 231: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	132, // 232: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	134, // 233: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
-	136, // 234: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
-	138, // 235: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	140, // 236: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	142, // 237: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
-	146, // 238: carrel.v1.ImageService.Push:output_type -> carrel.v1.PushImageResponse
-	148, // 239: carrel.v1.ImageService.Export:output_type -> carrel.v1.ExportImageResponse
-	150, // 240: carrel.v1.ImageService.Restore:output_type -> carrel.v1.RestoreImageResponse
-	153, // 241: carrel.v1.ImageService.ListKeys:output_type -> carrel.v1.ListKeysResponse
-	155, // 242: carrel.v1.ImageService.CreateKey:output_type -> carrel.v1.CreateKeyResponse
-	157, // 243: carrel.v1.ImageService.TrustKey:output_type -> carrel.v1.TrustKeyResponse
-	159, // 244: carrel.v1.ImageService.ForgetKey:output_type -> carrel.v1.ForgetKeyResponse
-	161, // 245: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	163, // 246: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	165, // 247: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	167, // 248: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	18,  // 249: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	26,  // 250: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	170, // 251: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	172, // 252: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	174, // 253: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	176, // 254: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	62,  // 255: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	180, // 256: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	96,  // 257: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	98,  // 258: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	100, // 259: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	102, // 260: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	189, // [189:261] is the sub-list for method output_type
-	117, // [117:189] is the sub-list for method input_type
-	117, // [117:117] is the sub-list for extension type_name
-	117, // [117:117] is the sub-list for extension extendee
-	0,   // [0:117] is the sub-list for field type_name
+	18,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
+	16,  // 1: carrel.v1.GuestSpec.egress:type_name -> carrel.v1.EgressSpec
+	15,  // 2: carrel.v1.GuestSpec.volumes:type_name -> carrel.v1.VolumeMount
+	17,  // 3: carrel.v1.EgressSpec.rules:type_name -> carrel.v1.EgressRule
+	1,   // 4: carrel.v1.EgressRule.action:type_name -> carrel.v1.EgressAction
+	2,   // 5: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
+	4,   // 6: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
+	14,  // 7: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
+	213, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	213, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	38,  // 10: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
+	21,  // 11: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
+	20,  // 12: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
+	87,  // 13: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
+	3,   // 14: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
+	74,  // 15: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
+	22,  // 16: carrel.v1.Timings.spans:type_name -> carrel.v1.Span
+	14,  // 17: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	25,  // 18: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
+	19,  // 19: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
+	19,  // 20: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
+	19,  // 21: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
+	19,  // 22: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
+	22,  // 23: carrel.v1.TraceGuestResponse.spans:type_name -> carrel.v1.Span
+	37,  // 24: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
+	36,  // 25: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
+	5,   // 26: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
+	213, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	213, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	213, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	39,  // 30: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
+	36,  // 31: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
+	38,  // 32: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
+	43,  // 33: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
+	44,  // 34: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
+	45,  // 35: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
+	38,  // 36: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
+	38,  // 37: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
+	38,  // 38: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
+	38,  // 39: carrel.v1.WaitTaskResponse.task:type_name -> carrel.v1.Task
+	46,  // 40: carrel.v1.ReadTaskResponse.pieces:type_name -> carrel.v1.AttachResponse
+	38,  // 41: carrel.v1.ReadTaskResponse.end:type_name -> carrel.v1.Task
+	38,  // 42: carrel.v1.CancelTaskResponse.task:type_name -> carrel.v1.Task
+	63,  // 43: carrel.v1.ListFilesResponse.self:type_name -> carrel.v1.FileInfo
+	63,  // 44: carrel.v1.ListFilesResponse.entries:type_name -> carrel.v1.FileInfo
+	6,   // 45: carrel.v1.FileInfo.type:type_name -> carrel.v1.FileType
+	213, // 46: carrel.v1.FileInfo.modified:type_name -> google.protobuf.Timestamp
+	63,  // 47: carrel.v1.ReadFileResponse.info:type_name -> carrel.v1.FileInfo
+	67,  // 48: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
+	71,  // 49: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
+	71,  // 50: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
+	6,   // 51: carrel.v1.File.type:type_name -> carrel.v1.FileType
+	74,  // 52: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
+	18,  // 53: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
+	18,  // 54: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
+	74,  // 55: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
+	18,  // 56: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
+	7,   // 57: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
+	8,   // 58: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
+	8,   // 59: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
+	85,  // 60: carrel.v1.Change.beside:type_name -> carrel.v1.Beside
+	7,   // 61: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	95,  // 62: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
+	97,  // 63: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
+	97,  // 64: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
+	213, // 65: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	213, // 66: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
+	99,  // 67: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
+	99,  // 68: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
+	17,  // 69: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	17,  // 70: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	17,  // 71: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	17,  // 72: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	112, // 73: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	1,   // 74: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	17,  // 75: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	213, // 76: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	9,   // 77: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	112, // 78: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	10,  // 79: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	20,  // 80: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	20,  // 81: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	122, // 82: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	213, // 83: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	11,  // 84: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	122, // 85: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	121, // 86: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	121, // 87: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	131, // 88: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	134, // 89: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	17,  // 90: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	16,  // 91: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	134, // 92: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	213, // 93: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	146, // 94: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	145, // 95: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
+	144, // 96: carrel.v1.Image.bundle:type_name -> carrel.v1.ImageBundle
+	213, // 97: carrel.v1.ImageBundle.signed:type_name -> google.protobuf.Timestamp
+	213, // 98: carrel.v1.ImageBundle.expires:type_name -> google.protobuf.Timestamp
+	143, // 99: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	25,  // 100: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	143, // 101: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	25,  // 102: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
+	143, // 103: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
+	25,  // 104: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
+	143, // 105: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
+	143, // 106: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	143, // 107: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
+	161, // 108: carrel.v1.PushImageRequest.signing:type_name -> carrel.v1.ImageSigning
+	25,  // 109: carrel.v1.PushImageResponse.progress:type_name -> carrel.v1.Progress
+	162, // 110: carrel.v1.PushImageResponse.published:type_name -> carrel.v1.PublishedImage
+	161, // 111: carrel.v1.ExportImageRequest.signing:type_name -> carrel.v1.ImageSigning
+	25,  // 112: carrel.v1.ExportImageResponse.progress:type_name -> carrel.v1.Progress
+	162, // 113: carrel.v1.ExportImageResponse.published:type_name -> carrel.v1.PublishedImage
+	143, // 114: carrel.v1.RestoreImageResponse.image:type_name -> carrel.v1.Image
+	169, // 115: carrel.v1.ListKeysResponse.keys:type_name -> carrel.v1.ImageKey
+	169, // 116: carrel.v1.CreateKeyResponse.key:type_name -> carrel.v1.ImageKey
+	169, // 117: carrel.v1.TrustKeyResponse.key:type_name -> carrel.v1.ImageKey
+	181, // 118: carrel.v1.ListEventsResponse.events:type_name -> carrel.v1.Event
+	213, // 119: carrel.v1.Event.time:type_name -> google.protobuf.Timestamp
+	182, // 120: carrel.v1.Event.gap:type_name -> carrel.v1.EventGap
+	19,  // 121: carrel.v1.Event.changed:type_name -> carrel.v1.Guest
+	183, // 122: carrel.v1.Event.removed:type_name -> carrel.v1.GuestRemoved
+	38,  // 123: carrel.v1.Event.task:type_name -> carrel.v1.Task
+	114, // 124: carrel.v1.Event.egress:type_name -> carrel.v1.EgressEvent
+	184, // 125: carrel.v1.Event.egress_left_out:type_name -> carrel.v1.EgressLeftOut
+	143, // 126: carrel.v1.Event.image:type_name -> carrel.v1.Image
+	185, // 127: carrel.v1.Event.image_removed:type_name -> carrel.v1.ImageRemoved
+	186, // 128: carrel.v1.Event.daemon_started:type_name -> carrel.v1.DaemonStarted
+	213, // 129: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	188, // 130: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	197, // 131: carrel.v1.HealthResponse.problems:type_name -> carrel.v1.Finding
+	195, // 132: carrel.v1.CapabilitiesResponse.limits:type_name -> carrel.v1.Limits
+	12,  // 133: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	18,  // 134: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	17,  // 135: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	210, // 136: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	211, // 137: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	122, // 138: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	214, // 139: carrel.v1.served_on:extendee -> google.protobuf.MethodOptions
+	0,   // 140: carrel.v1.served_on:type_name -> carrel.v1.Socket
+	23,  // 141: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	26,  // 142: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	28,  // 143: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	30,  // 144: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	32,  // 145: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	34,  // 146: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
+	40,  // 147: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	42,  // 148: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	47,  // 149: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	49,  // 150: carrel.v1.TaskService.Wait:input_type -> carrel.v1.WaitTaskRequest
+	51,  // 151: carrel.v1.TaskService.Read:input_type -> carrel.v1.ReadTaskRequest
+	53,  // 152: carrel.v1.TaskService.Write:input_type -> carrel.v1.WriteTaskRequest
+	55,  // 153: carrel.v1.TaskService.Signal:input_type -> carrel.v1.SignalTaskRequest
+	57,  // 154: carrel.v1.TaskService.Resize:input_type -> carrel.v1.ResizeTaskRequest
+	59,  // 155: carrel.v1.TaskService.Cancel:input_type -> carrel.v1.CancelTaskRequest
+	66,  // 156: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	69,  // 157: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	61,  // 158: carrel.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
+	64,  // 159: carrel.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
+	72,  // 160: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	75,  // 161: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	77,  // 162: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	79,  // 163: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	81,  // 164: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	83,  // 165: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	88,  // 166: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	90,  // 167: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	92,  // 168: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	86,  // 169: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	93,  // 170: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
+	96,  // 171: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
+	100, // 172: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
+	102, // 173: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
+	104, // 174: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
+	106, // 175: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	108, // 176: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	110, // 177: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	113, // 178: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	115, // 179: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	117, // 180: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	119, // 181: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	123, // 182: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	125, // 183: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	127, // 184: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	132, // 185: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	135, // 186: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	137, // 187: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	129, // 188: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	139, // 189: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	141, // 190: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	147, // 191: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	149, // 192: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	151, // 193: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
+	153, // 194: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
+	155, // 195: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	157, // 196: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	159, // 197: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
+	163, // 198: carrel.v1.ImageService.Push:input_type -> carrel.v1.PushImageRequest
+	165, // 199: carrel.v1.ImageService.Export:input_type -> carrel.v1.ExportImageRequest
+	167, // 200: carrel.v1.ImageService.Restore:input_type -> carrel.v1.RestoreImageRequest
+	170, // 201: carrel.v1.ImageService.ListKeys:input_type -> carrel.v1.ListKeysRequest
+	172, // 202: carrel.v1.ImageService.CreateKey:input_type -> carrel.v1.CreateKeyRequest
+	174, // 203: carrel.v1.ImageService.TrustKey:input_type -> carrel.v1.TrustKeyRequest
+	176, // 204: carrel.v1.ImageService.ForgetKey:input_type -> carrel.v1.ForgetKeyRequest
+	178, // 205: carrel.v1.EventService.Watch:input_type -> carrel.v1.WatchEventsRequest
+	179, // 206: carrel.v1.EventService.List:input_type -> carrel.v1.ListEventsRequest
+	187, // 207: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	189, // 208: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	191, // 209: carrel.v1.SystemService.Health:input_type -> carrel.v1.HealthRequest
+	193, // 210: carrel.v1.SystemService.Capabilities:input_type -> carrel.v1.CapabilitiesRequest
+	196, // 211: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	198, // 212: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	200, // 213: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	26,  // 214: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	201, // 215: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	203, // 216: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	205, // 217: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	207, // 218: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	79,  // 219: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	209, // 220: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	113, // 221: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	115, // 222: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	117, // 223: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	119, // 224: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	24,  // 225: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	27,  // 226: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	29,  // 227: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	31,  // 228: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	33,  // 229: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	35,  // 230: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
+	41,  // 231: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	46,  // 232: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	48,  // 233: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	50,  // 234: carrel.v1.TaskService.Wait:output_type -> carrel.v1.WaitTaskResponse
+	52,  // 235: carrel.v1.TaskService.Read:output_type -> carrel.v1.ReadTaskResponse
+	54,  // 236: carrel.v1.TaskService.Write:output_type -> carrel.v1.WriteTaskResponse
+	56,  // 237: carrel.v1.TaskService.Signal:output_type -> carrel.v1.SignalTaskResponse
+	58,  // 238: carrel.v1.TaskService.Resize:output_type -> carrel.v1.ResizeTaskResponse
+	60,  // 239: carrel.v1.TaskService.Cancel:output_type -> carrel.v1.CancelTaskResponse
+	68,  // 240: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	70,  // 241: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	62,  // 242: carrel.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
+	65,  // 243: carrel.v1.FileService.Read:output_type -> carrel.v1.ReadFileResponse
+	73,  // 244: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	76,  // 245: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	78,  // 246: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	80,  // 247: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	82,  // 248: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	84,  // 249: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	89,  // 250: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	91,  // 251: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	89,  // 252: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	87,  // 253: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	94,  // 254: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
+	98,  // 255: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
+	101, // 256: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
+	103, // 257: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
+	105, // 258: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
+	107, // 259: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	109, // 260: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	111, // 261: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	114, // 262: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	116, // 263: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	118, // 264: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	120, // 265: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	124, // 266: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	126, // 267: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	128, // 268: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	133, // 269: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	136, // 270: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	138, // 271: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	130, // 272: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	140, // 273: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	142, // 274: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	148, // 275: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	150, // 276: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	152, // 277: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
+	154, // 278: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
+	156, // 279: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	158, // 280: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	160, // 281: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
+	164, // 282: carrel.v1.ImageService.Push:output_type -> carrel.v1.PushImageResponse
+	166, // 283: carrel.v1.ImageService.Export:output_type -> carrel.v1.ExportImageResponse
+	168, // 284: carrel.v1.ImageService.Restore:output_type -> carrel.v1.RestoreImageResponse
+	171, // 285: carrel.v1.ImageService.ListKeys:output_type -> carrel.v1.ListKeysResponse
+	173, // 286: carrel.v1.ImageService.CreateKey:output_type -> carrel.v1.CreateKeyResponse
+	175, // 287: carrel.v1.ImageService.TrustKey:output_type -> carrel.v1.TrustKeyResponse
+	177, // 288: carrel.v1.ImageService.ForgetKey:output_type -> carrel.v1.ForgetKeyResponse
+	181, // 289: carrel.v1.EventService.Watch:output_type -> carrel.v1.Event
+	180, // 290: carrel.v1.EventService.List:output_type -> carrel.v1.ListEventsResponse
+	188, // 291: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	190, // 292: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	192, // 293: carrel.v1.SystemService.Health:output_type -> carrel.v1.HealthResponse
+	194, // 294: carrel.v1.SystemService.Capabilities:output_type -> carrel.v1.CapabilitiesResponse
+	197, // 295: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	199, // 296: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	19,  // 297: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	27,  // 298: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	202, // 299: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	204, // 300: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	206, // 301: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	208, // 302: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	80,  // 303: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	212, // 304: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	114, // 305: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	116, // 306: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	118, // 307: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	120, // 308: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	225, // [225:309] is the sub-list for method output_type
+	141, // [141:225] is the sub-list for method input_type
+	140, // [140:141] is the sub-list for extension type_name
+	139, // [139:140] is the sub-list for extension extendee
+	0,   // [0:139] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -12674,49 +15009,62 @@ func file_carrel_v1_carrel_proto_init() {
 		(*AttachResponse_Task)(nil),
 		(*AttachResponse_Notice)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[36].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[40].OneofWrappers = []any{}
+	file_carrel_v1_carrel_proto_msgTypes[53].OneofWrappers = []any{
 		(*PutRequest_Open)(nil),
 		(*PutRequest_File)(nil),
 		(*PutRequest_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[40].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[57].OneofWrappers = []any{
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[120].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[137].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[122].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[139].OneofWrappers = []any{
 		(*PullImageResponse_Progress)(nil),
 		(*PullImageResponse_Image)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[124].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[141].OneofWrappers = []any{
 		(*ImportImageResponse_Progress)(nil),
 		(*ImportImageResponse_Image)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[134].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[151].OneofWrappers = []any{
 		(*PushImageResponse_Progress)(nil),
 		(*PushImageResponse_Published)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[136].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[153].OneofWrappers = []any{
 		(*ExportImageResponse_Progress)(nil),
 		(*ExportImageResponse_Published)(nil),
+	}
+	file_carrel_v1_carrel_proto_msgTypes[168].OneofWrappers = []any{
+		(*Event_Gap)(nil),
+		(*Event_Changed)(nil),
+		(*Event_Removed)(nil),
+		(*Event_Task)(nil),
+		(*Event_Egress)(nil),
+		(*Event_EgressLeftOut)(nil),
+		(*Event_Image)(nil),
+		(*Event_ImageRemoved)(nil),
+		(*Event_DaemonStarted)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
-			NumEnums:      12,
-			NumMessages:   169,
-			NumExtensions: 0,
-			NumServices:   14,
+			NumEnums:      13,
+			NumMessages:   200,
+			NumExtensions: 1,
+			NumServices:   15,
 		},
 		GoTypes:           file_carrel_v1_carrel_proto_goTypes,
 		DependencyIndexes: file_carrel_v1_carrel_proto_depIdxs,
 		EnumInfos:         file_carrel_v1_carrel_proto_enumTypes,
 		MessageInfos:      file_carrel_v1_carrel_proto_msgTypes,
+		ExtensionInfos:    file_carrel_v1_carrel_proto_extTypes,
 	}.Build()
 	File_carrel_v1_carrel_proto = out.File
 	file_carrel_v1_carrel_proto_goTypes = nil

@@ -101,7 +101,7 @@ func listen(t *testing.T, p place.Place) net.Listener {
 func (f *fake) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(apiconnect.NewGuestServiceHandler(guestHandler{f: f}))
-	mux.Handle(apiconnect.NewTaskServiceHandler(taskHandler{f}))
+	mux.Handle(apiconnect.NewTaskServiceHandler(taskHandler{f: f}))
 	mux.Handle(apiconnect.NewFileServiceHandler(fileHandler{f: f}))
 	if !f.noSystem {
 		mux.Handle(apiconnect.NewSystemServiceHandler(systemHandler{f: f}))
@@ -145,7 +145,10 @@ type (
 		apiconnect.UnimplementedGuestServiceHandler
 		f *fake
 	}
-	taskHandler struct{ f *fake }
+	taskHandler struct {
+		apiconnect.UnimplementedTaskServiceHandler
+		f *fake
+	}
 	fileHandler struct {
 		apiconnect.UnimplementedFileServiceHandler
 		f *fake

@@ -20,6 +20,7 @@ import (
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/api/apiconnect"
+	"github.com/carrel-vm/carrel/guest/daemon/store"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/guest/secret"
@@ -70,6 +71,7 @@ type Daemon struct {
 	guests  string // <state>/guests
 	started time.Time
 	secrets *secret.Store
+	index   *store.Store // nil when the disk was full at the start
 
 	policyMu sync.Mutex // held while a file in the config folder is changed
 	volumeMu sync.Mutex // held while a volume comes or goes
@@ -111,6 +113,10 @@ func Run(ctx context.Context, o Options, ready func()) error {
 		return ErrRunning
 	}
 	defer lock.Close()
+	if err := d.openIndex(); err != nil {
+		return err
+	}
+	defer d.index.Close()
 
 	rctx, cancel := context.WithCancel(context.Background())
 	defer d.owned.Wait()
@@ -127,8 +133,8 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	// Nothing is compressed on a socket that stays on this machine.
 	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(2<<20), connect.WithCompressMinBytes(1<<30))
 	mux.Handle(apiconnect.NewGuestServiceHandler(&guestService{d}, limit))
-	mux.Handle(apiconnect.NewTaskServiceHandler(&taskService{d}, limit))
-	mux.Handle(apiconnect.NewFileServiceHandler(&fileService{d}, limit))
+	mux.Handle(apiconnect.NewTaskServiceHandler(&taskService{d: d}, limit))
+	mux.Handle(apiconnect.NewFileServiceHandler(&fileService{d: d}, limit))
 	mux.Handle(apiconnect.NewShareServiceHandler(&shareService{d}, limit))
 	reviews, review := apiconnect.NewReviewServiceHandler(&reviewService{d}, limit, connect.WithReadMaxBytes(8<<20)) // all that a review can have was seen
 	mux.Handle(reviews, together(review, apiconnect.ReviewServiceDiffProcedure))
@@ -138,7 +144,7 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	mux.Handle(apiconnect.NewSecretServiceHandler(&secretService{d}, limit))
 	mux.Handle(apiconnect.NewAuditServiceHandler(&auditService{d}, limit))
 	mux.Handle(apiconnect.NewImageServiceHandler(&imageService{d}, limit))
-	mux.Handle(apiconnect.NewSystemServiceHandler(&systemService{d}, limit))
+	mux.Handle(apiconnect.NewSystemServiceHandler(&systemService{d: d}, limit))
 	srv := guest.NewServer(mux)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()

@@ -6,10 +6,14 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 )
 
 // fileService implements FileService by handing copies on to keepers.
-type fileService struct{ d *Daemon }
+type fileService struct {
+	apiconnect.UnimplementedFileServiceHandler
+	d *Daemon
+}
 
 // Put implements FileService.
 func (s *fileService) Put(ctx context.Context, st *connect.ClientStream[api.PutRequest]) (*connect.Response[api.PutResponse], error) {

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"errors"
-	"fmt"
 	"path/filepath"
 
 	"connectrpc.com/connect"
@@ -47,21 +46,4 @@ func floorOf(rules policy.Rules) *int64 {
 	}
 	n := int64(*rules.MinFreeMiB) << 20
 	return &n
-}
-
-// doctorRoom says how full the disks are on which we write.
-func (d *Daemon) doctorRoom(found func(*api.Finding)) {
-	rules := d.rulesNow()
-	for _, dir := range []string{d.guests, d.opts.Place.Cache} {
-		free, floor, err := place.Room(dir, floorOf(rules))
-		f := &api.Finding{Check: "disk", Level: api.FindingLevel_FINDING_LEVEL_GOOD,
-			Text: fmt.Sprintf("%s are free for %s; below %s no guest is started and no image made", sizeWord(free), dir, sizeWord(floor))}
-		switch {
-		case errors.Is(err, place.ErrNoRoom):
-			f.Level, f.Text, f.Cure = api.FindingLevel_FINDING_LEVEL_BAD, err.Error()+": no guest is started and no image made", noRoomCure
-		case err != nil:
-			f.Level, f.Text = api.FindingLevel_FINDING_LEVEL_BAD, err.Error()
-		}
-		found(f)
-	}
 }

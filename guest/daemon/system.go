@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"sync"
 
@@ -11,11 +10,14 @@ import (
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
-	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 )
 
 // systemService implements SystemService.
-type systemService struct{ d *Daemon }
+type systemService struct {
+	apiconnect.UnimplementedSystemServiceHandler
+	d *Daemon
+}
 
 // Version implements SystemService.
 func (s *systemService) Version(context.Context, *connect.Request[api.VersionRequest]) (*connect.Response[api.VersionResponse], error) {
@@ -45,35 +47,6 @@ func (d *Daemon) entries() (es []*entry) {
 		es = append(es, e)
 	}
 	return es
-}
-
-// Doctor implements SystemService.
-func (s *systemService) Doctor(ctx context.Context, _ *connect.Request[api.DoctorRequest], st *connect.ServerStream[api.Finding]) error {
-	var sent error
-	found := func(f *api.Finding) {
-		if sent == nil {
-			sent = st.Send(f)
-		}
-	}
-	s.d.opts.Doctor(ctx, found)
-	s.d.doctorRoom(found)
-	img, err := s.d.opts.Images.Get(ctx, policy.DefaultImage)
-	if err != nil {
-		found(&api.Finding{Check: "image", Level: api.FindingLevel_FINDING_LEVEL_BAD, Text: err.Error(), Cure: "carrel image build"})
-	} else {
-		found(&api.Finding{Check: "image", Level: api.FindingLevel_FINDING_LEVEL_GOOD, Text: fmt.Sprintf("image %s is whole (kernel %s)", img.Name, img.Manifest.KernelVersion)})
-	}
-	bad := 0
-	for _, e := range s.d.entries() {
-		if info, _, _ := e.get(); info.State == api.GuestState_GUEST_STATE_DAMAGED {
-			bad++
-			found(&api.Finding{Check: "guest", Level: api.FindingLevel_FINDING_LEVEL_BAD, Text: "guest " + e.name + ": " + info.Cause, Cure: "carrel rm --force " + e.name})
-		}
-	}
-	if bad == 0 {
-		found(&api.Finding{Check: "guests", Level: api.FindingLevel_FINDING_LEVEL_GOOD, Text: fmt.Sprintf("the state of %d guests can be read", len(s.d.entries()))})
-	}
-	return sent
 }
 
 // Shutdown implements SystemService.

@@ -11,11 +11,15 @@ import (
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 )
 
 // taskService implements TaskService by handing streams on to keepers. Their
 // payloads are not looked into.
-type taskService struct{ d *Daemon }
+type taskService struct {
+	apiconnect.UnimplementedTaskServiceHandler
+	d *Daemon
+}
 
 func notRunning(name string) error {
 	return api.NewError(connect.CodeFailedPrecondition, "not_running", "guest "+name+" is not running", "carrel start "+name)

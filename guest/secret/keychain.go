@@ -111,6 +111,10 @@ func inTime(ctx context.Context, limit time.Duration, f func() (string, error)) 
 	}
 }
 
+// Answers says whether this session has a keychain. It asks nobody for a
+// password.
+func Answers(ctx context.Context) (bool, error) { return keychainAnswers(ctx) }
+
 // always is a keychain that must be there: there is no file in its stead.
 type always struct{ keychain }
 

@@ -2761,9 +2761,19 @@ func (x *Put) GetMkdir() bool {
 // Get copies a file or tree out: Call{get}; the guest: File frames, then Done.
 // Names are relative to path's parent: the first is path's own base name.
 type Get struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	User          string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	User  string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	// Only look: the entry itself and, of a folder, what is directly in it, as
+	// File frames without a byte of content (size 0, and whole); names are the
+	// entries' own.
+	Look bool `protobuf:"varint,3,opt,name=look,proto3" json:"look,omitempty"`
+	// With look: only the entry itself.
+	SelfOnly bool `protobuf:"varint,4,opt,name=self_only,json=selfOnly,proto3" json:"self_only,omitempty"`
+	// Only a part of one regular file, which a link at the path's end may lead to:
+	// at most so many bytes from offset. 0: all.
+	Most          int64 `protobuf:"varint,5,opt,name=most,proto3" json:"most,omitempty"`
+	Offset        int64 `protobuf:"varint,6,opt,name=offset,proto3" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2810,6 +2820,34 @@ func (x *Get) GetUser() string {
 		return x.User
 	}
 	return ""
+}
+
+func (x *Get) GetLook() bool {
+	if x != nil {
+		return x.Look
+	}
+	return false
+}
+
+func (x *Get) GetSelfOnly() bool {
+	if x != nil {
+		return x.SelfOnly
+	}
+	return false
+}
+
+func (x *Get) GetMost() int64 {
+	if x != nil {
+		return x.Most
+	}
+	return 0
+}
+
+func (x *Get) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
 }
 
 // Copy is a frame of Put from the host, and of Get from the guest.
@@ -2922,7 +2960,11 @@ type File struct {
 	// Bytes that follow, for a regular file.
 	Size int64 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
 	// What a symbolic link says.
-	Target        string `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
+	Target string `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
+	// Of a Get that looks, or takes a part: the file's size, and when it was last
+	// changed, nanoseconds since 1970 UTC.
+	Whole         int64 `protobuf:"varint,6,opt,name=whole,proto3" json:"whole,omitempty"`
+	MtimeNanos    int64 `protobuf:"varint,7,opt,name=mtime_nanos,json=mtimeNanos,proto3" json:"mtime_nanos,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2992,10 +3034,26 @@ func (x *File) GetTarget() string {
 	return ""
 }
 
+func (x *File) GetWhole() int64 {
+	if x != nil {
+		return x.Whole
+	}
+	return 0
+}
+
+func (x *File) GetMtimeNanos() int64 {
+	if x != nil {
+		return x.MtimeNanos
+	}
+	return 0
+}
+
 type Done struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty when all was copied; at most 1024 bytes.
-	Error         string `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	// Entries that a look left out.
+	LeftOut       uint32 `protobuf:"varint,2,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3035,6 +3093,13 @@ func (x *Done) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *Done) GetLeftOut() uint32 {
+	if x != nil {
+		return x.LeftOut
+	}
+	return 0
 }
 
 var File_wire_proto protoreflect.FileDescriptor
@@ -3207,23 +3272,31 @@ const file_wire_proto_rawDesc = "" +
 	"\x03Put\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x14\n" +
-	"\x05mkdir\x18\x03 \x01(\bR\x05mkdir\"-\n" +
+	"\x05mkdir\x18\x03 \x01(\bR\x05mkdir\"\x8a\x01\n" +
 	"\x03Get\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
-	"\x04user\x18\x02 \x01(\tR\x04user\"|\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\x12\x12\n" +
+	"\x04look\x18\x03 \x01(\bR\x04look\x12\x1b\n" +
+	"\tself_only\x18\x04 \x01(\bR\bselfOnly\x12\x12\n" +
+	"\x04most\x18\x05 \x01(\x03R\x04most\x12\x16\n" +
+	"\x06offset\x18\x06 \x01(\x03R\x06offset\"|\n" +
 	"\x04Copy\x12*\n" +
 	"\x04file\x18\x01 \x01(\v2\x14.carrel.wire.v1.FileH\x00R\x04file\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12*\n" +
 	"\x04done\x18\x03 \x01(\v2\x14.carrel.wire.v1.DoneH\x00R\x04doneB\x06\n" +
-	"\x04kind\"\x88\x01\n" +
+	"\x04kind\"\xbf\x01\n" +
 	"\x04File\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x18.carrel.wire.v1.FileTypeR\x04type\x12\x12\n" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x12\n" +
 	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x16\n" +
-	"\x06target\x18\x05 \x01(\tR\x06target\"\x1c\n" +
+	"\x06target\x18\x05 \x01(\tR\x06target\x12\x14\n" +
+	"\x05whole\x18\x06 \x01(\x03R\x05whole\x12\x1f\n" +
+	"\vmtime_nanos\x18\a \x01(\x03R\n" +
+	"mtimeNanos\"7\n" +
 	"\x04Done\x12\x14\n" +
-	"\x05error\x18\x01 \x01(\tR\x05error*\xcd\x01\n" +
+	"\x05error\x18\x01 \x01(\tR\x05error\x12\x19\n" +
+	"\bleft_out\x18\x02 \x01(\rR\aleftOut*\xcd\x01\n" +
 	"\vChangedType\x12\x1c\n" +
 	"\x18CHANGED_TYPE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14CHANGED_TYPE_REGULAR\x10\x01\x12\x1a\n" +

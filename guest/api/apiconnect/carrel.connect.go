@@ -47,6 +47,8 @@ const (
 	AuditServiceName = "carrel.v1.AuditService"
 	// ImageServiceName is the fully-qualified name of the ImageService service.
 	ImageServiceName = "carrel.v1.ImageService"
+	// EventServiceName is the fully-qualified name of the EventService service.
+	EventServiceName = "carrel.v1.EventService"
 	// SystemServiceName is the fully-qualified name of the SystemService service.
 	SystemServiceName = "carrel.v1.SystemService"
 	// KeeperServiceName is the fully-qualified name of the KeeperService service.
@@ -81,10 +83,26 @@ const (
 	TaskServiceAttachProcedure = "/carrel.v1.TaskService/Attach"
 	// TaskServiceListProcedure is the fully-qualified name of the TaskService's List RPC.
 	TaskServiceListProcedure = "/carrel.v1.TaskService/List"
+	// TaskServiceWaitProcedure is the fully-qualified name of the TaskService's Wait RPC.
+	TaskServiceWaitProcedure = "/carrel.v1.TaskService/Wait"
+	// TaskServiceReadProcedure is the fully-qualified name of the TaskService's Read RPC.
+	TaskServiceReadProcedure = "/carrel.v1.TaskService/Read"
+	// TaskServiceWriteProcedure is the fully-qualified name of the TaskService's Write RPC.
+	TaskServiceWriteProcedure = "/carrel.v1.TaskService/Write"
+	// TaskServiceSignalProcedure is the fully-qualified name of the TaskService's Signal RPC.
+	TaskServiceSignalProcedure = "/carrel.v1.TaskService/Signal"
+	// TaskServiceResizeProcedure is the fully-qualified name of the TaskService's Resize RPC.
+	TaskServiceResizeProcedure = "/carrel.v1.TaskService/Resize"
+	// TaskServiceCancelProcedure is the fully-qualified name of the TaskService's Cancel RPC.
+	TaskServiceCancelProcedure = "/carrel.v1.TaskService/Cancel"
 	// FileServicePutProcedure is the fully-qualified name of the FileService's Put RPC.
 	FileServicePutProcedure = "/carrel.v1.FileService/Put"
 	// FileServiceGetProcedure is the fully-qualified name of the FileService's Get RPC.
 	FileServiceGetProcedure = "/carrel.v1.FileService/Get"
+	// FileServiceListProcedure is the fully-qualified name of the FileService's List RPC.
+	FileServiceListProcedure = "/carrel.v1.FileService/List"
+	// FileServiceReadProcedure is the fully-qualified name of the FileService's Read RPC.
+	FileServiceReadProcedure = "/carrel.v1.FileService/Read"
 	// ShareServiceListProcedure is the fully-qualified name of the ShareService's List RPC.
 	ShareServiceListProcedure = "/carrel.v1.ShareService/List"
 	// ShareServiceAddProcedure is the fully-qualified name of the ShareService's Add RPC.
@@ -177,10 +195,19 @@ const (
 	ImageServiceTrustKeyProcedure = "/carrel.v1.ImageService/TrustKey"
 	// ImageServiceForgetKeyProcedure is the fully-qualified name of the ImageService's ForgetKey RPC.
 	ImageServiceForgetKeyProcedure = "/carrel.v1.ImageService/ForgetKey"
+	// EventServiceWatchProcedure is the fully-qualified name of the EventService's Watch RPC.
+	EventServiceWatchProcedure = "/carrel.v1.EventService/Watch"
+	// EventServiceListProcedure is the fully-qualified name of the EventService's List RPC.
+	EventServiceListProcedure = "/carrel.v1.EventService/List"
 	// SystemServiceVersionProcedure is the fully-qualified name of the SystemService's Version RPC.
 	SystemServiceVersionProcedure = "/carrel.v1.SystemService/Version"
 	// SystemServiceStatusProcedure is the fully-qualified name of the SystemService's Status RPC.
 	SystemServiceStatusProcedure = "/carrel.v1.SystemService/Status"
+	// SystemServiceHealthProcedure is the fully-qualified name of the SystemService's Health RPC.
+	SystemServiceHealthProcedure = "/carrel.v1.SystemService/Health"
+	// SystemServiceCapabilitiesProcedure is the fully-qualified name of the SystemService's
+	// Capabilities RPC.
+	SystemServiceCapabilitiesProcedure = "/carrel.v1.SystemService/Capabilities"
 	// SystemServiceDoctorProcedure is the fully-qualified name of the SystemService's Doctor RPC.
 	SystemServiceDoctorProcedure = "/carrel.v1.SystemService/Doctor"
 	// SystemServiceShutdownProcedure is the fully-qualified name of the SystemService's Shutdown RPC.
@@ -437,7 +464,29 @@ type TaskServiceClient interface {
 	// Attach streams a task's output from an offset and carries its input. The
 	// first request must be open. The last response is end.
 	Attach(context.Context) *connect.BidiStreamForClient[api.AttachRequest, api.AttachResponse]
+	// List returns a guest's tasks, the oldest first: those that run, and of those
+	// that have ended the last 4,096.
 	List(context.Context, *connect.Request[api.ListTasksRequest]) (*connect.Response[api.ListTasksResponse], error)
+	// What Attach does in one stream, these do in single calls, which plain JSON
+	// can make. Errors: not_found (the guest, the task), not_running (the guest).
+	//
+	// Wait answers when the task has ended, or with the task as it is when the
+	// time that the caller gives is over.
+	Wait(context.Context, *connect.Request[api.WaitTaskRequest]) (*connect.Response[api.WaitTaskResponse], error)
+	// Read returns output from an offset of the task's spool, and waits for some
+	// if there is none yet.
+	Read(context.Context, *connect.Request[api.ReadTaskRequest]) (*connect.Response[api.ReadTaskResponse], error)
+	// Write writes to the task's input. It answers when the input is queued for
+	// the guest, of which at most 256 KiB are.
+	Write(context.Context, *connect.Request[api.WriteTaskRequest]) (*connect.Response[api.WriteTaskResponse], error)
+	// Signal sends a signal to the task's process group.
+	Signal(context.Context, *connect.Request[api.SignalTaskRequest]) (*connect.Response[api.SignalTaskResponse], error)
+	// Resize gives the task's terminal another size.
+	Resize(context.Context, *connect.Request[api.ResizeTaskRequest]) (*connect.Response[api.ResizeTaskResponse], error)
+	// Cancel ends a task: SIGTERM to its process group, and after a grace the end
+	// of all that is in its cgroup. It answers with the task as it ended; one that
+	// had ended already is left as it is.
+	Cancel(context.Context, *connect.Request[api.CancelTaskRequest]) (*connect.Response[api.CancelTaskResponse], error)
 }
 
 // NewTaskServiceClient constructs a client for the carrel.v1.TaskService service. By default, it
@@ -469,6 +518,42 @@ func NewTaskServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(taskServiceMethods.ByName("List")),
 			connect.WithClientOptions(opts...),
 		),
+		wait: connect.NewClient[api.WaitTaskRequest, api.WaitTaskResponse](
+			httpClient,
+			baseURL+TaskServiceWaitProcedure,
+			connect.WithSchema(taskServiceMethods.ByName("Wait")),
+			connect.WithClientOptions(opts...),
+		),
+		read: connect.NewClient[api.ReadTaskRequest, api.ReadTaskResponse](
+			httpClient,
+			baseURL+TaskServiceReadProcedure,
+			connect.WithSchema(taskServiceMethods.ByName("Read")),
+			connect.WithClientOptions(opts...),
+		),
+		write: connect.NewClient[api.WriteTaskRequest, api.WriteTaskResponse](
+			httpClient,
+			baseURL+TaskServiceWriteProcedure,
+			connect.WithSchema(taskServiceMethods.ByName("Write")),
+			connect.WithClientOptions(opts...),
+		),
+		signal: connect.NewClient[api.SignalTaskRequest, api.SignalTaskResponse](
+			httpClient,
+			baseURL+TaskServiceSignalProcedure,
+			connect.WithSchema(taskServiceMethods.ByName("Signal")),
+			connect.WithClientOptions(opts...),
+		),
+		resize: connect.NewClient[api.ResizeTaskRequest, api.ResizeTaskResponse](
+			httpClient,
+			baseURL+TaskServiceResizeProcedure,
+			connect.WithSchema(taskServiceMethods.ByName("Resize")),
+			connect.WithClientOptions(opts...),
+		),
+		cancel: connect.NewClient[api.CancelTaskRequest, api.CancelTaskResponse](
+			httpClient,
+			baseURL+TaskServiceCancelProcedure,
+			connect.WithSchema(taskServiceMethods.ByName("Cancel")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -477,6 +562,12 @@ type taskServiceClient struct {
 	start  *connect.Client[api.StartTaskRequest, api.StartTaskResponse]
 	attach *connect.Client[api.AttachRequest, api.AttachResponse]
 	list   *connect.Client[api.ListTasksRequest, api.ListTasksResponse]
+	wait   *connect.Client[api.WaitTaskRequest, api.WaitTaskResponse]
+	read   *connect.Client[api.ReadTaskRequest, api.ReadTaskResponse]
+	write  *connect.Client[api.WriteTaskRequest, api.WriteTaskResponse]
+	signal *connect.Client[api.SignalTaskRequest, api.SignalTaskResponse]
+	resize *connect.Client[api.ResizeTaskRequest, api.ResizeTaskResponse]
+	cancel *connect.Client[api.CancelTaskRequest, api.CancelTaskResponse]
 }
 
 // Start calls carrel.v1.TaskService.Start.
@@ -494,6 +585,36 @@ func (c *taskServiceClient) List(ctx context.Context, req *connect.Request[api.L
 	return c.list.CallUnary(ctx, req)
 }
 
+// Wait calls carrel.v1.TaskService.Wait.
+func (c *taskServiceClient) Wait(ctx context.Context, req *connect.Request[api.WaitTaskRequest]) (*connect.Response[api.WaitTaskResponse], error) {
+	return c.wait.CallUnary(ctx, req)
+}
+
+// Read calls carrel.v1.TaskService.Read.
+func (c *taskServiceClient) Read(ctx context.Context, req *connect.Request[api.ReadTaskRequest]) (*connect.Response[api.ReadTaskResponse], error) {
+	return c.read.CallUnary(ctx, req)
+}
+
+// Write calls carrel.v1.TaskService.Write.
+func (c *taskServiceClient) Write(ctx context.Context, req *connect.Request[api.WriteTaskRequest]) (*connect.Response[api.WriteTaskResponse], error) {
+	return c.write.CallUnary(ctx, req)
+}
+
+// Signal calls carrel.v1.TaskService.Signal.
+func (c *taskServiceClient) Signal(ctx context.Context, req *connect.Request[api.SignalTaskRequest]) (*connect.Response[api.SignalTaskResponse], error) {
+	return c.signal.CallUnary(ctx, req)
+}
+
+// Resize calls carrel.v1.TaskService.Resize.
+func (c *taskServiceClient) Resize(ctx context.Context, req *connect.Request[api.ResizeTaskRequest]) (*connect.Response[api.ResizeTaskResponse], error) {
+	return c.resize.CallUnary(ctx, req)
+}
+
+// Cancel calls carrel.v1.TaskService.Cancel.
+func (c *taskServiceClient) Cancel(ctx context.Context, req *connect.Request[api.CancelTaskRequest]) (*connect.Response[api.CancelTaskResponse], error) {
+	return c.cancel.CallUnary(ctx, req)
+}
+
 // TaskServiceHandler is an implementation of the carrel.v1.TaskService service.
 type TaskServiceHandler interface {
 	// Start accepts one task. When it answers, the task is on disk.
@@ -501,7 +622,29 @@ type TaskServiceHandler interface {
 	// Attach streams a task's output from an offset and carries its input. The
 	// first request must be open. The last response is end.
 	Attach(context.Context, *connect.BidiStream[api.AttachRequest, api.AttachResponse]) error
+	// List returns a guest's tasks, the oldest first: those that run, and of those
+	// that have ended the last 4,096.
 	List(context.Context, *connect.Request[api.ListTasksRequest]) (*connect.Response[api.ListTasksResponse], error)
+	// What Attach does in one stream, these do in single calls, which plain JSON
+	// can make. Errors: not_found (the guest, the task), not_running (the guest).
+	//
+	// Wait answers when the task has ended, or with the task as it is when the
+	// time that the caller gives is over.
+	Wait(context.Context, *connect.Request[api.WaitTaskRequest]) (*connect.Response[api.WaitTaskResponse], error)
+	// Read returns output from an offset of the task's spool, and waits for some
+	// if there is none yet.
+	Read(context.Context, *connect.Request[api.ReadTaskRequest]) (*connect.Response[api.ReadTaskResponse], error)
+	// Write writes to the task's input. It answers when the input is queued for
+	// the guest, of which at most 256 KiB are.
+	Write(context.Context, *connect.Request[api.WriteTaskRequest]) (*connect.Response[api.WriteTaskResponse], error)
+	// Signal sends a signal to the task's process group.
+	Signal(context.Context, *connect.Request[api.SignalTaskRequest]) (*connect.Response[api.SignalTaskResponse], error)
+	// Resize gives the task's terminal another size.
+	Resize(context.Context, *connect.Request[api.ResizeTaskRequest]) (*connect.Response[api.ResizeTaskResponse], error)
+	// Cancel ends a task: SIGTERM to its process group, and after a grace the end
+	// of all that is in its cgroup. It answers with the task as it ended; one that
+	// had ended already is left as it is.
+	Cancel(context.Context, *connect.Request[api.CancelTaskRequest]) (*connect.Response[api.CancelTaskResponse], error)
 }
 
 // NewTaskServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -529,6 +672,42 @@ func NewTaskServiceHandler(svc TaskServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(taskServiceMethods.ByName("List")),
 		connect.WithHandlerOptions(opts...),
 	)
+	taskServiceWaitHandler := connect.NewUnaryHandler(
+		TaskServiceWaitProcedure,
+		svc.Wait,
+		connect.WithSchema(taskServiceMethods.ByName("Wait")),
+		connect.WithHandlerOptions(opts...),
+	)
+	taskServiceReadHandler := connect.NewUnaryHandler(
+		TaskServiceReadProcedure,
+		svc.Read,
+		connect.WithSchema(taskServiceMethods.ByName("Read")),
+		connect.WithHandlerOptions(opts...),
+	)
+	taskServiceWriteHandler := connect.NewUnaryHandler(
+		TaskServiceWriteProcedure,
+		svc.Write,
+		connect.WithSchema(taskServiceMethods.ByName("Write")),
+		connect.WithHandlerOptions(opts...),
+	)
+	taskServiceSignalHandler := connect.NewUnaryHandler(
+		TaskServiceSignalProcedure,
+		svc.Signal,
+		connect.WithSchema(taskServiceMethods.ByName("Signal")),
+		connect.WithHandlerOptions(opts...),
+	)
+	taskServiceResizeHandler := connect.NewUnaryHandler(
+		TaskServiceResizeProcedure,
+		svc.Resize,
+		connect.WithSchema(taskServiceMethods.ByName("Resize")),
+		connect.WithHandlerOptions(opts...),
+	)
+	taskServiceCancelHandler := connect.NewUnaryHandler(
+		TaskServiceCancelProcedure,
+		svc.Cancel,
+		connect.WithSchema(taskServiceMethods.ByName("Cancel")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.v1.TaskService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case TaskServiceStartProcedure:
@@ -537,6 +716,18 @@ func NewTaskServiceHandler(svc TaskServiceHandler, opts ...connect.HandlerOption
 			taskServiceAttachHandler.ServeHTTP(w, r)
 		case TaskServiceListProcedure:
 			taskServiceListHandler.ServeHTTP(w, r)
+		case TaskServiceWaitProcedure:
+			taskServiceWaitHandler.ServeHTTP(w, r)
+		case TaskServiceReadProcedure:
+			taskServiceReadHandler.ServeHTTP(w, r)
+		case TaskServiceWriteProcedure:
+			taskServiceWriteHandler.ServeHTTP(w, r)
+		case TaskServiceSignalProcedure:
+			taskServiceSignalHandler.ServeHTTP(w, r)
+		case TaskServiceResizeProcedure:
+			taskServiceResizeHandler.ServeHTTP(w, r)
+		case TaskServiceCancelProcedure:
+			taskServiceCancelHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -558,6 +749,30 @@ func (UnimplementedTaskServiceHandler) List(context.Context, *connect.Request[ap
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.TaskService.List is not implemented"))
 }
 
+func (UnimplementedTaskServiceHandler) Wait(context.Context, *connect.Request[api.WaitTaskRequest]) (*connect.Response[api.WaitTaskResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.TaskService.Wait is not implemented"))
+}
+
+func (UnimplementedTaskServiceHandler) Read(context.Context, *connect.Request[api.ReadTaskRequest]) (*connect.Response[api.ReadTaskResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.TaskService.Read is not implemented"))
+}
+
+func (UnimplementedTaskServiceHandler) Write(context.Context, *connect.Request[api.WriteTaskRequest]) (*connect.Response[api.WriteTaskResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.TaskService.Write is not implemented"))
+}
+
+func (UnimplementedTaskServiceHandler) Signal(context.Context, *connect.Request[api.SignalTaskRequest]) (*connect.Response[api.SignalTaskResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.TaskService.Signal is not implemented"))
+}
+
+func (UnimplementedTaskServiceHandler) Resize(context.Context, *connect.Request[api.ResizeTaskRequest]) (*connect.Response[api.ResizeTaskResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.TaskService.Resize is not implemented"))
+}
+
+func (UnimplementedTaskServiceHandler) Cancel(context.Context, *connect.Request[api.CancelTaskRequest]) (*connect.Response[api.CancelTaskResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.TaskService.Cancel is not implemented"))
+}
+
 // FileServiceClient is a client for the carrel.v1.FileService service.
 type FileServiceClient interface {
 	// Put copies files into a guest. The first request must be open.
@@ -565,6 +780,13 @@ type FileServiceClient interface {
 	// Get copies a file or a tree out. Everything in it is the guest's word:
 	// the caller writes it beneath a folder of its own choice, following no link.
 	Get(context.Context, *connect.Request[api.GetRequest]) (*connect.ServerStreamForClient[api.GetResponse], error)
+	// List says what an entry of a guest's file system is and, of a folder, what
+	// is in it. A link is not followed. Errors: bad_path, not_running,
+	// copy_failed with the guest's reason.
+	List(context.Context, *connect.Request[api.ListFilesRequest]) (*connect.Response[api.ListFilesResponse], error)
+	// Read returns a part of one regular file. A link at the path's end is
+	// followed.
+	Read(context.Context, *connect.Request[api.ReadFileRequest]) (*connect.Response[api.ReadFileResponse], error)
 }
 
 // NewFileServiceClient constructs a client for the carrel.v1.FileService service. By default, it
@@ -590,13 +812,27 @@ func NewFileServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(fileServiceMethods.ByName("Get")),
 			connect.WithClientOptions(opts...),
 		),
+		list: connect.NewClient[api.ListFilesRequest, api.ListFilesResponse](
+			httpClient,
+			baseURL+FileServiceListProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		read: connect.NewClient[api.ReadFileRequest, api.ReadFileResponse](
+			httpClient,
+			baseURL+FileServiceReadProcedure,
+			connect.WithSchema(fileServiceMethods.ByName("Read")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // fileServiceClient implements FileServiceClient.
 type fileServiceClient struct {
-	put *connect.Client[api.PutRequest, api.PutResponse]
-	get *connect.Client[api.GetRequest, api.GetResponse]
+	put  *connect.Client[api.PutRequest, api.PutResponse]
+	get  *connect.Client[api.GetRequest, api.GetResponse]
+	list *connect.Client[api.ListFilesRequest, api.ListFilesResponse]
+	read *connect.Client[api.ReadFileRequest, api.ReadFileResponse]
 }
 
 // Put calls carrel.v1.FileService.Put.
@@ -609,6 +845,16 @@ func (c *fileServiceClient) Get(ctx context.Context, req *connect.Request[api.Ge
 	return c.get.CallServerStream(ctx, req)
 }
 
+// List calls carrel.v1.FileService.List.
+func (c *fileServiceClient) List(ctx context.Context, req *connect.Request[api.ListFilesRequest]) (*connect.Response[api.ListFilesResponse], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// Read calls carrel.v1.FileService.Read.
+func (c *fileServiceClient) Read(ctx context.Context, req *connect.Request[api.ReadFileRequest]) (*connect.Response[api.ReadFileResponse], error) {
+	return c.read.CallUnary(ctx, req)
+}
+
 // FileServiceHandler is an implementation of the carrel.v1.FileService service.
 type FileServiceHandler interface {
 	// Put copies files into a guest. The first request must be open.
@@ -616,6 +862,13 @@ type FileServiceHandler interface {
 	// Get copies a file or a tree out. Everything in it is the guest's word:
 	// the caller writes it beneath a folder of its own choice, following no link.
 	Get(context.Context, *connect.Request[api.GetRequest], *connect.ServerStream[api.GetResponse]) error
+	// List says what an entry of a guest's file system is and, of a folder, what
+	// is in it. A link is not followed. Errors: bad_path, not_running,
+	// copy_failed with the guest's reason.
+	List(context.Context, *connect.Request[api.ListFilesRequest]) (*connect.Response[api.ListFilesResponse], error)
+	// Read returns a part of one regular file. A link at the path's end is
+	// followed.
+	Read(context.Context, *connect.Request[api.ReadFileRequest]) (*connect.Response[api.ReadFileResponse], error)
 }
 
 // NewFileServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -637,12 +890,28 @@ func NewFileServiceHandler(svc FileServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(fileServiceMethods.ByName("Get")),
 		connect.WithHandlerOptions(opts...),
 	)
+	fileServiceListHandler := connect.NewUnaryHandler(
+		FileServiceListProcedure,
+		svc.List,
+		connect.WithSchema(fileServiceMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	fileServiceReadHandler := connect.NewUnaryHandler(
+		FileServiceReadProcedure,
+		svc.Read,
+		connect.WithSchema(fileServiceMethods.ByName("Read")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.v1.FileService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case FileServicePutProcedure:
 			fileServicePutHandler.ServeHTTP(w, r)
 		case FileServiceGetProcedure:
 			fileServiceGetHandler.ServeHTTP(w, r)
+		case FileServiceListProcedure:
+			fileServiceListHandler.ServeHTTP(w, r)
+		case FileServiceReadProcedure:
+			fileServiceReadHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -658,6 +927,14 @@ func (UnimplementedFileServiceHandler) Put(context.Context, *connect.ClientStrea
 
 func (UnimplementedFileServiceHandler) Get(context.Context, *connect.Request[api.GetRequest], *connect.ServerStream[api.GetResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.FileService.Get is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) List(context.Context, *connect.Request[api.ListFilesRequest]) (*connect.Response[api.ListFilesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.FileService.List is not implemented"))
+}
+
+func (UnimplementedFileServiceHandler) Read(context.Context, *connect.Request[api.ReadFileRequest]) (*connect.Response[api.ReadFileResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.FileService.Read is not implemented"))
 }
 
 // ShareServiceClient is a client for the carrel.v1.ShareService service.
@@ -2276,10 +2553,119 @@ func (UnimplementedImageServiceHandler) ForgetKey(context.Context, *connect.Requ
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.ForgetKey is not implemented"))
 }
 
+// EventServiceClient is a client for the carrel.v1.EventService service.
+type EventServiceClient interface {
+	// Watch streams events: those that are kept, then new ones as they happen. A
+	// reader that is slow or was away is told what it missed of what is no longer
+	// kept (Event.gap), and holds up nobody.
+	Watch(context.Context, *connect.Request[api.WatchEventsRequest]) (*connect.ServerStreamForClient[api.Event], error)
+	// List returns some events at once, for those who do not stream.
+	List(context.Context, *connect.Request[api.ListEventsRequest]) (*connect.Response[api.ListEventsResponse], error)
+}
+
+// NewEventServiceClient constructs a client for the carrel.v1.EventService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewEventServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) EventServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	eventServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("EventService").Methods()
+	return &eventServiceClient{
+		watch: connect.NewClient[api.WatchEventsRequest, api.Event](
+			httpClient,
+			baseURL+EventServiceWatchProcedure,
+			connect.WithSchema(eventServiceMethods.ByName("Watch")),
+			connect.WithClientOptions(opts...),
+		),
+		list: connect.NewClient[api.ListEventsRequest, api.ListEventsResponse](
+			httpClient,
+			baseURL+EventServiceListProcedure,
+			connect.WithSchema(eventServiceMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// eventServiceClient implements EventServiceClient.
+type eventServiceClient struct {
+	watch *connect.Client[api.WatchEventsRequest, api.Event]
+	list  *connect.Client[api.ListEventsRequest, api.ListEventsResponse]
+}
+
+// Watch calls carrel.v1.EventService.Watch.
+func (c *eventServiceClient) Watch(ctx context.Context, req *connect.Request[api.WatchEventsRequest]) (*connect.ServerStreamForClient[api.Event], error) {
+	return c.watch.CallServerStream(ctx, req)
+}
+
+// List calls carrel.v1.EventService.List.
+func (c *eventServiceClient) List(ctx context.Context, req *connect.Request[api.ListEventsRequest]) (*connect.Response[api.ListEventsResponse], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// EventServiceHandler is an implementation of the carrel.v1.EventService service.
+type EventServiceHandler interface {
+	// Watch streams events: those that are kept, then new ones as they happen. A
+	// reader that is slow or was away is told what it missed of what is no longer
+	// kept (Event.gap), and holds up nobody.
+	Watch(context.Context, *connect.Request[api.WatchEventsRequest], *connect.ServerStream[api.Event]) error
+	// List returns some events at once, for those who do not stream.
+	List(context.Context, *connect.Request[api.ListEventsRequest]) (*connect.Response[api.ListEventsResponse], error)
+}
+
+// NewEventServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewEventServiceHandler(svc EventServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	eventServiceMethods := api.File_carrel_v1_carrel_proto.Services().ByName("EventService").Methods()
+	eventServiceWatchHandler := connect.NewServerStreamHandler(
+		EventServiceWatchProcedure,
+		svc.Watch,
+		connect.WithSchema(eventServiceMethods.ByName("Watch")),
+		connect.WithHandlerOptions(opts...),
+	)
+	eventServiceListHandler := connect.NewUnaryHandler(
+		EventServiceListProcedure,
+		svc.List,
+		connect.WithSchema(eventServiceMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/carrel.v1.EventService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case EventServiceWatchProcedure:
+			eventServiceWatchHandler.ServeHTTP(w, r)
+		case EventServiceListProcedure:
+			eventServiceListHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedEventServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedEventServiceHandler struct{}
+
+func (UnimplementedEventServiceHandler) Watch(context.Context, *connect.Request[api.WatchEventsRequest], *connect.ServerStream[api.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EventService.Watch is not implemented"))
+}
+
+func (UnimplementedEventServiceHandler) List(context.Context, *connect.Request[api.ListEventsRequest]) (*connect.Response[api.ListEventsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.EventService.List is not implemented"))
+}
+
 // SystemServiceClient is a client for the carrel.v1.SystemService service.
 type SystemServiceClient interface {
 	Version(context.Context, *connect.Request[api.VersionRequest]) (*connect.Response[api.VersionResponse], error)
 	Status(context.Context, *connect.Request[api.StatusRequest]) (*connect.Response[api.StatusResponse], error)
+	// Health says whether the daemon can do its work, without starting anything.
+	Health(context.Context, *connect.Request[api.HealthRequest]) (*connect.Response[api.HealthResponse], error)
+	// Capabilities says what this daemon can do and where its limits are, so that
+	// a program need not try.
+	Capabilities(context.Context, *connect.Request[api.CapabilitiesRequest]) (*connect.Response[api.CapabilitiesResponse], error)
 	// Doctor looks at everything that a guest needs and streams what it finds.
 	Doctor(context.Context, *connect.Request[api.DoctorRequest]) (*connect.ServerStreamForClient[api.Finding], error)
 	// Shutdown ends the daemon. Keepers and their tasks go on unless guests is
@@ -2310,6 +2696,18 @@ func NewSystemServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(systemServiceMethods.ByName("Status")),
 			connect.WithClientOptions(opts...),
 		),
+		health: connect.NewClient[api.HealthRequest, api.HealthResponse](
+			httpClient,
+			baseURL+SystemServiceHealthProcedure,
+			connect.WithSchema(systemServiceMethods.ByName("Health")),
+			connect.WithClientOptions(opts...),
+		),
+		capabilities: connect.NewClient[api.CapabilitiesRequest, api.CapabilitiesResponse](
+			httpClient,
+			baseURL+SystemServiceCapabilitiesProcedure,
+			connect.WithSchema(systemServiceMethods.ByName("Capabilities")),
+			connect.WithClientOptions(opts...),
+		),
 		doctor: connect.NewClient[api.DoctorRequest, api.Finding](
 			httpClient,
 			baseURL+SystemServiceDoctorProcedure,
@@ -2327,10 +2725,12 @@ func NewSystemServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 
 // systemServiceClient implements SystemServiceClient.
 type systemServiceClient struct {
-	version  *connect.Client[api.VersionRequest, api.VersionResponse]
-	status   *connect.Client[api.StatusRequest, api.StatusResponse]
-	doctor   *connect.Client[api.DoctorRequest, api.Finding]
-	shutdown *connect.Client[api.ShutdownRequest, api.ShutdownResponse]
+	version      *connect.Client[api.VersionRequest, api.VersionResponse]
+	status       *connect.Client[api.StatusRequest, api.StatusResponse]
+	health       *connect.Client[api.HealthRequest, api.HealthResponse]
+	capabilities *connect.Client[api.CapabilitiesRequest, api.CapabilitiesResponse]
+	doctor       *connect.Client[api.DoctorRequest, api.Finding]
+	shutdown     *connect.Client[api.ShutdownRequest, api.ShutdownResponse]
 }
 
 // Version calls carrel.v1.SystemService.Version.
@@ -2341,6 +2741,16 @@ func (c *systemServiceClient) Version(ctx context.Context, req *connect.Request[
 // Status calls carrel.v1.SystemService.Status.
 func (c *systemServiceClient) Status(ctx context.Context, req *connect.Request[api.StatusRequest]) (*connect.Response[api.StatusResponse], error) {
 	return c.status.CallUnary(ctx, req)
+}
+
+// Health calls carrel.v1.SystemService.Health.
+func (c *systemServiceClient) Health(ctx context.Context, req *connect.Request[api.HealthRequest]) (*connect.Response[api.HealthResponse], error) {
+	return c.health.CallUnary(ctx, req)
+}
+
+// Capabilities calls carrel.v1.SystemService.Capabilities.
+func (c *systemServiceClient) Capabilities(ctx context.Context, req *connect.Request[api.CapabilitiesRequest]) (*connect.Response[api.CapabilitiesResponse], error) {
+	return c.capabilities.CallUnary(ctx, req)
 }
 
 // Doctor calls carrel.v1.SystemService.Doctor.
@@ -2357,6 +2767,11 @@ func (c *systemServiceClient) Shutdown(ctx context.Context, req *connect.Request
 type SystemServiceHandler interface {
 	Version(context.Context, *connect.Request[api.VersionRequest]) (*connect.Response[api.VersionResponse], error)
 	Status(context.Context, *connect.Request[api.StatusRequest]) (*connect.Response[api.StatusResponse], error)
+	// Health says whether the daemon can do its work, without starting anything.
+	Health(context.Context, *connect.Request[api.HealthRequest]) (*connect.Response[api.HealthResponse], error)
+	// Capabilities says what this daemon can do and where its limits are, so that
+	// a program need not try.
+	Capabilities(context.Context, *connect.Request[api.CapabilitiesRequest]) (*connect.Response[api.CapabilitiesResponse], error)
 	// Doctor looks at everything that a guest needs and streams what it finds.
 	Doctor(context.Context, *connect.Request[api.DoctorRequest], *connect.ServerStream[api.Finding]) error
 	// Shutdown ends the daemon. Keepers and their tasks go on unless guests is
@@ -2383,6 +2798,18 @@ func NewSystemServiceHandler(svc SystemServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(systemServiceMethods.ByName("Status")),
 		connect.WithHandlerOptions(opts...),
 	)
+	systemServiceHealthHandler := connect.NewUnaryHandler(
+		SystemServiceHealthProcedure,
+		svc.Health,
+		connect.WithSchema(systemServiceMethods.ByName("Health")),
+		connect.WithHandlerOptions(opts...),
+	)
+	systemServiceCapabilitiesHandler := connect.NewUnaryHandler(
+		SystemServiceCapabilitiesProcedure,
+		svc.Capabilities,
+		connect.WithSchema(systemServiceMethods.ByName("Capabilities")),
+		connect.WithHandlerOptions(opts...),
+	)
 	systemServiceDoctorHandler := connect.NewServerStreamHandler(
 		SystemServiceDoctorProcedure,
 		svc.Doctor,
@@ -2401,6 +2828,10 @@ func NewSystemServiceHandler(svc SystemServiceHandler, opts ...connect.HandlerOp
 			systemServiceVersionHandler.ServeHTTP(w, r)
 		case SystemServiceStatusProcedure:
 			systemServiceStatusHandler.ServeHTTP(w, r)
+		case SystemServiceHealthProcedure:
+			systemServiceHealthHandler.ServeHTTP(w, r)
+		case SystemServiceCapabilitiesProcedure:
+			systemServiceCapabilitiesHandler.ServeHTTP(w, r)
 		case SystemServiceDoctorProcedure:
 			systemServiceDoctorHandler.ServeHTTP(w, r)
 		case SystemServiceShutdownProcedure:
@@ -2420,6 +2851,14 @@ func (UnimplementedSystemServiceHandler) Version(context.Context, *connect.Reque
 
 func (UnimplementedSystemServiceHandler) Status(context.Context, *connect.Request[api.StatusRequest]) (*connect.Response[api.StatusResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.SystemService.Status is not implemented"))
+}
+
+func (UnimplementedSystemServiceHandler) Health(context.Context, *connect.Request[api.HealthRequest]) (*connect.Response[api.HealthResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.SystemService.Health is not implemented"))
+}
+
+func (UnimplementedSystemServiceHandler) Capabilities(context.Context, *connect.Request[api.CapabilitiesRequest]) (*connect.Response[api.CapabilitiesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.SystemService.Capabilities is not implemented"))
 }
 
 func (UnimplementedSystemServiceHandler) Doctor(context.Context, *connect.Request[api.DoctorRequest], *connect.ServerStream[api.Finding]) error {

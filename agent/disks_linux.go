@@ -1,0 +1,170 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/carrel-vm/carrel/agent/uevent"
+)
+
+// What the guest's disks are for. A volume's disk is for what its serial number
+// says: "volume0", "volume1", ...
+const (
+	imageDisk    = "image"
+	scratchDisk  = "scratch"
+	volumeSerial = "volume" // how that number begins
+)
+
+// Where a hypervisor with SCSI disks attaches them, by logical unit number:
+// volume n is at firstVolumeLUN + n. Hyper-V gives its disks no serial number of
+// ours, and its answer to the question for one is an error that the driver hides
+// (storvsc_on_io_completion, drivers/scsi/storvsc_drv.c); the number of the unit
+// is the host's to choose.
+const (
+	imageLUN       = 0
+	scratchLUN     = 1
+	firstVolumeLUN = 2
+)
+
+// diskPatience bounds the wait for disks that are found late.
+const diskPatience = 30 * time.Second
+
+// hardware is where the kernel shows disks: /sys, /dev and the messages about them.
+type hardware struct {
+	sys, dev string
+	listen   func() (listener, error)
+	patience time.Duration
+}
+
+// listener is a *uevent.Socket.
+type listener interface {
+	Next(end time.Time) error
+	Close() error
+}
+
+var machine = hardware{"/sys", "/dev", func() (listener, error) { return uevent.Open() }, diskPatience}
+
+// disks returns the device of each purpose, and those that are wanted for certain.
+//
+// A disk's name does not tell its purpose: the kernel gives names in the order in
+// which it finds the devices. What is written on a disk tells it even less: guests
+// wrote that. Only what the hypervisor says of it counts.
+func (h hardware) disks(want ...string) (map[string]string, error) {
+	found, err := h.look()
+	missing := lacks(found, want)
+	if err != nil || missing == "" {
+		return found, err
+	}
+	// Virtio's disks are found before there is a first process. Hyper-V's bus
+	// tells of its devices, and their drivers look at them, while that runs
+	// (PROBE_PREFER_ASYNCHRONOUS there, and in sd.c).
+	if _, err := os.Lstat(h.sys + "/bus/vmbus"); err != nil {
+		return nil, fmt.Errorf("the guest has no disk for %s", missing)
+	}
+	news, err := h.listen()
+	if err != nil {
+		return nil, err
+	}
+	defer news.Close()
+	for end := time.Now().Add(h.patience); ; {
+		found, err := h.look() // after listen, so that none is missed between
+		missing := lacks(found, want)
+		if err != nil || missing == "" {
+			return found, err
+		}
+		if err := news.Next(end); err != nil {
+			return nil, fmt.Errorf("wait for the disk for %s: %w", missing, err)
+		}
+	}
+}
+
+// lacks is the first that is wanted and not there.
+func lacks(found map[string]string, want []string) string {
+	for _, w := range want {
+		if found[w] == "" {
+			return w
+		}
+	}
+	return ""
+}
+
+// look returns the disks that are there now.
+func (h hardware) look() (map[string]string, error) {
+	found := map[string]string{}
+	for _, kind := range []struct {
+		pattern string
+		purpose func(block string) (string, error)
+	}{{"vd*", virtioPurpose}, {"sd*", h.scsiPurpose}} {
+		blocks, err := filepath.Glob(h.sys + "/block/" + kind.pattern)
+		if err != nil {
+			return nil, err
+		}
+		for _, b := range blocks {
+			purpose, err := kind.purpose(b)
+			if err != nil {
+				return nil, err
+			}
+			if purpose == "" {
+				continue
+			}
+			device := h.dev + "/" + filepath.Base(b)
+			if found[purpose] != "" {
+				return nil, fmt.Errorf("disks %s and %s have the same purpose: %s", found[purpose], device, purpose)
+			}
+			found[purpose] = device
+		}
+	}
+	return found, nil
+}
+
+// virtioPurpose: the image is the disk that the host serves read-only, scratch one
+// that it does not, and volumes are told by their serial numbers.
+func virtioPurpose(block string) (string, error) {
+	ro, err := number(block + "/ro")
+	if err != nil {
+		return "", err
+	}
+	if ro == 1 {
+		return imageDisk, nil
+	}
+	b, _ := os.ReadFile(block + "/serial") // a disk may have none
+	if serial := strings.TrimRight(string(b), "\n\x00"); strings.HasPrefix(serial, volumeSerial) {
+		return serial, nil
+	}
+	return scratchDisk, nil
+}
+
+// scsiPurpose goes by the logical unit number; empty means that the disk is not
+// ready yet: its folder and its node are there before it can be opened
+// (device_add_disk, block/genhd.c), and the kernel's message comes after.
+func (h hardware) scsiPurpose(block string) (string, error) {
+	// "../../../0:0:0:1": host, channel, target, unit.
+	to, err := os.Readlink(block + "/device")
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	} else if err != nil {
+		return "", err
+	}
+	address := strings.Split(filepath.Base(to), ":")
+	lun, err := strconv.ParseUint(address[len(address)-1], 10, 16)
+	if err != nil || len(address) != 4 {
+		return "", fmt.Errorf("disk %s: %.40q is no address of a SCSI disk", filepath.Base(block), filepath.Base(to))
+	}
+	f, err := os.Open(h.dev + "/" + filepath.Base(block))
+	if err != nil {
+		return "", nil
+	}
+	f.Close()
+	switch lun {
+	case imageLUN:
+		return imageDisk, nil
+	case scratchLUN:
+		return scratchDisk, nil
+	}
+	return volumeSerial + strconv.FormatUint(lun-firstVolumeLUN, 10), nil
+}

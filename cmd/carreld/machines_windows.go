@@ -1,0 +1,4 @@
+package main
+
+// machinesBuilt says whether this program has what drives machines in it.
+const machinesBuilt = false

@@ -73,6 +73,7 @@ func imagesBehind(t *testing.T, wall string) {
 			"tarfile": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(toTarball(host, args[0], ts.MkAbs(args[1])))
 			},
+			"renew":  func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(renew(cache, args[0])) },
 			"spoil":  func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(spoil(cache, args[0], args[1])) },
 			"damage": func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(damage(cache, ts.ReadFile(args[0]))) },
 			"mend":   mend,
@@ -314,6 +315,24 @@ func toTarball(host, tag, file string) error {
 		return err
 	}
 	return tarball.WriteToFile(file, r, img)
+}
+
+// renew makes another image of a built one: of the same parts, at another time.
+func renew(cache, image string) error {
+	path := filepath.Join(cache, "images", image, "manifest.json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var m map[string]any
+	if err := json.Unmarshal(b, &m); err != nil {
+		return err
+	}
+	m["created"] = "2026-01-02T03:04:05Z"
+	if b, err = json.Marshal(m); err != nil {
+		return err
+	}
+	return os.WriteFile(path, b, 0o600)
 }
 
 // spoil alters one byte of a part of a built image, or of one that a bundle has brought.

@@ -307,7 +307,7 @@ func TestMemory(t *testing.T) {
 	for _, c := range []struct {
 		s    Statement
 		want error
-	}{{see(5, a), nil}, {see(6, b), nil}, {see(4, a), ErrRolledBack}, {see(5, b), ErrRolledBack}} {
+	}{{see(5, a), nil}, {see(6, b), nil}, {see(4, a), nil}, {see(4, b), ErrRolledBack}, {see(5, b), ErrRolledBack}} {
 		if err := m.Judge(c.s); !errors.Is(err, c.want) || (c.want == nil) != (err == nil) {
 			t.Errorf("version %d: %v", c.s.Version, err)
 		}

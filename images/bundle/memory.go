@@ -52,12 +52,15 @@ func Recall(dir, name string) (Memory, error) {
 	return m, nil
 }
 
-// Judge refuses a version below the highest, and another bundle of the same version.
+// Judge refuses a version below the highest, and another bundle of the same version. The very bundle that was
+// the highest is none, though it was signed as an older version as well.
 func (m Memory) Judge(s Statement) error {
 	switch {
+	case s.Digest == m.Digest:
+		return nil
 	case s.Version < m.Version:
 		return fmt.Errorf("%w: version %d, and this host has had %d (--allow-rollback takes it all the same)", ErrRolledBack, s.Version, m.Version)
-	case s.Version == m.Version && s.Digest != m.Digest:
+	case s.Version == m.Version:
 		return fmt.Errorf("%w: another bundle of version %d, which this host has had as %s (--allow-rollback takes it all the same)", ErrRolledBack, s.Version, m.Digest)
 	}
 	return nil

@@ -46,6 +46,7 @@ var arrows = []struct {
 	{"agent/...", []string{"guest/wire", "agent/..."}, "the agent never sees the host's side"},
 	{"hypervisor/hypervisortest/...", []string{"hypervisor/...", "guest/wire"}, "the test driver runs the real agent"},
 	{"hypervisor/qemu/vhostuser", []string{"hypervisor"}, "devices serve whoever wires them"},
+	{"hypervisor/vz", []string{"hypervisor"}, "its plan is a function of plain data, and nobody else names Apple's framework"},
 	{"hypervisor/seatbelt", []string{"hypervisor"}, "its profile is a function of plain data"},
 	{"hypervisor/...", []string{"hypervisor/..."}, "drivers know the seam"},
 	{"images/bundle", nil, "it judges what a stranger's bundle says and knows nothing of stores or registries"},

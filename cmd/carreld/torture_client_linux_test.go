@@ -271,7 +271,9 @@ func (x *torture) check(ctx context.Context) {
 			t.Errorf("job %d was acknowledged as %s, and is lost", j.n, j.id)
 			continue
 		}
-		good := k.State == api.TaskState_TASK_STATE_EXITED
+		// A process of the task's that was killed as it was forked ends it by its
+		// signal, which is an ending and no success.
+		good := k.State == api.TaskState_TASK_STATE_EXITED && (j.sleep || k.Ending.GetSignal() != 9)
 		if good {
 			x.toll.Exited++
 		} else {
@@ -279,7 +281,7 @@ func (x *torture) check(ctx context.Context) {
 		}
 		switch {
 		case good && ran[j.n] != 1:
-			t.Errorf("job %d is said to have exited and ran %d times", j.n, ran[j.n])
+			t.Errorf("job %d is said to have exited with %v and ran %d times", j.n, k.Ending, ran[j.n])
 		case good && !j.sleep && k.Ending.GetStatus() != 0, good && j.sleep && k.Ending.GetSignal() != 9:
 			t.Errorf("job %d ended with %v", j.n, k.Ending)
 		case j.ending != nil && (j.ending.State != k.State || j.ending.Ending.GetStatus() != k.Ending.GetStatus()):

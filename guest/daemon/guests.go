@@ -66,6 +66,9 @@ func refusal(err error) error {
 	case errors.Is(err, images.ErrDamaged):
 		cause, cure := apart(err.Error())
 		return api.NewError(connect.CodeDataLoss, "image_damaged", cause, cure)
+	case errors.Is(err, images.ErrUntrusted):
+		cause, cure := apart(err.Error())
+		return api.NewError(connect.CodePermissionDenied, "image_untrusted", cause, cure)
 	case errors.As(err, &he):
 		return api.NewError(connect.CodeFailedPrecondition, "host", he.Op+": "+he.Err.Error(), he.Cure)
 	}

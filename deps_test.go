@@ -49,6 +49,7 @@ var arrows = []struct {
 	{"hypervisor/vz", []string{"hypervisor"}, "its plan is a function of plain data, and nobody else names Apple's framework"},
 	{"hypervisor/seatbelt", []string{"hypervisor"}, "its profile is a function of plain data"},
 	{"hypervisor/...", []string{"hypervisor/..."}, "drivers know the seam"},
+	{"images/bundle", nil, "it judges what a stranger's bundle says and knows nothing of stores or registries"},
 	{"images/oci", nil, "it parses hostile images and knows nothing of stores"},
 	{"images", []string{"images/..."}, "images are files"},
 	{"", nil, "the root holds only this test"},

@@ -94,7 +94,7 @@ func daemonOptions() (o daemon.Options, err error) {
 	if err != nil {
 		return o, err
 	}
-	store := images.Open(p.Cache)
+	store := images.Open(p.Cache).WithBundles(filepath.Join(p.Config, "trusted-keys"), filepath.Join(p.State, "bundles"))
 	return daemon.Options{
 		Place: p, Rules: policy.Default(home, p.State, p.Config, p.Cache, p.Run),
 		Images: store, Parts: imageParts(store),

@@ -11,7 +11,7 @@ GO_FILES = $(shell git ls-files -co --exclude-standard '*.go')
 # The hosts that this one compiles for, without cgo.
 ELSEWHERE := darwin/arm64 darwin/amd64 windows/amd64 windows/arm64
 
-.PHONY: build setup image kernel kernel-arm64 demo test test-wine test-full torture check bench fuzz generate api-release tools clean
+.PHONY: build setup image kernel kernel-arm64 demo test test-wine test-full check bench fuzz generate api-release tools clean
 
 build: ## the three programs
 	@mkdir -p bin
@@ -42,9 +42,6 @@ test-wine: setup ## the Windows programs and their tests, under Wine
 
 test-full: ## the catalogue's full numbers
 	CARREL_SCALE=full $(MAKE) test
-
-torture: image ## kills everything at random while clients work, and writes docs/reliability.md; KILLS=500
-	CARREL_TORTURE_KILLS=$(KILLS) CARREL_TORTURE_TABLE=$(CURDIR)/docs/reliability.md go test -count=1 -timeout 6h -tags torture -run TestTorture -v ./cmd/carreld
 
 check: tools ## the fast inner loop
 	@test -z "$$(gofmt -l $(GO_FILES))" || { echo "not formatted:"; gofmt -l $(GO_FILES); exit 1; }

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/client"
 )
@@ -216,6 +217,16 @@ func TestKillKeeperAndAgent(t *testing.T) {
 				g, err := c.Guest(t.Context(), "box")
 				return err == nil && g.State == api.GuestState_GUEST_STATE_STOPPED && g.Cause != ""
 			})
+			// Whoever was killed could not take its sockets along.
+			run := filepath.Join(w.home, "run")
+			for _, socket := range []string{guest.SocketPath(run, "box"), guest.EdgeSocketPath(run, "box")} {
+				if _, err := os.Lstat(socket); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("%s is left over: %v", socket, err)
+				}
+			}
+			if _, err := os.Lstat(guest.SocketPath(run, "other")); err != nil {
+				t.Errorf("the control, a keeper that lives: %v", err)
+			}
 			eventually(t, "nothing of it runs", func() bool { return len(w.processes()) == 4 }) // daemon, other's keeper, egress process and agent
 			q, err := c.StartTask(t.Context(), client.Task{Guest: "other", Args: []string{"true"}})
 			if err != nil {

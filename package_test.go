@@ -177,7 +177,7 @@ func TestWinget(t *testing.T) {
 		"CarrelVM.Carrel.yaml": {"version", map[string]*regexp.Regexp{"DefaultLocale": regexp.MustCompile(`^en-US$`)}, []string{"DefaultLocale"}},
 		"CarrelVM.Carrel.locale.en-US.yaml": {"defaultLocale", map[string]*regexp.Regexp{
 			"PackageLocale": regexp.MustCompile(`^en-US$`), "Publisher": text, "PublisherUrl": url, "PublisherSupportUrl": url, "PackageName": text, "PackageUrl": url,
-			"License": text, "LicenseUrl": url, "ShortDescription": text, "Description": regexp.MustCompile(`(?s)^.{3,10000}$`), "Moniker": regexp.MustCompile(`^.{1,40}$`), "Tags": nil, "ReleaseNotesUrl": url,
+			"License": text, "LicenseUrl": url, "ShortDescription": text, "Description": regexp.MustCompile(`(?s)^.{3,1000}$`), "Moniker": regexp.MustCompile(`^.{1,40}$`), "Tags": nil, "ReleaseNotesUrl": url,
 		}, []string{"PackageLocale", "Publisher", "PackageName", "License", "ShortDescription"}},
 		"CarrelVM.Carrel.installer.yaml": {"installer", map[string]*regexp.Regexp{
 			"Platform": nil, "MinimumOSVersion": regexp.MustCompile(`^10\.0\.19041\.0$`), "InstallerType": regexp.MustCompile(`^zip$`), "NestedInstallerType": regexp.MustCompile(`^portable$`),

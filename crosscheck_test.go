@@ -13,12 +13,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
 // forMac are the packages that a guest on macOS is made of.
-var forMac = []string{"./agent/...", "./cmd/carrel-agent", "./cmd/carreld", "./hypervisor/seatbelt"}
+var forMac = []string{"./agent/...", "./cmd/carrel-agent", "./cmd/carreld", "./hypervisor/seatbelt", "./hypervisor/vz"}
+
+// vzModule is the module that binds Virtualization.framework.
+const vzModule = "github.com/Code-Hex/vz/v3"
 
 // TestTypesForMac type-checks them for macOS as a Mac with a C compiler has
 // them: with cgo, which cannot be compiled for it elsewhere (make check compiles
@@ -28,24 +32,85 @@ func TestTypesForMac(t *testing.T) {
 		t.Skip("make check compiles them; this takes a while")
 	}
 	for _, arch := range []string{"arm64", "amd64"} {
-		errs, n, err := typecheck("darwin", arch, forMac...)
+		c, n, err := typecheck("darwin", arch, forMac...)
 		if err != nil || n < len(forMac) {
 			t.Fatal(n, err)
 		}
-		for _, e := range errs {
+		for _, e := range c.errs {
 			t.Error(arch, e)
+		}
+		// The daemon drives the framework, by way of the module's own source.
+		for _, path := range []string{vzModule, module + "hypervisor/vz", module + "cmd/carreld"} {
+			if c.done[path] == nil {
+				t.Errorf("%s: %s was not looked at", arch, path)
+			}
+		}
+		if !slices.Contains(c.importers(module+"hypervisor/vz"), module+"cmd/carreld") {
+			t.Errorf("%s: the daemon does not import the driver", arch)
+		}
+		for _, path := range c.importers(vzModule) {
+			if strings.HasPrefix(path, module) && path != module+"hypervisor/vz" {
+				t.Errorf("%s: %s imports %s, which is the driver's alone", arch, path, vzModule)
+			}
+		}
+	}
+}
+
+// TestInnerOfModule finds in the module's source what the driver takes out of its
+// connections (hypervisor/vz/inner.go).
+func TestInnerOfModule(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make check compiles; this takes a while")
+	}
+	c, _, err := typecheck("darwin", "arm64", "./hypervisor/vz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	field := func(of, name string) string {
+		o := c.done[vzModule].Scope().Lookup(of)
+		if o == nil {
+			return ""
+		}
+		s, ok := o.Type().Underlying().(*types.Struct)
+		for i := range s.NumFields() {
+			if f := s.Field(i); ok && f.Name() == name {
+				return f.Type().String()
+			}
+		}
+		return ""
+	}
+	if got := field("VirtioSocketConnection", "rawConn"); got != "net.Conn" {
+		t.Errorf("VirtioSocketConnection has rawConn of type %q", got)
+	}
+	if got := field("VirtioSocketConnection", "noConn"); got != "" { // it can fail
+		t.Errorf("a field that is not there has the type %q", got)
+	}
+}
+
+// TestTypesCatchModule plants misuses of the module, which must all be found.
+func TestTypesCatchModule(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make check compiles; this takes a while")
+	}
+	for arch, want := range map[string]int{"arm64": 6, "amd64": 7} { // one is right on arm64
+		c, _, err := typecheck("darwin", arch, "./testdata/crosscheck/vz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(c.errs) != want {
+			t.Errorf("%s: %d mistakes were found of %d: %v", arch, len(c.errs), want, c.errs)
 		}
 	}
 }
 
 // TestTypesCatch shows that the test above can fail.
 func TestTypesCatch(t *testing.T) {
-	errs, _, err := typecheck("darwin", "arm64", "./testdata/crosscheck")
+	c, _, err := typecheck("darwin", "arm64", "./testdata/crosscheck")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(errs) != 3 {
-		t.Errorf("%d mistakes were found of 3: %v", len(errs), errs)
+	if len(c.errs) != 3 {
+		t.Errorf("%d mistakes were found of 3: %v", len(c.errs), c.errs)
 	}
 }
 
@@ -119,9 +184,19 @@ func (c *checker) check(path string) (*types.Package, error) {
 	return p, nil
 }
 
-// typecheck returns every error in packages and in those of ours that they
+// importers returns the packages that import path.
+func (c *checker) importers(path string) (from []string) {
+	for name, p := range c.done {
+		if p != nil && slices.ContainsFunc(p.Imports(), func(i *types.Package) bool { return i.Path() == path }) {
+			from = append(from, name)
+		}
+	}
+	return from
+}
+
+// typecheck returns a checker that has looked at packages and at those that they
 // import, and how many packages the patterns name.
-func typecheck(goos, goarch string, patterns ...string) (errs []error, n int, err error) {
+func typecheck(goos, goarch string, patterns ...string) (c *checker, n int, err error) {
 	cmd := exec.Command("go", append([]string{"list", "-e", "-deps", "-json=ImportPath,Dir,GoFiles,CgoFiles,ImportMap,DepOnly,Error"}, patterns...)...)
 	cmd.Env = append(os.Environ(), "GOOS="+goos, "GOARCH="+goarch, "CGO_ENABLED=1")
 	var stderr bytes.Buffer
@@ -130,7 +205,7 @@ func typecheck(goos, goarch string, patterns ...string) (errs []error, n int, er
 	if err != nil {
 		return nil, 0, fmt.Errorf("go list: %w: %s", err, &stderr)
 	}
-	c := &checker{files: token.NewFileSet(), arch: goarch, meta: map[string]*listed{}, done: map[string]*types.Package{}}
+	c = &checker{files: token.NewFileSet(), arch: goarch, meta: map[string]*listed{}, done: map[string]*types.Package{}}
 	var roots []string
 	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
 		p := new(listed)
@@ -156,5 +231,5 @@ func typecheck(goos, goarch string, patterns ...string) (errs []error, n int, er
 			return nil, 0, err
 		}
 	}
-	return c.errs, len(roots), nil
+	return c, len(roots), nil
 }

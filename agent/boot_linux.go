@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,9 @@ const (
 	selfTestWord = "carrel.selftest=1"
 	// scratchWord says that there is a disk that takes the guest's changes.
 	scratchWord = "carrel.scratch="
+	// powerOffWord says that the machine ends by a power-off: a reboot starts it
+	// again there.
+	powerOffWord = "carrel.end=poweroff"
 )
 
 // ProbeOK is what a guest started with carrel.probe=1 writes to its console
@@ -52,6 +56,7 @@ func Boot() {
 		console()
 		cmdline, _ := os.ReadFile("/proc/cmdline")
 		words := strings.Fields(string(cmdline))
+		ending = endOf(words)
 		scratch := false
 		for _, w := range words {
 			if w == probeWord {
@@ -121,10 +126,21 @@ func dialHost() (*vsock.Conn, error) {
 	}
 }
 
-// reboot ends the machine. Without ACPI there is no power-off; the host starts
-// the machine so that a reboot ends it.
+// ending is how this machine ends.
+var ending = unix.LINUX_REBOOT_CMD_RESTART
+
+// endOf is how the kernel's command line says that the machine ends. Without ACPI
+// there is no power-off; the host starts such a machine so that a reboot ends it.
+func endOf(words []string) int {
+	if slices.Contains(words, powerOffWord) {
+		return unix.LINUX_REBOOT_CMD_POWER_OFF
+	}
+	return unix.LINUX_REBOOT_CMD_RESTART
+}
+
+// reboot ends the machine.
 func reboot() {
-	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	_ = unix.Reboot(ending)
 	// Only a kernel that refuses gets here, and then there is no one to tell.
 	select {}
 }

@@ -79,7 +79,7 @@ func (s *Store) build(ctx context.Context, o BuildOptions, agent, lock *os.File)
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	in := Inputs{Kernel: kernel.key, Root: root.key, Agent: agentSum, Initrd: initrdVersion}
-	if old, err := s.Get(ctx, o.Name); err == nil && old.Manifest.Inputs == in {
+	if old, err := s.Get(ctx, o.Name); err == nil && old.Manifest.Inputs == in && old.Bundle == nil {
 		o.Progress(Event{Stage: "image", Done: 1, Total: 1, Line: "unchanged"})
 		return old, nil
 	}
@@ -198,17 +198,4 @@ func replace(from, to string) error {
 		return fmt.Errorf("put %s in its place: %w", to, err)
 	}
 	return syncFolder(filepath.Dir(to))
-}
-
-// linkOrCopy shares the bytes with the cache where the file system can.
-func linkOrCopy(from, to string) error {
-	if err := os.Link(from, to); err == nil {
-		return nil
-	}
-	in, err := oci.OpenRegular(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	return writeFile(to, func(f *os.File) error { _, err := io.Copy(f, in); return err })
 }

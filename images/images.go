@@ -8,6 +8,7 @@
 //	oci/                   manifests, configs and layers; see package oci
 //	kernel/<key>/          a built kernel, root/<key>/ a built root: kept by the hash of all that went into them;
 //	                       kernel-arm64/<key>/ is a kernel for that architecture
+//	previous/<name>/       what images/<name> was before the last bundle of that name, for Restore
 //	tmp/, half/            builds and pulls under way; what is found there without a living one is rubbish
 //	locks/                 see hold
 //
@@ -17,6 +18,7 @@ package images
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -57,6 +59,9 @@ func CheckName(name string) error {
 // Store keeps images, one folder each. Its methods may be called from many goroutines and processes at once.
 type Store struct {
 	cache string
+	trust string             // folder of the keys that bundles must be signed with; empty: signatures are not looked at
+	seen  string             // folder of what was seen of each bundle; see package bundle's Memory
+	roots *x509.CertPool     // of registries, in tests; nil: the system's
 	step  func(string) error // see at
 }
 
@@ -73,6 +78,8 @@ func Open(cacheDir string) *Store {
 type Image struct {
 	Name, Kernel, Initrd, Root string
 	Manifest                   Manifest
+	// Bundle is where an image comes from that a bundle brought; nil: from elsewhere.
+	Bundle *Bundle
 	// Refs are the references that lead to a pulled image, sorted; List fills them in.
 	Refs []string
 }
@@ -109,6 +116,7 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 		if o := img.Manifest.Origin; o != nil {
 			img.Refs = refs[o.Digest]
 		}
+		_ = s.trusted(img) // one that is not is listed as without a key, and says why when it is used
 		all = append(all, *img)
 	}
 	sort.Slice(all, func(i, j int) bool { return all[i].Name < all[j].Name })
@@ -159,6 +167,9 @@ func (s *Store) removeAlone(ctx context.Context, id string) error {
 		return err
 	}
 	defer free()
+	if err := removeAll(s.previous(id)); err != nil {
+		return fmt.Errorf("remove the image before %s: %w", id, err)
+	}
 	if err := s.takeAway(id); errors.Is(err, os.ErrNotExist) {
 		return notFound(id) // somebody else has removed it meanwhile
 	} else if err != nil {

@@ -138,6 +138,9 @@ func (s *Store) UseKernel(ctx context.Context, id string) (img *Image, release f
 		return nil, nil, err
 	}
 	if img, err = s.load(id); err == nil {
+		err = s.trusted(img)
+	}
+	if err == nil {
 		for _, p := range []string{Kernel, Initrd} {
 			if _, err = checkPart(ctx, filepath.Join(s.dir(id), p), img.Manifest.Part(p)); err != nil {
 				if ctx.Err() == nil {

@@ -14,11 +14,12 @@ import (
 	"github.com/carrel-vm/carrel/images/oci"
 )
 
-// Versions of a manifest that this program reads and writes: of an image that was built here, and of
-// one that was pulled or imported.
+// Versions of a manifest that this program reads and writes: of an image that was built here, of
+// one that was pulled or imported, and of one that a bundle brought, which says the same as a built one's.
 const (
 	manifestVersion = 1
 	pulledVersion   = 2
+	bundledVersion  = 3
 )
 
 // Bounds of a manifest. The default image's is about 20 KiB and names some 230 packages; a pulled
@@ -123,7 +124,7 @@ func parseManifest(b []byte) (*Manifest, error) {
 func (m *Manifest) check() error {
 	want := []string{Kernel, Initrd, Root}
 	switch {
-	case m.Version == manifestVersion && m.Origin == nil:
+	case (m.Version == manifestVersion || m.Version == bundledVersion) && m.Origin == nil:
 		if err := errors.Join(CheckName(m.Name), checkText("kernelVersion", m.KernelVersion)); err != nil {
 			return err
 		}
@@ -138,7 +139,7 @@ func (m *Manifest) check() error {
 			return fmt.Errorf("origin: %w", err)
 		}
 	default:
-		return fmt.Errorf("version %d, this program reads %d, and %d with an origin", m.Version, manifestVersion, pulledVersion)
+		return fmt.Errorf("version %d, this program reads %d and %d, and %d with an origin", m.Version, manifestVersion, bundledVersion, pulledVersion)
 	}
 	if t, err := time.Parse(time.RFC3339, m.Created); err != nil || t.Year() < 1970 || t.Year() > 9999 {
 		return fmt.Errorf("created: not a time: %.40q", m.Created)

@@ -37,6 +37,9 @@ func (s *Store) Prune(ctx context.Context, inUse func(digest string) bool, all, 
 	for _, img := range list {
 		o := img.Manifest.Origin
 		if o == nil {
+			if all {
+				out.Bytes += s.prunePrevious(ctx, img.Name, dry)
+			}
 			continue
 		}
 		if len(img.Refs) > 0 && !all || inUse(o.Digest) {
@@ -89,13 +92,37 @@ func (s *Store) pruneOne(ctx context.Context, img Image, dry bool) (bool, error)
 	return true, nil
 }
 
+// prunePrevious removes the image before one, and says how many bytes only it has had.
+func (s *Store) prunePrevious(ctx context.Context, name string, dry bool) (n int64) {
+	free, err := s.alone(ctx, name, 0)
+	if err != nil {
+		return 0 // another time
+	}
+	defer free()
+	for _, f := range []string{Kernel, Initrd, Root} {
+		fi, err := os.Stat(filepath.Join(s.previous(name), f))
+		now, err1 := os.Stat(filepath.Join(s.dir(name), f))
+		if err == nil && (err1 != nil || !os.SameFile(fi, now)) {
+			n += fi.Size()
+		}
+	}
+	if !dry {
+		_ = removeAll(s.previous(name))
+	}
+	return n
+}
+
 // sweep removes what pulls and removals have left that were cut off. What it cannot remove costs disk
 // space only.
 func (s *Store) sweep() {
 	entries, _ := os.ReadDir(filepath.Join(s.cache, "half"))
 	for _, e := range entries {
-		id := strings.TrimPrefix(e.Name(), "removed-")
-		l, err := s.newLock(id, ".making")
+		id := strings.TrimPrefix(strings.TrimSuffix(e.Name(), ".aside"), "removed-")
+		lock := id
+		if name, _, ok := strings.Cut(id, "."); ok { // NAME.bundle or NAME.previous
+			id, lock = name, name+bundleSuffix
+		}
+		l, err := s.newLock(lock, ".making")
 		if checkID(id) != nil || err != nil {
 			continue
 		}

@@ -27,8 +27,7 @@ func (s *Store) Pull(ctx context.Context, reference string, progress func(Event)
 	if err != nil {
 		return nil, r, err
 	}
-	// Only a registry of this machine's own may do without TLS.
-	src := oci.Registry(r.key(), oci.RegistryOptions{PlainHTTP: onLoopback(r.Name)})
+	src := oci.Registry(r.key(), s.registry(r))
 	img, err := s.bring(ctx, src, r, progress)
 	if err != nil && strings.HasPrefix(r.Name, imported) {
 		return nil, r, fmt.Errorf("pull image %s: it was imported, and what it was made of is gone: %w (carrel image import brings it again)", r, err)
@@ -36,6 +35,11 @@ func (s *Store) Pull(ctx context.Context, reference string, progress func(Event)
 		return nil, r, fmt.Errorf("pull image %s: %w", r, err)
 	}
 	return img, r.Pinned(img.Manifest.Origin.Digest), nil
+}
+
+// registry says how the registry of a reference is reached. Only one of this machine's own may do without TLS.
+func (s *Store) registry(r Reference) oci.RegistryOptions {
+	return oci.RegistryOptions{PlainHTTP: s.roots == nil && onLoopback(r.Name), RootCAs: s.roots}
 }
 
 // onLoopback says whether a registry is meant that people run beside, without a certificate; whether it

@@ -32,16 +32,26 @@ func (s *Store) verify(ctx context.Context, name string, full bool) (*Image, err
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range img.Manifest.Parts {
-		err := s.verifyPart(ctx, name, p, full)
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		if err != nil {
-			return nil, s.damaged(name, err)
-		}
+	if err := s.trusted(img); err != nil {
+		return nil, err
+	}
+	if err := s.verifyParts(ctx, s.dir(name), img, full); err != nil {
+		return nil, err
 	}
 	return img, nil
+}
+
+func (s *Store) verifyParts(ctx context.Context, dir string, img *Image, full bool) error {
+	for _, p := range img.Manifest.Parts {
+		err := s.verifyPart(ctx, dir, p, full)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return s.damagedAt(dir, img.Name, err)
+		}
+	}
+	return nil
 }
 
 // load reads an image's manifest and nothing else.
@@ -49,26 +59,35 @@ func (s *Store) load(name string) (*Image, error) {
 	if err := checkID(name); err != nil {
 		return nil, err
 	}
-	dir := s.dir(name)
+	return s.loadFrom(s.dir(name), name)
+}
+
+// loadFrom does the same with one that lies elsewhere.
+func (s *Store) loadFrom(dir, name string) (*Image, error) {
 	if fi, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil, notFound(name)
 	} else if err != nil {
 		return nil, fmt.Errorf("image %s: %w", name, err)
 	} else if !fi.IsDir() {
-		return nil, s.damaged(name, fmt.Errorf("%s is not a folder", dir))
+		return nil, s.damagedAt(dir, name, fmt.Errorf("%s is not a folder", dir))
 	}
 	b, err := readSmall(filepath.Join(dir, manifestName), maxManifest)
 	if err != nil {
-		return nil, s.damaged(name, err)
+		return nil, s.damagedAt(dir, name, err)
 	}
 	m, err := parseManifest(b)
 	if err != nil {
-		return nil, s.damaged(name, err)
+		return nil, s.damagedAt(dir, name, err)
 	}
 	if m.Name != name {
-		return nil, s.damaged(name, fmt.Errorf("manifest: made for image %s", m.Name))
+		return nil, s.damagedAt(dir, name, fmt.Errorf("manifest: made for image %s", m.Name))
 	}
 	img := &Image{Name: name, Manifest: *m, Root: filepath.Join(dir, Root)}
+	if m.Version == bundledVersion {
+		if img.Bundle, err = loadBundle(dir, m, b); err != nil {
+			return nil, s.damagedAt(dir, name, err)
+		}
+	}
 	if m.Origin == nil {
 		img.Kernel, img.Initrd = filepath.Join(dir, Kernel), filepath.Join(dir, Initrd)
 	}
@@ -128,8 +147,7 @@ type record struct {
 	Ctime  int64  `json:"ctime"`
 }
 
-func (s *Store) verifyPart(ctx context.Context, name string, p Part, full bool) error {
-	dir := s.dir(name)
+func (s *Store) verifyPart(ctx context.Context, dir string, p Part, full bool) error {
 	path := filepath.Join(dir, p.Name)
 	if !full {
 		f, err := oci.OpenRegular(path)
@@ -238,9 +256,15 @@ func hashReader(ctx context.Context, r io.Reader) (string, int64, error) {
 }
 
 // damaged says what is wrong with an image, and the command that makes it whole: a build for a built
-// one; for a pulled one a pull, which needs no registry as long as its layers are here and whole.
-func (s *Store) damaged(id string, err error) error {
+// one, for a bundle what brought it; for a pulled one a pull, which needs no registry as long as its layers are here and whole.
+func (s *Store) damaged(id string, err error) error { return s.damagedAt(s.dir(id), id, err) }
+
+// damagedAt does the same for an image that lies in dir.
+func (s *Store) damagedAt(dir, id string, err error) error {
 	cure := "carrel image build " + id
+	if again := s.again(dir, id); again != "" {
+		cure = again
+	}
 	if h, ok := strings.CutPrefix(id, "sha256-"); ok && isHash(h) {
 		repo := "IMAGE"
 		if refs, err := s.refs(); err == nil && len(refs[digestPrefix+h]) > 0 {

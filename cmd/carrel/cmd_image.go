@@ -18,10 +18,10 @@ import (
 func (a *app) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Build, pull, list, verify and remove images",
+		Short: "Build, pull, publish, list, verify and remove images",
 		Args:  needs(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
-			return usageError{errors.New("say what to do with images: build, pull, import, ls, verify, rm or prune")}
+			return usageError{errors.New("say what to do with images: build, pull, import, push, export, restore, trust, key, ls, verify, rm or prune")}
 		},
 	}
 	build := &cobra.Command{
@@ -33,12 +33,22 @@ func (a *app) imageCommand() *cobra.Command {
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.doImageBuild(cmd.Context(), args) },
 	}
 	build.Flags().BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
+	var back bool
+	options := func() (o []client.PullOption) {
+		if back {
+			o = append(o, client.AllowRollback)
+		}
+		return o
+	}
 	pull := &cobra.Command{
 		Use:   "pull REFERENCE",
 		Short: "Bring an image from a registry",
 		Long: `Bring an image from a registry, or see whether the one that is here is still what
 its name leads to. Credentials are those of docker login. An image that is
-damaged is made again.`,
+damaged is made again.
+
+A bundle (see carrel image push) is taken if a trusted key has signed it, and not
+if this machine has had a later version. The image that it replaces is kept.`,
 		Example: "  carrel image pull python:3.13\n  carrel image pull ghcr.io/owner/name@sha256:...",
 		Args:    needs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -46,17 +56,18 @@ damaged is made again.`,
 				return err
 			}
 			return a.bring(cmd.Context(), func(ctx context.Context, c *client.Client, on func(*api.Progress)) (*api.Image, error) {
-				return c.PullImage(ctx, args[0], on)
+				return c.PullImage(ctx, args[0], on, options()...)
 			})
 		},
 	}
 	pull.Flags().BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
+	pull.Flags().BoolVar(&back, "allow-rollback", false, "take a bundle that is older than one that was here")
 	var name string
 	load := &cobra.Command{
 		Use:     "import PATH",
 		Short:   "Bring an image from a file or folder",
-		Long:    "Bring an image from an OCI layout (a folder), or a tarball that docker save,\npodman save or skopeo wrote.",
-		Example: "  carrel image import ./layout --name tools:1\n  carrel image import app.tar",
+		Long:    "Bring an image from an OCI layout (a folder), or a tarball that docker save,\npodman save or skopeo wrote, or a bundle that carrel image export wrote.",
+		Example: "  carrel image import ./layout --name tools:1\n  carrel image import app.tar\n  carrel image import default.carrel.tar",
 		Args:    needs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, err := filepath.Abs(args[0])
@@ -64,12 +75,13 @@ damaged is made again.`,
 				return err
 			}
 			return a.bring(cmd.Context(), func(ctx context.Context, c *client.Client, on func(*api.Progress)) (*api.Image, error) {
-				return c.ImportImage(ctx, path, name, on)
+				return c.ImportImage(ctx, path, name, on, options()...)
 			})
 		},
 	}
 	load.Flags().StringVar(&name, "name", "", "what it is to be called, a `reference` such as tools:1 (default: localhost/imported/ and the file's name)")
 	load.Flags().BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
+	load.Flags().BoolVar(&back, "allow-rollback", false, "take a bundle that is older than one that was here")
 	ls := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List images", Example: "  carrel image ls --json",
 		Args: needs(cobra.NoArgs),
@@ -108,7 +120,7 @@ guest is made from, and layers that no image needs. With --yes it is removed.`,
 	}
 	prune.Flags().BoolVar(&yes, "yes", false, "remove it")
 	prune.Flags().BoolVar(&all, "all", false, "also pulled images that have a name, unless a guest is made from them")
-	cmd.AddCommand(build, pull, load, ls, verify, rm, prune)
+	cmd.AddCommand(build, pull, load, a.imagePushCommand(), a.imageExportCommand(), a.imageRestoreCommand(), a.imageTrustCommand(), a.imageKeyCommand(), ls, verify, rm, prune)
 	return cmd
 }
 
@@ -134,6 +146,9 @@ func (a *app) bring(ctx context.Context, do func(context.Context, *client.Client
 	p.done()
 	if err != nil {
 		return err
+	}
+	if img.Bundle != nil {
+		return a.tellBundle(img)
 	}
 	a.note(fmt.Sprintf("image %s is here: %s on disk, of %s of layers", img.Name, humanize.IBytes(imageSize(img)), humanize.IBytes(size(img.LayersSize))))
 	_, err = fmt.Fprintln(a.out, safe(img.Name+"@"+img.Digest))
@@ -242,6 +257,12 @@ func (a *app) doImageVerify(ctx context.Context, name string) error {
 	}
 	for _, p := range img.GetParts() {
 		fmt.Fprintf(a.out, "✓ %-10s %s  %s\n", safe(p.Name), safe(p.Sha256), humanize.IBytes(size(p.Size)))
+	}
+	if b := img.GetBundle(); b != nil {
+		fmt.Fprintf(a.out, "✓ %-10s version %d, signed %s by key %s (%s), from %s\n", "bundle", b.Version, when(b.Signed), safe(b.Key), safe(b.KeyId), safe(b.From))
+		if b.Expires != nil {
+			fmt.Fprintf(a.out, "  %-10s its signature is taken for new images until %s\n", "", when(b.Expires))
+		}
 	}
 	return nil
 }

@@ -73,6 +73,8 @@ func imagesBehind(t *testing.T, wall string) {
 			"tarfile": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(toTarball(host, args[0], ts.MkAbs(args[1])))
 			},
+			"renew":  func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(renew(cache, args[0])) },
+			"spoil":  func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(spoil(cache, args[0], args[1])) },
 			"damage": func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(damage(cache, ts.ReadFile(args[0]))) },
 			"mend":   mend,
 		},
@@ -128,6 +130,23 @@ func kernelCache(t *testing.T) string {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(to, "manifest.json"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// The same by another name, to be published: nothing starts from it.
+	m["name"] = "mine"
+	if text, err = json.Marshal(m); err != nil {
+		t.Fatal(err)
+	}
+	mine := filepath.Join(filepath.Dir(to), "mine")
+	if err := os.Mkdir(mine, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"vmlinuz", "initrd", "root.erofs"} {
+		if err := os.Link(filepath.Join(to, file), filepath.Join(mine, file)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(mine, "manifest.json"), text, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return filepath.Dir(filepath.Dir(to))
@@ -298,6 +317,38 @@ func toTarball(host, tag, file string) error {
 	return tarball.WriteToFile(file, r, img)
 }
 
+// renew makes another image of a built one: of the same parts, at another time.
+func renew(cache, image string) error {
+	path := filepath.Join(cache, "images", image, "manifest.json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var m map[string]any
+	if err := json.Unmarshal(b, &m); err != nil {
+		return err
+	}
+	m["created"] = "2026-01-02T03:04:05Z"
+	if b, err = json.Marshal(m); err != nil {
+		return err
+	}
+	return os.WriteFile(path, b, 0o600)
+}
+
+// spoil alters one byte of a part of a built image, or of one that a bundle has brought.
+func spoil(cache, image, part string) error {
+	path := filepath.Join(cache, "images", image, part)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	b[len(b)/2] ^= 1
+	if err := os.Remove(path); err != nil { // a link to the cache of builds
+		return err
+	}
+	return os.WriteFile(path, b, 0o600)
+}
+
 // damage alters one byte of the root of the image whose digest, or pinned reference, is given.
 func damage(cache, pinned string) error {
 	_, digest, _ := strings.Cut(strings.TrimSpace(pinned), "@")
@@ -318,5 +369,9 @@ func mend(ts *testscript.TestScript, _ bool, _ []string) {
 	if !ok || len(words) < 4 || words[0] != "carrel" {
 		ts.Fatalf("no command was said: %q", line)
 	}
-	ts.Check(ts.Exec("carrel", words[1:4]...))
+	n := 4 // and a flag more, where there is one
+	if strings.HasPrefix(words[3], "--") {
+		n++
+	}
+	ts.Check(ts.Exec("carrel", words[1:n]...))
 }

@@ -99,11 +99,11 @@ func daemonOptions() (o daemon.Options, err error) {
 	if err != nil {
 		return o, err
 	}
-	store := images.Open(p.Cache)
+	store := images.Open(p.Cache).WithBundles(filepath.Join(p.Config, "trusted-keys"), filepath.Join(p.State, "bundles"))
 	return daemon.Options{
 		Place: p, Rules: policy.Default(home, p.State, p.Config, p.Cache, p.Run),
 		Images: store, Parts: imageParts(store),
-		Keeper: []string{self, "keep"}, Edge: []string{self, "egress"}, Review: reviewCommand(self), Share: []string{self, "share"}, ShareOwner: taskUser, Link: link.Pair, Agent: filepath.Join(filepath.Dir(self), "carrel-agent"),
+		Keeper: []string{keeperProgram(self), "keep"}, Edge: []string{self, "egress"}, Review: reviewCommand(self), Share: []string{self, "share"}, ShareOwner: taskUser, Link: link.Pair, Agent: filepath.Join(filepath.Dir(self), "carrel-agent"),
 		Driver: driverName, Doctor: diagnose(p, store), Version: version(), Log: log,
 	}, nil
 }

@@ -18,7 +18,7 @@ func diagnose(place.Place, *images.Store) func(context.Context, func(*api.Findin
 		if err != nil {
 			self = os.Args[0]
 		}
-		m := doctor.ReadMac(ctx, self, machinesBuilt)
+		m := doctor.ReadMac(ctx, keeperProgram(self), machinesBuilt)
 		o, err := seatbeltOptions()
 		d := seatbelt.New(o)
 		if err == nil {

@@ -18,29 +18,34 @@ import (
 	"github.com/carrel-vm/carrel/images"
 )
 
-const driverName = "seatbelt"
-
-// wallProcess is the one wall there is here, as a request names it.
-const wallProcess = "process"
-
-var errNoMachine = &hypervisor.Error{
-	Op: "start the guest", Err: errors.New("there is no virtual machine for macOS yet"),
-	Cure: "use Linux, or the weaker wall that is there: --boundary process --image host; docs/seatbelt.md says what it holds",
-}
-
-// hostImage is the image that is the host's own system.
-const hostImage = "host"
+const driverName = "vz"
 
 // keeperOptions picks the driver for the wall that was granted. Without a wish
-// it is a machine, which there is none of here: what is weaker must be asked for.
+// it is a machine: what is weaker must be asked for.
 func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.KeepOptions, error) {
-	switch wall := req.Spec.GetBoundary(); wall {
-	case "", "vm":
-		return guest.KeepOptions{}, errNoMachine
-	case wallProcess:
-	default:
-		return guest.KeepOptions{}, &hypervisor.Error{Op: "start the guest", Err: fmt.Errorf("there is no wall %q on macOS", wall), Cure: "use process"}
+	image, wall := req.Spec.GetImage(), req.Spec.GetBoundary()
+	op := func(err error, cure string) (guest.KeepOptions, error) {
+		return guest.KeepOptions{}, &hypervisor.Error{Op: "start the guest", Err: err, Cure: cure}
 	}
+	if image == hostImage && wall != wallProcess {
+		return op(errors.New("only the process wall can start from the host's system"), "use --boundary process with --image host")
+	}
+	switch wall {
+	case "", wallVM:
+		for _, s := range req.Spec.GetShares() {
+			if !s.Plain {
+				return op(fmt.Errorf("share %s has rules, and what serves such shares runs on Linux only yet", s.Path), "share it plain (PATH:ro,plain), or not at all (--no-share)")
+			}
+		}
+		return machine(req)
+	case wallProcess:
+		return process(req)
+	}
+	return op(fmt.Errorf("there is no wall %q on macOS", wall), "use vm or process")
+}
+
+// process keeps a guest in Seatbelt.
+func process(req guest.KeepRequest) (guest.KeepOptions, error) {
 	grant, err := policy.Decide(req.Spec, req.Rules)
 	if err != nil {
 		return guest.KeepOptions{}, err
@@ -84,16 +89,9 @@ func seatbeltOptions() (seatbelt.Options, error) {
 	return seatbelt.Options{Agent: filepath.Join(filepath.Dir(self), "carrel-agent"), Home: home}, nil
 }
 
-// imageParts knows one image: the Mac's own system.
-func imageParts(*images.Store) func(context.Context, string) (policy.Parts, func(), error) {
-	return func(_ context.Context, name string) (policy.Parts, func(), error) {
-		if name != hostImage {
-			return policy.Parts{}, nil, &hypervisor.Error{
-				Op: "start the guest", Err: fmt.Errorf("image %q is for a machine, and there is none for macOS yet", name), Cure: "use --boundary process --image host",
-			}
-		}
-		return policy.Parts{Kernel: seatbelt.HostRoot, Initrd: seatbelt.HostRoot, Root: seatbelt.HostRoot}, func() {}, nil
-	}
+// imageParts names an image's parts, or the Mac's own system's.
+func imageParts(s *images.Store) func(context.Context, string) (policy.Parts, func(), error) {
+	return partsOf(s, policy.Parts{Kernel: seatbelt.HostRoot, Initrd: seatbelt.HostRoot, Root: seatbelt.HostRoot})
 }
 
 func runWall([]string) error { return errNotHere }

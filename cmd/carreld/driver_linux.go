@@ -137,39 +137,9 @@ func bubblewrapOptions(p place.Place) (bubblewrap.Options, error) {
 	return bubblewrap.Options{Agent: filepath.Join(filepath.Dir(self), "carrel-agent"), Shim: []string{self, "wall"}, CacheDir: p.Cache}, err
 }
 
-// imageParts verifies an image and names its parts. One from a registry has a
-// root only, and starts with the default image's kernel and initrd.
+// imageParts names an image's parts, or the host's own system's.
 func imageParts(s *images.Store) func(context.Context, string) (policy.Parts, func(), error) {
-	return func(ctx context.Context, name string) (policy.Parts, func(), error) {
-		if name == hostImage {
-			return policy.Parts{Kernel: bubblewrap.HostRoot, Initrd: bubblewrap.HostRoot, Root: bubblewrap.HostRoot}, func() {}, nil
-		}
-		id, _, err := s.Find(name)
-		if err != nil && hypervisor.ValidName(name) {
-			id = name // it is said how to build it
-		} else if err != nil {
-			return policy.Parts{}, nil, err
-		}
-		img, release, err := s.Use(ctx, id)
-		if err != nil {
-			return policy.Parts{}, nil, err
-		}
-		p := policy.Parts{Kernel: img.Kernel, Initrd: img.Initrd, Root: img.Root}
-		o := img.Manifest.Origin
-		if o == nil {
-			return p, release, nil
-		}
-		base, releaseBase, err := s.UseKernel(ctx, policy.DefaultImage)
-		if err != nil {
-			release()
-			return policy.Parts{}, nil, fmt.Errorf("the kernel that image %s starts with: %w", name, err)
-		}
-		p.Kernel, p.Initrd, p.Foreign, p.Hold = base.Kernel, base.Initrd, true, s.Lock(id)
-		p.Image = &policy.ImageConfig{
-			Entrypoint: o.Config.Entrypoint, Cmd: o.Config.Cmd, Env: o.Config.Env, User: o.Config.User, WorkingDir: o.Config.WorkingDir,
-		}
-		return p, func() { release(); releaseBase() }, nil
-	}
+	return partsOf(s, policy.Parts{Kernel: bubblewrap.HostRoot, Initrd: bubblewrap.HostRoot, Root: bubblewrap.HostRoot})
 }
 
 func runConfined(args []string) error { return qemu.ConfineMain(args) }

@@ -3384,8 +3384,9 @@ func (*AttachResponse_Task) isAttachResponse_Kind() {}
 func (*AttachResponse_Notice) isAttachResponse_Kind() {}
 
 type ListTasksRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty, to the daemon: the last 10,000 of all guests, of removed ones too.
+	Guest         string `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -9320,7 +9321,9 @@ type Image struct {
 	LayersSize   int64 `protobuf:"varint,8,opt,name=layers_size,json=layersSize,proto3" json:"layers_size,omitempty"`
 	LayersShared int64 `protobuf:"varint,9,opt,name=layers_shared,json=layersShared,proto3" json:"layers_shared,omitempty"`
 	// What the image says of its tasks.
-	Config        *ImageConfig `protobuf:"bytes,10,opt,name=config,proto3" json:"config,omitempty"`
+	Config *ImageConfig `protobuf:"bytes,10,opt,name=config,proto3" json:"config,omitempty"`
+	// Where an image comes from that a bundle brought.
+	Bundle        *ImageBundle `protobuf:"bytes,11,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -9425,6 +9428,128 @@ func (x *Image) GetConfig() *ImageConfig {
 	return nil
 }
 
+func (x *Image) GetBundle() *ImageBundle {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+type ImageBundle struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the bundle's index, "sha256:...".
+	Digest  string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was signed, and until when that is taken for a new image.
+	Signed  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=signed,proto3" json:"signed,omitempty"`
+	Expires *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
+	// The key that counts, by the name of its file and its id; empty: none that is
+	// trusted.
+	Key   string `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`
+	KeyId string `protobuf:"bytes,6,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// A reference, or the path of a file.
+	From string `protobuf:"bytes,7,opt,name=from,proto3" json:"from,omitempty"`
+	// The version that Restore would bring back; 0 with has_previous: an image that
+	// was built here.
+	PreviousVersion uint64 `protobuf:"varint,8,opt,name=previous_version,json=previousVersion,proto3" json:"previous_version,omitempty"`
+	HasPrevious     bool   `protobuf:"varint,9,opt,name=has_previous,json=hasPrevious,proto3" json:"has_previous,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ImageBundle) Reset() {
+	*x = ImageBundle{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageBundle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageBundle) ProtoMessage() {}
+
+func (x *ImageBundle) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageBundle.ProtoReflect.Descriptor instead.
+func (*ImageBundle) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
+}
+
+func (x *ImageBundle) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ImageBundle) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ImageBundle) GetSigned() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Signed
+	}
+	return nil
+}
+
+func (x *ImageBundle) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *ImageBundle) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ImageBundle) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *ImageBundle) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *ImageBundle) GetPreviousVersion() uint64 {
+	if x != nil {
+		return x.PreviousVersion
+	}
+	return 0
+}
+
+func (x *ImageBundle) GetHasPrevious() bool {
+	if x != nil {
+		return x.HasPrevious
+	}
+	return false
+}
+
 type ImageConfig struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entrypoint    []string               `protobuf:"bytes,1,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
@@ -9438,7 +9563,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9450,7 +9575,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[131]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9463,7 +9588,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{131}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *ImageConfig) GetEntrypoint() []string {
@@ -9512,7 +9637,7 @@ type ImagePart struct {
 
 func (x *ImagePart) Reset() {
 	*x = ImagePart{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9524,7 +9649,7 @@ func (x *ImagePart) String() string {
 func (*ImagePart) ProtoMessage() {}
 
 func (x *ImagePart) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[132]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9537,7 +9662,7 @@ func (x *ImagePart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImagePart.ProtoReflect.Descriptor instead.
 func (*ImagePart) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{132}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ImagePart) GetName() string {
@@ -9569,7 +9694,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9581,7 +9706,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[133]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9594,7 +9719,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{133}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
 }
 
 type ListImagesResponse struct {
@@ -9606,7 +9731,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9618,7 +9743,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[134]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9631,7 +9756,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{134}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -9650,7 +9775,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9662,7 +9787,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[135]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9675,7 +9800,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{135}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -9698,7 +9823,7 @@ type BuildImageEvent struct {
 
 func (x *BuildImageEvent) Reset() {
 	*x = BuildImageEvent{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9710,7 +9835,7 @@ func (x *BuildImageEvent) String() string {
 func (*BuildImageEvent) ProtoMessage() {}
 
 func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[136]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9723,7 +9848,7 @@ func (x *BuildImageEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageEvent.ProtoReflect.Descriptor instead.
 func (*BuildImageEvent) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{136}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *BuildImageEvent) GetKind() isBuildImageEvent_Kind {
@@ -9768,15 +9893,17 @@ func (*BuildImageEvent_Progress) isBuildImageEvent_Kind() {}
 func (*BuildImageEvent_Image) isBuildImageEvent_Kind() {}
 
 type PullImageRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reference     string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Reference string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Of a bundle: take a version below the highest that this machine has had.
+	AllowRollback bool `protobuf:"varint,2,opt,name=allow_rollback,json=allowRollback,proto3" json:"allow_rollback,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9788,7 +9915,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[137]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9801,7 +9928,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{137}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *PullImageRequest) GetReference() string {
@@ -9809,6 +9936,13 @@ func (x *PullImageRequest) GetReference() string {
 		return x.Reference
 	}
 	return ""
+}
+
+func (x *PullImageRequest) GetAllowRollback() bool {
+	if x != nil {
+		return x.AllowRollback
+	}
+	return false
 }
 
 type PullImageResponse struct {
@@ -9824,7 +9958,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9836,7 +9970,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[138]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9849,7 +9983,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{138}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *PullImageResponse) GetKind() isPullImageResponse_Kind {
@@ -9898,14 +10032,16 @@ type ImportImageRequest struct {
 	// An absolute path: an OCI layout's folder, or a tarball of docker save.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// What it is to be called; empty: its own name, or "imported/" and the file's.
-	Reference     string `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	Reference string `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Of a bundle: take a version below the highest that this machine has had.
+	AllowRollback bool `protobuf:"varint,3,opt,name=allow_rollback,json=allowRollback,proto3" json:"allow_rollback,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9917,7 +10053,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[139]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9930,7 +10066,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{139}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ImportImageRequest) GetPath() string {
@@ -9947,6 +10083,13 @@ func (x *ImportImageRequest) GetReference() string {
 	return ""
 }
 
+func (x *ImportImageRequest) GetAllowRollback() bool {
+	if x != nil {
+		return x.AllowRollback
+	}
+	return false
+}
+
 type ImportImageResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -9960,7 +10103,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9972,7 +10115,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[140]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9985,7 +10128,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{140}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *ImportImageResponse) GetKind() isImportImageResponse_Kind {
@@ -10038,7 +10181,7 @@ type VerifyImageRequest struct {
 
 func (x *VerifyImageRequest) Reset() {
 	*x = VerifyImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10050,7 +10193,7 @@ func (x *VerifyImageRequest) String() string {
 func (*VerifyImageRequest) ProtoMessage() {}
 
 func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[141]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10063,7 +10206,7 @@ func (x *VerifyImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageRequest.ProtoReflect.Descriptor instead.
 func (*VerifyImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{141}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *VerifyImageRequest) GetName() string {
@@ -10082,7 +10225,7 @@ type VerifyImageResponse struct {
 
 func (x *VerifyImageResponse) Reset() {
 	*x = VerifyImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10094,7 +10237,7 @@ func (x *VerifyImageResponse) String() string {
 func (*VerifyImageResponse) ProtoMessage() {}
 
 func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[142]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10107,7 +10250,7 @@ func (x *VerifyImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyImageResponse.ProtoReflect.Descriptor instead.
 func (*VerifyImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{142}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *VerifyImageResponse) GetImage() *Image {
@@ -10126,7 +10269,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10138,7 +10281,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[143]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10151,7 +10294,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{143}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -10169,7 +10312,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10181,7 +10324,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[144]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10194,7 +10337,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{144}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{145}
 }
 
 type PruneImagesRequest struct {
@@ -10209,7 +10352,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10221,7 +10364,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[145]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10234,7 +10377,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{145}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *PruneImagesRequest) GetDryRun() bool {
@@ -10264,7 +10407,7 @@ type PruneImagesResponse struct {
 
 func (x *PruneImagesResponse) Reset() {
 	*x = PruneImagesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10276,7 +10419,7 @@ func (x *PruneImagesResponse) String() string {
 func (*PruneImagesResponse) ProtoMessage() {}
 
 func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[146]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10289,7 +10432,7 @@ func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
 func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{146}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *PruneImagesResponse) GetImages() []*Image {
@@ -10313,6 +10456,930 @@ func (x *PruneImagesResponse) GetFreed() int64 {
 	return 0
 }
 
+// ImageSigning says how images become a bundle.
+type ImageSigning struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The absolute path of the private key.
+	KeyPath string `protobuf:"bytes,1,opt,name=key_path,json=keyPath,proto3" json:"key_path,omitempty"`
+	// Versions only grow; 0: the seconds since 1970.
+	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// How long the signature is taken for new images; 0: for ever.
+	ExpiresNanos  int64 `protobuf:"varint,3,opt,name=expires_nanos,json=expiresNanos,proto3" json:"expires_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageSigning) Reset() {
+	*x = ImageSigning{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageSigning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageSigning) ProtoMessage() {}
+
+func (x *ImageSigning) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageSigning.ProtoReflect.Descriptor instead.
+func (*ImageSigning) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{148}
+}
+
+func (x *ImageSigning) GetKeyPath() string {
+	if x != nil {
+		return x.KeyPath
+	}
+	return ""
+}
+
+func (x *ImageSigning) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ImageSigning) GetExpiresNanos() int64 {
+	if x != nil {
+		return x.ExpiresNanos
+	}
+	return 0
+}
+
+type PublishedImage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Archs         []string               `protobuf:"bytes,4,rep,name=archs,proto3" json:"archs,omitempty"`
+	Size          int64                  `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishedImage) Reset() {
+	*x = PublishedImage{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishedImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishedImage) ProtoMessage() {}
+
+func (x *PublishedImage) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishedImage.ProtoReflect.Descriptor instead.
+func (*PublishedImage) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{149}
+}
+
+func (x *PublishedImage) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PublishedImage) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *PublishedImage) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *PublishedImage) GetArchs() []string {
+	if x != nil {
+		return x.Archs
+	}
+	return nil
+}
+
+func (x *PublishedImage) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type PushImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names of built images. The bundle is called as the first.
+	Names         []string      `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	Reference     string        `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	Signing       *ImageSigning `protobuf:"bytes,3,opt,name=signing,proto3" json:"signing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushImageRequest) Reset() {
+	*x = PushImageRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushImageRequest) ProtoMessage() {}
+
+func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
+func (*PushImageRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{150}
+}
+
+func (x *PushImageRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *PushImageRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *PushImageRequest) GetSigning() *ImageSigning {
+	if x != nil {
+		return x.Signing
+	}
+	return nil
+}
+
+type PushImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*PushImageResponse_Progress
+	//	*PushImageResponse_Published
+	Kind          isPushImageResponse_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushImageResponse) Reset() {
+	*x = PushImageResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[151]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushImageResponse) ProtoMessage() {}
+
+func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[151]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushImageResponse.ProtoReflect.Descriptor instead.
+func (*PushImageResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{151}
+}
+
+func (x *PushImageResponse) GetKind() isPushImageResponse_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *PushImageResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Kind.(*PushImageResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *PushImageResponse) GetPublished() *PublishedImage {
+	if x != nil {
+		if x, ok := x.Kind.(*PushImageResponse_Published); ok {
+			return x.Published
+		}
+	}
+	return nil
+}
+
+type isPushImageResponse_Kind interface {
+	isPushImageResponse_Kind()
+}
+
+type PushImageResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type PushImageResponse_Published struct {
+	Published *PublishedImage `protobuf:"bytes,2,opt,name=published,proto3,oneof"`
+}
+
+func (*PushImageResponse_Progress) isPushImageResponse_Kind() {}
+
+func (*PushImageResponse_Published) isPushImageResponse_Kind() {}
+
+type ExportImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Names []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	// An absolute path, where nothing is yet.
+	Path          string        `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Signing       *ImageSigning `protobuf:"bytes,3,opt,name=signing,proto3" json:"signing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportImageRequest) Reset() {
+	*x = ExportImageRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[152]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportImageRequest) ProtoMessage() {}
+
+func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[152]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
+func (*ExportImageRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{152}
+}
+
+func (x *ExportImageRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *ExportImageRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ExportImageRequest) GetSigning() *ImageSigning {
+	if x != nil {
+		return x.Signing
+	}
+	return nil
+}
+
+type ExportImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*ExportImageResponse_Progress
+	//	*ExportImageResponse_Published
+	Kind          isExportImageResponse_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportImageResponse) Reset() {
+	*x = ExportImageResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[153]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportImageResponse) ProtoMessage() {}
+
+func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[153]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportImageResponse.ProtoReflect.Descriptor instead.
+func (*ExportImageResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{153}
+}
+
+func (x *ExportImageResponse) GetKind() isExportImageResponse_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *ExportImageResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Kind.(*ExportImageResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *ExportImageResponse) GetPublished() *PublishedImage {
+	if x != nil {
+		if x, ok := x.Kind.(*ExportImageResponse_Published); ok {
+			return x.Published
+		}
+	}
+	return nil
+}
+
+type isExportImageResponse_Kind interface {
+	isExportImageResponse_Kind()
+}
+
+type ExportImageResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type ExportImageResponse_Published struct {
+	Published *PublishedImage `protobuf:"bytes,2,opt,name=published,proto3,oneof"`
+}
+
+func (*ExportImageResponse_Progress) isExportImageResponse_Kind() {}
+
+func (*ExportImageResponse_Published) isExportImageResponse_Kind() {}
+
+type RestoreImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreImageRequest) Reset() {
+	*x = RestoreImageRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[154]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreImageRequest) ProtoMessage() {}
+
+func (x *RestoreImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[154]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreImageRequest.ProtoReflect.Descriptor instead.
+func (*RestoreImageRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{154}
+}
+
+func (x *RestoreImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RestoreImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreImageResponse) Reset() {
+	*x = RestoreImageResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[155]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreImageResponse) ProtoMessage() {}
+
+func (x *RestoreImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[155]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreImageResponse.ProtoReflect.Descriptor instead.
+func (*RestoreImageResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{155}
+}
+
+func (x *RestoreImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+type ImageKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The first half of the SHA-256 of its SubjectPublicKeyInfo, in hex.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The file that it lies in; empty: it came with this program.
+	Path          string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageKey) Reset() {
+	*x = ImageKey{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[156]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageKey) ProtoMessage() {}
+
+func (x *ImageKey) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[156]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageKey.ProtoReflect.Descriptor instead.
+func (*ImageKey) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{156}
+}
+
+func (x *ImageKey) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImageKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ImageKey) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type ListKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysRequest) Reset() {
+	*x = ListKeysRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[157]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysRequest) ProtoMessage() {}
+
+func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[157]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
+func (*ListKeysRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{157}
+}
+
+type ListKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*ImageKey            `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysResponse) Reset() {
+	*x = ListKeysResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[158]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysResponse) ProtoMessage() {}
+
+func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[158]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
+func (*ListKeysResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{158}
+}
+
+func (x *ListKeysResponse) GetKeys() []*ImageKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type CreateKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The absolute path of the private key; the public one lies beside it, with
+	// ".pub" after its name. Neither may be there yet.
+	Path          string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateKeyRequest) Reset() {
+	*x = CreateKeyRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[159]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateKeyRequest) ProtoMessage() {}
+
+func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[159]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
+func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{159}
+}
+
+func (x *CreateKeyRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type CreateKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *ImageKey              `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateKeyResponse) Reset() {
+	*x = CreateKeyResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[160]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateKeyResponse) ProtoMessage() {}
+
+func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[160]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
+func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{160}
+}
+
+func (x *CreateKeyResponse) GetKey() *ImageKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type TrustKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The absolute path of a public key's file.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// What it is to be called; empty: as its file.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustKeyRequest) Reset() {
+	*x = TrustKeyRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[161]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustKeyRequest) ProtoMessage() {}
+
+func (x *TrustKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[161]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustKeyRequest.ProtoReflect.Descriptor instead.
+func (*TrustKeyRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{161}
+}
+
+func (x *TrustKeyRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *TrustKeyRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type TrustKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *ImageKey              `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustKeyResponse) Reset() {
+	*x = TrustKeyResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[162]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustKeyResponse) ProtoMessage() {}
+
+func (x *TrustKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[162]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustKeyResponse.ProtoReflect.Descriptor instead.
+func (*TrustKeyResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{162}
+}
+
+func (x *TrustKeyResponse) GetKey() *ImageKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type ForgetKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetKeyRequest) Reset() {
+	*x = ForgetKeyRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[163]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetKeyRequest) ProtoMessage() {}
+
+func (x *ForgetKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[163]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetKeyRequest.ProtoReflect.Descriptor instead.
+func (*ForgetKeyRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{163}
+}
+
+func (x *ForgetKeyRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ForgetKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetKeyResponse) Reset() {
+	*x = ForgetKeyResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[164]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetKeyResponse) ProtoMessage() {}
+
+func (x *ForgetKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[164]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetKeyResponse.ProtoReflect.Descriptor instead.
+func (*ForgetKeyResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{164}
+}
+
 type WatchEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The sequence of the last event that the caller has; 0: none, all that are
@@ -10330,7 +11397,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[165]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10342,7 +11409,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[147]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[165]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10355,7 +11422,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{147}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{165}
 }
 
 func (x *WatchEventsRequest) GetAfter() uint64 {
@@ -10401,7 +11468,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[166]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10413,7 +11480,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[148]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[166]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10426,7 +11493,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{148}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{166}
 }
 
 func (x *ListEventsRequest) GetAfter() uint64 {
@@ -10468,7 +11535,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[167]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10480,7 +11547,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[149]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[167]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10493,7 +11560,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{149}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{167}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -10537,7 +11604,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[168]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10549,7 +11616,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[150]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[168]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10562,7 +11629,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{150}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{168}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -10755,7 +11822,7 @@ type EventGap struct {
 
 func (x *EventGap) Reset() {
 	*x = EventGap{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[151]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[169]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10767,7 +11834,7 @@ func (x *EventGap) String() string {
 func (*EventGap) ProtoMessage() {}
 
 func (x *EventGap) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[151]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[169]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10780,7 +11847,7 @@ func (x *EventGap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventGap.ProtoReflect.Descriptor instead.
 func (*EventGap) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{151}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{169}
 }
 
 func (x *EventGap) GetFirst() uint64 {
@@ -10798,7 +11865,7 @@ type GuestRemoved struct {
 
 func (x *GuestRemoved) Reset() {
 	*x = GuestRemoved{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[152]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[170]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10810,7 +11877,7 @@ func (x *GuestRemoved) String() string {
 func (*GuestRemoved) ProtoMessage() {}
 
 func (x *GuestRemoved) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[152]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[170]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10823,7 +11890,7 @@ func (x *GuestRemoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestRemoved.ProtoReflect.Descriptor instead.
 func (*GuestRemoved) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{152}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{170}
 }
 
 type EgressLeftOut struct {
@@ -10835,7 +11902,7 @@ type EgressLeftOut struct {
 
 func (x *EgressLeftOut) Reset() {
 	*x = EgressLeftOut{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[153]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[171]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10847,7 +11914,7 @@ func (x *EgressLeftOut) String() string {
 func (*EgressLeftOut) ProtoMessage() {}
 
 func (x *EgressLeftOut) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[153]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[171]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10860,7 +11927,7 @@ func (x *EgressLeftOut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressLeftOut.ProtoReflect.Descriptor instead.
 func (*EgressLeftOut) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{153}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{171}
 }
 
 func (x *EgressLeftOut) GetCount() int64 {
@@ -10879,7 +11946,7 @@ type ImageRemoved struct {
 
 func (x *ImageRemoved) Reset() {
 	*x = ImageRemoved{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[154]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[172]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10891,7 +11958,7 @@ func (x *ImageRemoved) String() string {
 func (*ImageRemoved) ProtoMessage() {}
 
 func (x *ImageRemoved) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[154]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[172]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10904,7 +11971,7 @@ func (x *ImageRemoved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRemoved.ProtoReflect.Descriptor instead.
 func (*ImageRemoved) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{154}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{172}
 }
 
 func (x *ImageRemoved) GetName() string {
@@ -10925,7 +11992,7 @@ type DaemonStarted struct {
 
 func (x *DaemonStarted) Reset() {
 	*x = DaemonStarted{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[155]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[173]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10937,7 +12004,7 @@ func (x *DaemonStarted) String() string {
 func (*DaemonStarted) ProtoMessage() {}
 
 func (x *DaemonStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[155]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[173]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10950,7 +12017,7 @@ func (x *DaemonStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DaemonStarted.ProtoReflect.Descriptor instead.
 func (*DaemonStarted) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{155}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{173}
 }
 
 func (x *DaemonStarted) GetPid() int32 {
@@ -10975,7 +12042,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[156]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[174]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10987,7 +12054,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[156]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[174]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11000,7 +12067,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{156}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{174}
 }
 
 type VersionResponse struct {
@@ -11016,7 +12083,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[157]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[175]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11028,7 +12095,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[157]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[175]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11041,7 +12108,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{157}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{175}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -11080,7 +12147,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[158]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[176]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11092,7 +12159,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[158]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[176]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11105,7 +12172,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{158}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{176}
 }
 
 type StatusResponse struct {
@@ -11126,7 +12193,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[159]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[177]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11138,7 +12205,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[159]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[177]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11151,7 +12218,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{159}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{177}
 }
 
 func (x *StatusResponse) GetPid() int32 {
@@ -11225,7 +12292,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[160]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[178]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11237,7 +12304,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[160]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[178]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11250,7 +12317,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{160}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{178}
 }
 
 type HealthResponse struct {
@@ -11266,7 +12333,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[161]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[179]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11278,7 +12345,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[161]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[179]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11291,7 +12358,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{161}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{179}
 }
 
 func (x *HealthResponse) GetHealthy() bool {
@@ -11316,7 +12383,7 @@ type CapabilitiesRequest struct {
 
 func (x *CapabilitiesRequest) Reset() {
 	*x = CapabilitiesRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[162]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[180]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11328,7 +12395,7 @@ func (x *CapabilitiesRequest) String() string {
 func (*CapabilitiesRequest) ProtoMessage() {}
 
 func (x *CapabilitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[162]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[180]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11341,7 +12408,7 @@ func (x *CapabilitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CapabilitiesRequest.ProtoReflect.Descriptor instead.
 func (*CapabilitiesRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{162}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{180}
 }
 
 type CapabilitiesResponse struct {
@@ -11363,7 +12430,7 @@ type CapabilitiesResponse struct {
 
 func (x *CapabilitiesResponse) Reset() {
 	*x = CapabilitiesResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[163]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[181]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11375,7 +12442,7 @@ func (x *CapabilitiesResponse) String() string {
 func (*CapabilitiesResponse) ProtoMessage() {}
 
 func (x *CapabilitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[163]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[181]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11388,7 +12455,7 @@ func (x *CapabilitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CapabilitiesResponse.ProtoReflect.Descriptor instead.
 func (*CapabilitiesResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{163}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{181}
 }
 
 func (x *CapabilitiesResponse) GetApi() string {
@@ -11446,7 +12513,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[164]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[182]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11458,7 +12525,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[164]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[182]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11471,7 +12538,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{164}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{182}
 }
 
 func (x *Limits) GetGuests() int32 {
@@ -11524,7 +12591,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[165]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[183]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11536,7 +12603,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[165]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[183]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11549,7 +12616,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{165}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{183}
 }
 
 type Finding struct {
@@ -11571,7 +12638,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[166]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[184]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11583,7 +12650,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[166]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[184]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11596,7 +12663,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{166}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{184}
 }
 
 func (x *Finding) GetCheck() string {
@@ -11650,7 +12717,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[167]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[185]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11662,7 +12729,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[167]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[185]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11675,7 +12742,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{167}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{185}
 }
 
 func (x *ShutdownRequest) GetGuests() bool {
@@ -11693,7 +12760,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[168]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[186]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11705,7 +12772,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[168]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[186]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11718,7 +12785,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{168}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{186}
 }
 
 type WatchRequest struct {
@@ -11729,7 +12796,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[169]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[187]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11741,7 +12808,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[169]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[187]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11754,7 +12821,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{169}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{187}
 }
 
 type ImportReviewRequest struct {
@@ -11767,7 +12834,7 @@ type ImportReviewRequest struct {
 
 func (x *ImportReviewRequest) Reset() {
 	*x = ImportReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[170]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[188]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11779,7 +12846,7 @@ func (x *ImportReviewRequest) String() string {
 func (*ImportReviewRequest) ProtoMessage() {}
 
 func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[170]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[188]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11792,7 +12859,7 @@ func (x *ImportReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewRequest.ProtoReflect.Descriptor instead.
 func (*ImportReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{170}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{188}
 }
 
 func (x *ImportReviewRequest) GetIgnored() bool {
@@ -11810,7 +12877,7 @@ type ImportReviewResponse struct {
 
 func (x *ImportReviewResponse) Reset() {
 	*x = ImportReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[171]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[189]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11822,7 +12889,7 @@ func (x *ImportReviewResponse) String() string {
 func (*ImportReviewResponse) ProtoMessage() {}
 
 func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[171]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[189]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11835,7 +12902,7 @@ func (x *ImportReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportReviewResponse.ProtoReflect.Descriptor instead.
 func (*ImportReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{171}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{189}
 }
 
 type DropReviewRequest struct {
@@ -11849,7 +12916,7 @@ type DropReviewRequest struct {
 
 func (x *DropReviewRequest) Reset() {
 	*x = DropReviewRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[172]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[190]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11861,7 +12928,7 @@ func (x *DropReviewRequest) String() string {
 func (*DropReviewRequest) ProtoMessage() {}
 
 func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[172]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[190]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11874,7 +12941,7 @@ func (x *DropReviewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewRequest.ProtoReflect.Descriptor instead.
 func (*DropReviewRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{172}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{190}
 }
 
 func (x *DropReviewRequest) GetShare() string {
@@ -11899,7 +12966,7 @@ type DropReviewResponse struct {
 
 func (x *DropReviewResponse) Reset() {
 	*x = DropReviewResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[173]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[191]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11911,7 +12978,7 @@ func (x *DropReviewResponse) String() string {
 func (*DropReviewResponse) ProtoMessage() {}
 
 func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[173]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[191]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11924,7 +12991,7 @@ func (x *DropReviewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReviewResponse.ProtoReflect.Descriptor instead.
 func (*DropReviewResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{173}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{191}
 }
 
 type AttachShareRequest struct {
@@ -11938,7 +13005,7 @@ type AttachShareRequest struct {
 
 func (x *AttachShareRequest) Reset() {
 	*x = AttachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[174]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[192]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11950,7 +13017,7 @@ func (x *AttachShareRequest) String() string {
 func (*AttachShareRequest) ProtoMessage() {}
 
 func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[174]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[192]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11963,7 +13030,7 @@ func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareRequest.ProtoReflect.Descriptor instead.
 func (*AttachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{174}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{192}
 }
 
 func (x *AttachShareRequest) GetTag() string {
@@ -11988,7 +13055,7 @@ type AttachShareResponse struct {
 
 func (x *AttachShareResponse) Reset() {
 	*x = AttachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[175]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[193]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12000,7 +13067,7 @@ func (x *AttachShareResponse) String() string {
 func (*AttachShareResponse) ProtoMessage() {}
 
 func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[175]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[193]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12013,7 +13080,7 @@ func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareResponse.ProtoReflect.Descriptor instead.
 func (*AttachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{175}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{193}
 }
 
 // DetachShareRequest names a share by its tag, or by where the guest sees it.
@@ -12026,7 +13093,7 @@ type DetachShareRequest struct {
 
 func (x *DetachShareRequest) Reset() {
 	*x = DetachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[176]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[194]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12038,7 +13105,7 @@ func (x *DetachShareRequest) String() string {
 func (*DetachShareRequest) ProtoMessage() {}
 
 func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[176]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[194]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12051,7 +13118,7 @@ func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareRequest.ProtoReflect.Descriptor instead.
 func (*DetachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{176}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{194}
 }
 
 func (x *DetachShareRequest) GetTag() string {
@@ -12069,7 +13136,7 @@ type DetachShareResponse struct {
 
 func (x *DetachShareResponse) Reset() {
 	*x = DetachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[177]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[195]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12081,7 +13148,7 @@ func (x *DetachShareResponse) String() string {
 func (*DetachShareResponse) ProtoMessage() {}
 
 func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[177]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[195]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12094,7 +13161,7 @@ func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareResponse.ProtoReflect.Descriptor instead.
 func (*DetachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{177}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{195}
 }
 
 type ConfigureEdgeRequest struct {
@@ -12109,7 +13176,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[178]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[196]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12121,7 +13188,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[178]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[196]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12134,7 +13201,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{178}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{196}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -12169,7 +13236,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[179]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[197]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12181,7 +13248,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[179]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[197]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12194,7 +13261,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{179}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{197}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -12230,7 +13297,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[180]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[198]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12242,7 +13309,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[180]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[198]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12255,7 +13322,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{180}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{198}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -12288,7 +13355,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[181]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[199]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -12300,7 +13367,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[181]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[199]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -12313,7 +13380,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{181}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{199}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -12951,7 +14018,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x05R\x04last\"+\n" +
 	"\x11ShowAuditResponse\x12\x16\n" +
-	"\x06record\x18\x01 \x01(\fR\x06record\"\xf3\x02\n" +
+	"\x06record\x18\x01 \x01(\fR\x06record\"\xa3\x03\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0ekernel_version\x18\x02 \x01(\tR\rkernelVersion\x12\x12\n" +
@@ -12964,7 +14031,18 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"layersSize\x12#\n" +
 	"\rlayers_shared\x18\t \x01(\x03R\flayersShared\x12.\n" +
 	"\x06config\x18\n" +
-	" \x01(\v2\x16.carrel.v1.ImageConfigR\x06config\"\x7f\n" +
+	" \x01(\v2\x16.carrel.v1.ImageConfigR\x06config\x12.\n" +
+	"\x06bundle\x18\v \x01(\v2\x16.carrel.v1.ImageBundleR\x06bundle\"\xb4\x02\n" +
+	"\vImageBundle\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x122\n" +
+	"\x06signed\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x06signed\x124\n" +
+	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x10\n" +
+	"\x03key\x18\x05 \x01(\tR\x03key\x12\x15\n" +
+	"\x06key_id\x18\x06 \x01(\tR\x05keyId\x12\x12\n" +
+	"\x04from\x18\a \x01(\tR\x04from\x12)\n" +
+	"\x10previous_version\x18\b \x01(\x04R\x0fpreviousVersion\x12!\n" +
+	"\fhas_previous\x18\t \x01(\bR\vhasPrevious\"\x7f\n" +
 	"\vImageConfig\x12\x1e\n" +
 	"\n" +
 	"entrypoint\x18\x01 \x03(\tR\n" +
@@ -12985,16 +14063,18 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x0fBuildImageEvent\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
 	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
-	"\x04kind\"0\n" +
+	"\x04kind\"W\n" +
 	"\x10PullImageRequest\x12\x1c\n" +
-	"\treference\x18\x01 \x01(\tR\treference\"x\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12%\n" +
+	"\x0eallow_rollback\x18\x02 \x01(\bR\rallowRollback\"x\n" +
 	"\x11PullImageResponse\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
 	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
-	"\x04kind\"F\n" +
+	"\x04kind\"m\n" +
 	"\x12ImportImageRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1c\n" +
-	"\treference\x18\x02 \x01(\tR\treference\"z\n" +
+	"\treference\x18\x02 \x01(\tR\treference\x12%\n" +
+	"\x0eallow_rollback\x18\x03 \x01(\bR\rallowRollback\"z\n" +
 	"\x13ImportImageResponse\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
 	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
@@ -13012,7 +14092,56 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x13PruneImagesResponse\x12(\n" +
 	"\x06images\x18\x01 \x03(\v2\x10.carrel.v1.ImageR\x06images\x12\x14\n" +
 	"\x05blobs\x18\x02 \x01(\x05R\x05blobs\x12\x14\n" +
-	"\x05freed\x18\x03 \x01(\x03R\x05freed\"x\n" +
+	"\x05freed\x18\x03 \x01(\x03R\x05freed\"h\n" +
+	"\fImageSigning\x12\x19\n" +
+	"\bkey_path\x18\x01 \x01(\tR\akeyPath\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12#\n" +
+	"\rexpires_nanos\x18\x03 \x01(\x03R\fexpiresNanos\"\x80\x01\n" +
+	"\x0ePublishedImage\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\x12\x14\n" +
+	"\x05archs\x18\x04 \x03(\tR\x05archs\x12\x12\n" +
+	"\x04size\x18\x05 \x01(\x03R\x04size\"y\n" +
+	"\x10PushImageRequest\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\x12\x1c\n" +
+	"\treference\x18\x02 \x01(\tR\treference\x121\n" +
+	"\asigning\x18\x03 \x01(\v2\x17.carrel.v1.ImageSigningR\asigning\"\x89\x01\n" +
+	"\x11PushImageResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x129\n" +
+	"\tpublished\x18\x02 \x01(\v2\x19.carrel.v1.PublishedImageH\x00R\tpublishedB\x06\n" +
+	"\x04kind\"q\n" +
+	"\x12ExportImageRequest\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x121\n" +
+	"\asigning\x18\x03 \x01(\v2\x17.carrel.v1.ImageSigningR\asigning\"\x8b\x01\n" +
+	"\x13ExportImageResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x129\n" +
+	"\tpublished\x18\x02 \x01(\v2\x19.carrel.v1.PublishedImageH\x00R\tpublishedB\x06\n" +
+	"\x04kind\")\n" +
+	"\x13RestoreImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\">\n" +
+	"\x14RestoreImageResponse\x12&\n" +
+	"\x05image\x18\x01 \x01(\v2\x10.carrel.v1.ImageR\x05image\"B\n" +
+	"\bImageKey\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"\x11\n" +
+	"\x0fListKeysRequest\";\n" +
+	"\x10ListKeysResponse\x12'\n" +
+	"\x04keys\x18\x01 \x03(\v2\x13.carrel.v1.ImageKeyR\x04keys\"&\n" +
+	"\x10CreateKeyRequest\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\":\n" +
+	"\x11CreateKeyResponse\x12%\n" +
+	"\x03key\x18\x01 \x01(\v2\x13.carrel.v1.ImageKeyR\x03key\"9\n" +
+	"\x0fTrustKeyRequest\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"9\n" +
+	"\x10TrustKeyResponse\x12%\n" +
+	"\x03key\x18\x01 \x01(\v2\x13.carrel.v1.ImageKeyR\x03key\"&\n" +
+	"\x10ForgetKeyRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x13\n" +
+	"\x11ForgetKeyResponse\"x\n" +
 	"\x12WatchEventsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x19\n" +
 	"\bonly_new\x18\x02 \x01(\bR\aonlyNew\x12\x1b\n" +
@@ -13265,7 +14394,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06Import\x12\x1e.carrel.v1.ImportPolicyRequest\x1a\x1f.carrel.v1.ImportPolicyResponse\"\x05\x82\xe7\x18\x01\x012\xaa\x01\n" +
 	"\fAuditService\x12N\n" +
 	"\x06Verify\x12\x1d.carrel.v1.VerifyAuditRequest\x1a\x1e.carrel.v1.VerifyAuditResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
-	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse\"\x05\x82\xe7\x18\x01\x010\x012\xb3\x04\n" +
+	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse\"\x05\x82\xe7\x18\x01\x010\x012\xda\b\n" +
 	"\fImageService\x12J\n" +
 	"\x04List\x12\x1c.carrel.v1.ListImagesRequest\x1a\x1d.carrel.v1.ListImagesResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
 	"\x05Build\x12\x1c.carrel.v1.BuildImageRequest\x1a\x1a.carrel.v1.BuildImageEvent\"\x05\x82\xe7\x18\x01\x010\x01\x12J\n" +
@@ -13273,7 +14402,14 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06Import\x12\x1d.carrel.v1.ImportImageRequest\x1a\x1e.carrel.v1.ImportImageResponse\"\x05\x82\xe7\x18\x01\x010\x01\x12N\n" +
 	"\x06Verify\x12\x1d.carrel.v1.VerifyImageRequest\x1a\x1e.carrel.v1.VerifyImageResponse\"\x05\x82\xe7\x18\x01\x01\x12N\n" +
 	"\x06Remove\x12\x1d.carrel.v1.RemoveImageRequest\x1a\x1e.carrel.v1.RemoveImageResponse\"\x05\x82\xe7\x18\x01\x01\x12M\n" +
-	"\x05Prune\x12\x1d.carrel.v1.PruneImagesRequest\x1a\x1e.carrel.v1.PruneImagesResponse\"\x05\x82\xe7\x18\x01\x012\x9d\x01\n" +
+	"\x05Prune\x12\x1d.carrel.v1.PruneImagesRequest\x1a\x1e.carrel.v1.PruneImagesResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
+	"\x04Push\x12\x1b.carrel.v1.PushImageRequest\x1a\x1c.carrel.v1.PushImageResponse\"\x05\x82\xe7\x18\x01\x010\x01\x12P\n" +
+	"\x06Export\x12\x1d.carrel.v1.ExportImageRequest\x1a\x1e.carrel.v1.ExportImageResponse\"\x05\x82\xe7\x18\x01\x010\x01\x12Q\n" +
+	"\aRestore\x12\x1e.carrel.v1.RestoreImageRequest\x1a\x1f.carrel.v1.RestoreImageResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
+	"\bListKeys\x12\x1a.carrel.v1.ListKeysRequest\x1a\x1b.carrel.v1.ListKeysResponse\"\x05\x82\xe7\x18\x01\x01\x12M\n" +
+	"\tCreateKey\x12\x1b.carrel.v1.CreateKeyRequest\x1a\x1c.carrel.v1.CreateKeyResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
+	"\bTrustKey\x12\x1a.carrel.v1.TrustKeyRequest\x1a\x1b.carrel.v1.TrustKeyResponse\"\x05\x82\xe7\x18\x01\x01\x12M\n" +
+	"\tForgetKey\x12\x1b.carrel.v1.ForgetKeyRequest\x1a\x1c.carrel.v1.ForgetKeyResponse\"\x05\x82\xe7\x18\x01\x012\x9d\x01\n" +
 	"\fEventService\x12A\n" +
 	"\x05Watch\x12\x1d.carrel.v1.WatchEventsRequest\x1a\x10.carrel.v1.Event\"\x05\x82\xe7\x18\x01\x010\x01\x12J\n" +
 	"\x04List\x12\x1c.carrel.v1.ListEventsRequest\x1a\x1d.carrel.v1.ListEventsResponse\"\x05\x82\xe7\x18\x01\x012\xc9\x03\n" +
@@ -13314,7 +14450,7 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 182)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 200)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(Socket)(0),                        // 0: carrel.v1.Socket
 	(EgressAction)(0),                  // 1: carrel.v1.EgressAction
@@ -13460,59 +14596,77 @@ var file_carrel_v1_carrel_proto_goTypes = []any{
 	(*ShowAuditRequest)(nil),           // 141: carrel.v1.ShowAuditRequest
 	(*ShowAuditResponse)(nil),          // 142: carrel.v1.ShowAuditResponse
 	(*Image)(nil),                      // 143: carrel.v1.Image
-	(*ImageConfig)(nil),                // 144: carrel.v1.ImageConfig
-	(*ImagePart)(nil),                  // 145: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),          // 146: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),         // 147: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),          // 148: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),            // 149: carrel.v1.BuildImageEvent
-	(*PullImageRequest)(nil),           // 150: carrel.v1.PullImageRequest
-	(*PullImageResponse)(nil),          // 151: carrel.v1.PullImageResponse
-	(*ImportImageRequest)(nil),         // 152: carrel.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),        // 153: carrel.v1.ImportImageResponse
-	(*VerifyImageRequest)(nil),         // 154: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),        // 155: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),         // 156: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),        // 157: carrel.v1.RemoveImageResponse
-	(*PruneImagesRequest)(nil),         // 158: carrel.v1.PruneImagesRequest
-	(*PruneImagesResponse)(nil),        // 159: carrel.v1.PruneImagesResponse
-	(*WatchEventsRequest)(nil),         // 160: carrel.v1.WatchEventsRequest
-	(*ListEventsRequest)(nil),          // 161: carrel.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),         // 162: carrel.v1.ListEventsResponse
-	(*Event)(nil),                      // 163: carrel.v1.Event
-	(*EventGap)(nil),                   // 164: carrel.v1.EventGap
-	(*GuestRemoved)(nil),               // 165: carrel.v1.GuestRemoved
-	(*EgressLeftOut)(nil),              // 166: carrel.v1.EgressLeftOut
-	(*ImageRemoved)(nil),               // 167: carrel.v1.ImageRemoved
-	(*DaemonStarted)(nil),              // 168: carrel.v1.DaemonStarted
-	(*VersionRequest)(nil),             // 169: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),            // 170: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),              // 171: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),             // 172: carrel.v1.StatusResponse
-	(*HealthRequest)(nil),              // 173: carrel.v1.HealthRequest
-	(*HealthResponse)(nil),             // 174: carrel.v1.HealthResponse
-	(*CapabilitiesRequest)(nil),        // 175: carrel.v1.CapabilitiesRequest
-	(*CapabilitiesResponse)(nil),       // 176: carrel.v1.CapabilitiesResponse
-	(*Limits)(nil),                     // 177: carrel.v1.Limits
-	(*DoctorRequest)(nil),              // 178: carrel.v1.DoctorRequest
-	(*Finding)(nil),                    // 179: carrel.v1.Finding
-	(*ShutdownRequest)(nil),            // 180: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),           // 181: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),               // 182: carrel.v1.WatchRequest
-	(*ImportReviewRequest)(nil),        // 183: carrel.v1.ImportReviewRequest
-	(*ImportReviewResponse)(nil),       // 184: carrel.v1.ImportReviewResponse
-	(*DropReviewRequest)(nil),          // 185: carrel.v1.DropReviewRequest
-	(*DropReviewResponse)(nil),         // 186: carrel.v1.DropReviewResponse
-	(*AttachShareRequest)(nil),         // 187: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),        // 188: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),         // 189: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),        // 190: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),       // 191: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),                 // 192: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),               // 193: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil),      // 194: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil),      // 195: google.protobuf.Timestamp
-	(*descriptorpb.MethodOptions)(nil), // 196: google.protobuf.MethodOptions
+	(*ImageBundle)(nil),                // 144: carrel.v1.ImageBundle
+	(*ImageConfig)(nil),                // 145: carrel.v1.ImageConfig
+	(*ImagePart)(nil),                  // 146: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),          // 147: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),         // 148: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),          // 149: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),            // 150: carrel.v1.BuildImageEvent
+	(*PullImageRequest)(nil),           // 151: carrel.v1.PullImageRequest
+	(*PullImageResponse)(nil),          // 152: carrel.v1.PullImageResponse
+	(*ImportImageRequest)(nil),         // 153: carrel.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),        // 154: carrel.v1.ImportImageResponse
+	(*VerifyImageRequest)(nil),         // 155: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),        // 156: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),         // 157: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),        // 158: carrel.v1.RemoveImageResponse
+	(*PruneImagesRequest)(nil),         // 159: carrel.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),        // 160: carrel.v1.PruneImagesResponse
+	(*ImageSigning)(nil),               // 161: carrel.v1.ImageSigning
+	(*PublishedImage)(nil),             // 162: carrel.v1.PublishedImage
+	(*PushImageRequest)(nil),           // 163: carrel.v1.PushImageRequest
+	(*PushImageResponse)(nil),          // 164: carrel.v1.PushImageResponse
+	(*ExportImageRequest)(nil),         // 165: carrel.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),        // 166: carrel.v1.ExportImageResponse
+	(*RestoreImageRequest)(nil),        // 167: carrel.v1.RestoreImageRequest
+	(*RestoreImageResponse)(nil),       // 168: carrel.v1.RestoreImageResponse
+	(*ImageKey)(nil),                   // 169: carrel.v1.ImageKey
+	(*ListKeysRequest)(nil),            // 170: carrel.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),           // 171: carrel.v1.ListKeysResponse
+	(*CreateKeyRequest)(nil),           // 172: carrel.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),          // 173: carrel.v1.CreateKeyResponse
+	(*TrustKeyRequest)(nil),            // 174: carrel.v1.TrustKeyRequest
+	(*TrustKeyResponse)(nil),           // 175: carrel.v1.TrustKeyResponse
+	(*ForgetKeyRequest)(nil),           // 176: carrel.v1.ForgetKeyRequest
+	(*ForgetKeyResponse)(nil),          // 177: carrel.v1.ForgetKeyResponse
+	(*WatchEventsRequest)(nil),         // 178: carrel.v1.WatchEventsRequest
+	(*ListEventsRequest)(nil),          // 179: carrel.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),         // 180: carrel.v1.ListEventsResponse
+	(*Event)(nil),                      // 181: carrel.v1.Event
+	(*EventGap)(nil),                   // 182: carrel.v1.EventGap
+	(*GuestRemoved)(nil),               // 183: carrel.v1.GuestRemoved
+	(*EgressLeftOut)(nil),              // 184: carrel.v1.EgressLeftOut
+	(*ImageRemoved)(nil),               // 185: carrel.v1.ImageRemoved
+	(*DaemonStarted)(nil),              // 186: carrel.v1.DaemonStarted
+	(*VersionRequest)(nil),             // 187: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),            // 188: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),              // 189: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),             // 190: carrel.v1.StatusResponse
+	(*HealthRequest)(nil),              // 191: carrel.v1.HealthRequest
+	(*HealthResponse)(nil),             // 192: carrel.v1.HealthResponse
+	(*CapabilitiesRequest)(nil),        // 193: carrel.v1.CapabilitiesRequest
+	(*CapabilitiesResponse)(nil),       // 194: carrel.v1.CapabilitiesResponse
+	(*Limits)(nil),                     // 195: carrel.v1.Limits
+	(*DoctorRequest)(nil),              // 196: carrel.v1.DoctorRequest
+	(*Finding)(nil),                    // 197: carrel.v1.Finding
+	(*ShutdownRequest)(nil),            // 198: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 199: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),               // 200: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),        // 201: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),       // 202: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),          // 203: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),         // 204: carrel.v1.DropReviewResponse
+	(*AttachShareRequest)(nil),         // 205: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),        // 206: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),         // 207: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),        // 208: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),       // 209: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),                 // 210: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),               // 211: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil),      // 212: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil),      // 213: google.protobuf.Timestamp
+	(*descriptorpb.MethodOptions)(nil), // 214: google.protobuf.MethodOptions
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	18,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
@@ -13523,8 +14677,8 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	2,   // 5: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
 	4,   // 6: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
 	14,  // 7: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	195, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	195, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	213, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	213, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
 	38,  // 10: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
 	21,  // 11: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
 	20,  // 12: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
@@ -13542,9 +14696,9 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	37,  // 24: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
 	36,  // 25: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
 	5,   // 26: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	195, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	195, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	195, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	213, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	213, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	213, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
 	39,  // 30: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
 	36,  // 31: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
 	38,  // 32: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
@@ -13561,7 +14715,7 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	63,  // 43: carrel.v1.ListFilesResponse.self:type_name -> carrel.v1.FileInfo
 	63,  // 44: carrel.v1.ListFilesResponse.entries:type_name -> carrel.v1.FileInfo
 	6,   // 45: carrel.v1.FileInfo.type:type_name -> carrel.v1.FileType
-	195, // 46: carrel.v1.FileInfo.modified:type_name -> google.protobuf.Timestamp
+	213, // 46: carrel.v1.FileInfo.modified:type_name -> google.protobuf.Timestamp
 	63,  // 47: carrel.v1.ReadFileResponse.info:type_name -> carrel.v1.FileInfo
 	67,  // 48: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
 	71,  // 49: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
@@ -13580,8 +14734,8 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	95,  // 62: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
 	97,  // 63: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
 	97,  // 64: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
-	195, // 65: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	195, // 66: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
+	213, // 65: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	213, // 66: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
 	99,  // 67: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
 	99,  // 68: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
 	17,  // 69: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
@@ -13591,14 +14745,14 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	112, // 73: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
 	1,   // 74: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
 	17,  // 75: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	195, // 76: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	213, // 76: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
 	9,   // 77: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
 	112, // 78: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
 	10,  // 79: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
 	20,  // 80: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
 	20,  // 81: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
 	122, // 82: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	195, // 83: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	213, // 83: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
 	11,  // 84: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
 	122, // 85: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
 	121, // 86: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
@@ -13608,200 +14762,227 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	17,  // 90: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
 	16,  // 91: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
 	134, // 92: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	195, // 93: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	145, // 94: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	144, // 95: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
-	143, // 96: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	25,  // 97: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	143, // 98: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	25,  // 99: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
-	143, // 100: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
-	25,  // 101: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
-	143, // 102: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
-	143, // 103: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	143, // 104: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
-	163, // 105: carrel.v1.ListEventsResponse.events:type_name -> carrel.v1.Event
-	195, // 106: carrel.v1.Event.time:type_name -> google.protobuf.Timestamp
-	164, // 107: carrel.v1.Event.gap:type_name -> carrel.v1.EventGap
-	19,  // 108: carrel.v1.Event.changed:type_name -> carrel.v1.Guest
-	165, // 109: carrel.v1.Event.removed:type_name -> carrel.v1.GuestRemoved
-	38,  // 110: carrel.v1.Event.task:type_name -> carrel.v1.Task
-	114, // 111: carrel.v1.Event.egress:type_name -> carrel.v1.EgressEvent
-	166, // 112: carrel.v1.Event.egress_left_out:type_name -> carrel.v1.EgressLeftOut
-	143, // 113: carrel.v1.Event.image:type_name -> carrel.v1.Image
-	167, // 114: carrel.v1.Event.image_removed:type_name -> carrel.v1.ImageRemoved
-	168, // 115: carrel.v1.Event.daemon_started:type_name -> carrel.v1.DaemonStarted
-	195, // 116: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	170, // 117: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	179, // 118: carrel.v1.HealthResponse.problems:type_name -> carrel.v1.Finding
-	177, // 119: carrel.v1.CapabilitiesResponse.limits:type_name -> carrel.v1.Limits
-	12,  // 120: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	18,  // 121: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	17,  // 122: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	192, // 123: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	193, // 124: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	122, // 125: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	196, // 126: carrel.v1.served_on:extendee -> google.protobuf.MethodOptions
-	0,   // 127: carrel.v1.served_on:type_name -> carrel.v1.Socket
-	23,  // 128: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	26,  // 129: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	28,  // 130: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	30,  // 131: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	32,  // 132: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	34,  // 133: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
-	40,  // 134: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	42,  // 135: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	47,  // 136: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	49,  // 137: carrel.v1.TaskService.Wait:input_type -> carrel.v1.WaitTaskRequest
-	51,  // 138: carrel.v1.TaskService.Read:input_type -> carrel.v1.ReadTaskRequest
-	53,  // 139: carrel.v1.TaskService.Write:input_type -> carrel.v1.WriteTaskRequest
-	55,  // 140: carrel.v1.TaskService.Signal:input_type -> carrel.v1.SignalTaskRequest
-	57,  // 141: carrel.v1.TaskService.Resize:input_type -> carrel.v1.ResizeTaskRequest
-	59,  // 142: carrel.v1.TaskService.Cancel:input_type -> carrel.v1.CancelTaskRequest
-	66,  // 143: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	69,  // 144: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	61,  // 145: carrel.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
-	64,  // 146: carrel.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
-	72,  // 147: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	75,  // 148: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	77,  // 149: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	79,  // 150: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	81,  // 151: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	83,  // 152: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	88,  // 153: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	90,  // 154: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	92,  // 155: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	86,  // 156: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	93,  // 157: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
-	96,  // 158: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
-	100, // 159: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
-	102, // 160: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
-	104, // 161: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
-	106, // 162: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	108, // 163: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	110, // 164: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	113, // 165: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	115, // 166: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	117, // 167: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	119, // 168: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	123, // 169: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	125, // 170: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	127, // 171: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	132, // 172: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	135, // 173: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	137, // 174: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	129, // 175: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	139, // 176: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	141, // 177: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	146, // 178: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	148, // 179: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	150, // 180: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
-	152, // 181: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
-	154, // 182: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	156, // 183: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	158, // 184: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
-	160, // 185: carrel.v1.EventService.Watch:input_type -> carrel.v1.WatchEventsRequest
-	161, // 186: carrel.v1.EventService.List:input_type -> carrel.v1.ListEventsRequest
-	169, // 187: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	171, // 188: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	173, // 189: carrel.v1.SystemService.Health:input_type -> carrel.v1.HealthRequest
-	175, // 190: carrel.v1.SystemService.Capabilities:input_type -> carrel.v1.CapabilitiesRequest
-	178, // 191: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	180, // 192: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	182, // 193: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	26,  // 194: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	183, // 195: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	185, // 196: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	187, // 197: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	189, // 198: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	79,  // 199: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	191, // 200: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	113, // 201: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	115, // 202: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	117, // 203: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	119, // 204: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	24,  // 205: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	27,  // 206: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	29,  // 207: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	31,  // 208: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	33,  // 209: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	35,  // 210: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
-	41,  // 211: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	46,  // 212: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	48,  // 213: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	50,  // 214: carrel.v1.TaskService.Wait:output_type -> carrel.v1.WaitTaskResponse
-	52,  // 215: carrel.v1.TaskService.Read:output_type -> carrel.v1.ReadTaskResponse
-	54,  // 216: carrel.v1.TaskService.Write:output_type -> carrel.v1.WriteTaskResponse
-	56,  // 217: carrel.v1.TaskService.Signal:output_type -> carrel.v1.SignalTaskResponse
-	58,  // 218: carrel.v1.TaskService.Resize:output_type -> carrel.v1.ResizeTaskResponse
-	60,  // 219: carrel.v1.TaskService.Cancel:output_type -> carrel.v1.CancelTaskResponse
-	68,  // 220: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	70,  // 221: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	62,  // 222: carrel.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
-	65,  // 223: carrel.v1.FileService.Read:output_type -> carrel.v1.ReadFileResponse
-	73,  // 224: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	76,  // 225: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	78,  // 226: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	80,  // 227: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	82,  // 228: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	84,  // 229: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	89,  // 230: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	91,  // 231: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	89,  // 232: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	87,  // 233: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	94,  // 234: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
-	98,  // 235: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
-	101, // 236: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
-	103, // 237: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
-	105, // 238: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
-	107, // 239: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	109, // 240: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	111, // 241: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	114, // 242: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	116, // 243: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	118, // 244: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	120, // 245: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	124, // 246: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	126, // 247: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	128, // 248: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	133, // 249: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	136, // 250: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	138, // 251: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	130, // 252: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	140, // 253: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	142, // 254: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	147, // 255: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	149, // 256: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	151, // 257: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
-	153, // 258: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
-	155, // 259: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	157, // 260: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	159, // 261: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
-	163, // 262: carrel.v1.EventService.Watch:output_type -> carrel.v1.Event
-	162, // 263: carrel.v1.EventService.List:output_type -> carrel.v1.ListEventsResponse
-	170, // 264: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	172, // 265: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	174, // 266: carrel.v1.SystemService.Health:output_type -> carrel.v1.HealthResponse
-	176, // 267: carrel.v1.SystemService.Capabilities:output_type -> carrel.v1.CapabilitiesResponse
-	179, // 268: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	181, // 269: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	19,  // 270: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	27,  // 271: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	184, // 272: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	186, // 273: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	188, // 274: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	190, // 275: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	80,  // 276: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	194, // 277: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	114, // 278: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	116, // 279: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	118, // 280: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	120, // 281: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	205, // [205:282] is the sub-list for method output_type
-	128, // [128:205] is the sub-list for method input_type
-	127, // [127:128] is the sub-list for extension type_name
-	126, // [126:127] is the sub-list for extension extendee
-	0,   // [0:126] is the sub-list for field type_name
+	213, // 93: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	146, // 94: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	145, // 95: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
+	144, // 96: carrel.v1.Image.bundle:type_name -> carrel.v1.ImageBundle
+	213, // 97: carrel.v1.ImageBundle.signed:type_name -> google.protobuf.Timestamp
+	213, // 98: carrel.v1.ImageBundle.expires:type_name -> google.protobuf.Timestamp
+	143, // 99: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	25,  // 100: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	143, // 101: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	25,  // 102: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
+	143, // 103: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
+	25,  // 104: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
+	143, // 105: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
+	143, // 106: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	143, // 107: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
+	161, // 108: carrel.v1.PushImageRequest.signing:type_name -> carrel.v1.ImageSigning
+	25,  // 109: carrel.v1.PushImageResponse.progress:type_name -> carrel.v1.Progress
+	162, // 110: carrel.v1.PushImageResponse.published:type_name -> carrel.v1.PublishedImage
+	161, // 111: carrel.v1.ExportImageRequest.signing:type_name -> carrel.v1.ImageSigning
+	25,  // 112: carrel.v1.ExportImageResponse.progress:type_name -> carrel.v1.Progress
+	162, // 113: carrel.v1.ExportImageResponse.published:type_name -> carrel.v1.PublishedImage
+	143, // 114: carrel.v1.RestoreImageResponse.image:type_name -> carrel.v1.Image
+	169, // 115: carrel.v1.ListKeysResponse.keys:type_name -> carrel.v1.ImageKey
+	169, // 116: carrel.v1.CreateKeyResponse.key:type_name -> carrel.v1.ImageKey
+	169, // 117: carrel.v1.TrustKeyResponse.key:type_name -> carrel.v1.ImageKey
+	181, // 118: carrel.v1.ListEventsResponse.events:type_name -> carrel.v1.Event
+	213, // 119: carrel.v1.Event.time:type_name -> google.protobuf.Timestamp
+	182, // 120: carrel.v1.Event.gap:type_name -> carrel.v1.EventGap
+	19,  // 121: carrel.v1.Event.changed:type_name -> carrel.v1.Guest
+	183, // 122: carrel.v1.Event.removed:type_name -> carrel.v1.GuestRemoved
+	38,  // 123: carrel.v1.Event.task:type_name -> carrel.v1.Task
+	114, // 124: carrel.v1.Event.egress:type_name -> carrel.v1.EgressEvent
+	184, // 125: carrel.v1.Event.egress_left_out:type_name -> carrel.v1.EgressLeftOut
+	143, // 126: carrel.v1.Event.image:type_name -> carrel.v1.Image
+	185, // 127: carrel.v1.Event.image_removed:type_name -> carrel.v1.ImageRemoved
+	186, // 128: carrel.v1.Event.daemon_started:type_name -> carrel.v1.DaemonStarted
+	213, // 129: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	188, // 130: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	197, // 131: carrel.v1.HealthResponse.problems:type_name -> carrel.v1.Finding
+	195, // 132: carrel.v1.CapabilitiesResponse.limits:type_name -> carrel.v1.Limits
+	12,  // 133: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	18,  // 134: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	17,  // 135: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	210, // 136: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	211, // 137: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	122, // 138: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	214, // 139: carrel.v1.served_on:extendee -> google.protobuf.MethodOptions
+	0,   // 140: carrel.v1.served_on:type_name -> carrel.v1.Socket
+	23,  // 141: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	26,  // 142: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	28,  // 143: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	30,  // 144: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	32,  // 145: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	34,  // 146: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
+	40,  // 147: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	42,  // 148: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	47,  // 149: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	49,  // 150: carrel.v1.TaskService.Wait:input_type -> carrel.v1.WaitTaskRequest
+	51,  // 151: carrel.v1.TaskService.Read:input_type -> carrel.v1.ReadTaskRequest
+	53,  // 152: carrel.v1.TaskService.Write:input_type -> carrel.v1.WriteTaskRequest
+	55,  // 153: carrel.v1.TaskService.Signal:input_type -> carrel.v1.SignalTaskRequest
+	57,  // 154: carrel.v1.TaskService.Resize:input_type -> carrel.v1.ResizeTaskRequest
+	59,  // 155: carrel.v1.TaskService.Cancel:input_type -> carrel.v1.CancelTaskRequest
+	66,  // 156: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	69,  // 157: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	61,  // 158: carrel.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
+	64,  // 159: carrel.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
+	72,  // 160: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	75,  // 161: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	77,  // 162: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	79,  // 163: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	81,  // 164: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	83,  // 165: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	88,  // 166: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	90,  // 167: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	92,  // 168: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	86,  // 169: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	93,  // 170: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
+	96,  // 171: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
+	100, // 172: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
+	102, // 173: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
+	104, // 174: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
+	106, // 175: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	108, // 176: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	110, // 177: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	113, // 178: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	115, // 179: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	117, // 180: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	119, // 181: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	123, // 182: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	125, // 183: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	127, // 184: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	132, // 185: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	135, // 186: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	137, // 187: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	129, // 188: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	139, // 189: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	141, // 190: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	147, // 191: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	149, // 192: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	151, // 193: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
+	153, // 194: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
+	155, // 195: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	157, // 196: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	159, // 197: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
+	163, // 198: carrel.v1.ImageService.Push:input_type -> carrel.v1.PushImageRequest
+	165, // 199: carrel.v1.ImageService.Export:input_type -> carrel.v1.ExportImageRequest
+	167, // 200: carrel.v1.ImageService.Restore:input_type -> carrel.v1.RestoreImageRequest
+	170, // 201: carrel.v1.ImageService.ListKeys:input_type -> carrel.v1.ListKeysRequest
+	172, // 202: carrel.v1.ImageService.CreateKey:input_type -> carrel.v1.CreateKeyRequest
+	174, // 203: carrel.v1.ImageService.TrustKey:input_type -> carrel.v1.TrustKeyRequest
+	176, // 204: carrel.v1.ImageService.ForgetKey:input_type -> carrel.v1.ForgetKeyRequest
+	178, // 205: carrel.v1.EventService.Watch:input_type -> carrel.v1.WatchEventsRequest
+	179, // 206: carrel.v1.EventService.List:input_type -> carrel.v1.ListEventsRequest
+	187, // 207: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	189, // 208: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	191, // 209: carrel.v1.SystemService.Health:input_type -> carrel.v1.HealthRequest
+	193, // 210: carrel.v1.SystemService.Capabilities:input_type -> carrel.v1.CapabilitiesRequest
+	196, // 211: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	198, // 212: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	200, // 213: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	26,  // 214: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	201, // 215: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	203, // 216: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	205, // 217: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	207, // 218: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	79,  // 219: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	209, // 220: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	113, // 221: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	115, // 222: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	117, // 223: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	119, // 224: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	24,  // 225: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	27,  // 226: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	29,  // 227: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	31,  // 228: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	33,  // 229: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	35,  // 230: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
+	41,  // 231: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	46,  // 232: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	48,  // 233: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	50,  // 234: carrel.v1.TaskService.Wait:output_type -> carrel.v1.WaitTaskResponse
+	52,  // 235: carrel.v1.TaskService.Read:output_type -> carrel.v1.ReadTaskResponse
+	54,  // 236: carrel.v1.TaskService.Write:output_type -> carrel.v1.WriteTaskResponse
+	56,  // 237: carrel.v1.TaskService.Signal:output_type -> carrel.v1.SignalTaskResponse
+	58,  // 238: carrel.v1.TaskService.Resize:output_type -> carrel.v1.ResizeTaskResponse
+	60,  // 239: carrel.v1.TaskService.Cancel:output_type -> carrel.v1.CancelTaskResponse
+	68,  // 240: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	70,  // 241: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	62,  // 242: carrel.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
+	65,  // 243: carrel.v1.FileService.Read:output_type -> carrel.v1.ReadFileResponse
+	73,  // 244: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	76,  // 245: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	78,  // 246: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	80,  // 247: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	82,  // 248: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	84,  // 249: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	89,  // 250: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	91,  // 251: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	89,  // 252: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	87,  // 253: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	94,  // 254: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
+	98,  // 255: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
+	101, // 256: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
+	103, // 257: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
+	105, // 258: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
+	107, // 259: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	109, // 260: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	111, // 261: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	114, // 262: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	116, // 263: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	118, // 264: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	120, // 265: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	124, // 266: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	126, // 267: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	128, // 268: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	133, // 269: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	136, // 270: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	138, // 271: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	130, // 272: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	140, // 273: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	142, // 274: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	148, // 275: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	150, // 276: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	152, // 277: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
+	154, // 278: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
+	156, // 279: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	158, // 280: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	160, // 281: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
+	164, // 282: carrel.v1.ImageService.Push:output_type -> carrel.v1.PushImageResponse
+	166, // 283: carrel.v1.ImageService.Export:output_type -> carrel.v1.ExportImageResponse
+	168, // 284: carrel.v1.ImageService.Restore:output_type -> carrel.v1.RestoreImageResponse
+	171, // 285: carrel.v1.ImageService.ListKeys:output_type -> carrel.v1.ListKeysResponse
+	173, // 286: carrel.v1.ImageService.CreateKey:output_type -> carrel.v1.CreateKeyResponse
+	175, // 287: carrel.v1.ImageService.TrustKey:output_type -> carrel.v1.TrustKeyResponse
+	177, // 288: carrel.v1.ImageService.ForgetKey:output_type -> carrel.v1.ForgetKeyResponse
+	181, // 289: carrel.v1.EventService.Watch:output_type -> carrel.v1.Event
+	180, // 290: carrel.v1.EventService.List:output_type -> carrel.v1.ListEventsResponse
+	188, // 291: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	190, // 292: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	192, // 293: carrel.v1.SystemService.Health:output_type -> carrel.v1.HealthResponse
+	194, // 294: carrel.v1.SystemService.Capabilities:output_type -> carrel.v1.CapabilitiesResponse
+	197, // 295: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	199, // 296: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	19,  // 297: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	27,  // 298: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	202, // 299: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	204, // 300: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	206, // 301: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	208, // 302: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	80,  // 303: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	212, // 304: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	114, // 305: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	116, // 306: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	118, // 307: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	120, // 308: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	225, // [225:309] is the sub-list for method output_type
+	141, // [141:225] is the sub-list for method input_type
+	140, // [140:141] is the sub-list for extension type_name
+	139, // [139:140] is the sub-list for extension extendee
+	0,   // [0:139] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -13839,19 +15020,27 @@ func file_carrel_v1_carrel_proto_init() {
 		(*GetResponse_File)(nil),
 		(*GetResponse_Data)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[136].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[137].OneofWrappers = []any{
 		(*BuildImageEvent_Progress)(nil),
 		(*BuildImageEvent_Image)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[138].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[139].OneofWrappers = []any{
 		(*PullImageResponse_Progress)(nil),
 		(*PullImageResponse_Image)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[140].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[141].OneofWrappers = []any{
 		(*ImportImageResponse_Progress)(nil),
 		(*ImportImageResponse_Image)(nil),
 	}
-	file_carrel_v1_carrel_proto_msgTypes[150].OneofWrappers = []any{
+	file_carrel_v1_carrel_proto_msgTypes[151].OneofWrappers = []any{
+		(*PushImageResponse_Progress)(nil),
+		(*PushImageResponse_Published)(nil),
+	}
+	file_carrel_v1_carrel_proto_msgTypes[153].OneofWrappers = []any{
+		(*ExportImageResponse_Progress)(nil),
+		(*ExportImageResponse_Published)(nil),
+	}
+	file_carrel_v1_carrel_proto_msgTypes[168].OneofWrappers = []any{
 		(*Event_Gap)(nil),
 		(*Event_Changed)(nil),
 		(*Event_Removed)(nil),
@@ -13868,7 +15057,7 @@ func file_carrel_v1_carrel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
 			NumEnums:      13,
-			NumMessages:   182,
+			NumMessages:   200,
 			NumExtensions: 1,
 			NumServices:   15,
 		},

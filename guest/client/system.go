@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -34,26 +35,32 @@ func (c *Client) BuildImage(ctx context.Context, name string, onProgress func(*a
 	return imageOf(st, op, onProgress)
 }
 
-// PullImage brings an image from a registry and tells onProgress, which may be nil, how far it is.
-func (c *Client) PullImage(ctx context.Context, reference string, onProgress func(*api.Progress)) (*api.Image, error) {
+// PullOption widens what is taken of a bundle.
+type PullOption int
+
+// AllowRollback takes a version below the highest that this machine has had.
+const AllowRollback PullOption = 1
+
+// PullImage brings an image from a registry, or a bundle, and tells onProgress, which may be nil, how far it is.
+func (c *Client) PullImage(ctx context.Context, reference string, onProgress func(*api.Progress), opts ...PullOption) (*api.Image, error) {
 	if CheckName("image", reference) != nil { // a bare name is Docker Hub's
 		if err := CheckImage(reference); err != nil {
 			return nil, err
 		}
 	}
 	op := "pull image " + reference
-	st, err := c.images.Pull(ctx, connect.NewRequest(&api.PullImageRequest{Reference: reference}))
+	st, err := c.images.Pull(ctx, connect.NewRequest(&api.PullImageRequest{Reference: reference, AllowRollback: slices.Contains(opts, AllowRollback)}))
 	if err != nil {
 		return nil, wrap(op, err)
 	}
 	return imageOf(st, op, onProgress)
 }
 
-// ImportImage brings an image from an OCI layout's folder or a tarball that docker save wrote. reference
-// is what it is to be called, or empty.
-func (c *Client) ImportImage(ctx context.Context, path, reference string, onProgress func(*api.Progress)) (*api.Image, error) {
+// ImportImage brings an image from an OCI layout's folder or a tarball that docker save wrote, or a bundle's file. reference
+// is what it is to be called, or empty, as it must be for a bundle.
+func (c *Client) ImportImage(ctx context.Context, path, reference string, onProgress func(*api.Progress), opts ...PullOption) (*api.Image, error) {
 	op := "import image " + path
-	st, err := c.images.Import(ctx, connect.NewRequest(&api.ImportImageRequest{Path: path, Reference: reference}))
+	st, err := c.images.Import(ctx, connect.NewRequest(&api.ImportImageRequest{Path: path, Reference: reference, AllowRollback: slices.Contains(opts, AllowRollback)}))
 	if err != nil {
 		return nil, wrap(op, err)
 	}

@@ -38,6 +38,9 @@ func toImage(i *images.Image) *api.Image {
 	for _, p := range i.Manifest.Parts {
 		out.Parts = append(out.Parts, &api.ImagePart{Name: p.Name, Sha256: p.SHA256, Size: p.Size})
 	}
+	if b := i.Bundle; b != nil {
+		out.Bundle = &api.ImageBundle{Digest: b.Digest, Version: b.Version, Key: b.Key, KeyId: b.KeyID, From: b.From, Signed: timeOf(b.Created), Expires: timeOf(b.Expires)}
+	}
 	if o := i.Manifest.Origin; o != nil {
 		out.Digest, out.Name = o.Digest, o.Digest
 		for _, l := range o.Layers {
@@ -114,11 +117,18 @@ func (s *imageService) Pull(ctx context.Context, r *connect.Request[api.PullImag
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	img, ref, err := s.d.opts.Images.Pull(ctx, r.Msg.Reference, func(e images.Event) {
+	progress := func(e images.Event) {
 		if err := st.Send(&api.PullImageResponse{Kind: &api.PullImageResponse_Progress{Progress: toProgress(e)}}); err != nil {
 			cancel(err)
 		}
-	})
+	}
+	img, ref, err := s.d.opts.Images.Pull(ctx, r.Msg.Reference, progress)
+	if images.IsBundle(err) {
+		img, err = s.d.opts.Images.PullBundle(ctx, r.Msg.Reference, images.BundleOptions{AllowRollback: r.Msg.AllowRollback, Progress: progress})
+		if err == nil {
+			return st.Send(&api.PullImageResponse{Kind: &api.PullImageResponse_Image{Image: s.withPrevious(img)}})
+		}
+	}
 	if err != nil {
 		return imageError("image_pull", err)
 	}
@@ -135,11 +145,21 @@ func (s *imageService) Import(ctx context.Context, r *connect.Request[api.Import
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	img, ref, err := s.d.opts.Images.Import(ctx, r.Msg.Path, r.Msg.Reference, func(e images.Event) {
+	progress := func(e images.Event) {
 		if err := st.Send(&api.ImportImageResponse{Kind: &api.ImportImageResponse_Progress{Progress: toProgress(e)}}); err != nil {
 			cancel(err)
 		}
-	})
+	}
+	img, ref, err := s.d.opts.Images.Import(ctx, r.Msg.Path, r.Msg.Reference, progress)
+	if images.IsBundle(err) && r.Msg.Reference != "" {
+		return api.NewError(connect.CodeInvalidArgument, "bad_name", "it is a bundle, which is called as it was signed", "leave --name out")
+	}
+	if images.IsBundle(err) {
+		img, err = s.d.opts.Images.ImportBundle(ctx, r.Msg.Path, images.BundleOptions{AllowRollback: r.Msg.AllowRollback, Progress: progress})
+		if err == nil {
+			return st.Send(&api.ImportImageResponse{Kind: &api.ImportImageResponse_Image{Image: s.withPrevious(img)}})
+		}
+	}
 	if err != nil {
 		return imageError("image_import", err)
 	}
@@ -164,6 +184,10 @@ func imageError(code string, err error) error {
 		return api.NewError(connect.CodeInvalidArgument, "bad_name", cause, cure)
 	case errors.Is(err, images.ErrInUse):
 		return api.NewError(connect.CodeFailedPrecondition, "in_use", cause, cure)
+	case errors.Is(err, images.ErrUntrusted):
+		return api.NewError(connect.CodePermissionDenied, "image_untrusted", cause, cure)
+	case errors.Is(err, images.ErrRolledBack):
+		return api.NewError(connect.CodeFailedPrecondition, "image_rolled_back", cause, cure)
 	}
 	return api.NewError(connect.CodeFailedPrecondition, code, cause, cure)
 }
@@ -188,6 +212,9 @@ func (d *Daemon) pin(ctx context.Context, e *entry, st *connect.ServerStream[api
 				cancel(err)
 			}
 		})
+		if images.IsBundle(err) {
+			return api.NewError(connect.CodeFailedPrecondition, "image_pull", image+" is a bundle, whose image has a name of its own", "carrel image pull "+image+" brings it")
+		}
 		if err != nil {
 			return imageError("image_pull", err)
 		}
@@ -226,7 +253,7 @@ func (s *imageService) Verify(ctx context.Context, r *connect.Request[api.Verify
 	if err != nil {
 		return nil, refusal(err)
 	}
-	out := toImage(img)
+	out := s.withPrevious(img)
 	if ref.Digest != "" {
 		out.Name = ref.String()
 	}

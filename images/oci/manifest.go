@@ -10,11 +10,12 @@ import (
 // descriptor names a blob (image-spec, descriptor.md). The fields that are left out are not needed:
 // urls would have a manifest tell the host where to connect, and data is the blob once more.
 type descriptor struct {
-	MediaType   string            `json:"mediaType"`
-	Digest      string            `json:"digest"`
-	Size        int64             `json:"size"`
-	Platform    *platform         `json:"platform,omitempty"`
-	Annotations map[string]string `json:"annotations,omitempty"`
+	MediaType    string            `json:"mediaType"`
+	Digest       string            `json:"digest"`
+	Size         int64             `json:"size"`
+	ArtifactType string            `json:"artifactType,omitempty"`
+	Platform     *platform         `json:"platform,omitempty"`
+	Annotations  map[string]string `json:"annotations,omitempty"`
 }
 
 type platform struct {
@@ -48,6 +49,7 @@ var (
 type document struct {
 	SchemaVersion int          `json:"schemaVersion"`
 	MediaType     string       `json:"mediaType"`
+	ArtifactType  string       `json:"artifactType"`
 	Manifests     []descriptor `json:"manifests"`
 	Config        descriptor   `json:"config"`
 	Layers        []descriptor `json:"layers"`
@@ -93,7 +95,10 @@ func parseManifest(raw []byte) (*document, error) {
 	if d.isIndex() {
 		return nil, fmt.Errorf("%w: an index where an image was to be", ErrMalformed)
 	}
-	if t := d.Config.MediaType; t != typeConfig && t != typeDockerConfig {
+	if t := d.Config.MediaType; !isConfig(t) {
+		if d.ArtifactType != "" {
+			return nil, &ArtifactError{d.ArtifactType}
+		}
 		return nil, fmt.Errorf("a config of type %q: %w: it is no image that runs", clip(t), ErrUnsupported)
 	}
 	if err := d.Config.check(maxConfig); err != nil {
@@ -113,6 +118,9 @@ func parseManifest(raw []byte) (*document, error) {
 	return d, nil
 }
 
+// isConfig says whether a type is that of the config of an image that runs. Some tools write it as an image's artifactType, too.
+func isConfig(t string) bool { return t == typeConfig || t == typeDockerConfig }
+
 func (d descriptor) check(limit int64) error {
 	if _, err := checkDigest(d.Digest); err != nil {
 		return err
@@ -130,8 +138,13 @@ func (d descriptor) check(limit int64) error {
 // index is its author's. One without a platform, as some layouts have, counts if it is alone.
 func choose(d *document, p Platform) (descriptor, error) {
 	var found []string
+	var artifact string
 	var bare []descriptor
 	for _, m := range d.Manifests {
+		if !isConfig(m.ArtifactType) && m.ArtifactType != "" {
+			artifact = m.ArtifactType
+			continue
+		}
 		if !slices.Contains(manifestTypes, m.MediaType) && !slices.Contains(indexTypes, m.MediaType) {
 			continue // an attestation, a signature
 		}
@@ -146,6 +159,9 @@ func choose(d *document, p Platform) (descriptor, error) {
 		if len(found) < 20 {
 			found = append(found, clip(has.String()))
 		}
+	}
+	if artifact != "" && len(found) == 0 { // what has no platform is its signature, then
+		return descriptor{}, &ArtifactError{artifact}
 	}
 	if len(bare) == 1 && len(found) == 0 {
 		return bare[0], bare[0].check(maxManifest)

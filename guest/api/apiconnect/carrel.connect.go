@@ -181,6 +181,20 @@ const (
 	ImageServiceRemoveProcedure = "/carrel.v1.ImageService/Remove"
 	// ImageServicePruneProcedure is the fully-qualified name of the ImageService's Prune RPC.
 	ImageServicePruneProcedure = "/carrel.v1.ImageService/Prune"
+	// ImageServicePushProcedure is the fully-qualified name of the ImageService's Push RPC.
+	ImageServicePushProcedure = "/carrel.v1.ImageService/Push"
+	// ImageServiceExportProcedure is the fully-qualified name of the ImageService's Export RPC.
+	ImageServiceExportProcedure = "/carrel.v1.ImageService/Export"
+	// ImageServiceRestoreProcedure is the fully-qualified name of the ImageService's Restore RPC.
+	ImageServiceRestoreProcedure = "/carrel.v1.ImageService/Restore"
+	// ImageServiceListKeysProcedure is the fully-qualified name of the ImageService's ListKeys RPC.
+	ImageServiceListKeysProcedure = "/carrel.v1.ImageService/ListKeys"
+	// ImageServiceCreateKeyProcedure is the fully-qualified name of the ImageService's CreateKey RPC.
+	ImageServiceCreateKeyProcedure = "/carrel.v1.ImageService/CreateKey"
+	// ImageServiceTrustKeyProcedure is the fully-qualified name of the ImageService's TrustKey RPC.
+	ImageServiceTrustKeyProcedure = "/carrel.v1.ImageService/TrustKey"
+	// ImageServiceForgetKeyProcedure is the fully-qualified name of the ImageService's ForgetKey RPC.
+	ImageServiceForgetKeyProcedure = "/carrel.v1.ImageService/ForgetKey"
 	// EventServiceWatchProcedure is the fully-qualified name of the EventService's Watch RPC.
 	EventServiceWatchProcedure = "/carrel.v1.EventService/Watch"
 	// EventServiceListProcedure is the fully-qualified name of the EventService's List RPC.
@@ -2123,6 +2137,19 @@ type ImageServiceClient interface {
 	Remove(context.Context, *connect.Request[api.RemoveImageRequest]) (*connect.Response[api.RemoveImageResponse], error)
 	// Prune removes what no guest and no reference needs.
 	Prune(context.Context, *connect.Request[api.PruneImagesRequest]) (*connect.Response[api.PruneImagesResponse], error)
+	// Push signs built images, one for each architecture, and brings them to a
+	// registry as one bundle; the last event says what was published.
+	Push(context.Context, *connect.Request[api.PushImageRequest]) (*connect.ServerStreamForClient[api.PushImageResponse], error)
+	// Export does the same into a file of this machine.
+	Export(context.Context, *connect.Request[api.ExportImageRequest]) (*connect.ServerStreamForClient[api.ExportImageResponse], error)
+	// Restore lets an image and the one before it change places.
+	Restore(context.Context, *connect.Request[api.RestoreImageRequest]) (*connect.Response[api.RestoreImageResponse], error)
+	// ListKeys says whose bundles are taken.
+	ListKeys(context.Context, *connect.Request[api.ListKeysRequest]) (*connect.Response[api.ListKeysResponse], error)
+	// CreateKey makes a pair of files to sign with. It trusts nothing.
+	CreateKey(context.Context, *connect.Request[api.CreateKeyRequest]) (*connect.Response[api.CreateKeyResponse], error)
+	TrustKey(context.Context, *connect.Request[api.TrustKeyRequest]) (*connect.Response[api.TrustKeyResponse], error)
+	ForgetKey(context.Context, *connect.Request[api.ForgetKeyRequest]) (*connect.Response[api.ForgetKeyResponse], error)
 }
 
 // NewImageServiceClient constructs a client for the carrel.v1.ImageService service. By default, it
@@ -2178,18 +2205,67 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("Prune")),
 			connect.WithClientOptions(opts...),
 		),
+		push: connect.NewClient[api.PushImageRequest, api.PushImageResponse](
+			httpClient,
+			baseURL+ImageServicePushProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Push")),
+			connect.WithClientOptions(opts...),
+		),
+		export: connect.NewClient[api.ExportImageRequest, api.ExportImageResponse](
+			httpClient,
+			baseURL+ImageServiceExportProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Export")),
+			connect.WithClientOptions(opts...),
+		),
+		restore: connect.NewClient[api.RestoreImageRequest, api.RestoreImageResponse](
+			httpClient,
+			baseURL+ImageServiceRestoreProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Restore")),
+			connect.WithClientOptions(opts...),
+		),
+		listKeys: connect.NewClient[api.ListKeysRequest, api.ListKeysResponse](
+			httpClient,
+			baseURL+ImageServiceListKeysProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("ListKeys")),
+			connect.WithClientOptions(opts...),
+		),
+		createKey: connect.NewClient[api.CreateKeyRequest, api.CreateKeyResponse](
+			httpClient,
+			baseURL+ImageServiceCreateKeyProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("CreateKey")),
+			connect.WithClientOptions(opts...),
+		),
+		trustKey: connect.NewClient[api.TrustKeyRequest, api.TrustKeyResponse](
+			httpClient,
+			baseURL+ImageServiceTrustKeyProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("TrustKey")),
+			connect.WithClientOptions(opts...),
+		),
+		forgetKey: connect.NewClient[api.ForgetKeyRequest, api.ForgetKeyResponse](
+			httpClient,
+			baseURL+ImageServiceForgetKeyProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("ForgetKey")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // imageServiceClient implements ImageServiceClient.
 type imageServiceClient struct {
-	list    *connect.Client[api.ListImagesRequest, api.ListImagesResponse]
-	build   *connect.Client[api.BuildImageRequest, api.BuildImageEvent]
-	pull    *connect.Client[api.PullImageRequest, api.PullImageResponse]
-	_import *connect.Client[api.ImportImageRequest, api.ImportImageResponse]
-	verify  *connect.Client[api.VerifyImageRequest, api.VerifyImageResponse]
-	remove  *connect.Client[api.RemoveImageRequest, api.RemoveImageResponse]
-	prune   *connect.Client[api.PruneImagesRequest, api.PruneImagesResponse]
+	list      *connect.Client[api.ListImagesRequest, api.ListImagesResponse]
+	build     *connect.Client[api.BuildImageRequest, api.BuildImageEvent]
+	pull      *connect.Client[api.PullImageRequest, api.PullImageResponse]
+	_import   *connect.Client[api.ImportImageRequest, api.ImportImageResponse]
+	verify    *connect.Client[api.VerifyImageRequest, api.VerifyImageResponse]
+	remove    *connect.Client[api.RemoveImageRequest, api.RemoveImageResponse]
+	prune     *connect.Client[api.PruneImagesRequest, api.PruneImagesResponse]
+	push      *connect.Client[api.PushImageRequest, api.PushImageResponse]
+	export    *connect.Client[api.ExportImageRequest, api.ExportImageResponse]
+	restore   *connect.Client[api.RestoreImageRequest, api.RestoreImageResponse]
+	listKeys  *connect.Client[api.ListKeysRequest, api.ListKeysResponse]
+	createKey *connect.Client[api.CreateKeyRequest, api.CreateKeyResponse]
+	trustKey  *connect.Client[api.TrustKeyRequest, api.TrustKeyResponse]
+	forgetKey *connect.Client[api.ForgetKeyRequest, api.ForgetKeyResponse]
 }
 
 // List calls carrel.v1.ImageService.List.
@@ -2227,6 +2303,41 @@ func (c *imageServiceClient) Prune(ctx context.Context, req *connect.Request[api
 	return c.prune.CallUnary(ctx, req)
 }
 
+// Push calls carrel.v1.ImageService.Push.
+func (c *imageServiceClient) Push(ctx context.Context, req *connect.Request[api.PushImageRequest]) (*connect.ServerStreamForClient[api.PushImageResponse], error) {
+	return c.push.CallServerStream(ctx, req)
+}
+
+// Export calls carrel.v1.ImageService.Export.
+func (c *imageServiceClient) Export(ctx context.Context, req *connect.Request[api.ExportImageRequest]) (*connect.ServerStreamForClient[api.ExportImageResponse], error) {
+	return c.export.CallServerStream(ctx, req)
+}
+
+// Restore calls carrel.v1.ImageService.Restore.
+func (c *imageServiceClient) Restore(ctx context.Context, req *connect.Request[api.RestoreImageRequest]) (*connect.Response[api.RestoreImageResponse], error) {
+	return c.restore.CallUnary(ctx, req)
+}
+
+// ListKeys calls carrel.v1.ImageService.ListKeys.
+func (c *imageServiceClient) ListKeys(ctx context.Context, req *connect.Request[api.ListKeysRequest]) (*connect.Response[api.ListKeysResponse], error) {
+	return c.listKeys.CallUnary(ctx, req)
+}
+
+// CreateKey calls carrel.v1.ImageService.CreateKey.
+func (c *imageServiceClient) CreateKey(ctx context.Context, req *connect.Request[api.CreateKeyRequest]) (*connect.Response[api.CreateKeyResponse], error) {
+	return c.createKey.CallUnary(ctx, req)
+}
+
+// TrustKey calls carrel.v1.ImageService.TrustKey.
+func (c *imageServiceClient) TrustKey(ctx context.Context, req *connect.Request[api.TrustKeyRequest]) (*connect.Response[api.TrustKeyResponse], error) {
+	return c.trustKey.CallUnary(ctx, req)
+}
+
+// ForgetKey calls carrel.v1.ImageService.ForgetKey.
+func (c *imageServiceClient) ForgetKey(ctx context.Context, req *connect.Request[api.ForgetKeyRequest]) (*connect.Response[api.ForgetKeyResponse], error) {
+	return c.forgetKey.CallUnary(ctx, req)
+}
+
 // ImageServiceHandler is an implementation of the carrel.v1.ImageService service.
 type ImageServiceHandler interface {
 	List(context.Context, *connect.Request[api.ListImagesRequest]) (*connect.Response[api.ListImagesResponse], error)
@@ -2241,6 +2352,19 @@ type ImageServiceHandler interface {
 	Remove(context.Context, *connect.Request[api.RemoveImageRequest]) (*connect.Response[api.RemoveImageResponse], error)
 	// Prune removes what no guest and no reference needs.
 	Prune(context.Context, *connect.Request[api.PruneImagesRequest]) (*connect.Response[api.PruneImagesResponse], error)
+	// Push signs built images, one for each architecture, and brings them to a
+	// registry as one bundle; the last event says what was published.
+	Push(context.Context, *connect.Request[api.PushImageRequest], *connect.ServerStream[api.PushImageResponse]) error
+	// Export does the same into a file of this machine.
+	Export(context.Context, *connect.Request[api.ExportImageRequest], *connect.ServerStream[api.ExportImageResponse]) error
+	// Restore lets an image and the one before it change places.
+	Restore(context.Context, *connect.Request[api.RestoreImageRequest]) (*connect.Response[api.RestoreImageResponse], error)
+	// ListKeys says whose bundles are taken.
+	ListKeys(context.Context, *connect.Request[api.ListKeysRequest]) (*connect.Response[api.ListKeysResponse], error)
+	// CreateKey makes a pair of files to sign with. It trusts nothing.
+	CreateKey(context.Context, *connect.Request[api.CreateKeyRequest]) (*connect.Response[api.CreateKeyResponse], error)
+	TrustKey(context.Context, *connect.Request[api.TrustKeyRequest]) (*connect.Response[api.TrustKeyResponse], error)
+	ForgetKey(context.Context, *connect.Request[api.ForgetKeyRequest]) (*connect.Response[api.ForgetKeyResponse], error)
 }
 
 // NewImageServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -2292,6 +2416,48 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("Prune")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServicePushHandler := connect.NewServerStreamHandler(
+		ImageServicePushProcedure,
+		svc.Push,
+		connect.WithSchema(imageServiceMethods.ByName("Push")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceExportHandler := connect.NewServerStreamHandler(
+		ImageServiceExportProcedure,
+		svc.Export,
+		connect.WithSchema(imageServiceMethods.ByName("Export")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceRestoreHandler := connect.NewUnaryHandler(
+		ImageServiceRestoreProcedure,
+		svc.Restore,
+		connect.WithSchema(imageServiceMethods.ByName("Restore")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceListKeysHandler := connect.NewUnaryHandler(
+		ImageServiceListKeysProcedure,
+		svc.ListKeys,
+		connect.WithSchema(imageServiceMethods.ByName("ListKeys")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceCreateKeyHandler := connect.NewUnaryHandler(
+		ImageServiceCreateKeyProcedure,
+		svc.CreateKey,
+		connect.WithSchema(imageServiceMethods.ByName("CreateKey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceTrustKeyHandler := connect.NewUnaryHandler(
+		ImageServiceTrustKeyProcedure,
+		svc.TrustKey,
+		connect.WithSchema(imageServiceMethods.ByName("TrustKey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceForgetKeyHandler := connect.NewUnaryHandler(
+		ImageServiceForgetKeyProcedure,
+		svc.ForgetKey,
+		connect.WithSchema(imageServiceMethods.ByName("ForgetKey")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/carrel.v1.ImageService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ImageServiceListProcedure:
@@ -2308,6 +2474,20 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 			imageServiceRemoveHandler.ServeHTTP(w, r)
 		case ImageServicePruneProcedure:
 			imageServicePruneHandler.ServeHTTP(w, r)
+		case ImageServicePushProcedure:
+			imageServicePushHandler.ServeHTTP(w, r)
+		case ImageServiceExportProcedure:
+			imageServiceExportHandler.ServeHTTP(w, r)
+		case ImageServiceRestoreProcedure:
+			imageServiceRestoreHandler.ServeHTTP(w, r)
+		case ImageServiceListKeysProcedure:
+			imageServiceListKeysHandler.ServeHTTP(w, r)
+		case ImageServiceCreateKeyProcedure:
+			imageServiceCreateKeyHandler.ServeHTTP(w, r)
+		case ImageServiceTrustKeyProcedure:
+			imageServiceTrustKeyHandler.ServeHTTP(w, r)
+		case ImageServiceForgetKeyProcedure:
+			imageServiceForgetKeyHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -2343,6 +2523,34 @@ func (UnimplementedImageServiceHandler) Remove(context.Context, *connect.Request
 
 func (UnimplementedImageServiceHandler) Prune(context.Context, *connect.Request[api.PruneImagesRequest]) (*connect.Response[api.PruneImagesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.Prune is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Push(context.Context, *connect.Request[api.PushImageRequest], *connect.ServerStream[api.PushImageResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.Push is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Export(context.Context, *connect.Request[api.ExportImageRequest], *connect.ServerStream[api.ExportImageResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.Export is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Restore(context.Context, *connect.Request[api.RestoreImageRequest]) (*connect.Response[api.RestoreImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.Restore is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) ListKeys(context.Context, *connect.Request[api.ListKeysRequest]) (*connect.Response[api.ListKeysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.ListKeys is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) CreateKey(context.Context, *connect.Request[api.CreateKeyRequest]) (*connect.Response[api.CreateKeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.CreateKey is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) TrustKey(context.Context, *connect.Request[api.TrustKeyRequest]) (*connect.Response[api.TrustKeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.TrustKey is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) ForgetKey(context.Context, *connect.Request[api.ForgetKeyRequest]) (*connect.Response[api.ForgetKeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.ImageService.ForgetKey is not implemented"))
 }
 
 // EventServiceClient is a client for the carrel.v1.EventService service.

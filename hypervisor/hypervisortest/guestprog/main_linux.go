@@ -72,6 +72,8 @@ func serveMachine() error {
 			return nil
 		case "guestprog.mute=1": // comes up and never says so
 			time.Sleep(time.Hour)
+		case "carrel.end=poweroff": // where a reboot starts the machine again
+			ending = unix.LINUX_REBOOT_CMD_POWER_OFF
 		}
 	}
 	g := guest{dial: func(port uint32) (net.Conn, error) { return vsock.Dial(vsock.Host, port, nil) }}
@@ -200,8 +202,11 @@ func panicKernel() {
 	os.Exit(1) // "Attempted to kill init!"
 }
 
+// ending is how the machine ends.
+var ending = unix.LINUX_REBOOT_CMD_RESTART
+
 func reboot() {
 	unix.Sync()
-	unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	unix.Reboot(ending)
 	select {}
 }

@@ -1,4 +1,0 @@
-package main
-
-// machinesBuilt says whether this program has what drives machines in it.
-const machinesBuilt = false

@@ -1,0 +1,73 @@
+package images
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/carrel-vm/carrel/images/bundle"
+)
+
+// TrustedKey is a key whose bundles are taken.
+type TrustedKey struct {
+	Name, ID string
+	Path     string // of its file; empty: it came with this program
+}
+
+func trustedKey(k bundle.Key, path string) TrustedKey { return TrustedKey{k.Name, k.ID(), path} }
+
+// Keys lists the keys that are trusted.
+func (s *Store) Keys() ([]TrustedKey, error) {
+	keys, err := bundle.LoadKeys(s.trust)
+	if err != nil {
+		return nil, err
+	}
+	var all []TrustedKey
+	for i, k := range keys {
+		path := filepath.Join(s.trust, k.Name+".pem")
+		if i < len(bundle.Released) {
+			path = ""
+		}
+		all = append(all, trustedKey(k, path))
+	}
+	return all, nil
+}
+
+// TrustKey takes from now on what the key of a file has signed. Without a name it is called as the file.
+func (s *Store) TrustKey(file, name string) (TrustedKey, error) {
+	k, err := bundle.Trust(s.trust, file, name)
+	if err != nil {
+		return TrustedKey{}, err
+	}
+	return trustedKey(k, filepath.Join(s.trust, k.Name+".pem")), nil
+}
+
+// ForgetKey takes no more what a key has signed; images that it has signed no longer start.
+func (s *Store) ForgetKey(name string) error { return bundle.Distrust(s.trust, name) }
+
+// CreateKey makes a pair of files to sign with: the private key at path, 0600, and the public one with
+// .pub after it.
+func CreateKey(path string) (TrustedKey, error) {
+	private, public, err := bundle.NewKey()
+	if err != nil {
+		return TrustedKey{}, fmt.Errorf("make a key: %w", err)
+	}
+	// The public one first: a private one without it could be mistaken for a whole pair.
+	for _, f := range []struct {
+		path string
+		b    []byte
+	}{{path + ".pub", public}, {path, private}} {
+		err := writeFile(f.path, func(w *os.File) error { _, err := w.Write(f.b); return err })
+		if errors.Is(err, os.ErrExist) {
+			return TrustedKey{}, fmt.Errorf("make a key: %s is there already (choose another name)", f.path)
+		} else if err != nil {
+			return TrustedKey{}, fmt.Errorf("make a key: %w", err)
+		}
+	}
+	pub, err := bundle.ParsePublic(public)
+	if err != nil {
+		return TrustedKey{}, err
+	}
+	return trustedKey(bundle.Key{Name: filepath.Base(path), Public: pub}, path), syncFolder(filepath.Dir(path))
+}

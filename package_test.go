@@ -167,7 +167,7 @@ func TestWinget(t *testing.T) {
 	id, semver := regexp.MustCompile(`^[^\s\\/:*?"<>|.]{1,32}(\.[^\s\\/:*?"<>|.]{1,32}){1,7}$`), regexp.MustCompile(`^1\.9\.0$`)
 	// field: pattern; what is not here is in no schema of ours.
 	text := regexp.MustCompile(`(?s)^.{2,256}$`)
-	url := regexp.MustCompile(`^https://github\.com/carrel-vm/[^\s]*$`)
+	url := regexp.MustCompile(`^https://github\.com/carrel-vm(/\S*)?$`)
 	head := map[string]*regexp.Regexp{"PackageIdentifier": id, "PackageVersion": regexp.MustCompile(`^1\.2\.3$`), "ManifestVersion": semver}
 	for name, c := range map[string]struct {
 		kind     string

@@ -1,4 +1,4 @@
 package main
 
 // machinesBuilt says whether this program has what drives machines in it.
-const machinesBuilt = false
+const machinesBuilt = true

@@ -116,6 +116,7 @@ var Codes = map[string]string{
 	"daemon_missing":     "carreld is not installed beside the program, nor in PATH.",
 	"daemon_start":       "The daemon could not be started.",
 	"daemon_unreachable": "The daemon's socket does not answer.",
+	"install":            "The system could not be told to start the daemon, or to leave it.",
 	"socket_not_ours":    "Another user serves the socket.",
 	"version_skew":       "Program and daemon are of different versions.",
 	"truncated":          "A stream ended without its last message.",

@@ -57,6 +57,8 @@ var Codes = map[string]string{
 	"bad_offset":     "An offset or a sequence lies beyond what there is.",
 	"bad_copy":       "What was sent is not a copy: an entry's name, mode or length cannot be.",
 	"copy_failed":    "The guest could not do it. The cause is its word.",
+	"no_such_file":   "There is no such file in the guest, by its word.",
+	"not_permitted":  "The guest's user may not do that to the file, by the guest's word.",
 
 	// Shares and review.
 	"share_refused":    "The folder may not be shared like this.",
@@ -110,15 +112,17 @@ var Codes = map[string]string{
 	"too_many_watchers": "As many callers follow events as may.",
 
 	// Of carrel and the Go SDK alone; the daemon sends none of these.
-	"failed":             "Anything that has no word of its own.",
-	"bad_home":           "CARREL_HOME, or the home folder, cannot be used.",
-	"bad_host":           "HOST[:PORT] does not parse.",
-	"daemon_missing":     "carreld is not installed beside the program, nor in PATH.",
-	"daemon_start":       "The daemon could not be started.",
-	"daemon_unreachable": "The daemon's socket does not answer.",
-	"socket_not_ours":    "Another user serves the socket.",
-	"version_skew":       "Program and daemon are of different versions.",
-	"truncated":          "A stream ended without its last message.",
-	"no_terminal":        "A person must say yes, and there is no terminal.",
-	"nothing_waits":      "Nothing waits to be reviewed.",
+	"failed":              "Anything that has no word of its own.",
+	"bad_home":            "CARREL_HOME, or the home folder, cannot be used.",
+	"bad_host":            "HOST[:PORT] does not parse.",
+	"daemon_missing":      "carreld is not installed beside the program, nor in PATH.",
+	"daemon_start":        "The daemon could not be started.",
+	"daemon_unreachable":  "The daemon's socket does not answer.",
+	"socket_not_ours":     "Another user serves the socket.",
+	"version_skew":        "Program and daemon are of different versions.",
+	"truncated":           "A stream ended without its last message.",
+	"no_terminal":         "A person must say yes, and there is no terminal.",
+	"nothing_waits":       "Nothing waits to be reviewed.",
+	"bad_token":           "The file with the token of carrel mcp cannot be used.",
+	"settings_unreadable": "A program's settings could not be understood, and stay as they are.",
 }

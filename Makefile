@@ -11,7 +11,7 @@ GO_FILES = $(shell git ls-files -co --exclude-standard '*.go')
 # The hosts that this one compiles for, without cgo.
 ELSEWHERE := darwin/arm64 darwin/amd64 windows/amd64 windows/arm64
 
-.PHONY: build setup image kernel demo test test-full check bench fuzz generate tools clean
+.PHONY: build setup image kernel kernel-arm64 demo test test-full check bench fuzz generate tools clean
 
 build: ## the three programs
 	@mkdir -p bin
@@ -24,13 +24,16 @@ setup: ## installs what is missing, and says what
 kernel: setup build ## the guest kernel alone, which image takes; ARCH=arm64 for the other architecture
 	bin/carreld kernel $(if $(ARCH),--arch $(ARCH))
 
+kernel-arm64: setup build # which a test boots
+	bin/carreld kernel --arch arm64
+
 image: setup build ## the default image: kernel, root file system, initrd
 	bin/carrel image build
 
 demo: image ## runs a stranger's repository in a guest and shows that the boundary held
 	scripts/demo
 
-test: image ## every test, those on real VMs included
+test: image kernel-arm64 ## every test, those on real VMs included
 	CARREL_SCALE=$${CARREL_SCALE:-ci} go test -race -timeout 30m ./...
 
 test-full: ## the catalogue's full numbers

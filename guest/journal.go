@@ -59,6 +59,8 @@ type History struct {
 	Tasks []*api.Task
 	// Keys are the idempotency keys of tasks, by key.
 	Keys map[string]string
+	// By is what made the guest; it stands beside the journal.
+	By Making
 	// Last is the guest's last record, or nil.
 	last     *guestRecord
 	lastTime time.Time

@@ -79,6 +79,13 @@ type saved struct {
 	Version int             `json:"version"`
 	Created time.Time       `json:"created"`
 	Spec    json.RawMessage `json:"spec"`
+	Making
+}
+
+// Making is the request that made a guest, as its idempotency key knows it.
+type Making struct {
+	Key     string `json:"key,omitempty"`
+	Request []byte `json:"request,omitempty"` // its SHA-256
 }
 
 // SocketPath is where a guest's keeper listens: short, whatever the name, since
@@ -90,8 +97,8 @@ func SocketPath(run, name string) string {
 }
 
 // Create makes a guest's folder; it is there whole or not at all.
-func Create(guests, name string, spec *api.GuestSpec) error {
-	b, err := saveSpec(time.Now().UTC(), spec)
+func Create(guests, name string, spec *api.GuestSpec, by Making) error {
+	b, err := saveSpec(time.Now().UTC(), spec, by)
 	if err != nil {
 		return err
 	}
@@ -114,12 +121,12 @@ func Create(guests, name string, spec *api.GuestSpec) error {
 	return syncDir(guests)
 }
 
-func saveSpec(created time.Time, spec *api.GuestSpec) ([]byte, error) {
+func saveSpec(created time.Time, spec *api.GuestSpec, by Making) ([]byte, error) {
 	raw, err := protojson.Marshal(spec)
 	if err != nil {
 		return nil, err
 	}
-	return json.MarshalIndent(&saved{Version: 1, Created: created, Spec: raw}, "", " ")
+	return json.MarshalIndent(&saved{Version: 1, Created: created, Spec: raw, Making: by}, "", " ")
 }
 
 // Respec replaces what a guest was asked for, from its next start on. Only the
@@ -134,7 +141,7 @@ func Respec(dir string, spec *api.GuestSpec) error {
 	if err := json.Unmarshal(b, &s); err != nil {
 		return fmt.Errorf("%w: %s: %v", ErrDamaged, dir, err)
 	}
-	if b, err = saveSpec(s.Created, spec); err != nil {
+	if b, err = saveSpec(s.Created, spec, s.Making); err != nil {
 		return err
 	}
 	if len(b) > maxRecord {
@@ -243,6 +250,7 @@ func Load(dir string) (*api.Guest, *History, error) {
 	if h.last != nil {
 		g.Cause = h.last.Cause
 	}
+	h.By = s.Making
 	return g, h, nil
 }
 

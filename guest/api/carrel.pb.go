@@ -3384,8 +3384,9 @@ func (*AttachResponse_Task) isAttachResponse_Kind() {}
 func (*AttachResponse_Notice) isAttachResponse_Kind() {}
 
 type ListTasksRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty, to the daemon: the last 10,000 of all guests, of removed ones too.
+	Guest         string `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -82,7 +82,8 @@ type Daemon struct {
 	table   map[string]*entry
 	past    []*entry // removed a moment ago, the last first
 	closing bool
-	stop    chan struct{} // closed by Shutdown
+	keys    map[string]chan struct{} // idempotency keys of requests on their way
+	stop    chan struct{}            // closed by Shutdown
 	stopped sync.Once
 	slow    sync.Once
 	owned   sync.WaitGroup // goroutines that follow keepers
@@ -94,7 +95,7 @@ const maxGuests = 1024
 // Run serves until ctx ends or a client shuts it down; guests go on. ready is
 // called once when the socket takes connections.
 func Run(ctx context.Context, o Options, ready func()) error {
-	d := &Daemon{opts: o, log: o.Log, guests: filepath.Join(o.Place.State, "guests"), started: time.Now(), table: map[string]*entry{}, stop: make(chan struct{})}
+	d := &Daemon{opts: o, log: o.Log, guests: filepath.Join(o.Place.State, "guests"), started: time.Now(), table: map[string]*entry{}, keys: map[string]chan struct{}{}, stop: make(chan struct{})}
 	for _, dir := range []string{o.Place.State, o.Place.Config, o.Place.Cache, o.Place.Run, d.guests, volumesIn(o.Place.State)} {
 		if err := place.MakePrivate(dir); err != nil {
 			return err
@@ -198,16 +199,18 @@ func (d *Daemon) recover(ctx context.Context) error {
 			d.table[name] = e
 		}
 	}
+	d.missing(ctx)
 	return nil
 }
 
 // adopt takes one guest's folder into the table.
 func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
-	info, _, err := guest.Load(dir)
+	info, hist, err := guest.Load(dir)
 	if err != nil {
 		return err
 	}
 	e := newEntry(name, info)
+	e.by = hist.By
 	if e.kept, err = loadKept(dir); err != nil {
 		return err
 	}
@@ -229,12 +232,15 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 		}
 		e.set(info)
 		d.table[name] = e
+		d.learned(ctx, info, hist)
+		d.settled(ctx, info)
 		d.owned.Go(func() {
 			d.recoverLeft(ctx, e)
 			d.leave(ctx, e, hist.Delivered())
 		})
 		return nil
 	}
+	d.learned(ctx, info, hist)
 	// A keeper has it. The policy is applied again before it is ours.
 	info.State = api.GuestState_GUEST_STATE_STARTING
 	e.keeper = newKeeper(guest.SocketPath(d.opts.Place.Run, name))

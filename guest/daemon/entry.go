@@ -19,6 +19,7 @@ import (
 //	stopped ── start ──> followed (a keeper runs) ── its end ──> stopped
 type entry struct {
 	name string
+	by   guest.Making // set before it is in the table
 
 	rules  sync.Mutex          // held while the guest's egress rules change; taken before mu
 	review *semaphore.Weighted // of readers: who looks at its changes, or applies them

@@ -17,6 +17,7 @@ import (
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/daemon/store"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/images"
@@ -81,39 +82,57 @@ func (s *guestService) Start(ctx context.Context, r *connect.Request[api.StartGu
 	if spec == nil {
 		spec = new(api.GuestSpec)
 	}
-	e, fresh, err := s.d.reserve(spec, r.Msg.OnlyNew)
-	if err != nil {
-		return err
-	}
-	defer e.release()
-	if !fresh {
-		if err := s.d.restartable(ctx, e, spec); err != nil {
-			return err
-		}
-	}
 	notice := func(text string) error {
 		return st.Send(&api.StartGuestEvent{Kind: &api.StartGuestEvent_Notice{Notice: text}})
 	}
-	if err := s.d.pin(ctx, e, st); err != nil {
-		if fresh {
-			s.d.discard(e)
+	info, err := s.d.onceGuest(ctx, r.Msg, func(by guest.Making) (*api.Guest, error) {
+		return s.begin(ctx, spec, r.Msg.OnlyNew, by, notice, st)
+	}, func(e *entry) (*api.Guest, error) {
+		// It was made and not answered. If it comes up that is the answer.
+		info, err := e.wait(ctx, func(i *api.Guest, k *keeper) bool {
+			return k == nil || i.State == api.GuestState_GUEST_STATE_READY
+		})
+		if err != nil || info.State == api.GuestState_GUEST_STATE_READY {
+			return info, err
 		}
-		return refusal(err)
-	}
-	info, err := s.d.start(ctx, e, fresh, notice)
+		return s.begin(ctx, &api.GuestSpec{Name: e.name}, false, e.by, notice, st)
+	})
 	if err != nil {
-		if fresh {
-			s.d.discard(e)
-		}
-		return refusal(err)
+		return err
 	}
 	guest.Crash("start: before the acknowledgement")
 	return st.Send(&api.StartGuestEvent{Kind: &api.StartGuestEvent_Guest{Guest: info}})
 }
 
+// begin starts a new guest, or a stopped one again, and returns when it is ready.
+func (s *guestService) begin(ctx context.Context, spec *api.GuestSpec, onlyNew bool, by guest.Making, notice func(string) error, st *connect.ServerStream[api.StartGuestEvent]) (*api.Guest, error) {
+	e, fresh, err := s.d.reserve(spec, onlyNew, by)
+	if err != nil {
+		return nil, err
+	}
+	defer e.release()
+	if !fresh {
+		if err := s.d.restartable(ctx, e, spec); err != nil {
+			return nil, err
+		}
+	}
+	err = s.d.pin(ctx, e, st)
+	var info *api.Guest
+	if err == nil {
+		info, err = s.d.start(ctx, e, fresh, notice)
+	}
+	if err != nil {
+		if fresh {
+			s.d.discard(e)
+		}
+		return nil, refusal(err)
+	}
+	return info, nil
+}
+
 // reserve puts a new guest into the table, or takes a stopped one of that name,
 // marked as being started. Of two that ask for one name, one wins.
-func (d *Daemon) reserve(spec *api.GuestSpec, onlyNew bool) (e *entry, fresh bool, err error) {
+func (d *Daemon) reserve(spec *api.GuestSpec, onlyNew bool, by guest.Making) (e *entry, fresh bool, err error) {
 	if spec.Name != "" && !hypervisor.ValidName(spec.Name) {
 		_, err := policy.Decide(&api.GuestSpec{Name: spec.Name}, d.opts.Rules) // has the words for it
 		return nil, false, refusal(err)
@@ -134,7 +153,7 @@ func (d *Daemon) reserve(spec *api.GuestSpec, onlyNew bool) (e *entry, fresh boo
 			return nil, false, api.NewError(connect.CodeResourceExhausted, "too_many_guests", fmt.Sprintf("there are %d guests, which is the limit", len(d.table)), "carrel rm removes guests")
 		}
 		e = newEntry(spec.Name, &api.Guest{Name: spec.Name, Spec: spec, State: api.GuestState_GUEST_STATE_STARTING})
-		e.busy = "started"
+		e.busy, e.by = "started", by
 		d.table[spec.Name] = e
 		return e, true, nil
 	}
@@ -261,9 +280,10 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 		return nil, err
 	}
 	if fresh {
-		if err := guest.Create(d.guests, e.name, spec); err != nil {
+		if err := guest.Create(d.guests, e.name, spec, e.by); err != nil {
 			return nil, &hypervisor.Error{Op: "make the guest's folder", Err: err, Cure: "make room on the disk that holds " + d.guests}
 		}
+		d.index.Later(ctx, store.Known{Guest: e.name, Created: time.Now()})
 	}
 	if err := d.unkeep(e); err != nil {
 		return nil, err

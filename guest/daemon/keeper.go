@@ -85,6 +85,7 @@ func (d *Daemon) settle(ctx context.Context, e *entry, dir string) bool {
 	e.edge, e.ports, e.shut = nil, nil, ""
 	e.changedLocked()
 	e.mu.Unlock()
+	d.settled(ctx, info)
 	measured()
 	d.log.Info("guest ended", "guest", e.name, "cause", info.Cause)
 	d.leave(ctx, e, hist != nil && hist.Delivered())
@@ -123,10 +124,14 @@ func (d *Daemon) discardMine(e *entry) error {
 	if d.changing(e) && len(d.opts.Review) > 0 { // with its store goes what knows which names of the user's folder are ours
 		d.recoverChange(d.ctx, e)
 	}
-	switch err := guest.Discard(d.guests, e.name); {
-	case errors.Is(err, guest.ErrLeftOver):
-		d.log.Warn("remove", "guest", e.name, "error", err)
-	case err != nil:
+	err := d.lastWord(e.name, "the guest was removed", func() error {
+		err := guest.Discard(d.guests, e.name)
+		if errors.Is(err, guest.ErrLeftOver) {
+			d.log.Warn("remove", "guest", e.name, "error", err)
+		}
+		return err
+	})
+	if err != nil {
 		d.log.Error("remove", "guest", e.name, "error", err)
 		return err
 	}

@@ -162,7 +162,7 @@ func newReviewBench(t *testing.T, s fakeStore, ephemeral bool, mode api.ShareMod
 		t.Fatal(err)
 	}
 	spec := &api.GuestSpec{Name: "g", Ephemeral: ephemeral, Shares: []*api.Share{{Path: b.project, GuestPath: b.project, Mode: mode}}}
-	if err := guest.Create(d.guests, "g", spec); err != nil {
+	if err := guest.Create(d.guests, "g", spec, guest.Making{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(d.guests, "g", "scratch.img"), nil, 0o600); err != nil {

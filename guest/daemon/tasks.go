@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/api/apiconnect"
+	"github.com/carrel-vm/carrel/guest/daemon/store"
 )
 
 // taskService implements TaskService by handing streams on to keepers. Their
@@ -27,6 +29,29 @@ func notRunning(name string) error {
 
 // Start implements TaskService.
 func (s *taskService) Start(ctx context.Context, r *connect.Request[api.StartTaskRequest]) (*connect.Response[api.StartTaskResponse], error) {
+	key := r.Msg.IdempotencyKey
+	var sum [32]byte
+	if key != "" {
+		if err := checkKey(key); err != nil {
+			return nil, err
+		}
+		bare := proto.Clone(r.Msg).(*api.StartTaskRequest)
+		bare.IdempotencyKey = ""
+		var err error
+		if sum, err = digest(bare); err != nil {
+			return nil, err
+		}
+		done, err := s.d.turn(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+		if t, err := s.d.earlierTask(ctx, r.Msg, sum); err != nil {
+			return nil, err
+		} else if t != nil {
+			return connect.NewResponse(&api.StartTaskResponse{Task: t}), nil
+		}
+	}
 	e, err := s.d.find(r.Msg.Guest)
 	if err != nil {
 		return nil, err
@@ -39,6 +64,12 @@ func (s *taskService) Start(ctx context.Context, r *connect.Request[api.StartTas
 	if err != nil {
 		return nil, s.d.handOn(e, err)
 	}
+	// The keeper has it on the disk, with its key; the index is not waited for.
+	seen := store.Known{Guest: e.name, Tasks: []store.Task{row(out.Msg.Task)}}
+	if key != "" {
+		seen.Keys = []store.Answered{answered(key, sum[:], len(r.Msg.GetSpec().GetArgv()) > 0, out.Msg.Task)}
+	}
+	s.d.index.Later(ctx, seen)
 	guest.Crash("task: before the daemon's acknowledgement")
 	return connect.NewResponse(out.Msg), nil
 }
@@ -58,6 +89,13 @@ func (d *Daemon) handOn(e *entry, err error) error {
 
 // List implements TaskService.
 func (s *taskService) List(ctx context.Context, r *connect.Request[api.ListTasksRequest]) (*connect.Response[api.ListTasksResponse], error) {
+	if r.Msg.Guest == "" {
+		ts, err := s.d.allTasks(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return connect.NewResponse(&api.ListTasksResponse{Tasks: ts}), nil
+	}
 	e, err := s.d.find(r.Msg.Guest)
 	if err != nil {
 		return nil, err

@@ -50,7 +50,14 @@ var amd64 = architecture{
 	// The kernel tries whether its timer interrupts, too soon for an emulated
 	// processor on a busy host, and may give up. With KVM it knows better by
 	// itself.
-	wordsTCG: []string{"no_timer_check"},
+	//
+	// An emulated processor does not say that all count alike, so the kernel
+	// measures each but the first, for five times three or four ticks
+	// (calibrate_delay_direct, init/calibrate.c). lpj is what one counts in a
+	// tick of 4 ms: this much at 5 GHz. On a slower processor the kernel's few
+	// busy waits are longer than they need to be, never shorter. With KVM it is
+	// told (kvm_get_preset_lpj).
+	wordsTCG: []string{"no_timer_check", "lpj=20000000"},
 }
 
 // arm64 is QEMU's virt with the devices on its PCI bus: as Virtualization.framework

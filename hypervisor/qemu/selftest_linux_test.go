@@ -47,7 +47,7 @@ func bootSelfTest(t *testing.T, d *Driver, cfg hypervisor.Config, words ...strin
 	if err := vm.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { vm.Kill() })()
 	if err := vm.Wait(); err != nil || ctx.Err() != nil {
@@ -55,6 +55,10 @@ func bootSelfTest(t *testing.T, d *Driver, cfg hypervisor.Config, words ...strin
 	}
 	return said.text()
 }
+
+// patience bounds a machine of a test, an emulated one of another architecture
+// too. It is for what hangs, and no measure: a boot takes seconds.
+const patience = 4 * time.Minute
 
 // selfTest wants everything that a guest needs in its kernel, and a kernel that was told to leave
 // things out to be found out.

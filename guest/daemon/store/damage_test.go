@@ -27,7 +27,7 @@ func filled(t *testing.T) []byte {
 		if _, err := s.Append(t.Context(), "kind", "box", []byte(key)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Removed(t.Context(), "box", Task{ID: fmt.Sprint("task", i), State: Exited, Record: []byte(key)}); err != nil {
+		if _, err := s.Update(t.Context(), Known{Guest: "box", Tasks: []Task{{ID: fmt.Sprint("task", i), State: Exited, Record: []byte(key)}}}); err != nil {
 			t.Fatal(err)
 		}
 	}

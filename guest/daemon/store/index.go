@@ -42,30 +42,75 @@ type Conflict struct {
 	Was, Now State
 }
 
-// Update writes what is known of a guest and its tasks, and returns when that is
-// on the disk. A task that has its ending keeps it; one that comes with another
-// ending is returned, and not written.
-func (s *Store) Update(ctx context.Context, guest string, created time.Time, tasks ...Task) (bad []Conflict, err error) {
+// Known is what is known of one guest.
+type Known struct {
+	Guest   string
+	Created time.Time // zero: not said now
+	Tasks   []Task
+	Keys    []Answered
+}
+
+// Update writes what is known of a guest, and returns when that is on the disk.
+// A task that has its ending keeps it; one that comes with another ending is
+// returned, and not written.
+func (s *Store) Update(ctx context.Context, k Known) (bad []Conflict, err error) {
 	err = s.do(ctx, func(t *tx) error {
-		bad = nil
-		if err := t.exec("INSERT INTO guests (name, created) VALUES (?, ?) ON CONFLICT DO UPDATE SET created = excluded.created WHERE created != excluded.created", guest, created.UnixNano()); err != nil {
-			return err
-		}
-		bad, err = t.tasks(guest, tasks)
+		bad, err = t.update(k)
 		return err
 	})
 	return bad, err
 }
 
-// Later is Update for what a journal holds too, and which nobody waits for.
-func (s *Store) Later(ctx context.Context, guest string, tasks ...Task) {
+// Later is Update for what a journal holds too, and which nobody waits for. What
+// is asked afterwards is answered as if it had been written.
+func (s *Store) Later(ctx context.Context, k Known) {
 	if s == nil {
 		return
 	}
 	s.send(ctx, &op{done: make(chan error, 1), f: func(t *tx) error {
-		_, err := t.tasks(guest, tasks)
+		_, err := t.update(k)
 		return err
 	}})
+}
+
+// Settle gives the tasks of a guest that have no ending in the index the one that
+// find knows. Nobody waits for it.
+func (s *Store) Settle(ctx context.Context, guest string, find func(id string) (Task, bool)) {
+	if s == nil {
+		return
+	}
+	s.send(ctx, &op{done: make(chan error, 1), f: func(t *tx) error {
+		open, err := t.open(guest)
+		if err != nil {
+			return err
+		}
+		var now []Task
+		for _, k := range open {
+			if k, ok := find(k.ID); ok {
+				now = append(now, k)
+			}
+		}
+		_, err = t.tasks(guest, now)
+		return err
+	}})
+}
+
+// open reads the tasks of a guest that have no ending.
+func (t *tx) open(guest string) (list []Task, err error) {
+	err = t.read("SELECT id, guest, state, record, sum FROM tasks WHERE guest = ? AND state < ? ORDER BY id", &list, guest, int(Exited))
+	return list, err
+}
+
+func (t *tx) update(k Known) (bad []Conflict, err error) {
+	if !k.Created.IsZero() {
+		if err := t.exec("INSERT INTO guests (name, created) VALUES (?, ?) ON CONFLICT DO UPDATE SET created = excluded.created WHERE created != excluded.created", k.Guest, k.Created.UnixNano()); err != nil {
+			return nil, err
+		}
+	}
+	if err := t.learn(k.Keys); err != nil {
+		return nil, err
+	}
+	return t.tasks(k.Guest, k.Tasks)
 }
 
 func (t *tx) tasks(guest string, tasks []Task) (bad []Conflict, err error) {
@@ -102,14 +147,25 @@ func (t *tx) task(id string) (s State, record []byte, found bool, err error) {
 	return s, record, found, err
 }
 
-// Removed writes the last word on a guest's tasks, of which each must have its
-// ending, and forgets the guest. It is called before the guest's folder goes.
-func (s *Store) Removed(ctx context.Context, guest string, tasks ...Task) (bad []Conflict, err error) {
+// Removed writes the last word on a guest and forgets it; its tasks stay. settle
+// gives those their ending of which nobody said one. It is called before the
+// guest's folder goes, and returns when all is on the disk.
+func (s *Store) Removed(ctx context.Context, k Known, settle func(Task) Task) (bad []Conflict, err error) {
 	err = s.do(ctx, func(t *tx) error {
-		if bad, err = t.tasks(guest, tasks); err != nil {
+		if bad, err = t.update(k); err != nil {
 			return err
 		}
-		if err := t.exec("DELETE FROM guests WHERE name = ?", guest); err != nil {
+		open, err := t.open(k.Guest)
+		if err != nil {
+			return err
+		}
+		for i := range open {
+			open[i] = settle(open[i])
+		}
+		if _, err := t.tasks(k.Guest, open); err != nil {
+			return err
+		}
+		if err := t.exec("DELETE FROM guests WHERE name = ?", k.Guest); err != nil {
 			return err
 		}
 		var n int
@@ -145,18 +201,23 @@ func (s *Store) Tasks(ctx context.Context, guest string, limit int) (list []Task
 	limit = max(1, min(limit, 10_000))
 	err = s.do(ctx, func(t *tx) error {
 		list = nil
-		return t.each("SELECT id, guest, state, record, sum FROM (SELECT * FROM tasks WHERE ? IN ('', guest) ORDER BY id DESC LIMIT ?) ORDER BY id", []any{guest, limit}, func(scan func(...any) error) error {
-			var k Task
-			var want int64
-			if err := scan(&k.ID, &k.Guest, &k.State, &k.Record, &want); err != nil {
-				return err
-			}
-			if want != sum(k.ID, int64(k.State), k.Record) {
-				return fmt.Errorf("%w: a task is not what was written", errDamaged)
-			}
-			list = append(list, k)
-			return nil
-		})
+		return t.read("SELECT id, guest, state, record, sum FROM (SELECT * FROM tasks WHERE ? IN ('', guest) ORDER BY id DESC LIMIT ?) ORDER BY id", &list, guest, limit)
 	})
 	return list, err
+}
+
+// read adds the tasks that a query finds.
+func (t *tx) read(q string, to *[]Task, args ...any) error {
+	return t.each(q, args, func(scan func(...any) error) error {
+		var k Task
+		var want int64
+		if err := scan(&k.ID, &k.Guest, &k.State, &k.Record, &want); err != nil {
+			return err
+		}
+		if want != sum(k.ID, int64(k.State), k.Record) {
+			return fmt.Errorf("%w: a task is not what was written", errDamaged)
+		}
+		*to = append(*to, k)
+		return nil
+	})
 }

@@ -18,7 +18,7 @@ func TestStates(t *testing.T) {
 		s := opened(t, dir)
 		model := map[string]State{}
 		for n := range 150 {
-			id, now := fmt.Sprint("task", r.IntN(8)), State(1+r.IntN(4))
+			id, now := fmt.Sprint("task", r.IntN(20)), State(1+r.IntN(4))
 			was := model[id]
 			conflict := was.Final() && now.Final() && was != now
 			if !was.Final() && now > was {
@@ -26,14 +26,19 @@ func TestStates(t *testing.T) {
 			}
 			var bad []Conflict
 			var err error
-			k := Task{ID: id, State: now, Record: fmt.Append(nil, now)}
-			switch r.IntN(3) {
-			case 0:
-				bad, err = s.Update(t.Context(), "box", time.Unix(1, 0), k)
-			case 1:
-				bad, err = s.Removed(t.Context(), "box", k)
-			case 2:
-				s.Later(t.Context(), "box", k)
+			k := Known{Guest: "box", Created: time.Unix(1, 0), Tasks: []Task{{ID: id, State: now, Record: fmt.Append(nil, now)}}}
+			switch how := r.IntN(20); {
+			case how < 9:
+				bad, err = s.Update(t.Context(), k)
+			case how == 9:
+				bad, err = s.Removed(t.Context(), k, func(k Task) Task { return Task{ID: k.ID, State: Interrupted, Record: []byte("4")} })
+				for id, is := range model {
+					if !is.Final() {
+						model[id] = Interrupted
+					}
+				}
+			default:
+				s.Later(t.Context(), k)
 				conflict = false // nobody is there to be told
 			}
 			if err != nil {
@@ -75,23 +80,30 @@ func TestStates(t *testing.T) {
 func TestIndex(t *testing.T) {
 	s := opened(t, t.TempDir())
 	made := time.Unix(7, 5).UTC()
-	if _, err := s.Update(t.Context(), "box", made, Task{ID: "b", State: Queued}, Task{ID: "a", State: Exited}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Update(t.Context(), "other", made, Task{ID: "c", State: Running}); err != nil {
-		t.Fatal(err)
+	for _, k := range []Known{
+		{Guest: "box", Created: made, Tasks: []Task{{ID: "b", State: Queued}, {ID: "a", State: Exited}, {ID: "d", State: Running}}},
+		{Guest: "other", Created: made, Tasks: []Task{{ID: "c", State: Running}}},
+	} {
+		if _, err := s.Update(t.Context(), k); err != nil {
+			t.Fatal(err)
+		}
 	}
 	names, err := s.Guests(t.Context())
 	if err != nil || len(names) != 2 || names["box"] != made {
 		t.Fatalf("%v %v", names, err)
 	}
-	if _, err := s.Removed(t.Context(), "box", Task{ID: "b", State: Interrupted}); err != nil {
-		t.Fatal(err)
+	settled := ""
+	if _, err := s.Removed(t.Context(), Known{Guest: "box", Tasks: []Task{{ID: "b", State: Exited}}}, func(k Task) Task {
+		settled += k.ID
+		k.State = Interrupted
+		return k
+	}); err != nil || settled != "d" {
+		t.Fatalf("settled %q, %v", settled, err)
 	}
 	if names, _ = s.Guests(t.Context()); len(names) != 1 {
 		t.Errorf("after a removal: %v", names)
 	}
-	for guest, want := range map[string]string{"": "[a b c]", "box": "[a b]", "none": "[]"} {
+	for guest, want := range map[string]string{"": "[a b c d]", "box": "[a b d]", "none": "[]"} {
 		list, err := s.Tasks(t.Context(), guest, 10)
 		ids := []string{}
 		for _, k := range list {
@@ -101,10 +113,10 @@ func TestIndex(t *testing.T) {
 			t.Errorf("tasks of %q: %v %v", guest, ids, err)
 		}
 	}
-	if list, _ := s.Tasks(t.Context(), "", 1); len(list) != 1 || list[0].ID != "c" {
+	if list, _ := s.Tasks(t.Context(), "", 1); len(list) != 1 || list[0].ID != "d" {
 		t.Errorf("the newest: %v", list)
 	}
-	if _, err := s.Update(t.Context(), "box", made, Task{ID: "d", State: 5}); err == nil {
+	if _, err := s.Update(t.Context(), Known{Guest: "box", Tasks: []Task{{ID: "e", State: 5}}}); err == nil {
 		t.Error("a state that there is not")
 	}
 }

@@ -17,6 +17,8 @@ const (
 	// fewer than maxKeys.
 	KeepKeys = 24 * time.Hour
 	maxKeys  = 100_000
+	// pruneEach is after how many new keys old ones are looked for.
+	pruneEach = 256
 )
 
 // sum guards a row against a flipped bit, which SQLite does not see.
@@ -47,20 +49,26 @@ func (s *Store) Key(ctx context.Context, key, method string, request [32]byte) (
 	if key == "" || len(key) > MaxKey {
 		return nil, false, fmt.Errorf("an idempotency key has 1 to %d bytes, this one %d", MaxKey, len(key))
 	}
+	return s.look(ctx, key, method, request, true)
+}
+
+// Look is Key without taking the key: for a request of which another journal
+// knows that it was carried out.
+func (s *Store) Look(ctx context.Context, key, method string, request [32]byte) (answer []byte, seen bool, err error) {
+	return s.look(ctx, key, method, request, false)
+}
+
+func (s *Store) look(ctx context.Context, key, method string, request [32]byte, take bool) (answer []byte, seen bool, err error) {
 	err = s.do(ctx, func(t *tx) error {
-		var was, hash []byte
+		var hash []byte
 		var its string
-		if seen, answer, err = t.key(key, &its, &hash); err != nil {
+		seen, answer, err = t.key(key, &its, &hash)
+		switch {
+		case err != nil:
 			return err
-		}
-		if !seen {
-			if err := t.prune(); err != nil {
-				return err
-			}
-			return t.exec("INSERT INTO keys (key, at, method, request, answer, sum) VALUES (?, ?, ?, ?, NULL, ?)",
-				key, t.now.UnixNano(), method, request[:], sum(key, method, request[:], was))
-		}
-		if its != method || len(hash) > 0 && string(hash) != string(request[:]) {
+		case !seen && take:
+			return t.take(key, t.now, method, request[:], nil)
+		case seen && (its != method || len(hash) > 0 && string(hash) != string(request[:])):
 			return fmt.Errorf("%w (%s)", ErrReused, its)
 		}
 		return nil
@@ -69,6 +77,18 @@ func (s *Store) Key(ctx context.Context, key, method string, request [32]byte) (
 		return nil, false, err
 	}
 	return answer, seen, nil
+}
+
+// take adds a key where there is none.
+func (t *tx) take(key string, at time.Time, method string, request, answer []byte) error {
+	if *t.taken++; *t.taken >= pruneEach {
+		if err := t.prune(); err != nil {
+			return err
+		}
+		*t.taken = 0
+	}
+	return t.exec("INSERT INTO keys (key, at, method, request, answer, sum) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+		key, at.UnixNano(), method, request, answer, sum(key, method, request, answer))
 }
 
 // key reads a row and checks it.
@@ -126,11 +146,31 @@ func (s *Store) Forget(ctx context.Context, key string) error {
 	return s.do(ctx, func(t *tx) error { return t.exec("DELETE FROM keys WHERE key = ? AND answer IS NULL", key) })
 }
 
-// Relearn puts back a key that a guest's folder or journal knows, with its
-// answer, where the index knows none.
-func (s *Store) Relearn(ctx context.Context, key, method string, at time.Time, answer []byte) error {
-	return s.do(ctx, func(t *tx) error {
-		return t.exec("INSERT INTO keys (key, at, method, request, answer, sum) VALUES (?, ?, ?, x'', ?, ?) ON CONFLICT DO NOTHING",
-			key, at.UnixNano(), method, answer, sum(key, method, []byte{}, answer))
-	})
+// Answered is a key that a journal knows, with its answer.
+type Answered struct {
+	Key, Method string
+	At          time.Time
+	// Request is the SHA-256 of what it came with; empty: nobody knows any more,
+	// and any will do.
+	Request []byte
+	Answer  []byte
+}
+
+// learn adds keys where the index knows none.
+func (t *tx) learn(keys []Answered) error {
+	for _, k := range keys {
+		if k.Request == nil {
+			k.Request = []byte{}
+		}
+		if k.Answer == nil {
+			k.Answer = []byte{}
+		}
+		if t.now.Sub(k.At) > KeepKeys {
+			continue
+		}
+		if err := t.take(k.Key, k.At, k.Method, k.Request, k.Answer); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -28,7 +28,7 @@ CREATE TABLE tasks (
 	record  BLOB NOT NULL,                -- api.Task, without what only a start needs
 	sum     INTEGER NOT NULL              -- of id, state and record
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX tasks_of ON tasks (guest);
+CREATE INDEX tasks_of ON tasks (guest, state);
 CREATE TRIGGER tasks_final BEFORE UPDATE ON tasks WHEN OLD.state >= 3
 BEGIN SELECT RAISE(ABORT, 'a final state is never left'); END;
 

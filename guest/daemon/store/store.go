@@ -31,6 +31,8 @@ var (
 	ErrBroken = errors.New("the index cannot be written any more")
 	// ErrNone means that there is no index: the disk was full when it was opened.
 	ErrNone = errors.New("there is no index")
+	// ErrClosed means that the daemon ends.
+	ErrClosed = errors.New("the index is closed")
 	// ErrNoRoom means that the disk is full.
 	ErrNoRoom = errors.New("no room on the disk")
 )
@@ -52,7 +54,8 @@ type Store struct {
 	ops    chan *op
 	closed chan struct{} // closed by Close
 	ended  chan struct{} // closed when serve has returned
-	broken error         // only serve touches it
+	broken error         // only serve touches it, and taken
+	taken  int           // keys since old ones were looked for
 }
 
 type op struct {
@@ -160,7 +163,7 @@ func (s *Store) do(ctx context.Context, f func(*tx) error) error {
 		case err := <-o.done:
 			return err
 		default:
-			return fmt.Errorf("%w: it is closed", ErrBroken)
+			return ErrClosed
 		}
 	}
 }
@@ -170,7 +173,7 @@ func (s *Store) send(ctx context.Context, o *op) error {
 	case s.ops <- o:
 		return nil
 	case <-s.closed:
-		return fmt.Errorf("%w: it is closed", ErrBroken)
+		return ErrClosed
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -216,7 +219,7 @@ func (s *Store) write(batch []*op) []error {
 	if s.broken != nil {
 		return all(s.broken)
 	}
-	t := &tx{conn: s.conn, now: time.Now().UTC()}
+	t := &tx{conn: s.conn, now: time.Now().UTC(), taken: &s.taken}
 	fail := func(err error) []error {
 		t.exec("ROLLBACK")
 		return all(s.mind(err))
@@ -276,8 +279,9 @@ func noRoom(err error) bool { return code(err)&0xff == lib.SQLITE_FULL || isNoSp
 
 // tx is one transaction of the only connection.
 type tx struct {
-	conn *sql.Conn
-	now  time.Time
+	conn  *sql.Conn
+	now   time.Time
+	taken *int
 }
 
 func (t *tx) exec(q string, args ...any) error {

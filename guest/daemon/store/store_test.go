@@ -77,11 +77,17 @@ func TestKeys(t *testing.T) {
 		}
 	}
 	// One that only a journal knew counts for any request.
-	if err := s.Relearn(ctx, "old", "m", time.Now(), []byte("then")); err != nil {
+	if _, err := s.Update(ctx, Known{Keys: []Answered{{Key: "old", Method: "m", At: time.Now(), Answer: []byte("then")}, {Key: "k", Method: "m", At: time.Now(), Answer: []byte("false")}}}); err != nil {
 		t.Fatal(err)
 	}
 	if answer, seen, err := s.Key(ctx, "old", "m", b); string(answer) != "then" || !seen || err != nil {
 		t.Errorf("a key that was relearned: %q %v %v", answer, seen, err)
+	}
+	if answer, _, err := s.Look(ctx, "k", "m", a); string(answer) != "first" || err != nil {
+		t.Errorf("a key that the index knew better: %q %v", answer, err)
+	}
+	if _, seen, err := s.Look(ctx, "never taken", "m", a); seen || err != nil {
+		t.Errorf("a look at a key: %v %v", seen, err)
 	}
 	if err := s.Remember(ctx, "never taken", nil); err == nil {
 		t.Error("an answer was kept for a key that nobody took")
@@ -195,15 +201,15 @@ func TestClosed(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Append(t.Context(), "", "", nil); !errors.Is(err, ErrBroken) {
+	if _, err := s.Append(t.Context(), "", "", nil); !errors.Is(err, ErrClosed) {
 		t.Errorf("after the end: %v", err)
 	}
-	s.Later(t.Context(), "box", Task{ID: "1", State: Queued})
+	s.Later(t.Context(), Known{Guest: "box", Tasks: []Task{{ID: "1", State: Queued}}})
 	var none *Store
 	if _, err := none.Append(t.Context(), "", "", nil); !errors.Is(err, ErrNone) {
 		t.Errorf("without an index: %v", err)
 	}
-	none.Later(context.Background(), "box", Task{})
+	none.Later(context.Background(), Known{Guest: "box"})
 	if err := none.Close(); err != nil {
 		t.Error(err)
 	}

@@ -11,7 +11,7 @@ GO_FILES = $(shell git ls-files -co --exclude-standard '*.go')
 # The hosts that this one compiles for, without cgo.
 ELSEWHERE := darwin/arm64 darwin/amd64 windows/amd64 windows/arm64
 
-.PHONY: build setup image kernel kernel-arm64 demo test test-full check bench fuzz generate tools clean
+.PHONY: build setup image kernel kernel-arm64 demo test test-wine test-full check bench fuzz generate tools clean
 
 build: ## the three programs
 	@mkdir -p bin
@@ -35,6 +35,10 @@ demo: image ## runs a stranger's repository in a guest and shows that the bounda
 
 test: image kernel-arm64 ## every test, those on real VMs included
 	CARREL_SCALE=$${CARREL_SCALE:-ci} go test -race -timeout 30m ./...
+	scripts/test-wine
+
+test-wine: setup ## the Windows programs and their tests, under Wine
+	scripts/test-wine
 
 test-full: ## the catalogue's full numbers
 	CARREL_SCALE=full $(MAKE) test

@@ -44,6 +44,7 @@ var arrows = []struct {
 	{"guest", []string{"hypervisor", "guest/audit", "guest/egress/link", "guest/packet", "guest/policy", "guest/review", "guest/share/control", "guest/api/...", "guest/place", "guest/wire"}, "a guest never names its driver"},
 	{"agent/proxy", []string{"guest/wire"}, "it takes hostile bytes to the host and decides nothing"},
 	{"agent/...", []string{"guest/wire", "agent/..."}, "the agent never sees the host's side"},
+	{"hypervisor/hcs", []string{"hypervisor", "hypervisor/wall", "hypervisor/hypervisortest/..."}, "its description of a guest is a function of plain data"},
 	{"hypervisor/hypervisortest/...", []string{"hypervisor/...", "guest/wire"}, "the test driver runs the real agent"},
 	{"hypervisor/qemu/vhostuser", []string{"hypervisor"}, "devices serve whoever wires them"},
 	{"hypervisor/vz", []string{"hypervisor"}, "its plan is a function of plain data, and nobody else names Apple's framework"},

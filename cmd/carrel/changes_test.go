@@ -42,7 +42,7 @@ func TestShowChanges(t *testing.T) {
 	}
 	want := "M a.go  +2 -1  (mode 0644 became 0755)\n@@ -1,2 +1,3 @@\n a\n-b\n+c\td\n+--- e\n\n" +
 		"A bin  (executable, binary, 2.0 KiB)\nD old  (folder)\nM /q/l  (file became link, to x)\n" +
-		"A .git/hooks/x  (1 B)\n  ! needs a yes of its own: git on the host runs it\n  x cannot be applied as it is: it changed here\n" +
+		"A " + filepath.FromSlash(".git/hooks/x") + "  (1 B)\n  ! needs a yes of its own: git on the host runs it\n  x cannot be applied as it is: it changed here\n" +
 		"5 changes: 2 added, 2 changed, 1 removed; 1 needs a look, 1 is in conflict\n"
 	if got := shown(t, false, cs...); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)

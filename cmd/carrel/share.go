@@ -152,6 +152,12 @@ var modes = map[string]api.ShareMode{
 	"rw": api.ShareMode_SHARE_MODE_RW, "rw-nodelete": api.ShareMode_SHARE_MODE_RW_NODELETE,
 }
 
+// hasDrive says whether a path of this host begins with a drive's letter, whose
+// colon separates nothing.
+func hasDrive(arg string) bool {
+	return runtime.GOOS == "windows" && len(arg) >= 2 && arg[1] == ':' && ('a' <= arg[0]|0x20 && arg[0]|0x20 <= 'z')
+}
+
 // parseShare reads PATH[:GUESTPATH][:MODE[,plain]]. A relative PATH is taken from cwd.
 func parseShare(arg, cwd string) (*api.Share, error) {
 	bad := func(format string, v ...any) (*api.Share, error) {
@@ -162,7 +168,7 @@ func parseShare(arg, cwd string) (*api.Share, error) {
 		return bad("it is too long")
 	}
 	rest, drive := arg, ""
-	if runtime.GOOS == "windows" && len(arg) >= 2 && arg[1] == ':' {
+	if hasDrive(arg) {
 		drive, rest = arg[:2], arg[2:]
 	}
 	parts := strings.Split(rest, ":")

@@ -2,11 +2,15 @@ package main
 
 import (
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/carrel-vm/carrel/guest/api"
 )
+
+// drive is where the paths of these tests are on Windows.
+var drive = map[bool]string{true: "C:"}[runtime.GOOS == "windows"]
 
 func TestParseShare(t *testing.T) {
 	const ro, rw, review = api.ShareMode_SHARE_MODE_RO, api.ShareMode_SHARE_MODE_RW, api.ShareMode_SHARE_MODE_REVIEW
@@ -50,7 +54,10 @@ func TestParseShare(t *testing.T) {
 		{"/a:/b\x1b[2J", "", "", 0, "control character"},
 		{strings.Repeat("a", 20_000), "", "", 0, "too long"},
 	} {
-		s, err := parseShare(tc.arg, "/cwd")
+		if strings.HasPrefix(tc.arg, "/") {
+			tc.arg = drive + tc.arg
+		}
+		s, err := parseShare(tc.arg, filepath.FromSlash(drive+"/cwd"))
 		if tc.err != "" {
 			if err == nil || !strings.Contains(err.Error(), tc.err) {
 				t.Errorf("%.40q: %v, want %q", tc.arg, err, tc.err)
@@ -61,7 +68,7 @@ func TestParseShare(t *testing.T) {
 			t.Errorf("%q: %v", tc.arg, err)
 			continue
 		}
-		if s.Path != filepath.FromSlash(tc.path) || s.GuestPath != tc.guest || s.Mode != tc.mode || s.Plain != (strings.HasSuffix(tc.arg, ",plain") && s.GuestPath != "/b,plain") {
+		if s.Path != filepath.FromSlash(drive+tc.path) || s.GuestPath != tc.guest || s.Mode != tc.mode || s.Plain != (strings.HasSuffix(tc.arg, ",plain") && s.GuestPath != "/b,plain") {
 			t.Errorf("%q: %v", tc.arg, s)
 		}
 	}
@@ -72,7 +79,7 @@ func FuzzParseShare(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, arg string) {
-		s, err := parseShare(arg, "/cwd")
+		s, err := parseShare(arg, filepath.FromSlash(drive+"/cwd"))
 		if err != nil {
 			if len(err.Error()) > 8*len(arg)+400 {
 				t.Errorf("an error of %d bytes for %d", len(err.Error()), len(arg))

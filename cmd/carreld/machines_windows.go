@@ -1,4 +1,5 @@
 package main
 
-// machinesBuilt says whether this program has what drives machines in it.
+// machinesBuilt says whether a machine can be started. Its driver is there, and
+// the egress and share processes that a guest needs beside it are not.
 const machinesBuilt = false

@@ -4,7 +4,7 @@ package main
 
 import "errors"
 
-var errNotHere = errors.New("this host has no hypervisor that Carrel can drive yet (Linux with QEMU has)")
+var errNotHere = errors.New("this host has no such process of Carrel yet (Linux has)")
 
 func runShare() error { return errNotHere }
 

@@ -75,7 +75,7 @@ func (w Windows) Findings() []*api.Finding {
 	}
 	w.hcs(&f)
 	if !w.Driver {
-		f.bad(windowsDriver, "driver", "no machine can be started: this carreld has no driver for Windows", "the driver for the Host Compute Service is not in this build", "use a release that says it has, or Linux")
+		f.bad(windowsDriver, "driver", "no machine can be started: this carreld has not all that one needs on Windows", "the driver for the Host Compute Service is there; the processes for egress and shares are not written for Windows yet", "use Linux")
 	} else {
 		f.note(windowsUntried, "driver", "machines on Windows were made without Windows: what drives them was compiled, and ran against a stand-in at most", "nobody has run it on Windows yet", "scripts/verify-host tries it, and says what holds")
 	}

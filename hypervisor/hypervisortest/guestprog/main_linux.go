@@ -4,10 +4,7 @@
 package main
 
 import (
-	"bufio"
-	"crypto/sha256"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -76,7 +73,7 @@ func serveMachine() error {
 			ending = unix.LINUX_REBOOT_CMD_POWER_OFF
 		}
 	}
-	g := guest{dial: func(port uint32) (net.Conn, error) { return vsock.Dial(vsock.Host, port, nil) }}
+	g := newGuest(func(port uint32) (net.Conn, error) { return vsock.Dial(vsock.Host, port, nil) })
 	for _, port := range guestport.All {
 		ln, err := vsock.Listen(port, nil)
 		if err != nil {
@@ -88,108 +85,24 @@ func serveMachine() error {
 				if err != nil {
 					return
 				}
-				go g.serve(port, c)
+				go g.Serve(port, c)
 			}
 		}()
 	}
-	boot, err := g.dial(guestport.Boot)
+	boot, err := g.Dial(guestport.Boot)
 	if err != nil {
 		return fmt.Errorf("dial the host: %w", err)
 	}
-	return g.obey(boot)
+	return g.Obey(boot)
 }
 
-// guest serves streams.
-type guest struct {
-	dial func(port uint32) (net.Conn, error)
-}
-
-// obey says hello on the boot stream and carries out what is asked there, one
-// word per line.
-func (g *guest) obey(boot net.Conn) error {
-	if _, err := fmt.Fprintf(boot, "hello\n"); err != nil {
-		return err
-	}
-	lines := bufio.NewScanner(boot)
-	for lines.Scan() {
-		word, rest, _ := strings.Cut(lines.Text(), " ")
-		var answer string
-		switch word {
-		case "poweroff":
-			return nil
-		case "panic":
-			panicKernel()
-		case "ignore": // every polite request from now on
-			select {}
-		case "flood":
-			go flood()
-		case "dial": // dial <port>: the host listens there and gets an echo
-			var port uint32
-			fmt.Sscan(rest, &port)
-			c, err := g.dial(port)
-			if err != nil {
-				answer = " " + err.Error()
-				break
-			}
-			go g.serve(guestport.Echo, c)
-		case "devices": // how many drivers are bound to a virtio device
+func newGuest(dial func(port uint32) (net.Conn, error)) guestport.Guest {
+	return guestport.Guest{
+		Dial: dial, Panic: panicKernel, Disk: func(name string, _ bool) (string, error) { return "/dev/" + name, nil }, Console: os.Stdout,
+		Devices: func() int { // how many drivers are bound to a virtio device
 			bound, _ := filepath.Glob("/sys/bus/virtio/drivers/*/virtio*") // the pattern is sound
-			answer = fmt.Sprint(" ", len(bound))
-		case "write", "digest":
-			answer = " " + disk(word, rest)
-		case "clock":
-			answer = fmt.Sprintf(" %d", time.Now().UnixNano())
-		default:
-			answer = " unknown"
-		}
-		if _, err := fmt.Fprintf(boot, "done%s\n", answer); err != nil {
-			return err
-		}
-	}
-	return lines.Err()
-}
-
-// disk does "write <device> <offset> <bytes>", which writes bytes of Stream, or
-// "digest <device> <offset> <bytes>"; it answers "ok", a digest or an error.
-func disk(word, rest string) string {
-	var name string
-	var off, n int64
-	if _, err := fmt.Sscan(rest, &name, &off, &n); err != nil {
-		return err.Error()
-	}
-	flags := os.O_RDONLY
-	if word == "write" {
-		flags = os.O_WRONLY
-	}
-	f, err := os.OpenFile("/dev/"+name, flags, 0)
-	if err != nil {
-		return err.Error()
-	}
-	defer f.Close()
-	if word == "digest" {
-		h := sha256.New()
-		if m, err := io.Copy(h, io.NewSectionReader(f, off, n)); err != nil || m != n {
-			return fmt.Sprint(m, " bytes: ", err)
-		}
-		return fmt.Sprintf("%x", h.Sum(nil))
-	}
-	if _, err = f.Seek(off, 0); err == nil {
-		_, err = io.CopyN(f, new(guestport.Stream), n)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err != nil {
-		return err.Error()
-	}
-	return "ok"
-}
-
-// flood prints without an end.
-func flood() {
-	line := []byte(strings.Repeat("\x1b]0;flood\x07\x00\xff", 100) + "\n")
-	for {
-		os.Stdout.Write(line)
+			return len(bound)
+		},
 	}
 }
 

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"os"
 
@@ -13,38 +11,6 @@ import (
 
 	"github.com/carrel-vm/carrel/hypervisor/hypervisortest/guestport"
 )
-
-// serve does what the port promises.
-func (g *guest) serve(port uint32, c net.Conn) {
-	defer c.Close()
-	switch port {
-	case guestport.Echo:
-		io.Copy(c, c)
-		closeWrite(c)
-	case guestport.Sink:
-		h := sha256.New()
-		if _, err := io.Copy(h, c); err == nil {
-			c.Write(h.Sum(nil))
-		}
-	case guestport.Source:
-		var n [8]byte
-		if _, err := io.ReadFull(c, n[:]); err != nil {
-			return
-		}
-		io.CopyN(c, new(guestport.Stream), int64(binary.BigEndian.Uint64(n[:])))
-		closeWrite(c)
-		io.Copy(io.Discard, c) // until the host has it all
-	case guestport.Stall:
-		select {}
-	case guestport.HangUp:
-	}
-}
-
-func closeWrite(c net.Conn) {
-	if h, ok := c.(interface{ CloseWrite() error }); ok {
-		h.CloseWrite()
-	}
-}
 
 // serveProcess speaks the protocol of package passing: descriptor boot is the
 // one stream to the host, and descriptor call carries all others. streamed says
@@ -67,7 +33,7 @@ func serveProcess(args []string, streamed bool) error {
 		return err
 	}
 	answers := make(chan net.Conn)
-	g := guest{dial: func(port uint32) (net.Conn, error) { // one at a time
+	g := newGuest(func(port uint32) (net.Conn, error) { // one at a time
 		message := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, port), 1)
 		if _, err := unix.Write(*callFD, message); err != nil {
 			return nil, err
@@ -76,12 +42,12 @@ func serveProcess(args []string, streamed bool) error {
 			return c, nil
 		}
 		return nil, unix.ECONNREFUSED
-	}}
-	go g.receive(*callFD, streamed, answers)
-	return g.obey(boot)
+	})
+	go receive(g, *callFD, streamed, answers)
+	return g.Obey(boot)
 }
 
-func (g *guest) receive(callFD int, streamed bool, answers chan<- net.Conn) {
+func receive(g guestport.Guest, callFD int, streamed bool, answers chan<- net.Conn) {
 	for {
 		var message [8]byte // of a stream one arrives whole, since the host sends it so
 		oob := make([]byte, unix.CmsgSpace(4))
@@ -111,7 +77,7 @@ func (g *guest) receive(callFD int, streamed bool, answers chan<- net.Conn) {
 			c.Close()
 			continue
 		}
-		go g.serve(p, c)
+		go g.Serve(p, c)
 	}
 }
 

@@ -1,3 +1,5 @@
+//go:build linux || windows
+
 package hypervisortest
 
 import (
@@ -22,7 +24,7 @@ import (
 var sizes = []int64{0, 1, 63, 3731, 3732, 3733, 65535, 65536, 65537, 300_000, 16<<20 + 5}
 
 // transferBound is how long one transfer may take, emulated and on a busy host.
-const transferBound = 60 * time.Second
+const transferBound = 60 * time.Second * patience
 
 func (s Suite) streams(t *testing.T) {
 	g := s.start(t)
@@ -121,7 +123,7 @@ func halfClose(t *testing.T, g *guest) {
 	if _, err := io.WriteString(c, "two"); err == nil {
 		t.Error("a write after CloseWrite")
 	}
-	if got, err := readAll(c, 10*time.Second); err != nil || string(got) != "one" {
+	if got, err := readAll(c, 10*time.Second*patience); err != nil || string(got) != "one" {
 		t.Errorf("read %q, %v", got, err)
 	}
 }
@@ -168,7 +170,7 @@ func deadlines(t *testing.T, g *guest) {
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("read: %v", err)
 	}
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.SetReadDeadline(time.Now().Add(10 * time.Second * patience))
 	if _, err := io.WriteString(c, "x"); err != nil {
 		t.Error(err)
 	}
@@ -183,7 +185,7 @@ func deadlines(t *testing.T, g *guest) {
 		if err == nil {
 			t.Error("a read of a closed stream returned a byte")
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(5 * time.Second * patience):
 		t.Error("Close does not wake a reader")
 	}
 }
@@ -191,7 +193,7 @@ func deadlines(t *testing.T, g *guest) {
 // hangUp reads what a peer leaves that closed at once.
 func hangUp(t *testing.T, g *guest) {
 	for range 20 {
-		if got, err := readAll(g.dial(guestport.HangUp), 10*time.Second); len(got) != 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		if got, err := readAll(g.dial(guestport.HangUp), 10*time.Second*patience); len(got) != 0 || errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatalf("read %q, %v", got, err)
 		}
 	}
@@ -204,7 +206,7 @@ func refused(t *testing.T, g *guest) {
 		c.Close()
 		t.Fatal("a port on which nobody listens took a stream")
 	}
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > 5*time.Second*patience {
 		t.Errorf("the refusal took %v", took)
 	}
 }
@@ -224,12 +226,12 @@ func guestDials(t *testing.T, g *guest) {
 		if answer := g.ask(fmt.Sprint("dial ", port)); answer != "" {
 			t.Fatal(answer)
 		}
-		c := acceptWithin(t, ln, 5*time.Second)
+		c := acceptWithin(t, ln, 5*time.Second*patience)
 		if _, err := io.WriteString(c, "hello"); err != nil {
 			t.Fatal(err)
 		}
 		c.(interface{ CloseWrite() error }).CloseWrite()
-		if got, err := readAll(c, 10*time.Second); err != nil || string(got) != "hello" {
+		if got, err := readAll(c, 10*time.Second*patience); err != nil || string(got) != "hello" {
 			t.Errorf("read %q, %v", got, err)
 		}
 		c.Close()
@@ -283,7 +285,7 @@ func flood(t *testing.T, g, whole *guest) {
 	g.ask("flood")
 	for range 20 {
 		c := g.dial(guestport.Echo)
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.SetDeadline(time.Now().Add(10 * time.Second * patience))
 		if _, err := io.WriteString(c, "x"); err != nil {
 			t.Fatal(err)
 		}
@@ -294,7 +296,7 @@ func flood(t *testing.T, g, whole *guest) {
 	}
 	start := time.Now()
 	for whole.printedBytes()-before < 64<<10 {
-		if time.Since(start) > 20*time.Second {
+		if time.Since(start) > 20*time.Second*patience {
 			t.Fatalf("the console gave %d bytes of a flood", whole.printedBytes()-before)
 		}
 		c := g.dial(guestport.Echo) // something to do meanwhile

@@ -11,7 +11,7 @@ GO_FILES = $(shell git ls-files -co --exclude-standard '*.go')
 # The hosts that this one compiles for, without cgo.
 ELSEWHERE := darwin/arm64 darwin/amd64 windows/amd64 windows/arm64
 
-.PHONY: build setup image kernel kernel-arm64 demo test test-wine test-full check bench fuzz generate tools clean
+.PHONY: build setup image kernel kernel-arm64 demo test test-wine test-full check bench fuzz generate api-release tools clean
 
 build: ## the three programs
 	@mkdir -p bin
@@ -45,6 +45,7 @@ test-full: ## the catalogue's full numbers
 
 check: tools ## the fast inner loop
 	@test -z "$$(gofmt -l $(GO_FILES))" || { echo "not formatted:"; gofmt -l $(GO_FILES); exit 1; }
+	scripts/generate --lint
 	go vet ./...
 	.tools/bin/staticcheck ./...
 	for host in $(ELSEWHERE); do \
@@ -59,6 +60,9 @@ bench: image ## the promised numbers, measured; never in CI
 
 fuzz: ## every fuzz target, FUZZTIME each
 	scripts/fuzz $${FUZZTIME:-10s}
+
+api-release: ## takes the API as it is for the released one, which make check holds it to
+	scripts/generate --release
 
 generate: ## makes the generated code again
 	scripts/generate

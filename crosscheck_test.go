@@ -56,6 +56,24 @@ func TestTypesForMac(t *testing.T) {
 	}
 }
 
+// TestTypesOfTestsForMac type-checks the driver's tests, which run on a Mac only.
+func TestTypesOfTestsForMac(t *testing.T) {
+	if testing.Short() {
+		t.Skip("make check compiles; this takes a while")
+	}
+	c, _, err := typecheck("darwin", "arm64", "-test", "./hypervisor/vz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range c.errs {
+		t.Error(e)
+	}
+	const with = module + "hypervisor/vz [" + module + "hypervisor/vz.test]"
+	if p := c.done[with]; p == nil || p.Scope().Lookup("TestConformance") == nil {
+		t.Errorf("the conformance suite on a Mac was not looked at: %v", p)
+	}
+}
+
 // TestInnerOfModule finds in the module's source what the driver takes out of its
 // connections (hypervisor/vz/inner.go).
 func TestInnerOfModule(t *testing.T) {
@@ -223,6 +241,9 @@ func typecheck(goos, goarch string, patterns ...string) (c *checker, n int, err 
 				continue // it is another system's
 			}
 			return nil, 0, fmt.Errorf("%s: %s", p.ImportPath, p.Error.Err)
+		}
+		if strings.HasSuffix(p.ImportPath, ".test") {
+			continue // go test makes its main while it runs
 		}
 		roots = append(roots, p.ImportPath)
 	}

@@ -120,10 +120,11 @@ func Reexec() {
 	}
 	conn := os.NewFile(copyConn, "call")
 	c, err := becomeCopier()
+	leftOut := uint32(0)
 	if err == nil {
-		err = doCopy(conn, c)
+		leftOut, err = doCopy(conn, c)
 	}
-	endCopy(conn, err)
+	endCopy(conn, leftOut, err)
 	os.Exit(0)
 }
 

@@ -16,7 +16,7 @@ import (
 // copy serves c on conn, as a user of the guest.
 func (a *Agent) copy(ctx context.Context, conn net.Conn, c *wire.Call, user string) {
 	if err := a.startCopy(ctx, conn, c, user); err != nil {
-		sendDone(conn, err)
+		sendDone(conn, 0, err)
 	}
 }
 
@@ -40,30 +40,41 @@ func (a *Agent) startCopy(ctx context.Context, conn net.Conn, c *wire.Call, user
 	if _, err := a.o.beside.account(user); err != nil {
 		return err
 	}
-	endCopy(conn, doCopy(conn, c))
+	leftOut, err := doCopy(conn, c)
+	endCopy(conn, leftOut, err)
 	return nil
 }
 
-func doCopy(conn io.ReadWriter, c *wire.Call) error {
+// doCopy returns how many entries a look left out.
+func doCopy(conn io.ReadWriter, c *wire.Call) (leftOut uint32, err error) {
 	switch k := c.Kind.(type) {
 	case *wire.Call_Put:
-		return put(conn, k.Put)
+		return 0, put(conn, k.Put)
 	case *wire.Call_Get:
-		return get(conn, k.Get)
+		if err := absolute(k.Get.Path); err != nil {
+			return 0, err
+		}
+		switch {
+		case k.Get.Look:
+			return lookAt(conn, k.Get)
+		case k.Get.Most != 0:
+			return 0, readPart(conn, k.Get)
+		}
+		return 0, get(conn, k.Get)
 	}
-	return errors.New("this is no copy")
+	return 0, errors.New("this is no copy")
 }
 
 // endCopy says how a copy went.
-func endCopy(conn io.ReadWriter, err error) {
-	sendDone(conn, err)
+func endCopy(conn io.ReadWriter, leftOut uint32, err error) {
+	sendDone(conn, leftOut, err)
 	// A host that is still sending must see Done before it sees the
 	// connection break.
 	_, _ = io.Copy(io.Discard, conn)
 }
 
-func sendDone(w io.Writer, err error) {
-	d := &wire.Done{}
+func sendDone(w io.Writer, leftOut uint32, err error) {
+	d := &wire.Done{LeftOut: leftOut}
 	if err != nil {
 		d.Error = text(err.Error(), wire.MaxText)
 	}

@@ -27,9 +27,6 @@ type getter struct {
 // get sends what is at the path, links as links. What is no file, folder or
 // link is left out and makes the copy end with an error that says so.
 func get(conn io.Writer, req *wire.Get) error {
-	if err := absolute(req.Path); err != nil {
-		return err
-	}
 	whole := path.Clean(req.Path)
 	base := path.Base(whole)
 	if base == "/" {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -137,18 +136,7 @@ func stream(ctx context.Context, r *spoolReader, open *api.AttachOpen, t *task, 
 		if err != nil {
 			return err
 		}
-		m := &api.AttachResponse{Next: p.next}
-		switch {
-		case p.dropped > 0:
-			m.Kind = &api.AttachResponse_Dropped{Dropped: p.dropped}
-		case p.stream == streamNote:
-			m.Kind = &api.AttachResponse_Notice{Notice: strings.ToValidUTF8(string(p.data), "?")}
-		case p.stream == streamErr:
-			m.Kind = &api.AttachResponse_Stderr{Stderr: p.data}
-		default:
-			m.Kind = &api.AttachResponse_Stdout{Stdout: p.data}
-		}
-		if err := send(m); err != nil {
+		if err := send(p.message()); err != nil {
 			return err
 		}
 	}

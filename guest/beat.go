@@ -60,6 +60,7 @@ func (g *Guest) beats() {
 				return
 			case <-t.C:
 			}
+			g.clock.check()
 			ctx, cancel := context.WithTimeout(context.Background(), pingDeath)
 			err := g.boot.ask(ctx, &wire.Control{Kind: &wire.Control_Ping{Ping: &wire.Ping{}}})
 			cancel()

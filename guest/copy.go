@@ -13,7 +13,6 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/carrel-vm/carrel/guest/api"
-	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -75,10 +74,7 @@ func cleanRelative(name string) bool {
 }
 
 // keeperFiles implements FileService: two services have a List.
-type keeperFiles struct {
-	apiconnect.UnimplementedFileServiceHandler
-	k *Keeper
-}
+type keeperFiles struct{ k *Keeper }
 
 // Put implements FileService.
 func (f keeperFiles) Put(ctx context.Context, st *connect.ClientStream[api.PutRequest]) (*connect.Response[api.PutResponse], error) {

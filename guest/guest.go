@@ -76,6 +76,7 @@ type Guest struct {
 
 	trace    *Trace
 	beat     heartbeat
+	clock    *clock
 	refusals refusals
 	gone     chan struct{} // closed when the machine is gone
 	mu       sync.Mutex
@@ -185,6 +186,8 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	g.Steering = said.Steering
 	g.Ready = time.Now()
 	o.Trace.boot(g, begun, said)
+	g.clock = newClock(g)
+	g.tasks.Go(func() { g.clock.follow(g.gone) })
 	go g.listen()
 	go g.beats()
 	go g.sayRefusals()

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"sync"
@@ -19,6 +20,7 @@ type input struct {
 	cond    *sync.Cond
 	control []*wire.Input
 	stdin   []byte
+	total   int64  // bytes of stdin that were ever queued
 	eof     bool   // stdin has ended
 	eofSent bool   //
 	way     uint32 // bytes of stdin that the guest has not taken
@@ -36,21 +38,47 @@ func newInput() *input {
 
 // write queues stdin and waits while too much of it is queued.
 func (in *input) write(ctx context.Context, p []byte) error {
+	_, err := in.writeAt(ctx, nil, p)
+	return err
+}
+
+// offsetError is an offset beyond what was written.
+type offsetError struct{ at, total int64 }
+
+func (e *offsetError) Error() string {
+	return fmt.Sprintf("the input has %d bytes, and these would begin at %d", e.total, e.at)
+}
+
+// writeAt is write at an offset of the input, of which only what is new is
+// queued; nil: at its end. It returns how much was queued in all.
+func (in *input) writeAt(ctx context.Context, offset *int64, p []byte) (int64, error) {
 	defer context.AfterFunc(ctx, in.wake)()
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	for len(in.stdin) > 0 && len(in.stdin)+len(p) > wire.StdinWindow && !in.over && ctx.Err() == nil {
+	for {
+		rest := p
+		if offset != nil {
+			known := in.total - *offset
+			if known < 0 || *offset < 0 {
+				return in.total, &offsetError{*offset, in.total}
+			}
+			rest = p[min(known, int64(len(p))):]
+		}
+		switch {
+		case ctx.Err() != nil:
+			return in.total, ctx.Err()
+		case len(rest) == 0:
+			return in.total, nil
+		case in.over || in.eof:
+			return in.total, os.ErrClosed
+		case len(in.stdin) == 0 || len(in.stdin)+len(rest) <= wire.StdinWindow:
+			in.stdin = append(in.stdin, rest...)
+			in.total += int64(len(rest))
+			in.cond.Broadcast()
+			return in.total, nil
+		}
 		in.cond.Wait()
 	}
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case in.over || in.eof:
-		return os.ErrClosed
-	}
-	in.stdin = append(in.stdin, p...)
-	in.cond.Broadcast()
-	return nil
 }
 
 // closeWrite ends stdin after what is queued.

@@ -71,7 +71,6 @@ type KeepOptions struct {
 //	    └────────── failure ──┴────────────┘
 type Keeper struct {
 	apiconnect.UnimplementedKeeperServiceHandler // until every method is written
-	apiconnect.UnimplementedTaskServiceHandler
 
 	req  KeepRequest
 	opts KeepOptions
@@ -178,7 +177,7 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	mux.Handle(apiconnect.NewTaskServiceHandler(k, limit))
 	mux.Handle(apiconnect.NewFileServiceHandler(keeperFiles{k: k}, limit))
 	mux.Handle(apiconnect.NewKeeperServiceHandler(k, limit))
-	srv := NewServer(mux)
+	srv := NewServer(api.Socket_SOCKET_KEEPER, mux)
 	served := make(chan struct{})
 	go func() { defer close(served); srv.Serve(ln) }()
 	defer func() {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/place"
 )
 
@@ -57,16 +58,19 @@ func (l *privateListener) Accept() (net.Conn, error) {
 	}
 }
 
-// NewServer returns a server of HTTP/1.1 and cleartext HTTP/2 with the bounds
-// that every socket of ours has: headers of 64 KiB, 10 s to send them, idle
-// connections ended after 2 minutes.
-func NewServer(h http.Handler) *http.Server {
+// NewServer returns a server of HTTP/1.1 and cleartext HTTP/2 for one kind of
+// socket: of h it serves what the schema says is served there (api.Served). It
+// has the bounds that every socket of ours has: headers of 64 KiB, 10 s to send
+// them, idle connections ended after 2 minutes, MaxConns connections.
+func NewServer(socket api.Socket, h http.Handler) *http.Server {
+	conns := &crowd{max: MaxConns}
 	s := &http.Server{
-		Handler:           refuseBrowsers(h),
+		Handler:           api.Served(socket, h),
 		MaxHeaderBytes:    64 << 10,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		Protocols:         new(http.Protocols),
+		ConnState:         conns.state,
 	}
 	// A task that does not read its input stalls one stream. All of them
 	// together (250 at most, net/http's bound) must not use up the connection's
@@ -75,18 +79,6 @@ func NewServer(h http.Handler) *http.Server {
 	s.Protocols.SetHTTP1(true)
 	s.Protocols.SetUnencryptedHTTP2(true)
 	return s
-}
-
-// refuseBrowsers answers nothing that a web page could have sent: it always
-// sets Origin on what it sends elsewhere.
-func refuseBrowsers(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" {
-			http.Error(w, "this interface is not for web pages", http.StatusForbidden)
-			return
-		}
-		h.ServeHTTP(w, r)
-	})
 }
 
 // NewHTTPClient returns a client of a private socket by cleartext HTTP/2.

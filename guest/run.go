@@ -77,6 +77,7 @@ func (v *violation) Error() string { return v.what }
 // exec returns an error for everything but a said ending.
 func (g *Guest) exec(ctx context.Context, id string, spec *api.TaskSpec, out *spool, in *input) (*api.Ending, error) {
 	asked := time.Now()
+	g.clock.check()
 	conn, err := g.call(ctx, &wire.Call{Kind: &wire.Call_Exec{Exec: &wire.Exec{
 		Argv: spec.Argv, Env: spec.Env, Cwd: spec.Workdir, User: spec.User,
 		Tty: spec.Tty, Rows: spec.Rows, Cols: spec.Cols, Stdin: spec.Stdin, Id: id,

@@ -36,7 +36,9 @@ type task struct {
 	// Of a live task only:
 	spool   *spool
 	in      *input
-	notices int // lines of ours; guarded by mu
+	ctx     context.Context // ends when stop is called
+	stop    func()          // ends it although it does not want to: it is interrupted
+	notices int             // lines of ours; guarded by mu
 }
 
 func endedTask(t *api.Task, dir string) *task {
@@ -97,6 +99,9 @@ func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskReques
 		Id: ulid.Make().String(), Guest: k.info.Name, Spec: spec,
 		State: api.TaskState_TASK_STATE_QUEUED, Created: timestamppb.Now(),
 	}}
+	var stop context.CancelCauseFunc
+	t.ctx, stop = context.WithCancelCause(context.Background())
+	t.stop = func() { stop(errors.New("the task was cancelled and did not end by a signal")) }
 	t.dir = k.spoolDir(t.now.Id)
 	if t.spool, err = newSpool(t.dir, SpoolMax); err != nil {
 		return nil, api.NewError(connect.CodeInternal, "disk", "the task's output cannot be kept: "+err.Error(), "make room on the disk that holds "+k.dir)
@@ -199,7 +204,7 @@ func (k *Keeper) run(g *Guest, t *task) {
 		}()
 		k.shares.taskBegins(t.now.Id)
 		defer k.shares.taskEnds(t.now.Id)
-		return g.Exec(context.Background(), t.now.Id, t.now.Spec, t.spool, t.in)
+		return g.Exec(t.ctx, t.now.Id, t.now.Spec, t.spool, t.in)
 	}()
 	close(t.ended)
 	k.trace.task("task runs", begun)

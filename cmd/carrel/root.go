@@ -78,7 +78,7 @@ hosts you allowed.`,
 		a.runCommand(), a.startCommand(), a.stopCommand(), a.rmCommand(), a.lsCommand(), a.inspectCommand(),
 		a.execCommand(), a.shellCommand(), a.logsCommand(), a.cpCommand(),
 		a.shareCommand(), a.diffCommand(), a.applyCommand(), a.discardCommand(), a.undoCommand(),
-		a.allowCommand(), a.denyCommand(), a.egressCommand(), a.portCommand(),
+		a.allowCommand(), a.denyCommand(), a.egressCommand(), a.eventsCommand(), a.portCommand(),
 		a.secretCommand(), a.policyCommand(), a.auditCommand(), a.doctorCommand(),
 		a.imageCommand(), a.volumeCommand(), a.pruneCommand(), a.daemonCommand(), a.versionCommand(),
 	)

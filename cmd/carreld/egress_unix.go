@@ -18,6 +18,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/guest/egress"
 	"github.com/carrel-vm/carrel/guest/egress/link"
@@ -102,9 +103,9 @@ func serveEgress(req guest.EdgeRequest, l *link.Conn, ready func()) error {
 	mux := http.NewServeMux()
 	mux.Handle(apiconnect.NewEdgeServiceHandler(&edgeService{srv: srv, link: l, rec: rec},
 		connect.WithHandlerOptions(connect.WithReadMaxBytes(16<<20), connect.WithCompressMinBytes(1<<30))))
-	api := guest.NewServer(mux)
+	calls := guest.NewServer(api.Socket_SOCKET_EDGE, mux)
 	var all sync.WaitGroup
-	all.Go(func() { api.Serve(ln) })
+	all.Go(func() { calls.Serve(ln) })
 	all.Go(t.run)
 	ready()
 
@@ -126,8 +127,8 @@ func serveEgress(req guest.EdgeRequest, l *link.Conn, ready func()) error {
 	srv.Close()
 	sctx, scancel := context.WithTimeout(context.Background(), time.Second)
 	defer scancel()
-	if api.Shutdown(sctx) != nil {
-		api.Close()
+	if calls.Shutdown(sctx) != nil {
+		calls.Close()
 	}
 	all.Wait()
 	return nil

@@ -3587,7 +3587,8 @@ type ReadTaskRequest struct {
 	// Where in the task's spool to begin: the last answer's next; 0: at its oldest
 	// byte.
 	Offset int64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
-	// At most so many bytes of output; 0, and the most: 1 MiB.
+	// At most so many bytes of output, or one piece, which is not cut; 0, and the
+	// most: 1 MiB.
 	MaxBytes int64 `protobuf:"varint,4,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
 	// How long to wait for output or the task's end where there is nothing new, in
 	// nanoseconds, as in WaitTaskRequest.
@@ -11383,7 +11384,7 @@ func (*ForgetKeyResponse) Descriptor() ([]byte, []int) {
 type WatchEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The sequence of the last event that the caller has; 0: none, all that are
-	// kept come.
+	// kept come. Error: bad_offset, for one that is still to come.
 	After uint64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
 	// Begin with what happens from now on, whatever after says.
 	OnlyNew bool `protobuf:"varint,2,opt,name=only_new,json=onlyNew,proto3" json:"only_new,omitempty"`
@@ -11581,7 +11582,7 @@ func (x *ListEventsResponse) GetNext() uint64 {
 // paths, causes) is the guest's word, escaped.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Counts up by one; of a gap it is that of the last event that is missing.
+	// Counts up by one, over the daemon's end too, from a large number; of a gap it is that of the last event that is missing.
 	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	Time     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
 	// Whose event it is; empty: nobody's.

@@ -75,6 +75,7 @@ type Client struct {
 	audit   apiconnect.AuditServiceClient
 	images  apiconnect.ImageServiceClient
 	disks   apiconnect.DiskServiceClient
+	events  apiconnect.EventServiceClient
 	system  apiconnect.SystemServiceClient
 
 	transport *http.Transport
@@ -107,6 +108,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	c.audit = apiconnect.NewAuditServiceClient(hc, base, opts...)
 	c.images = apiconnect.NewImageServiceClient(hc, base, opts...)
 	c.disks = apiconnect.NewDiskServiceClient(hc, base, opts...)
+	c.events = apiconnect.NewEventServiceClient(hc, base, opts...)
 	c.system = apiconnect.NewSystemServiceClient(hc, base, opts...)
 	for try := 1; ; try++ {
 		if err := c.ensure(ctx); err != nil {

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -98,6 +99,10 @@ func detail(ce *connect.Error) *api.ErrorDetail {
 	return nil
 }
 
+// ended are the daemon's words for a call that it could not bring to its end:
+// they say nothing of what was asked for.
+var ended = []string{"canceled", "closing", "internal", "unavailable"}
+
 // broken says whether err means that the way to the daemon broke, rather than
 // that the daemon said no.
 func broken(ctx context.Context, err error) bool {
@@ -112,7 +117,7 @@ func broken(ctx context.Context, err error) bool {
 	if !errors.As(err, &ce) {
 		return true
 	}
-	if detail(ce) != nil {
+	if d := detail(ce); d != nil && !slices.Contains(ended, d.Code) {
 		return false
 	}
 	switch ce.Code() {

@@ -78,6 +78,9 @@ type Daemon struct {
 
 	ctx context.Context // ends with the daemon; what follows keepers runs under it
 
+	events *events
+	source *source // of the events
+
 	mu      sync.Mutex
 	table   map[string]*entry
 	past    []*entry // removed a moment ago, the last first
@@ -123,19 +126,22 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	defer d.owned.Wait()
 	defer cancel()
 	d.ctx = rctx
+	d.events = newEvents(d.eventLog())
+	d.source = newSource(d, d.events)
 	if err := d.recover(rctx); err != nil {
 		return err
 	}
+	d.owned.Go(func() { d.source.run(rctx) })
 	ln, err := guest.ListenPrivate(o.Place.Socket)
 	if err != nil {
 		return err
 	}
 	mux := http.NewServeMux()
 	// Nothing is compressed on a socket that stays on this machine.
-	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(2<<20), connect.WithCompressMinBytes(1<<30))
+	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(1<<30), connect.WithInterceptors(around{d}))
 	mux.Handle(apiconnect.NewGuestServiceHandler(&guestService{d}, limit))
-	mux.Handle(apiconnect.NewTaskServiceHandler(&taskService{d: d}, limit))
-	mux.Handle(apiconnect.NewFileServiceHandler(&fileService{d: d}, limit))
+	mux.Handle(apiconnect.NewTaskServiceHandler(&taskService{d}, limit))
+	mux.Handle(apiconnect.NewFileServiceHandler(&fileService{d}, limit))
 	mux.Handle(apiconnect.NewShareServiceHandler(&shareService{d}, limit))
 	reviews, review := apiconnect.NewReviewServiceHandler(&reviewService{d}, limit, connect.WithReadMaxBytes(8<<20)) // all that a review can have was seen
 	mux.Handle(reviews, together(review, apiconnect.ReviewServiceDiffProcedure))
@@ -145,8 +151,9 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	mux.Handle(apiconnect.NewSecretServiceHandler(&secretService{d}, limit))
 	mux.Handle(apiconnect.NewAuditServiceHandler(&auditService{d}, limit))
 	mux.Handle(apiconnect.NewImageServiceHandler(&imageService{d}, limit))
-	mux.Handle(apiconnect.NewSystemServiceHandler(&systemService{d: d}, limit))
-	srv := guest.NewServer(mux)
+	mux.Handle(apiconnect.NewEventServiceHandler(&eventService{d}, limit))
+	mux.Handle(apiconnect.NewSystemServiceHandler(&systemService{d}, limit))
+	srv := guest.NewServer(api.Socket_SOCKET_DAEMON, mux)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
 	ready()
@@ -160,6 +167,7 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	d.mu.Lock()
 	d.closing = true
 	d.mu.Unlock()
+	close(d.events.over)
 	sctx, scancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer scancel()
 	if srv.Shutdown(sctx) != nil {
@@ -194,7 +202,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 		if err := d.adopt(ctx, name, dir); err != nil {
 			// One damaged guest is set aside; the rest go on.
 			d.log.Error("damaged guest", "guest", name, "error", err)
-			e := newEntry(name, &api.Guest{Name: name, StateDir: dir, State: api.GuestState_GUEST_STATE_DAMAGED,
+			e := d.newEntry(name, &api.Guest{Name: name, StateDir: dir, State: api.GuestState_GUEST_STATE_DAMAGED,
 				Cause: err.Error() + " (look into the folder, or: carrel rm --force " + name + ")"})
 			d.table[name] = e
 		}
@@ -209,7 +217,7 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 	if err != nil {
 		return err
 	}
-	e := newEntry(name, info)
+	e := d.newEntry(name, info)
 	e.by = hist.By
 	if e.kept, err = loadKept(dir); err != nil {
 		return err

@@ -31,6 +31,7 @@ type entry struct {
 	ports   []*api.Port   // that lead into the guest, with the keeper
 	shut    string        // why a guest that runs reaches nothing, or empty
 	changed chan struct{} // closed and replaced at every change
+	told    func()        // called at every change, with mu held; may be nil
 	busy    string        // what is being done to it that excludes the rest
 	cause   string        // why the daemon ended it
 	expire  *time.Timer   // an ended ephemeral guest's removal
@@ -46,6 +47,13 @@ type entry struct {
 
 func newEntry(name string, info *api.Guest) *entry {
 	return &entry{name: name, info: info, changed: make(chan struct{}), review: semaphore.NewWeighted(readers)}
+}
+
+// newEntry is an entry whose changes are told.
+func (d *Daemon) newEntry(name string, info *api.Guest) *entry {
+	e := newEntry(name, info)
+	e.told = func() { d.source.changed(name) }
+	return e
 }
 
 func (e *entry) set(info *api.Guest) {
@@ -74,6 +82,9 @@ func (e *entry) heard(info *api.Guest) (tasksEnded bool) {
 func (e *entry) changedLocked() {
 	close(e.changed)
 	e.changed = make(chan struct{})
+	if e.told != nil {
+		e.told()
+	}
 }
 
 func (e *entry) setCause(c string) {

@@ -6,14 +6,10 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/carrel-vm/carrel/guest/api"
-	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 )
 
 // fileService implements FileService by handing copies on to keepers.
-type fileService struct {
-	apiconnect.UnimplementedFileServiceHandler
-	d *Daemon
-}
+type fileService struct{ d *Daemon }
 
 // Put implements FileService.
 func (s *fileService) Put(ctx context.Context, st *connect.ClientStream[api.PutRequest]) (*connect.Response[api.PutResponse], error) {
@@ -69,4 +65,43 @@ func (s *fileService) Get(ctx context.Context, r *connect.Request[api.GetRequest
 		return s.d.handOn(e, err)
 	}
 	return nil
+}
+
+// List implements FileService.
+func (s *fileService) List(ctx context.Context, r *connect.Request[api.ListFilesRequest]) (*connect.Response[api.ListFilesResponse], error) {
+	e, k, err := s.d.keeperOf(r.Msg.Guest)
+	if err != nil {
+		return nil, err
+	}
+	out, err := k.files.List(ctx, connect.NewRequest(r.Msg))
+	if err != nil {
+		return nil, s.d.handOn(e, err)
+	}
+	return connect.NewResponse(out.Msg), nil
+}
+
+// Read implements FileService.
+func (s *fileService) Read(ctx context.Context, r *connect.Request[api.ReadFileRequest]) (*connect.Response[api.ReadFileResponse], error) {
+	e, k, err := s.d.keeperOf(r.Msg.Guest)
+	if err != nil {
+		return nil, err
+	}
+	out, err := k.files.Read(ctx, connect.NewRequest(r.Msg))
+	if err != nil {
+		return nil, s.d.handOn(e, err)
+	}
+	return connect.NewResponse(out.Msg), nil
+}
+
+// keeperOf returns the keeper of a guest that runs.
+func (d *Daemon) keeperOf(name string) (*entry, *keeper, error) {
+	e, err := d.find(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	_, k, _ := e.get()
+	if k == nil {
+		return nil, nil, notRunning(e.name)
+	}
+	return e, k, nil
 }

@@ -152,7 +152,7 @@ func (d *Daemon) reserve(spec *api.GuestSpec, onlyNew bool, by guest.Making) (e 
 		if len(d.table) >= maxGuests {
 			return nil, false, api.NewError(connect.CodeResourceExhausted, "too_many_guests", fmt.Sprintf("there are %d guests, which is the limit", len(d.table)), "carrel rm removes guests")
 		}
-		e = newEntry(spec.Name, &api.Guest{Name: spec.Name, Spec: spec, State: api.GuestState_GUEST_STATE_STARTING})
+		e = d.newEntry(spec.Name, &api.Guest{Name: spec.Name, Spec: spec, State: api.GuestState_GUEST_STATE_STARTING})
 		e.busy, e.by = "started", by
 		d.table[spec.Name] = e
 		return e, true, nil

@@ -142,6 +142,7 @@ func (d *Daemon) discardMine(e *entry) error {
 		d.rememberLocked(e)
 	}
 	d.mu.Unlock()
+	d.source.changed(e.name)
 	e.settled()
 	d.log.Info("removed", "guest", e.name)
 	return nil

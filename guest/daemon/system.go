@@ -10,14 +10,10 @@ import (
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
-	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 )
 
 // systemService implements SystemService.
-type systemService struct {
-	apiconnect.UnimplementedSystemServiceHandler
-	d *Daemon
-}
+type systemService struct{ d *Daemon }
 
 // Version implements SystemService.
 func (s *systemService) Version(context.Context, *connect.Request[api.VersionRequest]) (*connect.Response[api.VersionResponse], error) {

@@ -12,16 +12,12 @@ import (
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
-	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/guest/daemon/store"
 )
 
 // taskService implements TaskService by handing streams on to keepers. Their
 // payloads are not looked into.
-type taskService struct {
-	apiconnect.UnimplementedTaskServiceHandler
-	d *Daemon
-}
+type taskService struct{ d *Daemon }
 
 func notRunning(name string) error {
 	return api.NewError(connect.CodeFailedPrecondition, "not_running", "guest "+name+" is not running", "carrel start "+name)
@@ -64,6 +60,7 @@ func (s *taskService) Start(ctx context.Context, r *connect.Request[api.StartTas
 	if err != nil {
 		return nil, s.d.handOn(e, err)
 	}
+	s.d.source.accepted(out.Msg.Task)
 	// The keeper has it on the disk, with its key; the index is not waited for.
 	seen := store.Known{Guest: e.name, Tasks: []store.Task{row(out.Msg.Task)}}
 	if key != "" {

@@ -38,6 +38,12 @@ const (
 	DataChunk = 64 << 10
 	// StdinWindow is how much stdin may be on its way, in bytes.
 	StdinWindow = 256 << 10
+	// MaxPart is the most that one read of a part of a file brings, in bytes.
+	MaxPart = 1 << 20
+	// MaxLook is how many entries of a folder a look shows. A folder may have
+	// millions; whoever wants them all copies it.
+	MaxLook = 10000
+
 	// MaxText is the longest text from the guest that the host keeps, in bytes.
 	MaxText = 1024
 )

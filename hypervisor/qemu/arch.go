@@ -20,6 +20,8 @@ type architecture struct {
 	words []string
 	// wordsTCG are added under emulation.
 	wordsTCG []string
+	// wordsCounter are added then, too, with the Machine's CounterKHz.
+	wordsCounter string
 }
 
 // archOf returns that of a Machine or of Options: empty means amd64.
@@ -58,6 +60,9 @@ var amd64 = architecture{
 	// busy waits are longer than they need to be, never shorter. With KVM it is
 	// told (kvm_get_preset_lpj).
 	wordsTCG: []string{"no_timer_check", "lpj=20000000"},
+	// Reliable: QEMU sees to it that all processors count alike, and nothing in
+	// this machine could judge the counter.
+	wordsCounter: "tsc_early_khz=%d tsc=reliable",
 }
 
 // arm64 is QEMU's virt with the devices on its PCI bus: as Virtualization.framework

@@ -38,6 +38,9 @@ type Machine struct {
 	// QMP, Console and Vsock carry QEMU's monitor, the guest's serial port
 	// and vhost-user.
 	QMP, Console, Vsock int
+	// CounterKHz is how fast this host's processor counts time, if that is known;
+	// 0 leaves it to the guest's kernel to find out.
+	CounterKHz int
 	// Shares carry vhost-user, one for each of the Config's first Devices.
 	Shares []int
 }
@@ -173,6 +176,9 @@ func Cmdline(c hypervisor.Config, m Machine) string {
 	words := slices.Clone(a.words)
 	if m.Accel == TCG {
 		words = append(words, a.wordsTCG...)
+		if a.wordsCounter != "" && m.CounterKHz > 0 {
+			words = append(words, fmt.Sprintf(a.wordsCounter, m.CounterKHz))
+		}
 	}
 	if c.Scratch != "" {
 		words = append(words, "carrel.scratch=/dev/vdb")

@@ -84,6 +84,26 @@ func TestArgsGolden(t *testing.T) {
 	}
 }
 
+// TestCounterWords: how fast the host counts is told to a guest that would otherwise measure it, and to no other.
+func TestCounterWords(t *testing.T) {
+	for _, tc := range []struct {
+		arch, accel string
+		khz         int
+		told        bool
+	}{
+		{AMD64, TCG, 2596130, true},
+		{"", TCG, 2596130, true},
+		{AMD64, TCG, 0, false},
+		{AMD64, KVM, 2596130, false},
+		{ARM64, TCG, 2596130, false},
+	} {
+		words := " " + Cmdline(config(0, ""), Machine{Version: MinVersion, Arch: tc.arch, Accel: tc.accel, CounterKHz: tc.khz}) + " "
+		if told := strings.Contains(words, " tsc_early_khz=2596130 tsc=reliable "); told != tc.told || strings.Contains(words, "tsc") != tc.told {
+			t.Errorf("%+v: %s", tc, words)
+		}
+	}
+}
+
 // TestArgsHold checks for every size what no golden file should ever lose.
 func TestArgsHold(t *testing.T) {
 	for _, scratch := range []string{"", "/s"} {

@@ -31,6 +31,8 @@ type Options struct {
 type Driver struct {
 	opts Options
 
+	began moment // when it was made, for counterKHz
+
 	trial sync.Mutex // held over a trial boot: one at a time
 	mu    sync.Mutex
 	known map[string]facts // by kernel and initrd
@@ -46,7 +48,7 @@ type facts struct {
 }
 
 // New returns a driver. Whether QEMU is there shows at Version, Probe or Create.
-func New(o Options) *Driver { return &Driver{opts: o, known: map[string]facts{}} }
+func New(o Options) *Driver { return &Driver{opts: o, began: readClocks(), known: map[string]facts{}} }
 
 func (d *Driver) arch() architecture { return archOf(d.opts.Arch) }
 

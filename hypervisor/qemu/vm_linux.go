@@ -118,6 +118,9 @@ func (v *VM) machine() Machine {
 	for i := range Devices(v.cfg) {
 		m.Shares = append(m.Shares, first+3+i)
 	}
+	if m.Accel == TCG && steadyCounter() {
+		m.CounterKHz = counterKHz(v.driver.began, readClocks())
+	}
 	return m
 }
 

@@ -1,0 +1,307 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/carrel-vm/carrel/guest/api"
+)
+
+func told(t *testing.T, v *events, guest string, n int) {
+	t.Helper()
+	for i := range n {
+		ev := &api.Event{Guest: guest, Kind: &api.Event_Task{Task: &api.Task{Id: fmt.Sprint(guest, i)}}}
+		if err := v.append(t.Context(), ev); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+var errEnough = errors.New("enough")
+
+// collect follows events until it has n.
+func collect(ctx context.Context, v *events, after uint64, guest string, n int) (list []*api.Event, err error) {
+	_, err = v.follow(ctx, after, true, guest, func(ev *api.Event) error {
+		if list = append(list, ev); len(list) == n {
+			return errEnough
+		}
+		return nil
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return list, err
+}
+
+// A reader that goes on where it was has every event once, in order, whether it
+// was kept or comes later; one that was away too long is told what is missing.
+func TestEventsResume(t *testing.T) {
+	v := newEvents(&memoryEvents{max: 300})
+	told(t, v, "a", 200)
+	list, err := collect(t.Context(), v, 0, "", 150)
+	if err != nil || list[0].Sequence != 1 || list[149].Sequence != 150 || list[0].Time == nil {
+		t.Fatal(err, len(list))
+	}
+	go told(t, v, "b", 60)
+	more, err := collect(t.Context(), v, 150, "", 110)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, ev := range more {
+		if ev.Sequence != uint64(151+i) {
+			t.Fatalf("event %d came as number %d", ev.Sequence, 151+i)
+		}
+	}
+	// 460 in all, of which 300 are kept.
+	told(t, v, "c", 200)
+	late, err := collect(t.Context(), v, 100, "", 2)
+	if err != nil || late[0].GetGap().GetFirst() != 101 || late[0].Sequence != 160 || late[1].Sequence != 161 {
+		t.Fatal(err, late)
+	}
+	// The control: one that missed nothing is told of no gap.
+	if list, err = collect(t.Context(), v, 160, "", 1); err != nil || list[0].GetGap() != nil || list[0].Sequence != 161 {
+		t.Fatal(err, list)
+	}
+	if list, err = collect(t.Context(), v, 0, "c", 200); err != nil || list[0].Guest != "c" {
+		t.Fatal(err, list)
+	}
+}
+
+// A reader that does not read holds up neither the writer nor other readers.
+func TestEventsSlowReader(t *testing.T) {
+	v := newEvents(&memoryEvents{max: 1000})
+	ctx, cancel := context.WithCancel(t.Context())
+	told(t, v, "a", 1)
+	began, stuck, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var slow []uint64
+	go func() {
+		defer close(done)
+		v.follow(ctx, 0, true, "", func(ev *api.Event) error {
+			if slow = append(slow, ev.Sequence); len(slow) == 1 {
+				close(began)
+				<-stuck
+			}
+			if ev.Sequence == 5001 {
+				return errEnough
+			}
+			return nil
+		})
+	}()
+	<-began
+	told(t, v, "b", 5000) // would block for ever if it were waited for
+	if list, err := collect(t.Context(), v, 5000, "", 1); err != nil || list[0].Sequence != 5001 {
+		t.Fatal(err)
+	}
+	close(stuck)
+	<-done
+	cancel()
+	// What it had missed came as one gap, and then all that is kept.
+	jumps := 0
+	for i := 1; i < len(slow); i++ {
+		if slow[i] != slow[i-1]+1 {
+			jumps++
+		}
+	}
+	if n := len(slow); slow[0] != 1 || slow[n-1] != 5001 || jumps != 1 || n < 1002 || n > 1002+eventPage {
+		t.Fatalf("%d events with %d gaps, from %d to %d", n, jumps, slow[0], slow[n-1])
+	}
+}
+
+func TestEventsBounds(t *testing.T) {
+	v := newEvents(&memoryEvents{max: 10})
+	told(t, v, "a", 3)
+	code := func(err error) string {
+		var ce *connect.Error
+		if !errors.As(err, &ce) || len(ce.Details()) == 0 {
+			return fmt.Sprint(err)
+		}
+		d, _ := ce.Details()[0].Value()
+		return d.(*api.ErrorDetail).Code
+	}
+	if got := code(v.enter(4)); got != "bad_offset" {
+		t.Error("a number that is still to come:", got)
+	}
+	for range maxWatchers {
+		if err := v.enter(3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := code(v.enter(3)); got != "too_many_watchers" {
+		t.Error(got)
+	}
+	v.leave()
+	if err := v.enter(3); err != nil {
+		t.Error("control:", err)
+	}
+	if err := v.append(t.Context(), &api.Event{Guest: "a", Kind: &api.Event_Task{Task: &api.Task{Id: string(make([]byte, maxEvent))}}}); err == nil {
+		t.Error("an event without bounds was kept")
+	}
+	// Followers end with the daemon, and say so.
+	ended := make(chan error)
+	go func() {
+		_, err := v.follow(t.Context(), 3, true, "", func(*api.Event) error { return nil })
+		ended <- err
+	}()
+	close(v.over)
+	if got := code(<-ended); got != "closing" {
+		t.Error(got)
+	}
+}
+
+// A List waits for the next event, and no longer than it was told to.
+func TestEventsList(t *testing.T) {
+	v := newEvents(&memoryEvents{max: 10})
+	s := &eventService{&Daemon{events: v}}
+	told(t, v, "a", 3)
+	list := func(r *api.ListEventsRequest) *api.ListEventsResponse {
+		t.Helper()
+		out, err := s.List(t.Context(), connect.NewRequest(r))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out.Msg
+	}
+	if r := list(&api.ListEventsRequest{Limit: 2}); len(r.Events) != 2 || r.Next != 2 {
+		t.Error(r)
+	}
+	if r := list(&api.ListEventsRequest{Guest: "b"}); len(r.Events) != 0 || r.Next != 3 {
+		t.Error(r)
+	}
+	if r := list(&api.ListEventsRequest{After: 3, TimeoutNanos: 1}); len(r.Events) != 0 || r.Next != 3 {
+		t.Error(r)
+	}
+	go told(t, v, "b", 1)
+	if r := list(&api.ListEventsRequest{After: 3, TimeoutNanos: int64(time.Hour)}); len(r.Events) != 1 || r.Events[0].Guest != "b" || r.Next != 4 {
+		t.Error(r)
+	}
+	for _, r := range []*api.ListEventsRequest{{Limit: -1}, {Limit: maxListed + 1}, {Guest: "../x"}, {After: 1 << 63}} {
+		if _, err := s.List(t.Context(), connect.NewRequest(r)); err == nil {
+			t.Error("accepted:", r)
+		}
+	}
+}
+
+// A guest that makes verdicts without end fills no more of the log than its part.
+func TestEventsBucket(t *testing.T) {
+	now := time.Now()
+	b := &bucket{left: verdictBurst, at: now}
+	pass := func(n int) (passed int) {
+		for range n {
+			if b.take(now) {
+				passed++
+			}
+		}
+		return passed
+	}
+	if n := pass(5 * verdictBurst); n != verdictBurst {
+		t.Error(n, "at once")
+	}
+	now = now.Add(2 * time.Second)
+	if n := pass(1000); n != 2*verdictRate {
+		t.Error(n, "in two seconds")
+	}
+	now = now.Add(time.Hour)
+	if n := pass(5 * verdictBurst); n != verdictBurst {
+		t.Error(n, "after an hour")
+	}
+}
+
+// What was told before is not told again by the next daemon, and what ended
+// meanwhile is.
+func TestEventsRecall(t *testing.T) {
+	v := newEvents(&memoryEvents{max: 100})
+	d := &Daemon{table: map[string]*entry{}, events: v}
+	task := func(id string, s api.TaskState) *api.Event {
+		return &api.Event{Guest: "a", Kind: &api.Event_Task{Task: &api.Task{Id: id, Guest: "a", State: s}}}
+	}
+	info := &api.Guest{Name: "a", State: api.GuestState_GUEST_STATE_READY, KeeperPid: 7}
+	for _, ev := range []*api.Event{
+		{Guest: "a", Kind: &api.Event_Changed{Changed: info}},
+		task("01", api.TaskState_TASK_STATE_QUEUED), task("01", api.TaskState_TASK_STATE_EXITED), task("02", api.TaskState_TASK_STATE_QUEUED),
+		{Guest: "a", Kind: &api.Event_Egress{Egress: &api.EgressEvent{Sequence: 9}}},
+		{Guest: "b", Kind: &api.Event_Changed{Changed: &api.Guest{Name: "b"}}},
+		{Guest: "c", Kind: &api.Event_Changed{Changed: &api.Guest{Name: "c"}}},
+		{Guest: "c", Kind: &api.Event_Removed{Removed: new(api.GuestRemoved)}},
+	} {
+		if err := v.append(t.Context(), ev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := newSource(d, v)
+	if err := s.recall(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if g := s.told["a"]; g == nil || len(g.open) != 1 || len(g.known) != 2 || g.oldest != "01" || g.egress != 9 || s.told["c"] != nil {
+		t.Fatalf("%+v", s.told)
+	}
+	e := newEntry("a", &api.Guest{Name: "a", State: api.GuestState_GUEST_STATE_STOPPED, Tasks: []*api.Task{
+		{Id: "01", Guest: "a", State: api.TaskState_TASK_STATE_EXITED}, {Id: "02", Guest: "a", State: api.TaskState_TASK_STATE_INTERRUPTED}, {Id: "03", Guest: "a", State: api.TaskState_TASK_STATE_EXITED},
+	}})
+	d.table["a"] = e
+	s.guest(t.Context(), "a")
+	s.guest(t.Context(), "b")
+	s.guest(t.Context(), "a") // nothing new
+	list, err := collect(t.Context(), v, 8, "", 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list[0].GetChanged().GetState() != api.GuestState_GUEST_STATE_STOPPED || list[1].GetTask().GetId() != "02" || list[2].GetTask().GetId() != "03" || list[3].GetRemoved() == nil {
+		t.Fatal(list)
+	}
+	if last, _ := v.state(); last != 12 {
+		t.Fatal(last, "events")
+	}
+	// Another guest of the name is another guest.
+	d.table["a"] = newEntry("a", &api.Guest{Name: "a"})
+	s.guest(t.Context(), "a")
+	if list, err = collect(t.Context(), v, 12, "", 2); err != nil || list[0].GetRemoved() == nil || list[1].GetChanged() == nil {
+		t.Fatal(err, list)
+	}
+}
+
+// Events hold neither a task's environment, where secrets may be, nor more than
+// their bound.
+func TestEventsShow(t *testing.T) {
+	big := string(make([]byte, 2*maxEvent))
+	for name, spec := range map[string]*api.TaskSpec{
+		"env": {Argv: []string{"x"}, Env: []string{"TOKEN=secret"}}, "argv": {Argv: []string{"x", big}}, "first": {Argv: []string{big}},
+	} {
+		task := &api.Task{Id: "1", Spec: spec}
+		got := shownTask(task)
+		if len(got.GetSpec().GetEnv()) > 0 || len(got.String()) > maxEvent {
+			t.Error(name, "is shown whole")
+		}
+		if task.Spec.Argv == nil || len(spec.Argv) == 2 && spec.Argv[1] != big {
+			t.Error(name, "was changed")
+		}
+	}
+	g := shownGuest(&api.Guest{Name: "a", HypervisorArgs: []string{"x"}, Tasks: []*api.Task{{}}, Spec: &api.GuestSpec{Name: "a", Image: big}})
+	if g.HypervisorArgs != nil || g.Tasks != nil || len(g.Spec.Image) > 0 || g.Name != "a" {
+		t.Error(g)
+	}
+}
+
+// Of a long log only its end is read again.
+func TestEventsRecallBound(t *testing.T) {
+	for n, want := range map[int]struct{ last, known int }{0: {0, 0}, 1: {1, 1}, maxRecalled: {maxRecalled, maxRecalled}, maxRecalled + 500: {maxRecalled + 500, maxRecalled}} {
+		v := newEvents(&memoryEvents{max: maxEvents})
+		told(t, v, "a", n)
+		s := newSource(&Daemon{events: v}, newEvents(v.log))
+		if err := s.recall(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		last, _ := s.v.state()
+		known := 0
+		if g := s.told["a"]; g != nil {
+			known = len(g.known)
+		}
+		if int(last) != want.last || known != want.known || s.cut != (n == 0 || n > maxRecalled) {
+			t.Errorf("%d events: the last is %d, %d are known, cut %v", n, last, known, s.cut)
+		}
+	}
+}

@@ -1,0 +1,46 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/carrel-vm/carrel/guest/wire"
+)
+
+// Input that is written again, from whatever offset, is there once.
+func TestInputAt(t *testing.T) {
+	in := newInput()
+	at := func(n int64) *int64 { return &n }
+	for _, w := range []struct {
+		offset *int64
+		data   string
+		total  int64
+		bad    bool
+	}{
+		{at(0), "hello", 5, false}, {at(0), "hello", 5, false}, {at(3), "lo wor", 9, false}, {nil, "ld", 11, false},
+		{at(11), "", 11, false}, {at(12), "x", 11, true}, {at(-1), "x", 11, true}, {at(2), "x", 11, false},
+	} {
+		n, err := in.writeAt(t.Context(), w.offset, []byte(w.data))
+		if n != w.total || (err != nil) != w.bad {
+			t.Errorf("%v %q: %d %v", w.offset, w.data, n, err)
+		}
+	}
+	if got := string(in.stdin); got != "hello world" {
+		t.Fatalf("%q", got)
+	}
+	// More than fits waits, and is given up with its caller.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if n, err := in.writeAt(ctx, nil, []byte(strings.Repeat("x", wire.StdinWindow))); n != 11 || !errors.Is(err, context.Canceled) {
+		t.Error(n, err)
+	}
+	in.closeWrite()
+	if _, err := in.writeAt(t.Context(), at(0), []byte("hello")); err != nil {
+		t.Error("what is there already is no error after the end:", err)
+	}
+	if _, err := in.writeAt(t.Context(), nil, []byte("more")); err == nil {
+		t.Error("written after the end")
+	}
+}

@@ -20,9 +20,9 @@ var arrows = []struct {
 	to     []string
 	reason string
 }{
-	{"cmd/carreld", []string{"guest/daemon", "guest", "guest/packet", "guest/api/...", "guest/audit", "guest/doctor", "guest/egress/...", "guest/place", "guest/policy", "guest/review", "guest/secret", "guest/share", "guest/share/control", "guest/share/rules", "images", "hypervisor/..."}, "it wires; nothing else does"},
+	{"cmd/carreld", []string{"guest/daemon", "guest", "guest/packet", "guest/api/...", "guest/audit", "guest/doctor", "guest/egress/...", "guest/place", "guest/policy", "guest/review", "guest/secret", "guest/service", "guest/share", "guest/share/control", "guest/share/rules", "images", "hypervisor/..."}, "it wires; nothing else does"},
 	{"cmd/carrel-agent", []string{"agent/..."}, "the guest sees nothing of the host"},
-	{"cmd/...", []string{"guest/client", "guest/api", "guest/place"}, "what a person runs knows only the API"},
+	{"cmd/...", []string{"guest/client", "guest/api", "guest/place", "guest/service"}, "what a person runs knows only the API"},
 	{"guest/daemon/store", nil, "an index is rows; what they mean the daemon knows"},
 	{"guest/daemon", []string{"guest", "guest/daemon/store", "guest/audit", "guest/doctor", "guest/policy", "guest/review", "guest/secret", "guest/share/rules", "guest/api/...", "guest/place", "images", "hypervisor"}, "the daemon never names a driver and never parses a guest's bytes"},
 	{"guest/client", []string{"guest/api/...", "guest/place"}, "the SDK is the API and nothing else"},
@@ -34,6 +34,7 @@ var arrows = []struct {
 	{"guest/egress", []string{"guest/policy", "guest/secret", "guest/api/...", "guest/wire", "guest/egress/link"}, "it parses hostile bytes; policy decides, and it carries out what was decided"},
 	{"guest/secret", []string{"guest/api", "guest/place"}, "credentials know nothing of guests"},
 	{"guest/audit", nil, "a log is lines"},
+	{"guest/service", nil, "it writes files and runs the system's commands, as data say"},
 	{"guest/doctor", []string{"guest/api"}, "it judges facts, and knows nothing of what is started"},
 	{"guest/share/control", []string{"guest/packet", "guest/share/rules"}, "a share process and those that start and keep it share it"},
 	{"guest/share/rules", nil, "it judges names, and touches nothing"},

@@ -19,7 +19,7 @@ func (a *app) daemonCommand() *cobra.Command {
 		Short: "Look after the daemon, which starts by itself",
 		Args:  needs(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
-			return usageError{errors.New("say what to do with the daemon: run, status or stop")}
+			return usageError{errors.New("say what to do with the daemon: run, status, stop, install or uninstall")}
 		},
 	}
 	run := &cobra.Command{
@@ -44,7 +44,7 @@ func (a *app) daemonCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doDaemonStop(cmd.Context(), guests) },
 	}
 	stop.Flags().BoolVar(&guests, "guests", false, "stop every guest first")
-	cmd.AddCommand(run, status, stop)
+	cmd.AddCommand(run, status, stop, a.daemonInstallCommand(), a.daemonUninstallCommand())
 	return cmd
 }
 

@@ -77,7 +77,12 @@ func serve(ready func()) error {
 	if err != nil {
 		return err
 	}
-	return daemon.Run(ctx, o, ready)
+	return daemon.Run(ctx, o, func() {
+		ready()
+		if err := notify(); err != nil {
+			o.Log.Warn("notify", "error", err)
+		}
+	})
 }
 
 func daemonOptions() (o daemon.Options, err error) {

@@ -11,6 +11,7 @@ import (
 	"github.com/carrel-vm/carrel/guest/doctor"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/guest/service"
 	"github.com/carrel-vm/carrel/hypervisor/bubblewrap"
 	"github.com/carrel-vm/carrel/hypervisor/gvisor"
 	"github.com/carrel-vm/carrel/hypervisor/qemu"
@@ -59,5 +60,5 @@ func unitFile() string {
 	if err != nil {
 		return ""
 	}
-	return filepath.Join(dir, "systemd", "user", "carrel.service")
+	return filepath.Join(dir, "systemd", "user", service.SystemdName)
 }

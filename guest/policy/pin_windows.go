@@ -3,7 +3,6 @@ package policy
 import (
 	"errors"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/windows"
 )
@@ -28,13 +27,7 @@ func identity(p string, _ os.FileInfo) (dev, ino uint64, err error) {
 	return uint64(info.VolumeSerialNumber), uint64(info.FileIndexHigh)<<32 | uint64(info.FileIndexLow), nil
 }
 
-// guestPath turns C:\src into /mnt/c/src.
-func guestPath(p string) string {
-	if len(p) > 2 && p[1] == ':' {
-		return "/mnt/" + strings.ToLower(p[:1]) + strings.TrimSuffix(strings.ReplaceAll(p[2:], `\`, "/"), "/")
-	}
-	return strings.ReplaceAll(p, `\`, "/")
-}
+func guestPath(p string) string { return drivePath(p) }
 
 // openPlain opens a file to read it. Without follow, a link at the path's end
 // is an error.

@@ -1,6 +1,6 @@
 package api
 
-// Codes are all words that ErrorDetail.code can have, each with what it means to
+// Codes are all words that ErrorDetail.code can have, and some of carrel's own, each with what it means to
 // a program. The list only grows: a word keeps its meaning, and a program treats
 // one that it does not know by the Connect code beside it. docs/api.md shows it,
 // and a test holds every error of ours to it.
@@ -109,13 +109,15 @@ var Codes = map[string]string{
 	"in_use":            "A guest uses it.",
 	"too_many_watchers": "As many callers follow events as may.",
 
-	// Of carrel and the Go SDK alone; the daemon sends none of these.
+	// Of carrel and the Go SDK alone, which may have others; the daemon sends none
+	// of these.
 	"failed":             "Anything that has no word of its own.",
 	"bad_home":           "CARREL_HOME, or the home folder, cannot be used.",
 	"bad_host":           "HOST[:PORT] does not parse.",
 	"daemon_missing":     "carreld is not installed beside the program, nor in PATH.",
 	"daemon_start":       "The daemon could not be started.",
 	"daemon_unreachable": "The daemon's socket does not answer.",
+	"install":            "The system could not be told to start the daemon, or to leave it.",
 	"socket_not_ours":    "Another user serves the socket.",
 	"version_skew":       "Program and daemon are of different versions.",
 	"truncated":          "A stream ended without its last message.",

@@ -91,7 +91,7 @@ func wordsOf(t *testing.T, file string, src any) (found []string, open []string)
 	return found, open
 }
 
-// Every error of ours has a word of the list, and the list has no word that no
+// Every error of the daemon and its processes has a word of the list, and the list has no word that no
 // error has.
 func TestCodes(t *testing.T) {
 	used := map[string]bool{}
@@ -105,7 +105,9 @@ func TestCodes(t *testing.T) {
 			files++
 			found, open := wordsOf(t, path, nil)
 			for _, w := range found {
-				if used[w] = true; Codes[w] == "" {
+				// What programs beside the daemon say to their callers is theirs.
+				own := strings.HasPrefix(name, "guest/client/") || strings.HasPrefix(name, "cmd/carrel/")
+				if used[w] = true; Codes[w] == "" && !own {
 					t.Errorf("%s: the word %q is not in api.Codes", name, w)
 				}
 			}

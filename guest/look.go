@@ -111,7 +111,7 @@ func (k *Keeper) ask(ctx context.Context, get *wire.Get, file func(*wire.File) e
 				if m.Done.Error == "" {
 					return m.Done.LeftOut, nil
 				}
-				err = errors.New(m.Done.Error)
+				err = &copyError{m.Done.Errno, m.Done.Error}
 			default:
 				err = &violation{"an empty frame"}
 			}

@@ -25,6 +25,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"sort"
+
+	"github.com/carrel-vm/carrel/images/oci"
 )
 
 // Errors of a store; each is wrapped with what was tried and what would mend it.
@@ -58,11 +60,12 @@ func CheckName(name string) error {
 
 // Store keeps images, one folder each. Its methods may be called from many goroutines and processes at once.
 type Store struct {
-	cache string
-	trust string             // folder of the keys that bundles must be signed with; empty: signatures are not looked at
-	seen  string             // folder of what was seen of each bundle; see package bundle's Memory
-	roots *x509.CertPool     // of registries, in tests; nil: the system's
-	step  func(string) error // see at
+	cache  string
+	trust  string             // folder of the keys that bundles must be signed with; empty: signatures are not looked at
+	seen   string             // folder of what was seen of each bundle; see package bundle's Memory
+	unpack oci.Unpacker       // nil: layers are parsed in this process
+	roots  *x509.CertPool     // of registries, in tests; nil: the system's
+	step   func(string) error // see at
 }
 
 // Open returns the store in cacheDir, which is made at the first build.

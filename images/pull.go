@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -14,11 +15,24 @@ import (
 	"github.com/carrel-vm/carrel/images/oci"
 )
 
+// WithUnpacker returns a store that has the layers of images parsed by processes of their own, which a command
+// starts whose program calls Unpack.
+func (s *Store) WithUnpacker(command func(ctx context.Context) *exec.Cmd) *Store {
+	out := *s
+	out.unpack = oci.Elsewhere(command)
+	return &out
+}
+
+// Unpack is what such a process does; see oci.ServeUnpack.
+func Unpack(ctx context.Context, confine func(dir string) error) error {
+	return oci.ServeUnpack(ctx, confine)
+}
+
 // imported is where references of imported images lie that were given no other name; it is no
 // registry's, so nothing is ever pulled in their place.
 const imported = "localhost/imported/"
 
-func (s *Store) blobs() *oci.Blobs { return oci.Open(filepath.Join(s.cache, "oci")) }
+func (s *Store) blobs() *oci.Blobs { return oci.Open(filepath.Join(s.cache, "oci")).Through(s.unpack) }
 
 // Pull brings what a reference leads to from its registry, or finds that it is here and whole. An image
 // that is damaged is made again of its layers, and layers that are damaged are downloaded again.

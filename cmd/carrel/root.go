@@ -80,7 +80,7 @@ hosts you allowed.`,
 		a.shareCommand(), a.diffCommand(), a.applyCommand(), a.discardCommand(), a.undoCommand(),
 		a.allowCommand(), a.denyCommand(), a.egressCommand(), a.eventsCommand(), a.portCommand(),
 		a.secretCommand(), a.policyCommand(), a.auditCommand(), a.doctorCommand(),
-		a.imageCommand(), a.volumeCommand(), a.pruneCommand(), a.daemonCommand(), a.versionCommand(),
+		a.imageCommand(), a.volumeCommand(), a.pruneCommand(), a.daemonCommand(), a.mcpCommand(), a.versionCommand(),
 	)
 	return root
 }

@@ -204,16 +204,17 @@ name'`, dir)
 		t.Error("a file of /proc is empty")
 	}
 	for want, reqs := range map[string][]*api.ReadFileRequest{
-		"bad_path":    {{Guest: "box", Path: "file"}, {Guest: "box"}, {Guest: "box", Path: "/a\x00b"}, {Guest: "box", Path: "/" + strings.Repeat("x", 5000)}, {Guest: "box", Path: "/x", User: "a b"}},
-		"bad_number":  {{Guest: "box", Path: dir + "/file", Offset: -1}, {Guest: "box", Path: dir + "/file", MaxBytes: -1}},
-		"copy_failed": {{Guest: "box", Path: dir}, {Guest: "box", Path: dir + "/pipe"}, {Guest: "box", Path: dir + "/none"}},
-		"not_found":   {{Guest: "nobody", Path: "/x"}},
+		"bad_path":     {{Guest: "box", Path: "file"}, {Guest: "box"}, {Guest: "box", Path: "/a\x00b"}, {Guest: "box", Path: "/" + strings.Repeat("x", 5000)}, {Guest: "box", Path: "/x", User: "a b"}},
+		"bad_number":   {{Guest: "box", Path: dir + "/file", Offset: -1}, {Guest: "box", Path: dir + "/file", MaxBytes: -1}},
+		"copy_failed":  {{Guest: "box", Path: dir}, {Guest: "box", Path: dir + "/pipe"}},
+		"no_such_file": {{Guest: "box", Path: dir + "/none"}},
+		"not_found":    {{Guest: "nobody", Path: "/x"}},
 	} {
 		for _, r := range reqs {
 			w.refuses(want, "FileService/Read", r)
 		}
 	}
-	w.refuses("copy_failed", "FileService/List", &api.ListFilesRequest{Guest: "box", Path: dir + "/none"})
+	w.refuses("no_such_file", "FileService/List", &api.ListFilesRequest{Guest: "box", Path: dir + "/none"})
 	w.must("GuestService/Stop", &api.StopGuestRequest{Name: "box"}, new(api.StopGuestResponse))
 	w.refuses("not_running", "FileService/List", &api.ListFilesRequest{Guest: "box", Path: dir})
 	w.refuses("not_running", "FileService/Read", &api.ReadFileRequest{Guest: "box", Path: dir + "/file"})

@@ -100,6 +100,9 @@ func daemonOptions() (o daemon.Options, err error) {
 		return o, err
 	}
 	store := images.Open(p.Cache).WithBundles(filepath.Join(p.Config, "trusted-keys"), filepath.Join(p.State, "bundles"))
+	if unpack := unpackCommand(self); unpack != nil {
+		store = store.WithUnpacker(unpack)
+	}
 	return daemon.Options{
 		Place: p, Rules: policy.Default(home, p.State, p.Config, p.Cache, p.Run),
 		Images: store, Parts: imageParts(store),

@@ -5,6 +5,7 @@
 //	carreld keep      keeps one guest (started by the daemon)
 //	carreld egress    lets one guest reach what it was allowed (started by the daemon)
 //	carreld share     serves one shared folder (started by a keeper, or the daemon)
+//	carreld unpack    makes a root of an image's layers, once (started by the daemon)
 //	carreld review    shows, applies, discards or undoes changes, once (started by the daemon)
 //	carreld confine   confines itself and becomes the hypervisor (started by a keeper)
 //	carreld doctor    says what a guest needs of this host, where no daemon can (started by carrel doctor)
@@ -46,6 +47,10 @@ func main() {
 	case "review":
 		if err = closeInherited(5); err == nil { // 3 is its request, 4 its answers
 			err = runReview()
+		}
+	case "unpack":
+		if err = closeInherited(7); err == nil { // 3 is its request, 4 its answers, 5 the root that it writes, 6 its spool
+			err = runUnpack()
 		}
 	case "confine":
 		err = runConfined(args)

@@ -36,6 +36,10 @@ func TestMain(m *testing.M) {
 		tryConfined(dir)
 		return
 	}
+	if dir := os.Getenv(confinedUnpackDir); dir != "" {
+		tryConfinedUnpack(dir)
+		return
+	}
 	if dir := os.Getenv(confinedEgressDir); dir != "" {
 		tryConfinedEgress(dir)
 		return

@@ -57,6 +57,8 @@ var Codes = map[string]string{
 	"bad_offset":     "An offset or a sequence lies beyond what there is.",
 	"bad_copy":       "What was sent is not a copy: an entry's name, mode or length cannot be.",
 	"copy_failed":    "The guest could not do it. The cause is its word.",
+	"no_such_file":   "There is no such file in the guest, by its word.",
+	"not_permitted":  "The guest's user may not do that to the file, by the guest's word.",
 
 	// Shares and review.
 	"share_refused":    "The folder may not be shared like this.",

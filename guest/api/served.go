@@ -74,7 +74,7 @@ func fromBrowser(r *http.Request) string {
 	switch {
 	case len(r.Header["Origin"]) > 0 || len(r.Header["Sec-Fetch-Site"]) > 0:
 		return "this interface is not for web pages"
-	case !slices.Contains(hosts, strings.ToLower(r.Host)):
+	case !slices.Contains(hosts, strings.TrimSuffix(strings.ToLower(r.Host), ":80")): // Node's HTTP/2 says the port always
 		return "the host must be carrel or localhost, without a port: this interface has no other name"
 	}
 	return ""

@@ -30,7 +30,19 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "daemon" {
 		os.Exit(fakeMain())
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(suite{m})
+}
+
+// suite ends what tests share before goroutines are counted.
+type suite struct{ *testing.M }
+
+func (s suite) Run() int {
+	status := s.M.Run()
+	if err := AtExit(); err != nil {
+		fmt.Fprintln(os.Stderr, "end the daemon of the tests:", err)
+		status = max(status, 1)
+	}
+	return status
 }
 
 const taskID = "01JD8Q8ZV6Q2W7KXS2M0T4RBNE"

@@ -3053,7 +3053,10 @@ type Done struct {
 	// Empty when all was copied; at most 1024 bytes.
 	Error string `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
 	// Entries that a look left out.
-	LeftOut       uint32 `protobuf:"varint,2,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	LeftOut uint32 `protobuf:"varint,2,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	// Linux's number of the error, or 0. Those that callers tell apart (errno(3):
+	// 1, 2, 13) are the same on macOS.
+	Errno         uint32 `protobuf:"varint,3,opt,name=errno,proto3" json:"errno,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3098,6 +3101,13 @@ func (x *Done) GetError() string {
 func (x *Done) GetLeftOut() uint32 {
 	if x != nil {
 		return x.LeftOut
+	}
+	return 0
+}
+
+func (x *Done) GetErrno() uint32 {
+	if x != nil {
+		return x.Errno
 	}
 	return 0
 }
@@ -3293,10 +3303,11 @@ const file_wire_proto_rawDesc = "" +
 	"\x06target\x18\x05 \x01(\tR\x06target\x12\x14\n" +
 	"\x05whole\x18\x06 \x01(\x03R\x05whole\x12\x1f\n" +
 	"\vmtime_nanos\x18\a \x01(\x03R\n" +
-	"mtimeNanos\"7\n" +
+	"mtimeNanos\"M\n" +
 	"\x04Done\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x12\x19\n" +
-	"\bleft_out\x18\x02 \x01(\rR\aleftOut*\xcd\x01\n" +
+	"\bleft_out\x18\x02 \x01(\rR\aleftOut\x12\x14\n" +
+	"\x05errno\x18\x03 \x01(\rR\x05errno*\xcd\x01\n" +
 	"\vChangedType\x12\x1c\n" +
 	"\x18CHANGED_TYPE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14CHANGED_TYPE_REGULAR\x10\x01\x12\x1a\n" +

@@ -38,7 +38,8 @@ var (
 // Blobs is a content-addressed store in one folder. A blob is complete or absent, verified when it
 // is written and again when it is used. Its methods may be called from many goroutines and processes at once.
 type Blobs struct {
-	dir string // absolute
+	dir     string   // absolute
+	through Unpacker // nil: layers are parsed in this process
 }
 
 // Open returns the store in dir, which is made at the first Fetch.

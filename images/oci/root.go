@@ -24,17 +24,25 @@ func (b *Blobs) WriteRoot(ctx context.Context, img *Image, dst *os.File, lim Lim
 	} else if fi.Size() != 0 {
 		return Stats{}, fmt.Errorf("image %s: its root's file %s is not empty", img.name(), dst.Name())
 	}
+	sp, err := newSpool(filepath.Join(b.dir, "tmp"), lim.orDefault().Content)
+	if err != nil {
+		return Stats{}, err
+	}
+	defer sp.close()
+	if b.through != nil {
+		return b.through(ctx, b.dir, img, dst, sp.f, lim, report)
+	}
+	return b.writeRoot(ctx, img, dst, sp, lim, report)
+}
+
+// writeRoot does it in this process. The caller holds the store.
+func (b *Blobs) writeRoot(ctx context.Context, img *Image, dst *os.File, sp *spool, lim Limits, report func(Progress)) (Stats, error) {
 	var total int64
 	for _, l := range img.Layers {
 		total += l.Size
 	}
 	m := newMeter("unpack", 2*total, report)
 	defer m.end()
-	sp, err := newSpool(filepath.Join(b.dir, "tmp"), lim.orDefault().Content)
-	if err != nil {
-		return Stats{}, err
-	}
-	defer sp.close()
 	u := &unpacker{tree: newTree(sp, lim.orDefault().Entries), lim: lim.orDefault()}
 	for i, l := range img.Layers {
 		u.begin(i, l.Size)
@@ -43,6 +51,7 @@ func (b *Blobs) WriteRoot(ctx context.Context, img *Image, dst *os.File, lim Lim
 		}
 	}
 	stats := Stats{Unpacked: u.unpacked}
+	var err error
 	stats.ImageBytes, err = writeErofs(ctx, u.tree, dst, &stats, func(done, all int64) {
 		m.set(total + int64(float64(total)*float64(done)/float64(all)))
 	})

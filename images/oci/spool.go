@@ -27,11 +27,17 @@ func newSpool(dir string, limit int64) (*spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
-	s := &spool{f: f, buf: make([]byte, 0, spoolBuffer), max: limit, name: f.Name()}
+	s := spoolIn(f, limit)
+	s.name = f.Name()
 	if runtime.GOOS != "windows" && os.Remove(s.name) == nil {
 		s.name = ""
 	}
 	return s, nil
+}
+
+// spoolIn is a spool in a file that is empty and that nobody else writes to.
+func spoolIn(f *os.File, limit int64) *spool {
+	return &spool{f: f, buf: make([]byte, 0, spoolBuffer), max: limit}
 }
 
 func (s *spool) close() {

@@ -1,0 +1,13 @@
+//go:build !linux
+
+package main
+
+import (
+	"context"
+	"os/exec"
+)
+
+// unpackCommand is nil: such a process confines itself, and here it could not. Layers are parsed in the daemon.
+func unpackCommand(string) func(context.Context) *exec.Cmd { return nil }
+
+func runUnpack() error { return errNotHere }

@@ -1,0 +1,203 @@
+package oci
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// Unpacker writes a root as WriteRoot does, somewhere else: blobs lie in dir, contents go to spool, a file that is
+// empty and nobody else's. See Elsewhere.
+type Unpacker func(ctx context.Context, dir string, img *Image, dst, spool *os.File, lim Limits, report func(Progress)) (Stats, error)
+
+// Through lets WriteRoot have layers unpacked by u, so that what they hold is parsed in a process that has
+// given up what it does not need. nil: in this process.
+func (b *Blobs) Through(u Unpacker) *Blobs {
+	return &Blobs{dir: b.dir, through: u}
+}
+
+// unpackRequest is what the other process is told.
+type unpackRequest struct {
+	Dir    string
+	Image  *Image
+	Limits Limits
+}
+
+// unpackAnswer is one line of what it says. The last one has Stats or Error.
+type unpackAnswer struct {
+	Progress *Progress `json:",omitempty"`
+	Stats    *Stats    `json:",omitempty"`
+	Error    string    `json:",omitempty"`
+	Kind     int       `json:",omitempty"` // of errorKinds, counted from 1
+}
+
+// Bounds of what the two say to each other: a config's strings, escaped, and some digests; and an error's text.
+const (
+	maxUnpackRequest = 16 << 20
+	maxUnpackAnswer  = 64 << 10
+	maxErrorText     = 4 << 10
+)
+
+// errorKinds are the errors that a caller tells apart; their order is the meaning of Kind.
+var errorKinds = []error{ErrNotFound, ErrDamaged, ErrMalformed, ErrTooBig, ErrDenied, ErrUnsupported}
+
+// remoteError is an error of the other process.
+type remoteError struct {
+	text string
+	kind error
+}
+
+func (e *remoteError) Error() string { return e.text }
+func (e *remoteError) Unwrap() error { return e.kind }
+
+// Elsewhere returns an Unpacker that starts a process for each root. command makes it, killed when ctx ends, and
+// its program calls ServeUnpack. What it says is believed no more than the layers are: it is bounded, and a root is
+// whatever was written, of a size that is checked.
+func Elsewhere(command func(ctx context.Context) *exec.Cmd) Unpacker {
+	return func(ctx context.Context, dir string, img *Image, dst, spool *os.File, lim Limits, report func(Progress)) (Stats, error) {
+		req, err := json.Marshal(unpackRequest{dir, img, lim})
+		if err != nil {
+			return Stats{}, err
+		}
+		inR, inW, err := os.Pipe()
+		if err != nil {
+			return Stats{}, err
+		}
+		outR, outW, err := os.Pipe()
+		if err != nil {
+			return Stats{}, errors.Join(err, inR.Close(), inW.Close())
+		}
+		var words strings.Builder
+		cmd := command(ctx)
+		cmd.Stderr = &capped{w: &words, left: maxErrorText}
+		cmd.ExtraFiles = []*os.File{inR, outW, dst, spool}
+		err = cmd.Start()
+		inR.Close()
+		outW.Close()
+		if err != nil {
+			return Stats{}, errors.Join(fmt.Errorf("unpack layers: %w", err), inW.Close(), outR.Close())
+		}
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			_, _ = inW.Write(req) // one that does not listen says so by its end
+			inW.Close()
+		}()
+		stats, err := readAnswers(outR, report)
+		outR.Close()
+		ended := cmd.Wait()
+		<-sent
+		switch {
+		case ctx.Err() != nil:
+			return Stats{}, context.Cause(ctx)
+		case err != nil && ended != nil && errors.Is(err, io.ErrUnexpectedEOF):
+			return Stats{}, fmt.Errorf("unpack layers: the process for it ended without an answer: %w: %q", ended, words.String())
+		case err != nil:
+			return Stats{}, err
+		case ended != nil:
+			return Stats{}, fmt.Errorf("unpack layers: %w: %q", ended, words.String())
+		}
+		if fi, err := dst.Stat(); err != nil || fi.Size() != stats.ImageBytes || stats.Content < 0 || stats.Entries < 0 || stats.Unpacked < 0 {
+			return Stats{}, errors.Join(err, errors.New("unpack layers: the process for it says of its work what is not so"))
+		}
+		return stats, nil
+	}
+}
+
+// readAnswers returns what the last line says.
+func readAnswers(r io.Reader, report func(Progress)) (Stats, error) {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, maxUnpackAnswer)
+	for lines.Scan() {
+		var a unpackAnswer
+		if err := json.Unmarshal(lines.Bytes(), &a); err != nil {
+			return Stats{}, fmt.Errorf("unpack layers: its answer: %w", err)
+		}
+		switch {
+		case a.Progress != nil:
+			if report != nil {
+				report(Progress{Step: "unpack", Done: a.Progress.Done, Total: a.Progress.Total})
+			}
+		case a.Stats != nil:
+			return *a.Stats, nil
+		default:
+			err := &remoteError{text: strings.ToValidUTF8(a.Error[:min(len(a.Error), maxErrorText)], "")}
+			if a.Kind > 0 && a.Kind <= len(errorKinds) {
+				err.kind = errorKinds[a.Kind-1]
+			}
+			return Stats{}, err
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return Stats{}, fmt.Errorf("unpack layers: its answer: %w", err)
+	}
+	return Stats{}, io.ErrUnexpectedEOF
+}
+
+// ServeUnpack is the other process's part: its request is on descriptor 3, its answers go to 4, the root to 5, and
+// contents to 6. Before it opens a layer it calls confine with the folder that it only reads.
+func ServeUnpack(ctx context.Context, confine func(dir string) error) error {
+	in, out := os.NewFile(3, "request"), os.NewFile(4, "answers")
+	dst, spool := os.NewFile(5, "root"), os.NewFile(6, "spool")
+	answers := json.NewEncoder(out)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stats, err := func() (Stats, error) {
+		raw, err := io.ReadAll(io.LimitReader(in, maxUnpackRequest+1))
+		if err != nil {
+			return Stats{}, err
+		}
+		var req unpackRequest
+		if len(raw) > maxUnpackRequest {
+			return Stats{}, fmt.Errorf("%w: a request of more than %d bytes", ErrTooBig, maxUnpackRequest)
+		}
+		if err := json.Unmarshal(raw, &req); err != nil {
+			return Stats{}, err
+		}
+		if req.Image == nil || !filepath.IsAbs(req.Dir) {
+			return Stats{}, errors.New("a request without an image or its folder")
+		}
+		if err := confine(req.Dir); err != nil {
+			return Stats{}, fmt.Errorf("the process that unpacks layers could not give up what it does not need: %w (carrel doctor)", err)
+		}
+		return Open(req.Dir).writeRoot(ctx, req.Image, dst, spoolIn(spool, req.Limits.orDefault().Content), req.Limits, func(p Progress) {
+			if err := answers.Encode(unpackAnswer{Progress: &p}); err != nil {
+				cancel(err) // nobody reads any more
+			}
+		})
+	}()
+	if err != nil {
+		a := unpackAnswer{Error: err.Error()}
+		a.Error = a.Error[:min(len(a.Error), maxErrorText)]
+		for i, k := range errorKinds {
+			if errors.Is(err, k) {
+				a.Kind = i + 1
+				break
+			}
+		}
+		return errors.Join(answers.Encode(a), out.Close())
+	}
+	return errors.Join(answers.Encode(unpackAnswer{Stats: &stats}), out.Close())
+}
+
+// capped keeps the first bytes of what is written.
+type capped struct {
+	w    io.Writer
+	left int
+}
+
+func (c *capped) Write(p []byte) (int, error) {
+	k := min(len(p), c.left)
+	c.left -= k
+	if _, err := c.w.Write(p[:k]); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}

@@ -4,12 +4,14 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
+	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/client"
 )
 
@@ -45,20 +47,47 @@ func result(own string, guests ...untrusted) *sdk.CallToolResult {
 	return r
 }
 
-// failure is an error as the agent gets it, with what would mend it. Its cause may
-// hold a guest's words.
+// mostSaid bounds what a guest says beside its output, in bytes: an error, a cause.
+const mostSaid = 4 << 10
+
+// failure is an error as the agent gets it. One that came by way of the daemon may
+// hold a guest's words, in its cause or in the name of what was touched: in our own
+// part stands what its code means, and the error is marked.
 func failure(err error) *sdk.CallToolResult {
-	text := visible(err.Error())
-	r := &sdk.CallToolResult{IsError: true, Meta: sdk.Meta{}}
-	var own *client.Error
-	if errors.As(err, &own) {
-		r.Meta["carrel/code"] = own.Code
+	text := err.Error()
+	if len(text) > mostSaid {
+		text = cutAt(text, mostSaid) + " ..."
 	}
-	if len(text) > 4<<10 {
-		text = cutAt(text, 4<<10) + " ..."
+	own, code, foreign := outside(err)
+	if !foreign {
+		r := result(visible(text))
+		r.IsError, r.Meta = true, sdk.Meta{}
+		return r
 	}
-	r.Content = []sdk.Content{&sdk.TextContent{Text: text}}
+	r := result(own, untrusted{"error", text})
+	r.IsError, r.Meta = true, sdk.Meta{}
+	if code != "" {
+		r.Meta["carrel/code"] = code
+	}
 	return r
+}
+
+// outside says whether err came by way of the daemon, and if so in our own words
+// what it means.
+func outside(err error) (own, code string, foreign bool) {
+	var e *client.Error
+	var p *fs.PathError
+	switch {
+	case errors.As(err, &e):
+		own, code = "it failed", e.Code
+		if means := api.Codes[code]; means != "" {
+			own += ": " + code + ". " + means
+		}
+		return own, code, true
+	case errors.As(err, &p):
+		return "it failed", "", true
+	}
+	return "", "", false
 }
 
 // visible shows what could hide from a reader: control characters, marks that turn

@@ -123,12 +123,17 @@ func shapeless(r rune) bool {
 	return unicode.Is(unicode.Variation_Selector, r) || unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r)
 }
 
-// line is s as a part of one line of a question to a person.
+// line is s as a part of one line of a question to a person. Of a long one the
+// middle is left out: the end of a path says what the file is.
 func line(s string) string {
 	const most = 200
 	s = strings.NewReplacer("\n", `\n`, "\t", `\t`, "\r", `\r`).Replace(visible(s))
 	if len(s) > most {
-		s = cutAt(s, most) + "..."
+		end := len(s) - most/2
+		for end < len(s) && !utf8.RuneStart(s[end]) {
+			end++
+		}
+		s = cutAt(s, most/2) + "..." + s[end:]
 	}
 	return s
 }

@@ -71,3 +71,24 @@ func TestRanIsMarked(t *testing.T) {
 		}
 	}
 }
+
+// A question shows what a file is called, however deep it lies.
+func TestLineShowsTheEnd(t *testing.T) {
+	for _, deep := range []string{strings.Repeat("deep/", 100), strings.Repeat("\u00e4/", 300), strings.Repeat("\u202e", 300)} {
+		if got := line("/home/u/" + deep + ".git/hooks/pre-commit"); !strings.HasSuffix(got, ".git/hooks/pre-commit") || !strings.HasPrefix(got, "/home/u/") || len(got) > 203 || visible(got) != got {
+			t.Errorf("%q", got)
+		}
+	}
+}
+
+// What no host is made of comes into no question.
+func TestAskable(t *testing.T) {
+	for host, want := range map[string]bool{
+		"example.org": true, "*.example.org": true, "2001:db8::1": true, "xn--mnchen-3ya.example": true, "*": false,
+		"a.example\u200b": false, "[a.example](b.example)": false, "a.example,all-is-well": false, strings.Repeat("a.", 127) + "x": false,
+	} {
+		if askable(host) != want {
+			t.Errorf("%.40q: %v", host, !want)
+		}
+	}
+}

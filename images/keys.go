@@ -59,6 +59,9 @@ func CreateKey(path string) (TrustedKey, error) {
 		b    []byte
 	}{{path + ".pub", public}, {path, private}} {
 		err := writeFile(f.path, func(w *os.File) error { _, err := w.Write(f.b); return err })
+		if err != nil && f.path == path { // a public key whose private one nobody has would be mistaken for that of what is there
+			err = errors.Join(err, os.Remove(path+".pub"))
+		}
 		if errors.Is(err, os.ErrExist) {
 			return TrustedKey{}, fmt.Errorf("make a key: %s is there already (choose another name)", f.path)
 		} else if err != nil {

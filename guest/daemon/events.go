@@ -61,8 +61,13 @@ type events struct {
 	over chan struct{} // closed when the daemon ends
 }
 
+// newEvents goes on after the last event of the log: a caller who comes as soon as
+// the daemon serves, with the number of the last event of the daemon before, must
+// not hear that there is none. A log that cannot be read says so at the next read.
 func newEvents(log eventLog) *events {
-	return &events{log: log, grown: make(chan struct{}), over: make(chan struct{})}
+	v := &events{log: log, grown: make(chan struct{}), over: make(chan struct{})}
+	_, v.last, _ = v.ends(context.Background())
+	return v
 }
 
 // append keeps an event and wakes those who wait for it.

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"connectrpc.com/connect"
 
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 )
 
 func told(t *testing.T, v *events, guest string, n int) {
@@ -304,4 +306,67 @@ func TestEventsRecallBound(t *testing.T) {
 			t.Errorf("%d events: the last is %d, %d are known, cut %v", n, last, known, s.cut)
 		}
 	}
+}
+
+// Who comes back with the number of the last event, before the log was read again,
+// goes on after it.
+func TestEventsAfterRestart(t *testing.T) {
+	v := newEvents(&memoryEvents{max: 100})
+	told(t, v, "a", 7)
+	next := newEvents(v.log)
+	if err := next.enter(7); err != nil {
+		t.Fatal(err)
+	}
+	if err := next.enter(8); err == nil {
+		t.Fatal("an event that never was is gone on after")
+	}
+}
+
+// hung is a keeper that takes calls and answers none.
+type hung struct{ apiconnect.TaskServiceClient }
+
+func (hung) Wait(ctx context.Context, _ *connect.Request[api.WaitTaskRequest]) (*connect.Response[api.WaitTaskResponse], error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (hung) List(ctx context.Context, _ *connect.Request[api.ListTasksRequest]) (*connect.Response[api.ListTasksResponse], error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// A keeper that hangs holds up the events of the other guests a moment, and is
+// looked at again.
+func TestEventsPastHungKeeper(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		v := newEvents(&memoryEvents{max: 100})
+		d := &Daemon{events: v, table: map[string]*entry{}}
+		s := newSource(d, v)
+		e := newEntry("a", &api.Guest{Name: "a", State: api.GuestState_GUEST_STATE_READY})
+		e.keeper = &keeper{tasks: hung{}}
+		d.table["a"] = e
+		for _, fresh := range []bool{true, false} {
+			g := s.of("a")
+			if g.open["01"] = api.TaskState_TASK_STATE_RUNNING; !fresh {
+				g.e = e
+			}
+			began := time.Now()
+			s.guest(ctx, "a")
+			if took := time.Since(began); took > keeperTime || ctx.Err() != nil {
+				t.Errorf("first %v: the others waited %v", fresh, took)
+			}
+			if (g.e == nil) != fresh || len(g.open) != 1 {
+				t.Errorf("first %v: %+v", fresh, g)
+			}
+			time.Sleep(2 * keeperTime)
+			s.mu.Lock()
+			if !s.guests["a"] {
+				t.Errorf("first %v: it is not looked at again", fresh)
+			}
+			clear(s.guests)
+			s.mu.Unlock()
+		}
+	})
 }

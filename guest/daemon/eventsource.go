@@ -320,8 +320,17 @@ func (s *source) guest(ctx context.Context, name string) {
 func (s *source) tasksOf(ctx context.Context, e *entry, g *toldGuest, info *api.Guest, k *keeper, fresh bool) {
 	list := info.Tasks
 	if fresh && k != nil {
-		if all, err := s.d.tasks(ctx, e); err == nil {
+		kctx, cancel := context.WithTimeout(ctx, keeperTime)
+		all, err := s.d.tasks(kctx, e)
+		late := kctx.Err() != nil
+		cancel()
+		switch {
+		case err == nil:
 			list = all
+		case late: // the next look is the first again
+			g.e = nil
+			s.later(e.name)
+			return
 		}
 	}
 	seen := map[string]bool{}
@@ -345,14 +354,29 @@ func (s *source) tasksOf(ctx context.Context, e *entry, g *toldGuest, info *api.
 			delete(g.open, id) // forgotten, with the oldest
 			continue
 		}
-		r, err := k.tasks.Wait(ctx, connect.NewRequest(&api.WaitTaskRequest{Guest: e.name, Task: id, TimeoutNanos: -1}))
+		kctx, cancel := context.WithTimeout(ctx, keeperTime)
+		r, err := k.tasks.Wait(kctx, connect.NewRequest(&api.WaitTaskRequest{Guest: e.name, Task: id, TimeoutNanos: -1}))
+		late := kctx.Err() != nil
+		cancel()
 		switch {
 		case err == nil:
 			s.task(ctx, r.Msg.Task)
 		case connect.CodeOf(err) == connect.CodeNotFound:
 			delete(g.open, id)
+		case late:
+			s.later(e.name)
+			return
 		}
 	}
+}
+
+// keeperTime is how long one guest's keeper may take to answer. All guests' events
+// wait for it: a keeper that hangs, or was stopped, must not hold them up for ever.
+const keeperTime = 5 * time.Second
+
+// later looks at a guest again after a while in which the others have their turn.
+func (s *source) later(name string) {
+	time.AfterFunc(keeperTime, func() { s.changed(name) })
 }
 
 // image tells what has changed of the images.

@@ -170,6 +170,9 @@ func (d *Daemon) earlierTask(ctx context.Context, r *api.StartTaskRequest, sum [
 		if err := proto.Unmarshal(answer, t); err != nil {
 			return nil, fmt.Errorf("read the answer to an idempotency key: %w", err)
 		}
+		if t.Guest != r.Guest { // a key that came from a journal is there without its request
+			return nil, reused()
+		}
 		if t.Spec != nil { // what was left out of the answer is the request's own
 			t.Spec.Env = r.GetSpec().GetEnv()
 			if len(t.Spec.Argv) == 0 {

@@ -4,12 +4,14 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
+	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/client"
 )
 
@@ -45,20 +47,47 @@ func result(own string, guests ...untrusted) *sdk.CallToolResult {
 	return r
 }
 
-// failure is an error as the agent gets it, with what would mend it. Its cause may
-// hold a guest's words.
+// mostSaid bounds what a guest says beside its output, in bytes: an error, a cause.
+const mostSaid = 4 << 10
+
+// failure is an error as the agent gets it. One that came by way of the daemon may
+// hold a guest's words, in its cause or in the name of what was touched: in our own
+// part stands what its code means, and the error is marked.
 func failure(err error) *sdk.CallToolResult {
-	text := visible(err.Error())
-	r := &sdk.CallToolResult{IsError: true, Meta: sdk.Meta{}}
-	var own *client.Error
-	if errors.As(err, &own) {
-		r.Meta["carrel/code"] = own.Code
+	text := err.Error()
+	if len(text) > mostSaid {
+		text = cutAt(text, mostSaid) + " ..."
 	}
-	if len(text) > 4<<10 {
-		text = cutAt(text, 4<<10) + " ..."
+	own, code, foreign := outside(err)
+	if !foreign {
+		r := result(visible(text))
+		r.IsError, r.Meta = true, sdk.Meta{}
+		return r
 	}
-	r.Content = []sdk.Content{&sdk.TextContent{Text: text}}
+	r := result(own, untrusted{"error", text})
+	r.IsError, r.Meta = true, sdk.Meta{}
+	if code != "" {
+		r.Meta["carrel/code"] = code
+	}
 	return r
+}
+
+// outside says whether err came by way of the daemon, and if so in our own words
+// what it means.
+func outside(err error) (own, code string, foreign bool) {
+	var e *client.Error
+	var p *fs.PathError
+	switch {
+	case errors.As(err, &e):
+		own, code = "it failed", e.Code
+		if means := api.Codes[code]; means != "" {
+			own += ": " + code + ". " + means
+		}
+		return own, code, true
+	case errors.As(err, &p):
+		return "it failed", "", true
+	}
+	return "", "", false
 }
 
 // visible shows what could hide from a reader: control characters, marks that turn
@@ -94,12 +123,17 @@ func shapeless(r rune) bool {
 	return unicode.Is(unicode.Variation_Selector, r) || unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r)
 }
 
-// line is s as a part of one line of a question to a person.
+// line is s as a part of one line of a question to a person. Of a long one the
+// middle is left out: the end of a path says what the file is.
 func line(s string) string {
 	const most = 200
 	s = strings.NewReplacer("\n", `\n`, "\t", `\t`, "\r", `\r`).Replace(visible(s))
 	if len(s) > most {
-		s = cutAt(s, most) + "..."
+		end := len(s) - most/2
+		for end < len(s) && !utf8.RuneStart(s[end]) {
+			end++
+		}
+		s = cutAt(s, most/2) + "..." + s[end:]
 	}
 	return s
 }

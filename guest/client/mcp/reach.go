@@ -60,7 +60,7 @@ func (s *session) allow(ctx context.Context, req *sdk.CallToolRequest, in allowI
 	switch {
 	case err != nil:
 		return failure(err), nil, nil
-	case host == "*" || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r > '~' }):
+	case !askable(host):
 		return failure(errors.New("name one host, or *.example.org, in ASCII (an international name as xn--)")), nil, nil
 	}
 	if port == 0 {
@@ -84,6 +84,14 @@ func (s *session) allow(ctx context.Context, req *sdk.CallToolRequest, in allowI
 		return failure(err), nil, nil
 	}
 	return out, nil, nil
+}
+
+// askable says whether a person can be asked about a host: what no host is made of
+// would only be words of the agent's in our question, of any length.
+func askable(host string) bool {
+	return host != "*" && len(host) <= 253 && !strings.ContainsFunc(host, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(".-_:*", r))
+	})
 }
 
 func (s *session) allowShown(ctx context.Context, r *reach) (*sdk.CallToolResult, any, error) {

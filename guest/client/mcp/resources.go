@@ -62,7 +62,7 @@ func (s *session) readChanges(ctx context.Context, req *sdk.ReadResourceRequest)
 	}
 	own, text, err := diffText(ctx, c, guest, nil, mostResource)
 	if err != nil {
-		return nil, err
+		return nil, unread(err)
 	}
 	return content(changesURI, untrusted{"changes", own + "\n" + text}), nil
 }
@@ -85,5 +85,13 @@ func (s *session) readLog(ctx context.Context, req *sdk.ReadResourceRequest) (*s
 	case client.CodeOf(err) == "not_found" || client.CodeOf(err) == "bad_request":
 		return nil, sdk.ResourceNotFoundError(req.Params.URI)
 	}
-	return nil, err
+	return nil, unread(err)
+}
+
+// unread is err in our own words: an error of the protocol has no part for others'.
+func unread(err error) error {
+	if own, _, foreign := outside(err); foreign {
+		return errors.New(own)
+	}
+	return err
 }

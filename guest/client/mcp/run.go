@@ -63,7 +63,8 @@ func (s *session) run(ctx context.Context, req *sdk.CallToolRequest, in runInput
 	cmd.Task = t
 	cmd.Guest = guest
 	cmd.Stdout, cmd.Stderr = io.MultiWriter(stdout, tell), io.MultiWriter(stderr, tell)
-	cmd.Notice = func(n string) { note += n + ". " }
+	notices := &bounded{limit: mostSaid}
+	cmd.Notice = func(n string) { fmt.Fprintln(notices, line(n)) }
 	if err := cmd.Start(); err != nil {
 		return failure(err), nil, nil
 	}
@@ -74,31 +75,48 @@ func (s *session) run(ctx context.Context, req *sdk.CallToolRequest, in runInput
 	if err != nil && !errors.As(err, &exit) {
 		return failure(err), nil, nil
 	}
-	status := 0
-	own := "exit status 0"
-	if exit != nil {
-		status, own = exit.Status, visible(exit.Error())
-	}
-	own = fmt.Sprintf("%s%s. Its whole output: %s", note, own, logURI(id))
-	if n := stdout.dropped + stderr.dropped; n > 0 {
-		own += fmt.Sprintf(" (%d bytes of it are left out below)", n)
-	}
-	if hosts := s.refused(ctx, c, guest, id); len(hosts) > 0 {
-		own += ". It was not let out to " + strings.Join(hosts, ", ") + ": allow_host asks the user"
-	}
+	return ran{note, guest, id, exit, stdout, stderr, notices, s.refused(ctx, c, guest, id)}.result(), nil, nil
+}
+
+// ran is a command that has ended: note, guest and task are our own words, all else
+// the guest's.
+type ran struct {
+	note, guest, task       string
+	exit                    *client.ExitError // nil: status 0
+	stdout, stderr, notices *bounded
+	refused                 []string
+}
+
+func (d ran) result() *sdk.CallToolResult {
+	status, own := 0, "exit status 0"
 	var parts []untrusted
-	for _, o := range []struct {
-		name string
-		b    *bounded
-	}{{"stdout", stdout}, {"stderr", stderr}} {
-		if text := o.b.String(); text != "" {
-			parts = append(parts, untrusted{o.name, text})
+	add := func(name, text string) {
+		if text != "" {
+			parts = append(parts, untrusted{name, text})
 		}
 	}
+	if d.exit != nil {
+		bare := *d.exit
+		bare.Cause = "" // by the guest's word
+		status, own = bare.Status, bare.Error()
+		add("cause", cutAt(d.exit.Cause, mostSaid))
+	}
+	own = fmt.Sprintf("%s%s. Its whole output: %s", d.note, own, logURI(d.task))
+	if n := d.stdout.dropped + d.stderr.dropped; n > 0 {
+		own += fmt.Sprintf(" (%d bytes of it are left out below)", n)
+	}
+	// A guest names the hosts that it wants, and so may write sentences there.
+	if n := len(d.refused); n > 0 {
+		own += fmt.Sprintf(". It was not let out to %d hosts, which are named below: allow_host asks the user", n)
+		add("hosts", strings.Join(d.refused, "\n"))
+	}
+	add("notices", d.notices.String())
+	add("stdout", d.stdout.String())
+	add("stderr", d.stderr.String())
 	r := result(own, parts...)
-	r.Meta = sdk.Meta{"carrel/status": status, "carrel/task": id, "carrel/guest": guest}
+	r.Meta = sdk.Meta{"carrel/status": status, "carrel/task": d.task, "carrel/guest": d.guest}
 	r.IsError = status != 0
-	return r, nil, nil
+	return r
 }
 
 // task checks what the agent asked for.

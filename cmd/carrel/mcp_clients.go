@@ -31,10 +31,10 @@ var mcpClients = []mcpClient{
 	{name: "claude-code", key: "mcpServers", typed: true,
 		file: func(home string) string { return filepath.Join(home, ".claude.json") },
 		seen: func(home string) string { return filepath.Join(home, ".claude.json") }},
-	{name: "cursor", key: "mcpServers", folder: "${workspaceFolder}",
+	{name: "cursor", key: "mcpServers", folder: "${workspaceFolder}:review",
 		file: func(home string) string { return filepath.Join(home, ".cursor", "mcp.json") },
 		seen: func(home string) string { return filepath.Join(home, ".cursor") }},
-	{name: "vscode", key: "servers", typed: true, folder: "${workspaceFolder}",
+	{name: "vscode", key: "servers", typed: true, folder: "${workspaceFolder}:review",
 		file: func(home string) string { return filepath.Join(settings(home), "Code", "User", "mcp.json") },
 		seen: func(home string) string { return filepath.Join(settings(home), "Code", "User") }},
 }

@@ -197,7 +197,7 @@ func TestInstall(t *testing.T) {
 	}
 	file := filepath.Join(user, ".cursor", "mcp.json")
 	status, stdout, stderr := call(t, "mcp", "install", "--client", "cursor")
-	if status != 1 || !strings.Contains(stdout, `"${workspaceFolder}"`) || !strings.Contains(stderr, "--yes") || isThere(file) {
+	if status != 1 || !strings.Contains(stdout, `"${workspaceFolder}:review"`) || !strings.Contains(stderr, "--yes") || isThere(file) {
 		t.Errorf("unasked: %d, %s, %s, written: %v", status, stdout, stderr, isThere(file))
 	}
 	if status, _, stderr := call(t, "mcp", "install", "--client", "cursor", "--yes"); status != 0 || !isThere(file) {

@@ -95,7 +95,7 @@ func TestScriptsVM(t *testing.T) {
 	for _, name := range append([]string{"doctor", "image"}, behindWalls...) {
 		files = append(files, filepath.Join(scripts, name+".txt"))
 	}
-	bin := buildPrograms(t, []string{"./cmd/carrel", "./cmd/carreld"})
+	bin := buildPrograms(t, []string{"./cmd/carrel", "./cmd/carreld"}, []string{"./cmd/carrel-agent"}) // which doctor looks for
 	h, err := newHome(bin, imageCache(t))
 	if err != nil {
 		t.Fatal(err)

@@ -28,7 +28,7 @@ type raw struct {
 
 func (w *world) raw() *raw {
 	h := guest.NewHTTPClient(filepath.Join(w.home, "run", "d.sock"))
-	return &raw{apiconnect.NewGuestServiceClient(h, "http://carreld"), apiconnect.NewTaskServiceClient(h, "http://carreld"), h.CloseIdleConnections}
+	return &raw{apiconnect.NewGuestServiceClient(h, "http://carrel"), apiconnect.NewTaskServiceClient(h, "http://carrel"), h.CloseIdleConnections}
 }
 
 func (r *raw) start(ctx context.Context, req *api.StartGuestRequest) (g *api.Guest, err error) {

@@ -141,7 +141,7 @@ func TestFormula(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"class Carrel < Formula\n", "/v1.2.3.tar.gz\"", `sha256 "` + digests["source"] + `"`, `license "Apache-2.0"`, "scripts/sign"} {
+	for _, want := range []string{"class Carrel < Formula\n", "/v1.2.3/carrel-1.2.3.tar.gz\"", `sha256 "` + digests["source"] + `"`, `license "Apache-2.0"`, "scripts/sign"} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("the formula has no %q", want)
 		}

@@ -2,7 +2,7 @@
 class Carrel < Formula
   desc "Run untrusted work in a microVM that sees only what you share"
   homepage "https://github.com/carrel-vm/carrel"
-  url "https://github.com/carrel-vm/carrel/archive/refs/tags/v@VERSION@.tar.gz"
+  url "https://github.com/carrel-vm/carrel/releases/download/v@VERSION@/carrel-@VERSION@.tar.gz"
   sha256 "@SHA256_SOURCE@"
   license "Apache-2.0"
 

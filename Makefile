@@ -11,7 +11,7 @@ GO_FILES = $(shell git ls-files -co --exclude-standard '*.go')
 # The hosts that this one compiles for, without cgo.
 ELSEWHERE := darwin/arm64 darwin/amd64 windows/amd64 windows/arm64
 
-.PHONY: build node setup image kernel kernel-arm64 demo test test-wine test-full check bench fuzz generate api-release tools clean
+.PHONY: build node setup image kernel kernel-arm64 demo test test-wine test-full torture check bench fuzz generate api-release tools clean
 
 build: ## the three programs
 	@mkdir -p bin
@@ -42,6 +42,9 @@ test-wine: setup ## the Windows programs and their tests, under Wine
 
 test-full: ## the catalogue's full numbers
 	CARREL_SCALE=full $(MAKE) test
+
+torture: image ## kills every kind of process while clients work; CARREL_TORTURE_KILLS=N of each world, CARREL_TORTURE_TABLE=docs/reliability.md adds rows there
+	CARREL_TORTURE_TABLE=$(if $(CARREL_TORTURE_TABLE),$(abspath $(CARREL_TORTURE_TABLE))) go test -tags torture -count=1 -v -timeout 8h -run '^TestTorture$$' ./cmd/carreld
 
 check: tools ## the fast inner loop
 	@test -z "$$(gofmt -l $(GO_FILES))" || { echo "not formatted:"; gofmt -l $(GO_FILES); exit 1; }

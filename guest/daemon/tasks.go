@@ -78,7 +78,12 @@ func (d *Daemon) handOn(e *entry, err error) error {
 	if errors.As(err, &ce) && len(ce.Details()) > 0 {
 		return ce
 	}
-	if connect.CodeOf(err) == connect.CodeUnavailable {
+	switch code := connect.CodeOf(err); {
+	case code == connect.CodeUnavailable:
+		return notRunning(e.name)
+	case (code == connect.CodeUnknown || code == connect.CodeCanceled) && !connect.IsWireError(err):
+		// Nobody said that: it is connect's word for half an answer, or for a
+		// connection that was reset, of a keeper that died within its call.
 		return notRunning(e.name)
 	}
 	return err

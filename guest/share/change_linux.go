@@ -1,6 +1,7 @@
 package share
 
 import (
+	"os"
 	"sync"
 	"unsafe"
 
@@ -162,3 +163,6 @@ func (s *shutFiles) get(dev, ino uint64) int {
 	}
 	return -1
 }
+
+// fileTimes sets times through the descriptor, to the nanosecond.
+func fileTimes(f *os.File, c change) error { return changeTimes(int(f.Fd()), c) }

@@ -165,6 +165,10 @@ var fidelity = map[string]func(x *transcript){
 	"times": func(x *transcript) {
 		x.write("f", "x")
 		x.do("mkdir", os.Mkdir(x.at("d"), 0o755))
+		x.write("held", "x")
+		held, err := os.Open(x.at("held"))
+		x.do("open", err)
+		defer held.Close()
 		tell := func(name string) {
 			var st unix.Stat_t
 			x.do("stat", unix.Stat(x.at(name), &st))
@@ -172,7 +176,7 @@ var fidelity = map[string]func(x *transcript){
 		}
 		// Before 1970, with nanoseconds, after 2038; one that stays.
 		for _, t := range [][2]unix.Timespec{{{Sec: -1000, Nsec: 1}, {Sec: 1e9, Nsec: 999999999}}, {{Sec: 3e9, Nsec: 7}, {Nsec: unix.UTIME_OMIT}}, {{Nsec: unix.UTIME_OMIT}, {Sec: 5}}} {
-			for _, name := range []string{"f", "d"} {
+			for _, name := range []string{"f", "d", "held"} {
 				x.do("utimens "+name, unix.UtimesNanoAt(unix.AT_FDCWD, x.at(name), t[:], 0))
 				tell(name)
 			}

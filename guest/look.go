@@ -22,14 +22,18 @@ const maxLooked = 2 << 20
 // List implements FileService.
 func (f keeperFiles) List(ctx context.Context, r *connect.Request[api.ListFilesRequest]) (*connect.Response[api.ListFilesResponse], error) {
 	out := new(api.ListFilesResponse)
-	bytes := 0
+	bytes, entries := 0, 0
 	left, err := f.k.ask(ctx, &wire.Get{Path: r.Msg.Path, User: r.Msg.User, Look: true, SelfOnly: r.Msg.SelfOnly}, func(e *wire.File) error {
 		if out.Self == nil {
 			e.Name = path.Base(path.Clean(r.Msg.Path)) // not the guest's to say
 			out.Self = info(e)
 			return checkLooked(e, false)
 		}
-		if len(out.Entries) == wire.MaxLook || r.Msg.SelfOnly || out.Self.Type != api.FileType_FILE_TYPE_DIRECTORY {
+		if err := checkLooked(e, true); err != nil {
+			return err
+		}
+		// Those that are left out count too: a guest would go on for ever with them.
+		if entries++; entries > wire.MaxLook || r.Msg.SelfOnly || out.Self.Type != api.FileType_FILE_TYPE_DIRECTORY {
 			return &violation{"a look at a folder brought more than was asked for"}
 		}
 		if bytes += len(e.Name) + len(e.Target); bytes > maxLooked {
@@ -37,7 +41,7 @@ func (f keeperFiles) List(ctx context.Context, r *connect.Request[api.ListFilesR
 			return nil
 		}
 		out.Entries = append(out.Entries, info(e))
-		return checkLooked(e, true)
+		return nil
 	}, func([]byte) error { return &violation{"a look at a folder brought content"} })
 	switch {
 	case err != nil:
@@ -69,6 +73,9 @@ func (f keeperFiles) Read(ctx context.Context, r *connect.Request[api.ReadFileRe
 		out.Info = info(e)
 		return checkLooked(e, false)
 	}, func(b []byte) error {
+		if len(b) == 0 { // which would never be too much
+			return &violation{"a part of a file came with nothing in it"}
+		}
 		if out.Info == nil || int64(len(out.Data)+len(b)) > want {
 			return &violation{"a part of a file is longer than it was announced"}
 		}

@@ -29,6 +29,10 @@ func TestLookViolations(t *testing.T) {
 	for range wire.MaxLook + 1 {
 		many = append(many, entry("a"))
 	}
+	long := []*wire.Copy{folder} // past the bound of bytes, after which entries are only counted
+	for range wire.MaxLook + 1 {
+		long = append(long, entry(strings.Repeat("x", 255)))
+	}
 	for name, c := range map[string]struct {
 		says []*wire.Copy
 		read bool
@@ -44,6 +48,8 @@ func TestLookViolations(t *testing.T) {
 		"long name":         {says: []*wire.Copy{folder, entry(strings.Repeat("x", 256))}, want: "no name"},
 		"entries of a file": {says: []*wire.Copy{entry("x"), entry("a")}, want: "more than was asked"},
 		"too many":          {says: many, want: "more than was asked"},
+		"too many, long":    {says: long, want: "more than was asked"},
+		"long, not many":    {says: append(long[:wire.MaxLook+1:wire.MaxLook+1], done)},
 		"content":           {says: []*wire.Copy{folder, data("x")}, want: "content"},
 		"negative size":     {says: []*wire.Copy{folder, file(&wire.File{Name: "a", Type: wire.FileType_FILE_TYPE_REGULAR, Whole: -1})}, want: "impossible size"},
 		"size of a folder":  {says: []*wire.Copy{folder, file(&wire.File{Name: "a", Type: wire.FileType_FILE_TYPE_DIRECTORY, Whole: 1})}, want: "impossible size"},
@@ -55,6 +61,7 @@ func TestLookViolations(t *testing.T) {
 		"no end":            {says: []*wire.Copy{folder, nil}, want: "without a word"},
 		"long part":         {read: true, says: []*wire.Copy{part(2), data("abc")}, want: "longer than"},
 		"short part":        {read: true, says: []*wire.Copy{part(2), data("a"), done}, want: "shorter than"},
+		"empty data":        {read: true, says: []*wire.Copy{part(1), data("")}, want: "nothing in it"},
 		"huge part":         {read: true, says: []*wire.Copy{part(1 << 62)}, want: "not what was asked"},
 		"negative part":     {read: true, says: []*wire.Copy{part(-1)}, want: "not what was asked"},
 		"two parts":         {read: true, says: []*wire.Copy{part(0), part(0)}, want: "not what was asked"},

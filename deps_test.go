@@ -20,16 +20,17 @@ var arrows = []struct {
 	to     []string
 	reason string
 }{
-	{"cmd/carreld", []string{"guest/daemon", "guest", "guest/packet", "guest/api/...", "guest/audit", "guest/doctor", "guest/egress/...", "guest/place", "guest/policy", "guest/review", "guest/secret", "guest/service", "guest/share", "guest/share/control", "guest/share/rules", "images", "hypervisor/..."}, "it wires; nothing else does"},
+	{"cmd/carreld", []string{"guest/daemon", "guest", "guest/packet", "guest/api/...", "guest/audit", "guest/doctor", "guest/egress/...", "guest/inherit", "guest/place", "guest/policy", "guest/review", "guest/secret", "guest/service", "guest/share", "guest/share/control", "guest/share/rules", "images", "hypervisor/..."}, "it wires; nothing else does"},
 	{"cmd/carrel-agent", []string{"agent/..."}, "the guest sees nothing of the host"},
 	{"cmd/...", []string{"guest/client/...", "guest/api", "guest/place", "guest/service"}, "what a person runs knows only the API"},
 	{"guest/daemon/store", nil, "an index is rows; what they mean the daemon knows"},
-	{"guest/daemon", []string{"guest", "guest/daemon/store", "guest/audit", "guest/doctor", "guest/policy", "guest/review", "guest/secret", "guest/share/rules", "guest/api/...", "guest/place", "images", "hypervisor"}, "the daemon never names a driver and never parses a guest's bytes"},
-	{"guest/client", []string{"guest/api/...", "guest/place"}, "the SDK is the API and nothing else"},
+	{"guest/daemon", []string{"guest", "guest/daemon/store", "guest/audit", "guest/doctor", "guest/policy", "guest/review", "guest/secret", "guest/share/rules", "guest/api/...", "guest/inherit", "guest/place", "images", "hypervisor"}, "the daemon never names a driver and never parses a guest's bytes"},
+	{"guest/client", []string{"guest/api/...", "guest/inherit", "guest/place"}, "the SDK is the API and nothing else"},
 	{"guest/client/mcp", []string{"guest/client", "guest/api"}, "an agent gets what a user of the SDK has, and less"},
 	{"guest/client/examples/...", []string{"guest/client", "guest/api"}, "they show what a user of the SDK can do"},
 	{"guest/policy", []string{"hypervisor", "guest/api", "guest/share/rules"}, "it decides on plain data"},
 	{"guest/api/...", []string{"guest/api/..."}, "it is generated"},
+	{"guest/inherit", nil, "it starts a process, whichever"},
 	{"guest/packet", nil, "it passes bytes and files between processes of ours"},
 	{"guest/egress/link", []string{"guest/packet"}, "a keeper and its egress process share it"},
 	{"guest/egress/egresstest", nil, "a world for tests knows nothing of what is tested in it"},

@@ -16,6 +16,7 @@ import (
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/daemon"
 	"github.com/carrel-vm/carrel/guest/egress/link"
+	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/images"
@@ -53,7 +54,7 @@ func runDaemon(args []string) error {
 	}
 	say := func(string) {}
 	if *readyFD > 2 {
-		f := os.NewFile(uintptr(*readyFD), "ready")
+		f := inherit.File(*readyFD, "ready")
 		say = func(word string) {
 			fmt.Fprintln(f, word)
 			f.Close()

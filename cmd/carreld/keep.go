@@ -12,13 +12,14 @@ import (
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/egress/link"
+	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/place"
 )
 
 // runKeeper keeps one guest: the request is on descriptor 3, the first word
 // goes to descriptor 4, and 5 leads to the guest's egress process.
 func runKeeper() error {
-	in, out, lk := os.NewFile(3, "request"), os.NewFile(4, "word"), os.NewFile(5, "link")
+	in, out, lk := inherit.File(3, "request"), inherit.File(4, "word"), inherit.File(5, "link")
 	var req guest.KeepRequest
 	dec := json.NewDecoder(io.LimitReader(in, 4<<20))
 	dec.DisallowUnknownFields()

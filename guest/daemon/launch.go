@@ -1,7 +1,7 @@
 package daemon
 
 import (
-	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,10 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/inherit"
 )
 
 // wordTimeout bounds how long a process of ours may take to say its first word.
@@ -61,11 +61,10 @@ func (d *Daemon) launch(what string, command []string, env []string, dir string,
 	}
 	c.cmd = exec.Command(command[0], command[1:]...)
 	c.cmd.Env = append(keptEnv(env...), d.opts.Place.Env()...)
-	c.cmd.Dir = "/"
+	c.cmd.Dir = filepath.VolumeName(command[0]) + string(filepath.Separator) // it must hold no folder busy
 	c.cmd.Stderr = log
-	c.cmd.ExtraFiles = files
 	detach(c.cmd)
-	if err := c.cmd.Start(); err != nil {
+	if err := inherit.Start(c.cmd, files...); err != nil {
 		inW.Close()
 		out.Close()
 		return nil, fmt.Errorf("start the %s: %w", what, err)
@@ -83,15 +82,13 @@ func (d *Daemon) launch(what string, command []string, env []string, dir string,
 
 // listens returns when the process has said the word that it should say.
 func (c *child) listens(good string) error {
-	defer c.word.Close()
-	c.word.SetReadDeadline(time.Now().Add(wordTimeout))
-	word, err := bufio.NewReaderSize(c.word, 4096).ReadString('\n')
-	if word == good+"\n" {
+	word, err := inherit.Line(context.Background(), c.word, 4096, wordTimeout)
+	if word == good {
 		return nil
 	}
 	c.cmd.Process.Kill()
 	if word != "" {
-		return errors.New(strings.TrimSpace(word))
+		return errors.New(word)
 	}
 	return fmt.Errorf("the %s ended at once: %w (see %s)", c.what, err, c.log)
 }

@@ -17,7 +17,8 @@ import (
 )
 
 // runKeeper keeps one guest: the request is on descriptor 3, the first word
-// goes to descriptor 4, and 5 leads to the guest's egress process.
+// goes to descriptor 4, and 5 leads to the guest's egress process. Where there
+// is none, on Windows, the guest reaches nothing.
 func runKeeper() error {
 	in, out, lk := inherit.File(3, "request"), inherit.File(4, "word"), inherit.File(5, "link")
 	var req guest.KeepRequest
@@ -40,7 +41,7 @@ func runKeeper() error {
 		return err
 	}
 	opts, err := keeperOptions(p, req, log)
-	if err == nil {
+	if err == nil && lk != nil {
 		opts.Link, err = link.New(lk)
 	}
 	if err == nil {

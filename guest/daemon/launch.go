@@ -101,6 +101,14 @@ func (d *Daemon) spawn(trace *guest.Trace, req guest.KeepRequest, edge guest.Edg
 	if err != nil {
 		return err
 	}
+	request := func(w io.Writer) error { _, err := w.Write(b); return err }
+	if len(d.opts.Edge) == 0 { // refuseOutside was asked
+		keeper, err := d.launch("keeper", d.opts.Keeper, nil, req.Parts.Dir, request, nil, nil)
+		if err != nil {
+			return err
+		}
+		return keeper.listens("listening")
+	}
 	inner, outer, err := d.opts.Link()
 	if err != nil {
 		return err
@@ -115,7 +123,7 @@ func (d *Daemon) spawn(trace *guest.Trace, req guest.KeepRequest, edge guest.Edg
 		return err
 	}
 	guest.Crash("spawn: the egress process alone")
-	keeper, err := d.launch("keeper", d.opts.Keeper, nil, req.Parts.Dir, func(w io.Writer) error { _, err := w.Write(b); return err }, nil, nil, inner)
+	keeper, err := d.launch("keeper", d.opts.Keeper, nil, req.Parts.Dir, request, nil, nil, inner)
 	if err != nil {
 		egress.cmd.Process.Kill()
 		egress.word.Close()
@@ -143,7 +151,7 @@ var edgeEnv = []string{"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 // keptEnv is what a guest's processes inherit of the environment.
 func keptEnv(more ...string) (env []string) {
-	for _, k := range append([]string{"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_RUNTIME_DIR", "SystemRoot", "CARREL_CRASH", "CARREL_CRASH_MARK", "CARREL_CRASH_REVIEW", "CARREL_CRASH_REVIEW_MARK", "GORACE", "GOCOVERDIR"}, more...) {
+	for _, k := range append([]string{"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_RUNTIME_DIR", "SystemRoot", "USERPROFILE", "LOCALAPPDATA", "TEMP", "TMP", "CARREL_CRASH", "CARREL_CRASH_MARK", "CARREL_CRASH_REVIEW", "CARREL_CRASH_REVIEW_MARK", "GORACE", "GOCOVERDIR"}, more...) {
 		if v, ok := os.LookupEnv(k); ok {
 			env = append(env, k+"="+v)
 		}

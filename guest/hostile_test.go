@@ -228,7 +228,7 @@ func TestStopOfADeafGuest(t *testing.T) {
 		<-block
 	}})
 	t.Cleanup(func() { close(block) }) // before the guest's own cleanup, which waits
-	g.disk = false // or it would have StopFlush more
+	g.disk = false                     // or it would have StopFlush more
 	g.Stop(100 * time.Millisecond)
 }
 

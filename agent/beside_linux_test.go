@@ -82,7 +82,7 @@ func TestBeside(t *testing.T) {
 		t.Logf("not %s: %s", name, why)
 	}
 	all = slices.DeleteFunc(all, func(name string) bool { return besideNot[name] != "" })
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^("+strings.Join(all, "|")+")$", "-test.v=true", "-test.timeout=2m")
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^("+strings.Join(all, "|")+")$", "-test.v=true", "-test.timeout=20m")
 	cmd.Env = append(os.Environ(), besideName+"=1", "PATH="+defaultPath, "LANG=C.UTF-8")
 	out, err := cmd.CombinedOutput()
 	for _, name := range all {

@@ -64,7 +64,7 @@ func keeperOptions(p place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.
 		return guest.KeepOptions{}, err
 	}
 	return guest.KeepOptions{
-		Driver: d, Confine: func() error { return nil },
+		Driver: d, Confine: func() error { return nil }, Absence: 10 * time.Minute,
 		Describe: func(g *api.Guest) {
 			g.Accelerator, g.AcceleratorReason = "none", "a fake for tests, without any boundary"
 		},

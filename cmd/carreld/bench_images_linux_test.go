@@ -168,7 +168,7 @@ func (b *bench) images() {
 		{"images_pull_memory", "greatest resident memory of a process that pulls", most(200)}, {"skopeo_memory", "of `skopeo copy`", limit{}},
 		{"images_root_memory", "of a process that writes the root", most(200)}, {"umoci_mkfs_memory", "of `umoci unpack` and `mkfs.erofs`, the greater", limit{}},
 	} {
-		b.add(figure{Name: f.name, Value: memory[i], Unit: "MB", N: b.n + 1, How: f.how}, f.goal)
+		b.add(figure{Name: f.name, Value: memory[i], Unit: "MB", N: 1, How: fmt.Sprintf("%s, in %d runs", f.how, b.n+1)}, f.goal)
 	}
 	var bytes [2]float64
 	for i, path := range last {

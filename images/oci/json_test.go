@@ -9,7 +9,7 @@ import (
 )
 
 // I07: documents of as many values as fit into a quarter of what registries take cost the daemon a bounded number of bytes, also if they
-// are refused; the largest that are good are the control. Without the bound the first ones cost 146 MB.
+// are refused; the largest that are good are the control. Without the bound the first ones cost 121 MB.
 func TestDocumentsBounded(t *testing.T) {
 	const size = maxManifest / 4
 	digest := digestOf(nil)

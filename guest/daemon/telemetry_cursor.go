@@ -98,7 +98,9 @@ type auditLog struct {
 func (d *Daemon) auditDirs(guests map[string]bool) map[string]auditLog {
 	out := map[string]auditLog{}
 	for _, e := range d.entries() {
-		if guests[e.name] {
+		// One that has not begun to be made has nothing in its log that would be its
+		// own alone, and is looked at when it has.
+		if info, _, _ := e.get(); guests[e.name] && info.GetCreated() != nil {
 			out[auditKey(e)] = auditLog{dir: d.auditDir(e.name)}
 		}
 	}

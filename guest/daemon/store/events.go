@@ -56,15 +56,17 @@ func (s *Store) Append(ctx context.Context, kind, guest string, payload []byte) 
 	return seq, nil
 }
 
-// Events returns what came after a number, at most limit. first is the number of
+// Events returns what came after a number, at most limit, and the number of
 // the oldest event that is still there, or of the next one if there is none: an
-// after below first-1 has missed some.
-func (s *Store) Events(ctx context.Context, after uint64, limit int) (list []Event, first uint64, err error) {
+// after that is more than one below it has missed some.
+func (s *Store) Events(ctx context.Context, after uint64, limit int) ([]Event, uint64, error) {
+	var list []Event // not results: who no longer waits does not touch them
+	var first uint64
 	if after > 1<<62 {
 		after = 1 << 62
 	}
 	limit = max(1, min(limit, MaxEvents))
-	err = s.do(ctx, func(t *tx) error {
+	err := s.do(ctx, func(t *tx) error {
 		list = nil
 		if _, err := t.one("SELECT coalesce((SELECT min(seq) FROM events), (SELECT seq + 1 FROM sqlite_sequence WHERE name = 'events'))", nil, &first); err != nil {
 			return err
@@ -88,12 +90,16 @@ func (s *Store) Events(ctx context.Context, after uint64, limit int) (list []Eve
 
 // Ends returns the numbers of the oldest event that is still there, or of the next
 // one if there is none, and of the newest that there ever was.
-func (s *Store) Ends(ctx context.Context) (first, last uint64, err error) {
-	err = s.do(ctx, func(t *tx) error {
+func (s *Store) Ends(ctx context.Context) (uint64, uint64, error) {
+	var first, last uint64
+	err := s.do(ctx, func(t *tx) error {
 		_, err := t.one("SELECT coalesce((SELECT min(seq) FROM events), seq + 1), seq FROM sqlite_sequence WHERE name = 'events'", nil, &first, &last)
 		return err
 	})
-	return first, last, err
+	if err != nil {
+		return 0, 0, err
+	}
+	return first, last, nil
 }
 
 // fair counts an event of a guest, and makes room if there are too many. The

@@ -86,7 +86,6 @@ var egressCases = []egressCase{
 	{"SecondPath", testEgressSecondPath},
 	{"CrossGuest", testEgressCrossGuest},
 	{"Flood", testEgressFlood},
-	{"NetworkGone", testEgressNetworkGone},
 	{"DaemonKilled", testEgressDaemonKilled},
 	{"StopStart", testEgressStopStart},
 	{"AgentDies", testEgressAgentDies},
@@ -97,7 +96,7 @@ var egressCases = []egressCase{
 // alone, for the time that they take under software emulation: all of them are
 // six to seven minutes on an idle machine, the others three to four. Behind the
 // process wall they run each time.
-var notInMachine = []string{"Rebinding", "Placeholder", "SecretAbsent", "Flood", "NetworkGone"}
+var notInMachine = []string{"Rebinding", "Placeholder", "SecretAbsent", "Flood"}
 
 // onlyFull are the cases that run with CARREL_SCALE=full alone behind every
 // wall: they need what scripts/setup does not install (a JDK, 300 MB).

@@ -152,7 +152,11 @@ func (w *world) soakRound(t *testing.T, c *client.Client, i int, fault string) (
 		syscall.Kill(keeper, syscall.SIGKILL)
 	case "agent killed":
 		suffers = true
-		syscall.Kill(childOf(t, keeper, "serve"), syscall.SIGKILL)
+		agent := childOf(t, keeper, "serve")
+		if agent == 0 {
+			t.Fatal("the agent's process was not found")
+		}
+		syscall.Kill(agent, syscall.SIGKILL)
 	case "keeper stopped and continued":
 		syscall.Kill(keeper, syscall.SIGSTOP)
 		if r := sh(t, c, "steady", "", "echo meanwhile"); r.out != "meanwhile\n" {
@@ -262,9 +266,9 @@ func judgeSoak(all []soaked) (lines, grown []string) {
 		of   func(soaked) int
 		most int // growth that is none: threads and heaps settle in the first rounds
 	}{
-		{"the daemon's memory", func(s soaked) int { return s.daemon.memory }, 16 << 20},
-		{"the keeper's memory", func(s soaked) int { return s.keeper.memory }, 16 << 20},
-		{"the egress process's memory", func(s soaked) int { return s.egress.memory }, 16 << 20},
+		{"the daemon's memory", func(s soaked) int { return s.daemon.memory }, 48 << 20},
+		{"the keeper's memory", func(s soaked) int { return s.keeper.memory }, 48 << 20},
+		{"the egress process's memory", func(s soaked) int { return s.egress.memory }, 48 << 20},
 		{"the daemon's open files", func(s soaked) int { return s.daemon.files }, 8},
 		{"the keeper's open files", func(s soaked) int { return s.keeper.files }, 8},
 		{"the egress process's open files", func(s soaked) int { return s.egress.files }, 8},

@@ -1,4 +1,3 @@
-// Package disktest makes the disk fail under a test.
 package disktest
 
 import (

@@ -111,36 +111,6 @@ func (w *World) Reset() {
 	}
 }
 
-// Unplug takes the cable out, which is the host's only network, and Plug puts it
-// back: the routes go with it, and come back.
-func (w *World) Unplug() error {
-	l, err := netlink.LinkByName("uplink")
-	if err != nil {
-		return err
-	}
-	return netlink.LinkSetDown(l)
-}
-
-// Plug undoes Unplug.
-func (w *World) Plug() error {
-	if err := up("uplink"); err != nil {
-		return err
-	}
-	l, err := netlink.LinkByName("uplink")
-	if err != nil {
-		return err
-	}
-	if err := addAddr(l, HostAddr6+"/64"); err != nil && !errors.Is(err, unix.EEXIST) { // which the kernel took away
-		return err
-	}
-	for _, gw := range []string{Gateway, Gateway6} {
-		if err := netlink.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(gw)}); err != nil {
-			return fmt.Errorf("route by %s: %w", gw, err)
-		}
-	}
-	return nil
-}
-
 // inside runs f on a thread that is in the world's namespace. Sockets that it
 // makes stay there.
 func (w *World) inside(f func() error) error {

@@ -23,6 +23,7 @@ var arrows = []struct {
 	{"cmd/carreld", []string{"guest/daemon", "guest", "guest/packet", "guest/api/...", "guest/audit", "guest/doctor", "guest/egress/...", "guest/inherit", "guest/place", "guest/policy", "guest/review", "guest/secret", "guest/service", "guest/share", "guest/share/control", "guest/share/rules", "images", "hypervisor/..."}, "it wires; nothing else does"},
 	{"cmd/carrel-agent", []string{"agent/..."}, "the guest sees nothing of the host"},
 	{"cmd/...", []string{"guest/client/...", "guest/api", "guest/place", "guest/service"}, "what a person runs knows only the API"},
+	{"guest/disktest", nil, "it fails the disk of a test, whatever is tested"},
 	{"guest/daemon/store", nil, "an index is rows; what they mean the daemon knows"},
 	{"guest/daemon", []string{"guest", "guest/daemon/store", "guest/audit", "guest/doctor", "guest/policy", "guest/review", "guest/secret", "guest/share/rules", "guest/telemetry", "guest/api/...", "guest/inherit", "guest/place", "images", "hypervisor"}, "the daemon never names a driver and never parses a guest's bytes"},
 	{"guest/client", []string{"guest/api/...", "guest/inherit", "guest/place"}, "the SDK is the API and nothing else"},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"path/filepath"
 	"strings"
 
 	"github.com/carrel-vm/carrel/guest/api"
@@ -50,17 +51,16 @@ func checkGuestPath(p string) error {
 	return nil
 }
 
-// cleanName says whether name can be a path beneath the copy, on any system:
-// fs.ValidPath without the dot, and without the backslash, which separates on
-// Windows.
+// cleanName says whether name can be a path beneath the copy: fs.ValidPath
+// without the dot, and on Windows, where it separates, without the backslash.
 func cleanName(name string) error {
 	switch {
 	case name == "" || len(name) > maxName:
 		return errors.New("its length is impossible")
 	case path.IsAbs(name) || path.Clean(name) != name || name == "." || name == ".." || strings.HasPrefix(name, "../"):
 		return errors.New("it is not a clean path beneath the copy")
-	case strings.ContainsAny(name, "\x00\\"):
-		return errors.New("it has a NUL byte or a backslash")
+	case strings.IndexByte(name, 0) >= 0 || filepath.Separator != '/' && strings.ContainsRune(name, filepath.Separator):
+		return errors.New("it has a NUL byte, or a separator of this system")
 	case strings.Count(name, "/") >= maxDepth:
 		return fmt.Errorf("it lies more than %d folders deep", maxDepth)
 	}

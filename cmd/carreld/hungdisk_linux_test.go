@@ -67,6 +67,7 @@ func freeze(t *testing.T, dir string) (thaw func()) {
 // caller's deadline, all others are answered, another guest works, and when the
 // disk goes on so does everything: nothing that was accepted is lost.
 func TestHungDisk(t *testing.T) {
+	onlyInFull(t)
 	w := newRing2(t)
 	// The disk holds one guest's folder, which is there before the daemon.
 	w.start()

@@ -224,6 +224,15 @@ func eventually(t *testing.T, what string, f func() bool) {
 	}
 }
 
+// onlyInFull leaves a test to make test-full: it is long, or looks at what a
+// machine does that is busy to its limits, as CI's is already.
+func onlyInFull(t *testing.T) {
+	t.Helper()
+	if os.Getenv("CARREL_SCALE") != "full" {
+		t.Skip("make test-full runs it")
+	}
+}
+
 // scaled is the catalogue's number with CARREL_SCALE=full, else CI's share.
 func scaled(ci, full int) int {
 	if os.Getenv("CARREL_SCALE") == "full" {

@@ -82,6 +82,8 @@ type Daemon struct {
 	events *events
 	source *source // of the events
 
+	telemetry *exporter // of both logs; nil in tests
+
 	mu      sync.Mutex
 	table   map[string]*entry
 	past    []*entry // removed a moment ago, the last first
@@ -129,10 +131,13 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	d.ctx = rctx
 	d.events = newEvents(d.eventLog())
 	d.source = newSource(d, d.events)
+	d.telemetry = newExporter(d)
+	d.events.seen = d.telemetry.tally.seen
 	if err := d.recover(rctx); err != nil {
 		return err
 	}
 	d.owned.Go(func() { d.source.run(rctx) })
+	d.telemetry.read()
 	ln, err := guest.ListenPrivate(o.Place.Socket)
 	if err != nil {
 		return err

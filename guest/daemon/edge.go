@@ -133,6 +133,7 @@ func (d *Daemon) reapplyAll(ctx context.Context, which func(*entry) bool) {
 // request on, in every guest that uses it.
 func (d *Daemon) secretChanged(ctx context.Context, name string) {
 	d.reapplyAll(ctx, func(e *entry) bool { return e.edgeOf() != nil })
+	d.telemetry.secretsChanged()
 	d.log.Info("secret changed", "secret", name)
 }
 

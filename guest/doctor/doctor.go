@@ -27,6 +27,8 @@ const (
 	agentMissing Topic = "agent-missing"
 	keychainNone Topic = "keychain-none"
 	keychainNeed Topic = "keychain-required"
+
+	telemetryStalled Topic = "telemetry-stalled"
 )
 
 // What is found on Linux.
@@ -94,7 +96,7 @@ const (
 
 // Topics are all that a finding can have.
 var Topics = []Topic{
-	diskFull, diskUnknown, imageMissing, imageDamaged, guestDamaged, agentMissing, keychainNone, keychainNeed,
+	diskFull, diskUnknown, imageMissing, imageDamaged, guestDamaged, agentMissing, keychainNone, keychainNeed, telemetryStalled,
 	qemuMissing, kvmFirmware, kvmNested, kvmModule, kvmPermission, kvmSession, kvmOpen, kvmBroken, kvmUntried,
 	landlockKernel, landlockOff, landlockOld, seccompMissing, cgroupsNone, cgroupsOthers, fuseMissing, fusePermission,
 	wallProcess, wallGVisor, toolMissing, lingerOff,

@@ -3,6 +3,7 @@ package guest
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -29,6 +31,10 @@ import (
 // ErrDamaged means that a guest's state on disk cannot be trusted.
 var ErrDamaged = errors.New("the guest's state on disk is damaged")
 
+// errBroken means that nothing more is written to a journal until its keeper
+// starts anew.
+var errBroken = errors.New("the guest's journal is closed")
+
 // Bounds of a journal.
 const (
 	maxLine    = 2 << 20 // a task's spec is at most one API message
@@ -40,10 +46,12 @@ const (
 
 // record is one line. Exactly one of Task and Guest is set.
 type record struct {
-	Time  time.Time       `json:"time"`
-	Task  json.RawMessage `json:"task,omitempty"` // api.Task as protojson, whole
-	Key   string          `json:"key,omitempty"`  // its idempotency key
-	Guest *guestRecord    `json:"guest,omitempty"`
+	Time time.Time       `json:"time"`
+	Task json.RawMessage `json:"task,omitempty"` // api.Task as protojson, whole
+	Key  string          `json:"key,omitempty"`  // its idempotency key
+	// Request is the Digest of what the key came with.
+	Request []byte       `json:"request,omitempty"`
+	Guest   *guestRecord `json:"guest,omitempty"`
 }
 
 type guestRecord struct {
@@ -58,14 +66,47 @@ type guestRecord struct {
 type History struct {
 	// Tasks in the order in which they were accepted.
 	Tasks []*api.Task
-	// Keys are the idempotency keys of tasks, by key.
-	Keys map[string]string
+	// Keys are what the idempotency keys of tasks have made, by key.
+	Keys map[string]Keyed
 	// By is what made the guest; it stands beside the journal.
 	By Making
 	// Last is the guest's last record, or nil.
 	last     *guestRecord
 	lastTime time.Time
 	started  time.Time
+}
+
+// Keyed is what an idempotency key has made.
+type Keyed struct {
+	Task string // its id
+	// Request is the Digest of what the key came with. It is empty where a version
+	// wrote the journal that did not keep it: then any request will do.
+	Request []byte
+}
+
+// Is says whether a request, by its Digest, is what the key came with.
+func (k Keyed) Is(request []byte) bool {
+	return len(k.Request) == 0 || bytes.Equal(k.Request, request)
+}
+
+// Reused is the answer to a key that came with another request than the first time.
+func Reused() error {
+	return api.NewError(connect.CodeInvalidArgument, "key_reused", "the idempotency key was used for another request", "take a new key for each request")
+}
+
+// Digest is what a key must come with again: the SHA-256 of the request without
+// the key.
+func Digest(m proto.Message) (sum [32]byte, err error) {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	return sha256.Sum256(b), err
+}
+
+// digestTask is Digest of a request that may have its key still.
+func digestTask(r *api.StartTaskRequest) ([]byte, error) {
+	bare := proto.Clone(r).(*api.StartTaskRequest)
+	bare.IdempotencyKey = ""
+	sum, err := Digest(bare)
+	return sum[:], err
 }
 
 func (h *History) task(id string) *api.Task {
@@ -97,7 +138,7 @@ func (h *History) add(r *record) error {
 			h.Tasks = append(h.Tasks, t)
 		}
 		if r.Key != "" {
-			h.Keys[r.Key] = t.Id
+			h.Keys[r.Key] = Keyed{Task: t.Id, Request: r.Request}
 		}
 	case r.Guest != nil && r.Task == nil:
 		h.last, h.lastTime = r.Guest, r.Time
@@ -117,7 +158,7 @@ func ended(t *api.Task) bool {
 // ReadJournal reads a journal; a missing one is an empty history. good is the
 // length of its undamaged part.
 func ReadJournal(path string) (h *History, good int64, err error) {
-	h = &History{Keys: map[string]string{}}
+	h = &History{Keys: map[string]Keyed{}}
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return h, 0, nil
@@ -228,14 +269,15 @@ func compact(path string, h *History) (int64, error) {
 	}
 	j := &journal{f: f}
 	keys := map[string]string{}
-	for k, id := range h.Keys {
-		keys[id] = k
+	for k, made := range h.Keys {
+		keys[made.Task] = k
 	}
 	var records []*record // the newest first
 	total := 0
 	for i := len(h.Tasks) - 1; i >= 0; i-- {
 		t := h.Tasks[i]
 		r := taskRecord(t, keys[t.Id])
+		r.Request = h.Keys[r.Key].Request
 		if total += len(r.Task); ended(t) && (len(h.Tasks)-i > keepEnded || total > keepBytes) {
 			delete(h.Keys, keys[t.Id])
 			h.Tasks = slices.Delete(h.Tasks, i, i+1)
@@ -283,15 +325,19 @@ func (j *journal) note(r *record) error {
 func (j *journal) add(r *record) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	before := j.size
 	if err := j.write(r); err != nil {
 		return err
 	}
 	Crash("journal: before the sync")
 	defer Crash("journal: after the sync")
 	if err := j.f.Sync(); err != nil {
-		// What the kernel has dropped cannot be known; nothing builds on it.
-		j.broken = fmt.Errorf("the journal could not be made durable: %w", err)
-		return err
+		// The caller is told that this was not written, so a later reader must not
+		// find it. What the kernel has dropped besides cannot be known: nothing
+		// builds on it.
+		j.size = before
+		j.broken = errors.Join(fmt.Errorf("%w: it could not be made durable: %w", errBroken, err), j.f.Truncate(before))
+		return j.broken
 	}
 	return nil
 }
@@ -314,8 +360,10 @@ func (j *journal) write(r *record) error {
 	if len(line) > maxLine {
 		return fmt.Errorf("a record of %d bytes; %d is the limit", len(line), maxLine)
 	}
-	if _, err := j.f.WriteAt(line, j.size); err != nil {
-		j.undo()
+	if n, err := j.f.WriteAt(line, j.size); err != nil {
+		if n > 0 {
+			j.undo()
+		}
 		return err
 	}
 	j.size += int64(len(line))
@@ -326,7 +374,7 @@ func (j *journal) write(r *record) error {
 // not follow half a line. If that fails too, nothing more is written.
 func (j *journal) undo() {
 	if err := j.f.Truncate(j.size); err != nil {
-		j.broken = fmt.Errorf("the journal cannot be mended: %w", err)
+		j.broken = fmt.Errorf("%w: what a failed write has left cannot be cut off: %w", errBroken, err)
 	}
 }
 

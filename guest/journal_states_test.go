@@ -98,7 +98,7 @@ func TestTaskStates(t *testing.T) {
 			if !ended(x) {
 				t.Errorf("seed %d: task %s is %v in the end", seed, x.Id, x.State)
 			}
-			if h.Keys["key "+x.Id] != x.Id {
+			if h.Keys["key "+x.Id].Task != x.Id {
 				t.Errorf("seed %d: the key of task %s is lost", seed, x.Id)
 			}
 		}

@@ -34,7 +34,7 @@ func TestJournalReadsBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(h.Tasks) != 2 || h.Tasks[0].Ending.GetStatus() != 3 || h.Keys["key"] != "A" || h.last.State != "ready" {
+	if len(h.Tasks) != 2 || h.Tasks[0].Ending.GetStatus() != 3 || h.Keys["key"].Task != "A" || h.last.State != "ready" {
 		t.Fatalf("%+v", h)
 	}
 }
@@ -144,7 +144,7 @@ func FuzzJournalLine(f *testing.F) {
 	f.Fuzz(func(t *testing.T, line []byte) {
 		r, err := parseLine(line)
 		if err == nil {
-			(&History{Keys: map[string]string{}}).add(r)
+			(&History{Keys: map[string]Keyed{}}).add(r)
 		}
 	})
 }

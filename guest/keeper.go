@@ -94,7 +94,7 @@ type Keeper struct {
 	tasks    map[string]*task
 	trace    *Trace
 	order    []string
-	keys     map[string]string
+	keys     map[string]Keyed
 	main     string // an ephemeral guest's first task
 	callers  int    // attached callers
 	away     *time.Timer

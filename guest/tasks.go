@@ -82,10 +82,19 @@ func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskReques
 	if len(r.Msg.IdempotencyKey) > 128 {
 		return nil, api.NewError(connect.CodeInvalidArgument, "bad_task", "the idempotency key is longer than 128 bytes", "")
 	}
+	made := Keyed{}
+	if r.Msg.IdempotencyKey != "" {
+		if made.Request, err = digestTask(r.Msg); err != nil {
+			return nil, err
+		}
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if id, ok := k.keys[r.Msg.IdempotencyKey]; ok && r.Msg.IdempotencyKey != "" {
-		if t := k.tasks[id]; t != nil {
+	if old, ok := k.keys[r.Msg.IdempotencyKey]; ok && r.Msg.IdempotencyKey != "" {
+		if t := k.tasks[old.Task]; t != nil {
+			if !old.Is(made.Request) {
+				return nil, Reused()
+			}
 			return connect.NewResponse(&api.StartTaskResponse{Task: t.get()}), nil
 		}
 	}
@@ -104,15 +113,24 @@ func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskReques
 	t.stop = func() { stop(errors.New("the task was cancelled and did not end by a signal")) }
 	t.dir = k.spoolDir(t.now.Id)
 	if t.spool, err = newSpool(t.dir, SpoolMax); err != nil {
+		os.RemoveAll(t.dir)
 		return nil, api.NewError(connect.CodeInternal, "disk", "the task's output cannot be kept: "+err.Error(), "make room on the disk that holds "+k.dir)
 	}
 	Crash("task: before it is recorded")
-	if err := k.journal.add(taskRecord(t.now, r.Msg.IdempotencyKey)); err != nil {
+	made.Task = t.now.Id
+	rec := taskRecord(t.now, r.Msg.IdempotencyKey)
+	rec.Request = made.Request
+	if err := k.journal.add(rec); err != nil {
 		t.spool.close()
-		return nil, api.NewError(connect.CodeInternal, "disk", "the task cannot be recorded: "+err.Error(), "make room on the disk that holds "+k.dir)
+		os.RemoveAll(t.dir)
+		cure := "make room on the disk that holds " + k.dir
+		if errors.Is(err, errBroken) {
+			cure = "see to the disk that holds " + k.dir + ", then: carrel stop " + k.info.Name + ", carrel start " + k.info.Name
+		}
+		return nil, api.NewError(connect.CodeInternal, "disk", "the task cannot be recorded: "+err.Error(), cure)
 	}
 	if r.Msg.IdempotencyKey != "" {
-		k.keys[r.Msg.IdempotencyKey] = t.now.Id
+		k.keys[r.Msg.IdempotencyKey] = made
 	}
 	k.tasks[t.now.Id] = t
 	k.order = append(k.order, t.now.Id)
@@ -146,7 +164,7 @@ func (k *Keeper) forgetLocked() {
 			continue
 		}
 		delete(k.tasks, id)
-		maps.DeleteFunc(k.keys, func(_, v string) bool { return v == id })
+		maps.DeleteFunc(k.keys, func(_ string, v Keyed) bool { return v.Task == id })
 		k.order = append(k.order[:i], k.order[i+1:]...)
 		os.RemoveAll(k.spoolDir(id))
 	}
@@ -218,7 +236,9 @@ func (k *Keeper) run(g *Guest, t *task) {
 	}
 	Crash("task: ended, before its output is whole")
 	sealed := time.Now()
-	t.spool.seal()
+	if err := t.spool.seal(); err != nil {
+		k.log.Error("make the output durable", "task", t.now.Id, "error", err)
+	}
 	Crash("task: ended, before that is recorded")
 	last := k.record(t, k.journal.add, func(a *api.Task) {
 		a.State, a.Ended, a.Ending = api.TaskState_TASK_STATE_EXITED, timestamppb.Now(), e
@@ -227,6 +247,7 @@ func (k *Keeper) run(g *Guest, t *task) {
 		}
 	})
 	k.trace.task("end recorded", sealed)
+	e = last.Ending
 	k.say("task.ended", map[string]any{"task": last.Id, "status": e.Status, "signal": e.Signal, "cause": e.Cause})
 	k.log.Info("task ended", "task", last.Id, "state", last.State, "status", e.Status)
 	Crash("task: its end recorded, before it is told")
@@ -258,19 +279,26 @@ func (k *Keeper) importAfter(g *Guest, t *task) {
 	}
 }
 
-// record changes a task's state, in memory and in the journal. If the journal
-// cannot be written the task goes on: a later reader sees it as interrupted,
-// never as succeeded.
+// record changes a task's state, in the journal and then in memory. If the
+// journal cannot be written the task goes on. A later reader of the journal sees
+// it as interrupted, so nobody is told of another ending now.
 func (k *Keeper) record(t *task, write func(*record) error, f func(*api.Task)) *api.Task {
 	k.rewrite.RLock() // a journal is not rewritten between the two
 	defer k.rewrite.RUnlock()
-	now := t.set(f)
-	brief := proto.Clone(now).(*api.Task)
+	next := t.get()
+	f(next)
+	brief := proto.Clone(next).(*api.Task)
 	brief.Spec = nil // said once, when the task was accepted
 	if err := write(taskRecord(brief, "")); err != nil {
-		k.log.Error("journal", "task", now.Id, "error", err)
+		k.log.Error("journal", "task", next.Id, "error", err)
+		if next.State == api.TaskState_TASK_STATE_EXITED {
+			interrupt(next, fmt.Sprintf("it ended with status %d, which could not be written down: %v", next.Ending.GetStatus(), err))
+		}
 	}
-	return now
+	return t.set(func(a *api.Task) {
+		proto.Reset(a)
+		proto.Merge(a, next)
+	})
 }
 
 // List implements TaskService.

@@ -19,6 +19,7 @@ import (
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/client"
+	"github.com/carrel-vm/carrel/guest/place"
 )
 
 func over(s api.TaskState) bool {
@@ -31,13 +32,54 @@ func over(s api.TaskState) bool {
 func TestKillDaemon(t *testing.T) {
 	w := newRing2(t)
 	w.start()
-	w.guest(w.client(), "box")
 	kills := scaled(1000, 10000)
 	if testing.Short() {
 		kills = 30
 	}
-	const each = 2 // tasks on their way at each kill
-	marks := filepath.Join(w.work, "ran")
+	killDaemonOften(t, w, &api.GuestSpec{}, kills, filepath.Join(w.work, "ran"))
+}
+
+// The same over the process wall.
+func TestKillDaemonOfProcessWall(t *testing.T) {
+	w, spec := newProcessWorld(t)
+	w.start()
+	killDaemonOften(t, w, spec, scaled(60, 1000), filepath.Join(spec.Shares[0].Path, "ran"))
+}
+
+// newProcessWorld returns a world, whose daemon is not started, and what to ask
+// for guests behind the process wall there, with one folder to write to.
+func newProcessWorld(t *testing.T) (*world, *api.GuestSpec) {
+	t.Helper()
+	w := newRing2(t)
+	w.bin = vmBinaries(t)
+	p, err := place.Home() // its host image is made there
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.env = []string{"CARREL_CACHE=" + p.Cache}
+	for _, d := range []string{filepath.Dir(w.work), w.work} { // the guest's user comes by here, too
+		if err := os.Chmod(d, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ran := filepath.Join(w.work, "ran")
+	if err := os.Mkdir(ran, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(ran, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	return w, &api.GuestSpec{Boundary: wallProcess, Image: hostImage, Shares: []*api.Share{{Path: ran, Mode: api.ShareMode_SHARE_MODE_RW}}}
+}
+
+// killDaemonOften is TestKillDaemon for a guest as spec says; marks is a file that
+// its tasks can write to.
+func killDaemonOften(t *testing.T, w *world, spec *api.GuestSpec, kills int, marks string) {
+	spec.Name = "box"
+	if _, err := w.client().StartGuest(t.Context(), spec, client.GuestOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	const each = 2            // tasks on their way at each kill
 	acked := map[string]int{} // task id -> its number
 	var slowest time.Duration
 	for i := range kills {

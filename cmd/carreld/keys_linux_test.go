@@ -135,6 +135,23 @@ func TestKeysLast(t *testing.T) {
 		}
 	}
 	same("at once")
+	other := &api.StartTaskRequest{Guest: g.Name, IdempotencyKey: "a task", Spec: &api.TaskSpec{Argv: []string{"true"}}}
+	refused := func(when string) { // whoever alone knows the key knows its request, too
+		t.Helper()
+		if x, err := w.raw().run(t.Context(), other); word(err) != "key_reused" {
+			t.Errorf("%s: another request with the key: %v %v", when, x, err)
+		}
+	}
+	begun := func() bool {
+		log, err := os.ReadFile(filepath.Join(w.home, "daemon.log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !strings.Contains(string(log), "the index is a new one")
+	}
+	if !begun() {
+		t.Error("a first start warns of a new index")
+	}
 	// Other requests with these keys are refused, whatever they are.
 	for _, bad := range []*api.StartTaskRequest{
 		{Guest: g.Name, IdempotencyKey: "a task", Spec: &api.TaskSpec{Argv: []string{"true"}}},
@@ -162,6 +179,10 @@ func TestKeysLast(t *testing.T) {
 	}
 	w.start()
 	same("without the index")
+	refused("without the index")
+	if begun() {
+		t.Error("the index was lost, and nobody is told")
+	}
 	w.kill()
 	os.Remove(index + "-wal") // it would mend it
 	if err := os.WriteFile(index, []byte("this is no index, and was one a moment ago"), 0o600); err != nil {
@@ -177,6 +198,13 @@ func TestKeysLast(t *testing.T) {
 		t.Fatal(err)
 	}
 	same("while the guest is stopped")
+	w.kill()
+	for _, f := range []string{index, index + "-wal"} {
+		os.Remove(f)
+	}
+	w.start()
+	same("while the guest is stopped, without the index")
+	refused("while the guest is stopped, without the index")
 	if err := w.client().RemoveGuest(t.Context(), g.Name, true); err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +219,7 @@ func TestKeysLast(t *testing.T) {
 		t.Errorf("what is remembered of the task: %v", x)
 	}
 	// The control: another key makes another task, or would.
-	other := proto.Clone(taskReq).(*api.StartTaskRequest)
+	other = proto.Clone(taskReq).(*api.StartTaskRequest)
 	other.IdempotencyKey = "another task"
 	if _, err := w.raw().run(t.Context(), other); word(err) != "not_found" {
 		t.Errorf("a new key for a guest that is gone: %v", err)

@@ -44,6 +44,10 @@ func TestMain(m *testing.M) {
 		tryConfinedEgress(dir)
 		return
 	}
+	if program := os.Getenv(watchedDaemon); program != "" {
+		fmt.Fprintln(os.Stderr, runWatched(program))
+		os.Exit(1)
+	}
 	code := m.Run()
 	if built.dir != "" {
 		os.RemoveAll(built.dir)
@@ -84,6 +88,7 @@ type world struct {
 	work string   // a folder that tasks write to
 	env  []string // for the daemon
 	d    *exec.Cmd
+	disk *disk // what its daemons meet; nil: the machine's own
 }
 
 func newRing2(t *testing.T, env ...string) *world {
@@ -100,7 +105,7 @@ func newRing2(t *testing.T, env ...string) *world {
 		}
 	}
 	t.Cleanup(func() {
-		if c, err := client.Connect(context.Background(), client.Options{Home: w.home, Daemon: filepath.Join(w.bin, "carreld")}); err == nil {
+		if c, err := client.Connect(context.Background(), client.Options{Home: w.home, Daemon: filepath.Join(w.bin, "carreld"), AnyVersion: true}); err == nil {
 			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			c.Shutdown(ctx, true)
 			cancel()
@@ -148,10 +153,20 @@ func (w *world) tryStart(env ...string) error {
 	w.d = exec.Command(filepath.Join(w.bin, "carreld"), "daemon", "--ready-fd", "3")
 	w.d.Env = append(append(append(os.Environ(), "CARREL_HOME="+w.home, "CARREL_CACHE="), w.env...), env...)
 	w.d.ExtraFiles, w.d.Stderr = []*os.File{pw}, log
+	if w.disk != nil {
+		if err := w.disk.wrap(w.d); err != nil {
+			return err
+		}
+	}
 	err = w.d.Start()
 	pw.Close()
 	if err != nil {
 		return err
+	}
+	if w.disk != nil {
+		if err := w.disk.watch(); err != nil {
+			return err
+		}
 	}
 	word, _ := bufio.NewReader(r).ReadString('\n')
 	if word != "ok\n" {

@@ -5,7 +5,9 @@ package main
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -22,10 +24,10 @@ import (
 	_ "modernc.org/sqlite"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/client"
-	"github.com/carrel-vm/carrel/guest/place"
 )
 
 // torture is a world in which clients work while processes are killed.
@@ -35,6 +37,9 @@ type torture struct {
 	names []string
 	r     *rand.Rand // the driver's
 	marks string     // a folder of crash marks
+	// ballast is a file that fills the small disk on which the world is; empty: it
+	// is on the machine's own.
+	ballast string
 
 	mu    sync.Mutex
 	gen   int           // daemons that were started
@@ -58,6 +63,8 @@ type toll struct {
 	Unanswered     int // requests that were never answered
 	Lost, Twice    int
 	Orphans        int
+	Failures       int // times at which the disk failed, or was full
+	Stood          int // processes that stood still for a moment
 }
 
 func (t *toll) kills() (n int) {
@@ -77,28 +84,46 @@ func TestTorture(t *testing.T) {
 		x.run(t, scaled(500, 10000))
 	})
 	t.Run("process", func(t *testing.T) {
-		w := newRing2(t)
-		w.bin = vmBinaries(t)
-		p, err := place.Home() // its host image is made there
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.env = []string{"CARREL_CACHE=" + p.Cache}
-		for _, d := range []string{filepath.Dir(w.work), w.work} { // the guest's user comes by here, too
-			if err := os.Chmod(d, 0o711); err != nil {
-				t.Fatal(err)
-			}
-		}
-		ran := filepath.Join(w.work, "ran")
-		if err := os.Mkdir(ran, 0o777); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chmod(ran, 0o777); err != nil {
-			t.Fatal(err)
-		}
-		x := &torture{world: w, spec: &api.GuestSpec{Boundary: "process", Image: hostImage, Shares: []*api.Share{{Path: ran, Mode: api.ShareMode_SHARE_MODE_RW}}}}
+		w, spec := newProcessWorld(t)
+		x := &torture{world: w, spec: spec}
 		x.run(t, scaled(100, 2000))
 	})
+	// Machines under emulation start slowly, so it is fewer here.
+	t.Run("machine", func(t *testing.T) {
+		w, spec := newProcessWorld(t)
+		spec.Boundary, spec.Image, spec.Cpus, spec.MemoryMib = wallVM, "", 1, 512
+		x := &torture{world: w, spec: spec}
+		x.run(t, scaled(50, 500))
+	})
+	t.Run("failing", func(t *testing.T) {
+		w := newRing2(t)
+		w.disk = &disk{bin: w.bin}
+		x := &torture{world: w, spec: &api.GuestSpec{}, marks: filepath.Join(w.work, "marks")}
+		x.run(t, scaled(250, 5000))
+	})
+	t.Run("full", func(t *testing.T) {
+		w := newRing2(t)
+		x := &torture{world: w, spec: &api.GuestSpec{}, ballast: smallDisk(t, w.home)}
+		x.run(t, scaled(250, 5000))
+	})
+}
+
+// smallDisk makes a folder a file system of its own, on a file of 24 MiB, and
+// returns the name of a file to fill it with.
+func smallDisk(t *testing.T, dir string) string {
+	t.Helper()
+	img := filepath.Join(t.TempDir(), "disk")
+	for _, args := range [][]string{{"truncate", "-s", "24M", img}, {"mkfs.ext4", "-q", "-m", "0", img}, {"mount", "-o", "loop", img, dir}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v: %s (this test runs as root)", args, err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", "-l", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount %s: %v: %s", dir, err, out)
+		}
+	})
+	return filepath.Join(dir, "ballast")
 }
 
 func (x *torture) run(t *testing.T, kills int) {
@@ -117,7 +142,9 @@ func (x *torture) run(t *testing.T, kills int) {
 			t.Fatal(err)
 		}
 	}
-	os.Mkdir(filepath.Join(x.work, "ran"), 0o777)
+	if err := os.Mkdir(filepath.Join(x.work, "ran"), 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+		t.Fatal(err)
+	}
 	begin := time.Now()
 	x.serve()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute+time.Duration(kills)*2*time.Second)
@@ -231,6 +258,10 @@ func (x *torture) strike(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
+	if (x.disk != nil || x.ballast != "") && x.r.IntN(6) == 0 {
+		x.hurt()
+		return
+	}
 	if x.r.IntN(5) < 3 {
 		x.count("daemon")
 		x.killDaemon()
@@ -258,6 +289,7 @@ func (x *torture) strike(ctx context.Context) {
 	owner, keeper := x.owner(ctx, pid)
 	if x.r.IntN(8) == 0 { // it stands still for a moment, which is nobody's end
 		if syscall.Kill(pid, syscall.SIGSTOP) == nil {
+			x.toll.Stood++
 			time.Sleep(time.Duration(x.r.IntN(50)) * time.Millisecond)
 			syscall.Kill(pid, syscall.SIGCONT)
 		}
@@ -276,6 +308,60 @@ func (x *torture) strike(ctx context.Context) {
 		defer c.close()
 		c.guests.Remove(ctx, connect.NewRequest(&api.RemoveGuestRequest{Name: x.names[x.r.IntN(len(x.names))], Force: true}))
 	}
+}
+
+// hurt has the disk fail, or be full, for a random moment while the clients work.
+// What has met a sync that failed writes nothing more, so those processes are
+// killed then.
+func (x *torture) hurt() {
+	x.toll.Failures++
+	sync := false
+	if x.ballast != "" {
+		f, err := os.OpenFile(x.ballast, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+		if err != nil {
+			x.t.Fatal(err)
+		}
+		for block := make([]byte, 64<<10); err == nil && len(block) > 0; {
+			if _, err = f.Write(block); errors.Is(err, syscall.ENOSPC) {
+				block, err = block[:len(block)/2], nil // to the last byte
+			}
+		}
+		f.Close()
+		if err != nil {
+			x.t.Fatal(err)
+		}
+	} else {
+		switch x.r.IntN(3) {
+		case 0:
+			sync = true
+			x.disk.fail(syscall.EIO, syncs...)
+		case 1:
+			x.disk.fail(syscall.EDQUOT, writes...)
+		case 2:
+			x.disk.fail(syscall.EROFS, edits...)
+		}
+	}
+	select {
+	case <-time.After(time.Duration(x.r.IntN(300)) * time.Millisecond):
+	case <-x.exited:
+	}
+	if x.ballast != "" {
+		if err := os.Remove(x.ballast); err != nil {
+			x.t.Fatal(err)
+		}
+	} else {
+		x.disk.fail(0)
+	}
+	if !sync {
+		return
+	}
+	for _, pid := range x.victims()["keep"] {
+		if syscall.Kill(pid, syscall.SIGKILL) == nil {
+			x.count("keeper")
+		}
+	}
+	x.count("daemon")
+	x.killDaemon()
 }
 
 // forked is the kind of a process that was listed between its fork and its exec,
@@ -298,6 +384,11 @@ func (x *torture) victims() map[string][]int {
 			kinds[forked] = append(kinds[forked], pid)
 		case verb[1] != "daemon":
 			kinds[verb[1]] = append(kinds[verb[1]], pid)
+		}
+		if verb[1] == "keep" {
+			if pid := childOf(x.t, pid, "-machine"); pid != 0 { // an option of QEMU's
+				kinds["hypervisor"] = append(kinds["hypervisor"], pid)
+			}
 		}
 	}
 	return kinds
@@ -350,7 +441,7 @@ func (x *torture) again(ctx context.Context, name string, old int32) bool {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	var last string
-	for end := time.Now().Add(60 * time.Second); time.Now().Before(end) && ctx.Err() == nil; <-tick.C {
+	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end) && ctx.Err() == nil; <-tick.C {
 		select {
 		case <-x.exited:
 			return false
@@ -376,7 +467,8 @@ func (x *torture) again(ctx context.Context, name string, old int32) bool {
 }
 
 func (x *torture) request(name string) *api.StartGuestRequest {
-	spec := &api.GuestSpec{Name: name, Boundary: x.spec.Boundary, Image: x.spec.Image, Shares: x.spec.Shares}
+	spec := proto.Clone(x.spec).(*api.GuestSpec)
+	spec.Name = name
 	return &api.StartGuestRequest{Spec: spec}
 }
 
@@ -418,7 +510,7 @@ func (x *torture) leave() {
 		return nil
 	})
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil || strings.Contains(string(mounts), x.home) || strings.Contains(string(mounts), x.work) {
+	if err != nil || strings.Contains(strings.ReplaceAll(string(mounts), " "+x.home+" ", " "), x.home) || x.ballast == "" && strings.Contains(string(mounts), x.home) || strings.Contains(string(mounts), x.work) {
 		t.Errorf("a mount is left: %v\n%s", err, mounts)
 	}
 	// The index is sound by SQLite's own word.

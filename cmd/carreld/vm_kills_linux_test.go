@@ -16,7 +16,7 @@ import (
 // F01 on a real machine: the daemon is killed at random instants while tasks are
 // accepted; the machine and its tasks go on under each next daemon.
 func testDaemonKilled(t *testing.T, w *world, c *client.Client) {
-	kills := scaled(20, 200)
+	kills := scaled(50, 200)
 	acked := map[string]int{}
 	for n := range kills {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)

@@ -217,6 +217,35 @@ func (d *Daemon) recover(ctx context.Context) error {
 	return nil
 }
 
+// reread looks again at a guest that was set aside, whose disk may only have been
+// full when its end was to be written.
+func (d *Daemon) reread(ctx context.Context, e *entry) error {
+	dir := d.dir(e)
+	unlock, free, err := guest.Lock(dir)
+	if err != nil || !free {
+		return errors.Join(err, guest.ErrDamaged)
+	}
+	defer unlock()
+	if err := guest.Settle(dir, "the guest's keeper was killed"); err != nil {
+		return err
+	}
+	info, hist, err := guest.Load(dir)
+	if err != nil {
+		return err
+	}
+	kept, err := loadKept(dir)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.by, e.kept = hist.By, kept
+	e.mu.Unlock()
+	e.set(info)
+	d.settled(ctx, info)
+	d.log.Info("a guest that was set aside is sound again", "guest", e.name)
+	return nil
+}
+
 // adopt takes one guest's folder into the table.
 func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 	info, hist, err := guest.Load(dir)

@@ -180,6 +180,9 @@ func (d *Daemon) restartable(ctx context.Context, e *entry, spec *api.GuestSpec)
 		}
 	}
 	info, _, _ := e.get()
+	if info.State == api.GuestState_GUEST_STATE_DAMAGED && d.reread(ctx, e) == nil {
+		info, _, _ = e.get()
+	}
 	switch {
 	case info.State == api.GuestState_GUEST_STATE_DAMAGED:
 		return api.NewError(connect.CodeDataLoss, "damaged", info.Cause, "carrel rm --force "+e.name)
@@ -193,7 +196,9 @@ func (d *Daemon) restartable(ctx context.Context, e *entry, spec *api.GuestSpec)
 func sameSpec(asked, is *api.GuestSpec) bool {
 	want := proto.Clone(is).(*api.GuestSpec)
 	proto.Merge(want, &api.GuestSpec{Image: asked.Image, Cpus: asked.Cpus, MemoryMib: asked.MemoryMib, DiskMib: asked.DiskMib, Boundary: asked.Boundary})
-	if len(asked.Shares) > 0 && !proto.Equal(&api.GuestSpec{Shares: asked.Shares}, &api.GuestSpec{Shares: is.Shares}) {
+	if len(asked.Shares) > 0 && !slices.EqualFunc(asked.Shares, is.Shares, func(a, b *api.Share) bool {
+		return a != nil && proto.Equal(policy.FilledShare(a), b)
+	}) {
 		return false
 	}
 	if len(asked.Volumes) > 0 && !proto.Equal(&api.GuestSpec{Volumes: asked.Volumes}, &api.GuestSpec{Volumes: is.Volumes}) {

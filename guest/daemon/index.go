@@ -31,7 +31,12 @@ func (d *Daemon) openIndex() error {
 	case err != nil:
 		return err
 	}
-	if s.Rebuilt != "" {
+	guests, _ := os.ReadDir(d.guests) // what hinders that is told by who needs them
+	switch {
+	case s.Rebuilt == "":
+	case s.First && len(guests) == 0:
+		d.log.Info("the index is begun")
+	default:
 		d.log.Warn("the index is a new one", "why", s.Rebuilt)
 	}
 	d.index = s
@@ -51,8 +56,9 @@ func known(info *api.Guest, hist *guest.History) store.Known {
 	}
 	if hist != nil {
 		for _, key := range slices.Sorted(maps.Keys(hist.Keys)) {
-			if t := byID[hist.Keys[key]]; t != nil {
-				k.Keys = append(k.Keys, answered(key, nil, false, t))
+			made := hist.Keys[key]
+			if t := byID[made.Task]; t != nil {
+				k.Keys = append(k.Keys, answered(key, made.Request, false, t))
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"time"
 
@@ -60,11 +61,17 @@ func (d *Daemon) settle(ctx context.Context, e *entry, dir string) bool {
 	defer cancel()
 	measured := e.measure("keeper gone, its guest settled")
 	unlock, err := guest.LockWait(lctx, dir)
-	if err != nil {
+	if lctx.Err() != nil && err != nil {
 		return false
 	}
+	if err != nil { // nobody can tell whether it lives
+		err = errors.Join(fmt.Errorf("lock the guest's folder: %w", err), guest.KillKeeper(dir))
+		unlock = func() {}
+	}
 	cause := e.why("the guest's keeper was killed")
-	err = guest.Settle(dir, cause)
+	if err == nil {
+		err = guest.Settle(dir, cause)
+	}
 	unlock()
 	info, hist, lerr := guest.Load(dir)
 	if err == nil {

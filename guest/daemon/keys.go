@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -28,21 +27,11 @@ import (
 // While the guest is there its folder knows the key; after that the index does,
 // for a day.
 
-// digest is what a key must come with again: the request without the key.
-func digest(m proto.Message) (sum [32]byte, err error) {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	return sha256.Sum256(b), err
-}
-
-func reused() error {
-	return api.NewError(connect.CodeInvalidArgument, "key_reused", "the idempotency key was used for another request", "take a new key for each request")
-}
-
 // indexError is the index's error in the API's words.
 func indexError(err error) error {
 	switch {
 	case errors.Is(err, store.ErrReused):
-		return reused()
+		return guest.Reused()
 	case errors.Is(err, store.ErrNoRoom):
 		return api.NewError(connect.CodeResourceExhausted, "disk", err.Error(), "make room on the disk")
 	case errors.Is(err, store.ErrNone), errors.Is(err, store.ErrBroken):
@@ -96,7 +85,7 @@ func (d *Daemon) onceGuest(ctx context.Context, r *api.StartGuestRequest, begin 
 	}
 	bare := proto.Clone(r).(*api.StartGuestRequest)
 	bare.IdempotencyKey = ""
-	sum, err := digest(bare)
+	sum, err := guest.Digest(bare)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +111,7 @@ func (d *Daemon) onceGuest(ctx context.Context, r *api.StartGuestRequest, begin 
 	if e := d.madeBy(key); e == nil {
 		info, err = begin(by)
 	} else if !slices.Equal(e.by.Request, by.Request) {
-		return nil, reused()
+		return nil, guest.Reused()
 	} else { // the daemon died before it answered, or the index was lost
 		info, err = again(e)
 	}
@@ -162,7 +151,7 @@ func (d *Daemon) earlierTask(ctx context.Context, r *api.StartTaskRequest, sum [
 	answer, _, err := d.index.Look(ctx, r.IdempotencyKey, apiconnect.TaskServiceStartProcedure, sum)
 	switch {
 	case errors.Is(err, store.ErrReused):
-		return nil, reused()
+		return nil, guest.Reused()
 	case err != nil && ctx.Err() != nil:
 		return nil, err
 	case err == nil && answer != nil:
@@ -170,8 +159,8 @@ func (d *Daemon) earlierTask(ctx context.Context, r *api.StartTaskRequest, sum [
 		if err := proto.Unmarshal(answer, t); err != nil {
 			return nil, fmt.Errorf("read the answer to an idempotency key: %w", err)
 		}
-		if t.Guest != r.Guest { // a key that came from a journal is there without its request
-			return nil, reused()
+		if t.Guest != r.Guest { // a key of an old journal is there without its request
+			return nil, guest.Reused()
 		}
 		if t.Spec != nil { // what was left out of the answer is the request's own
 			t.Spec.Env = r.GetSpec().GetEnv()
@@ -194,8 +183,13 @@ func (d *Daemon) earlierTask(ctx context.Context, r *api.StartTaskRequest, sum [
 	if err != nil {
 		return nil, nil
 	}
+	made, ok := hist.Keys[r.IdempotencyKey]
 	for _, t := range info.Tasks {
-		if id, ok := hist.Keys[r.IdempotencyKey]; ok && t.Id == id {
+		switch {
+		case !ok || t.Id != made.Task:
+		case !made.Is(sum[:]):
+			return nil, guest.Reused()
+		default:
 			return t, nil
 		}
 	}

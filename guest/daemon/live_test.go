@@ -220,6 +220,18 @@ func TestSameSpec(t *testing.T) {
 			t.Errorf("%v is another", ok)
 		}
 	}
+	// What a request leaves open of a share is what the policy has filled in.
+	is.Shares = []*api.Share{{Path: "/a", GuestPath: "/a", Mode: api.ShareMode_SHARE_MODE_REVIEW}}
+	for _, ok := range []*api.Share{{Path: "/a"}, {Path: "/a", GuestPath: "/a"}, {Path: "/a", Mode: api.ShareMode_SHARE_MODE_REVIEW}} {
+		if filepath.Separator == '/' && !sameSpec(&api.GuestSpec{Name: "box", Shares: []*api.Share{ok}}, is) {
+			t.Errorf("%v is another", ok)
+		}
+	}
+	for _, no := range []*api.Share{nil, {Path: "/b"}, {Path: "/a", GuestPath: "/b"}, {Path: "/a", Mode: api.ShareMode_SHARE_MODE_RW}, {Path: "/a", Plain: true}} {
+		if sameSpec(&api.GuestSpec{Name: "box", Shares: []*api.Share{no}}, is) {
+			t.Errorf("%v is the same", no)
+		}
+	}
 	for _, no := range []*api.GuestSpec{{Name: "box", Cpus: 3}, {Name: "box", Egress: &api.EgressSpec{Presets: []string{"packages"}}}, {Name: "box", Boundary: "process"}} {
 		if sameSpec(no, is) {
 			t.Errorf("%v is the same", no)

@@ -34,7 +34,7 @@ func (s *taskService) Start(ctx context.Context, r *connect.Request[api.StartTas
 		bare := proto.Clone(r.Msg).(*api.StartTaskRequest)
 		bare.IdempotencyKey = ""
 		var err error
-		if sum, err = digest(bare); err != nil {
+		if sum, err = guest.Digest(bare); err != nil {
 			return nil, err
 		}
 		done, err := s.d.turn(ctx, key)

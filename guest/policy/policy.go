@@ -235,14 +235,29 @@ func Decide(req *api.GuestSpec, rules Rules) (*Grant, error) {
 	return g, nil
 }
 
+// FilledShare returns a share with what a request may leave open: as a guest has
+// it. It checks nothing.
+func FilledShare(s *api.Share) *api.Share {
+	filled := proto.Clone(s).(*api.Share)
+	fillShare(filled)
+	return filled
+}
+
+func fillShare(s *api.Share) {
+	if s.Mode == api.ShareMode_SHARE_MODE_UNSPECIFIED {
+		s.Mode = api.ShareMode_SHARE_MODE_REVIEW
+	}
+	if s.GuestPath == "" {
+		s.GuestPath = guestPath(s.Path)
+	}
+}
+
 // decideShare fills in a share's defaults, checks it and pins its folder.
 func decideShare(s *api.Share, rules Rules) (Pin, error) {
 	if s == nil {
 		return Pin{}, refuse("bad_request", "", "a share is missing")
 	}
-	if s.Mode == api.ShareMode_SHARE_MODE_UNSPECIFIED {
-		s.Mode = api.ShareMode_SHARE_MODE_REVIEW
-	}
+	fillShare(s)
 	if _, known := api.ShareMode_name[int32(s.Mode)]; !known {
 		return Pin{}, refuse("bad_request", "use review, ro, rw or rw-nodelete", "share %q has an unknown mode %d", clip(s.Path), s.Mode)
 	}
@@ -258,9 +273,6 @@ func decideShare(s *api.Share, rules Rules) (Pin, error) {
 	pin, err := pinFolder(s.Path)
 	if err != nil {
 		return Pin{}, err
-	}
-	if s.GuestPath == "" {
-		s.GuestPath = guestPath(s.Path)
 	}
 	if err := checkGuestPath(s.GuestPath); err != nil {
 		return Pin{}, err

@@ -33,7 +33,8 @@ var (
 	ErrNone = errors.New("there is no index")
 	// ErrClosed means that the daemon ends.
 	ErrClosed = errors.New("the index is closed")
-	// ErrNoRoom means that the disk is full.
+	// ErrNoRoom means that the disk takes nothing now: it is full, or the user's
+	// share of it, or it is read-only.
 	ErrNoRoom = errors.New("no room on the disk")
 )
 
@@ -47,6 +48,8 @@ type Store struct {
 	// Rebuilt says why the index is new though it may not have been the first:
 	// empty, if a sound one was found.
 	Rebuilt string
+	// First says that there was no file: there may never have been an index.
+	First bool
 
 	path   string
 	db     *sql.DB
@@ -71,12 +74,13 @@ func Open(dir string) (*Store, error) { return open(dir, migrations) }
 
 func open(dir string, to []string) (*Store, error) {
 	path := filepath.Join(dir, File)
+	first := false
 	why, err := leftDamaged(path)
 	if err != nil {
 		return nil, err
 	}
 	if _, serr := os.Lstat(path); why == "" && errors.Is(serr, os.ErrNotExist) {
-		why = "there was none"
+		why, first = "there was none", true
 	}
 	s, err := openFile(path, to)
 	if damaged(err) {
@@ -93,7 +97,7 @@ func open(dir string, to []string) (*Store, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open %s: %w (mend that, or move the file away: it is made again from the guests' journals, without past events)", path, err)
 	}
-	s.Rebuilt = why
+	s.Rebuilt, s.First = why, first
 	go s.serve()
 	return s, nil
 }
@@ -260,7 +264,9 @@ func (s *Store) mind(err error) error {
 			s.broken = errors.Join(s.broken, werr)
 		}
 		return s.broken
-	case noRoom(err):
+	// A write that failed is no sync that failed: what it left is not committed.
+	// SQLite tells a full disk by its code, and a quota only by this one.
+	case noRoom(err), code(err) == lib.SQLITE_IOERR_WRITE:
 		return fmt.Errorf("%w: %s: %w", ErrNoRoom, s.path, err)
 	case code(err)&0xff == lib.SQLITE_IOERR:
 		s.broken = fmt.Errorf("%w: %s: %w (see to the disk, and start the daemon anew: carrel daemon stop)", ErrBroken, s.path, err)

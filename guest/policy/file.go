@@ -49,6 +49,8 @@ type File struct {
 	// MaxVolumes and MinFreeMiB are nil if the file does not say.
 	MaxVolumes *int
 	MinFreeMiB *uint32
+	// Pool says which guests are kept warm; the zero value: none.
+	Pool Pool
 }
 
 // ParseFile reads a user's policy file. If there is a problem, the file is not
@@ -216,7 +218,8 @@ func (r *reader) file(content []byte, k kind) (*File, []*api.PolicyProblem) {
 				field{"boundary", func(v *yaml.Node) { r.boundary(v, f) }},
 				field{"limits", func(v *yaml.Node) { r.limits(v, f) }},
 				field{"volumes", func(v *yaml.Node) { r.volumes(v, f) }},
-				field{"host", func(v *yaml.Node) { r.host(v, f) }})
+				field{"host", func(v *yaml.Node) { r.host(v, f) }},
+				field{"pool", func(v *yaml.Node) { r.pool(v, f) }})
 		}
 		what := "a policy file"
 		if k == aRequest {

@@ -196,6 +196,7 @@ func TestSchema(t *testing.T) {
 		"version: 1\negress: {rules: [{allow: a, max-up: 10}]}", "version: 1\negress: {rules: [{allow: a, wide: 1}]}", "version: 1\negress: {rules: [{allow: a, port: 1}]}", "version: 1\negress: {upstream: {https_proxy: 'socks5://x'}}", "version: 1\negress: {upstream: {x: y}}",
 		"version: 1\npresets: {packages: []}", "version: 1\npresets: {X: []}", "version: 1\nboundary: {minimum: chroot}", "version: 1\nlimits: {cpus: 0}", "version: 1\nlimits: {memory: 1}", "version: 1\nlimits: {shares: 65}",
 		"version: 1\nvolumes: {names: x}", "version: 1\nvolumes: {names: ['A']}", "version: 1\nvolumes: {names: ['../x']}", "version: 1\nvolumes: {count: 5}", "version: 1\nvolumes: {size: 1}", "version: 1\nvolumes: {x: 1}", "version: 1\nhost: {free: 1}",
+		"version: 1\npool: {size: 33}", "version: 1\npool: {size: -1}", "version: 1\npool: {boundary: chroot}", "version: 1\npool: {memory: 1}", "version: 1\npool: {image: [x]}", "version: 1\npool: {shares: [x]}",
 		"version: 1\nshares: [x]", "version: 1\nshares: {hidden: []}", "version: 1\nshares: {hide: x}", "version: 1\nshares: {hide: [1]}", "version: 1\nshares: {hide: ['']}", "version: 1\nshares: {protect: ['a\\b']}", "version: 1\nshares: {protect: ['c:']}",
 	} {
 		var v any

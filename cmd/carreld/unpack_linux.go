@@ -3,18 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"os/exec"
-	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
 	"github.com/landlock-lsm/go-landlock/landlock"
 	llsyscall "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"golang.org/x/sys/unix"
-
-	"github.com/carrel-vm/carrel/images"
 )
 
 // unpackCommand starts a process that unpacks layers; it is killed when ctx ends.
@@ -26,16 +21,6 @@ func unpackCommand(self string) func(ctx context.Context) *exec.Cmd {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C at the daemon's terminal is the daemon's to judge
 		return cmd
 	}
-}
-
-// runUnpack parses the layers of an image and writes its root. It ends when it is done, or when nobody reads its answers
-// any more.
-func runUnpack() error {
-	debug.SetMemoryLimit(160 << 20) // what is promised is 200 MB for the process, whatever the image
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
-	return images.Unpack(ctx, confineUnpack)
 }
 
 // maxUnpacked bounds a file that the process writes: the limit of contents, and as much again for a root of which

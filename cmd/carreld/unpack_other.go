@@ -10,4 +10,4 @@ import (
 // unpackCommand is nil: such a process confines itself, and here it could not. Layers are parsed in the daemon.
 func unpackCommand(string) func(context.Context) *exec.Cmd { return nil }
 
-func runUnpack() error { return errNotHere }
+func confineUnpack(string) error { return errNotHere }

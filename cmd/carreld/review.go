@@ -10,8 +10,6 @@ import (
 	"runtime/debug"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/carrel-vm/carrel/guest/review"
 	"github.com/carrel-vm/carrel/guest/share"
 )
@@ -58,16 +56,6 @@ func serveReview(req review.Request, answers *review.Answers) error {
 		return &review.Error{Code: "not_confined", Cause: fmt.Sprintf("the review process could not give up what it does not need: %v", err), Cure: "see carrel doctor"}
 	}
 	return review.Serve(ctx, req, answers.Emit)
-}
-
-// confineReview leaves a review process its folders and its stores: no other
-// file, no socket, no new process, no device, no owner but its own.
-func confineReview(roots []*share.Root, readOnly bool, stores ...string) error {
-	// What remains lets root's share hold files of any owner; nothing else.
-	if err := dropCapabilities(unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER); err != nil {
-		return err
-	}
-	return share.ConfineAll(roots, readOnly, stores...)
 }
 
 // reviewFolders pins the folders of the shares that have a store.

@@ -6,6 +6,4 @@ import "errors"
 
 var errNotHere = errors.New("this host has no such process of Carrel yet (Linux has)")
 
-func runShare() error { return errNotHere }
-
 func runConfined([]string) error { return errNotHere }

@@ -5,18 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/carrel-vm/carrel/guest/packet"
 	"github.com/carrel-vm/carrel/guest/share"
 	"github.com/carrel-vm/carrel/guest/share/control"
 	"github.com/carrel-vm/carrel/guest/share/rules"
-	"github.com/carrel-vm/carrel/hypervisor/qemu/vhostuser"
 )
 
 // shareEnd is how long a share process that is to end waits for requests that
@@ -83,15 +79,11 @@ func openShare(spec control.Spec, c *control.Conn) (*shareServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What remains lets root's share hold files of any owner; nothing else.
-	if err := dropCapabilities(unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER); err != nil {
-		return nil, err
-	}
 	var own []string
 	if spec.Store != "" {
 		own = []string{spec.Store}
 	}
-	if err := share.Confine(root, !set.Mode().Writes(), own...); err != nil {
+	if err := confineShare(root, !set.Mode().Writes(), own...); err != nil {
 		return nil, err
 	}
 	p := &shareServer{spec: spec, c: c, store: store}
@@ -160,28 +152,11 @@ func (p *shareServer) carry(kind control.Kind, f *os.File) {
 }
 
 func (p *shareServer) carrier(kind control.Kind, f *os.File) (func() error, error) {
-	switch kind {
-	case control.Device:
-		return func() error { return p.srv.ServeDevice(p.ctx, f) }, nil
-	case control.Stream:
-		c, err := packet.Stream(f)
-		return func() error { return p.srv.ServeStream(p.ctx, c) }, err
+	if kind != control.Stream {
+		return p.carryDevice(kind, f)
 	}
-	c, err := net.FileConn(f)
-	f.Close()
-	if err != nil {
-		return nil, err
-	}
-	uc, ok := c.(*net.UnixConn)
-	if !ok {
-		c.Close()
-		return nil, fmt.Errorf("a device's socket is a %T", c)
-	}
-	// A device that lost its server hangs its guest: it outlives the folder, and
-	// gets EIO.
-	return func() error {
-		return vhostuser.Serve(context.Background(), uc, vhostuser.NewFS(p.spec.Tag, gated{p}))
-	}, nil
+	c, err := packet.Stream(f)
+	return func() error { return p.srv.ServeStream(p.ctx, c) }, err
 }
 
 // review keeps what the guest says on a stream that it has changed.
@@ -219,22 +194,4 @@ func (p *shareServer) end() {
 	case <-shut:
 	case <-time.After(shareEnd):
 	}
-}
-
-// gated is the server as a device sees it: no request is under way when the
-// folder is let go of.
-type gated struct{ p *shareServer }
-
-func (g gated) ServeSegments(in, out [][]byte) int {
-	g.p.gate.RLock()
-	defer g.p.gate.RUnlock()
-	return g.p.srv.ServeSegments(in, out)
-}
-
-func (g gated) ServeUrgent(in [][]byte) { g.p.srv.ServeUrgent(in) }
-
-func (g gated) Reset() {
-	g.p.gate.RLock()
-	defer g.p.gate.RUnlock()
-	g.p.srv.Reset()
 }

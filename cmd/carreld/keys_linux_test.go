@@ -254,8 +254,11 @@ func TestKeyedCrash(t *testing.T) {
 			w.env = []string{"CARREL_CRASH=" + point, "CARREL_CRASH_MARK=" + mark}
 			spec := &api.GuestSpec{}
 			if strings.HasPrefix(point, "claim: ") { // of a guest that was started before
-				spec.MemoryMib, spec.DiskMib = 128, 64
-				write(t, filepath.Join(w.home, "config", "policy.yaml"), "version: 1\npool: {size: 1, memory: 128MiB, disk: 64MiB}\n")
+				spec = pooled()
+				if err := os.MkdirAll(filepath.Join(w.home, "config"), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				write(t, filepath.Join(w.home, "config", "policy.yaml"), onePool)
 			}
 			w.start()
 			// insist asks until it is answered, and starts the daemon where it died.

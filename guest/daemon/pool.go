@@ -29,8 +29,10 @@ import (
 
 // warm is what there is to know of a guest that is nobody's.
 type warm struct {
-	pool  policy.Pool // by which it was made
-	taken bool        // somebody claims it, or gives it up; Daemon.mu guards it
+	pool  policy.Pool   // by which it was made
+	taken bool          // somebody claims it, or gives it up; Daemon.mu guards it
+	left  bool          // it is given up; Daemon.mu guards it
+	gone  chan struct{} // closed when that is done
 	stop  context.CancelFunc
 	made  chan struct{} // closed when it is warm, or not; what follows is set then
 	err   error
@@ -75,7 +77,7 @@ func (d *Daemon) refill() {
 		case like(w.pool, want) && have < want.Size:
 			have++
 		default:
-			w.taken = true
+			w.taken, w.left = true, true
 			d.owned.Go(func() { d.giveUp(d.ctx, e) })
 		}
 	}
@@ -86,7 +88,7 @@ func (d *Daemon) refill() {
 		}
 		e := newEntry(name, &api.Guest{Name: name, Spec: want.Spec(name), State: api.GuestState_GUEST_STATE_STARTING})
 		ctx, stop := context.WithCancel(d.ctx)
-		e.busy, e.by, e.warm = "started", guest.Making{Warm: true}, &warm{pool: want, stop: stop, made: make(chan struct{})}
+		e.busy, e.by, e.warm = "started", guest.Making{Warm: true}, &warm{pool: want, stop: stop, made: make(chan struct{}), gone: make(chan struct{})}
 		d.table[name] = e
 		d.owned.Go(func() { d.warmUp(ctx, e, e.warm) })
 	}
@@ -156,6 +158,7 @@ func (d *Daemon) fits(e *entry, image string) error {
 // giveUp ends a guest of the pool that was taken, and removes it.
 func (d *Daemon) giveUp(ctx context.Context, e *entry) {
 	w := e.warm
+	defer close(w.gone)
 	w.stop()
 	<-w.made
 	if w.err != nil {
@@ -170,29 +173,31 @@ func (d *Daemon) giveUp(ctx context.Context, e *entry) {
 // emptyPool ends every guest of the pool, and returns when they are gone.
 func (d *Daemon) emptyPool(ctx context.Context) {
 	d.mu.Lock()
-	var all []*entry
+	var all []*warm
 	for _, e := range d.table {
-		if e.warm != nil && !e.warm.taken {
-			e.warm.taken = true
-			all = append(all, e)
+		w := e.warm
+		if w != nil && !w.taken {
+			w.taken, w.left = true, true
+			d.owned.Go(func() { d.giveUp(ctx, e) })
+		}
+		if w != nil && w.left {
+			all = append(all, w)
 		}
 	}
 	d.mu.Unlock()
-	done := make(chan struct{}, len(all))
-	for _, e := range all {
-		d.owned.Go(func() { d.giveUp(ctx, e); done <- struct{}{} })
-	}
-	for range all {
-		<-done
+	for _, w := range all {
+		<-w.gone
 	}
 }
 
 // unclaimed removes a guest that was nobody's yet when the daemon before this one
 // ended, or that a claim was not done with. No task has run in it.
 func (d *Daemon) unclaimed(ctx context.Context, e *entry) {
-	e.warm = &warm{taken: true}
+	w := &warm{taken: true, left: true, gone: make(chan struct{})}
+	e.warm = w
 	d.table[e.name] = e
 	d.owned.Go(func() {
+		defer close(w.gone)
 		if err := guest.KillKeeper(d.dir(e)); err != nil {
 			d.log.Error("kill keeper", "guest", e.name, "error", err)
 		}

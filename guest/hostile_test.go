@@ -72,7 +72,7 @@ func TestProtocolViolations(t *testing.T) {
 			}
 			select {
 			case <-g.Gone():
-			case <-time.After(5 * time.Second):
+			case <-time.After(testPatience):
 				t.Error("the guest lives on")
 			}
 		})
@@ -228,7 +228,7 @@ func TestStopOfADeafGuest(t *testing.T) {
 		<-block
 	}})
 	t.Cleanup(func() { close(block) }) // before the guest's own cleanup, which waits
-	g.disk = false // or it would have StopFlush more
+	g.disk = false                     // or it would have StopFlush more
 	g.Stop(100 * time.Millisecond)
 }
 
@@ -369,7 +369,7 @@ func TestStalledReaderAndStop(t *testing.T) {
 		if e.Status != StatusOurs {
 			t.Fatalf("%v", e)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(testPatience):
 		t.Fatal("the task waits for a reader although its guest is gone")
 	}
 }

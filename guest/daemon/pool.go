@@ -152,7 +152,7 @@ func (d *Daemon) fits(e *entry, image string) error {
 	if err != nil {
 		return err
 	}
-	return d.memory("keep guest "+e.name+" warm", x.grant.Spec().MemoryMib, x.rules)
+	return spare(x.grant.Spec().MemoryMib)
 }
 
 // giveUp ends a guest of the pool that was taken, and removes it.

@@ -67,6 +67,9 @@ type Options struct {
 	// Settle writes what programs read about names, certificates and git's
 	// remotes, and returns variables for every task. nil does nothing.
 	Settle func(*wire.Setup) ([]string, error)
+	// GitHosts writes anew for which hosts git's remotes are rewritten. nil: a
+	// guest that runs cannot be told.
+	GitHosts func([]string) error
 	// Refusals is the file for what the host did not let out; empty: none.
 	Refusals string
 	// Mount performs one mount of Setup; i counts from 0.
@@ -103,6 +106,9 @@ type Agent struct {
 
 	mu    sync.Mutex
 	tasks map[*task]struct{}
+	// claim is what a guest was told that nobody had asked for when it started;
+	// nil: nothing. It is not changed once it is there.
+	claim *wire.Claim
 	// ending refuses new tasks.
 	ending bool
 }

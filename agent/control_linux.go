@@ -83,6 +83,10 @@ func (a *Agent) host(ctx context.Context, fail func(error)) error {
 			if err := a.changeShares(ctx, c); err != nil {
 				answer.Error = text(err.Error(), wire.MaxText)
 			}
+		case *wire.Control_Claim:
+			if err := a.claimed(k.Claim); err != nil {
+				answer.Error = text(err.Error(), wire.MaxText)
+			}
 		case *wire.Control_PowerOff:
 			last = true
 			a.endTasks(ctx, time.Duration(k.PowerOff.GraceNanos))

@@ -63,6 +63,7 @@ func (o *Options) network(start func() (*steer.Steering, error)) {
 		}
 		return append(env, gitTemplate()...), nil
 	}
+	o.GitHosts = func(hosts []string) error { return rewriteGit("", hosts) }
 	o.Refusals = refusalsFile
 }
 

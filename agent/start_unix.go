@@ -73,7 +73,9 @@ func (a *Agent) spec(e *wire.Exec) (_ *stage.Spec, uid int, err error) {
 	if a.settleErr != nil {
 		return nil, -1, fmt.Errorf("the guest's settings are not complete: %w", a.settleErr)
 	}
-	env := a.env
+	a.mu.Lock()
+	env := slices.Concat(a.env, a.claim.GetEnv()) // what came later wins
+	a.mu.Unlock()
 	if a.o.beside != nil {
 		env = slices.Concat(env, a.o.beside.taskEnv(e.Id))
 	}

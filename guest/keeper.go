@@ -41,6 +41,9 @@ type KeepRequest struct {
 	// Env is NAME=value for every task that does not set them itself: the
 	// placeholders of secrets. Values of secrets never come here.
 	Env []string
+	// Warm says that the guest is started for nobody: ClaimGuest makes it that of a
+	// request.
+	Warm bool `json:",omitempty"`
 }
 
 // KeepOptions are what the process around a keeper gives it.
@@ -95,8 +98,12 @@ type Keeper struct {
 	trace    *Trace
 	order    []string
 	keys     map[string]Keyed
-	main     string // an ephemeral guest's first task
-	callers  int    // attached callers
+	main     string            // an ephemeral guest's first task
+	callers  int               // attached callers
+	watchers int               // of a warm guest
+	warm     bool              // nobody's yet: it runs no task
+	claiming bool              // it is about to be somebody's
+	granted  []*api.EgressRule // when it started
 	away     *time.Timer
 	finished chan struct{} // closed when an ephemeral guest is to end
 	once     sync.Once
@@ -144,7 +151,7 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	}
 	k := &Keeper{
 		req: req, opts: opts, dir: dir, log: opts.Log, journal: j, audit: l, info: loaded, keys: h.Keys,
-		changed: make(chan struct{}), tasks: map[string]*task{}, finished: make(chan struct{}), trace: NewTrace("keeper"),
+		warm: req.Warm, changed: make(chan struct{}), tasks: map[string]*task{}, finished: make(chan struct{}), trace: NewTrace("keeper"),
 	}
 	if !opts.Began.IsZero() {
 		k.trace.Add("keeper begins", opts.Began, time.Now())
@@ -248,7 +255,7 @@ func (k *Keeper) keep(ctx context.Context) string {
 	defer shared.close()
 	shared.trace = k.trace
 	k.mu.Lock()
-	k.shares = shared
+	k.shares, k.granted = shared, grant.EgressRules()
 	k.mu.Unlock()
 	env, err := k.guestEnv()
 	if err != nil {
@@ -278,6 +285,9 @@ func (k *Keeper) keep(ctx context.Context) string {
 	k.g = g
 	if k.req.Spec.Ephemeral {
 		k.away = time.AfterFunc(k.absence(), k.finish)
+		if k.warm && k.watchers > 0 {
+			k.away.Stop()
+		}
 	}
 	k.mu.Unlock()
 	k.update(func(i *api.Guest) {
@@ -354,8 +364,11 @@ func (k *Keeper) stay(ctx context.Context, g *Guest, out *outside) {
 		case <-k.finished:
 			// Its caller did not come back; or it has volumes, on which what it
 			// wrote is to be there when another guest has them.
+			k.mu.Lock()
+			volumes := len(k.req.Spec.Volumes)
+			k.mu.Unlock()
 			switch {
-			case len(k.req.Spec.Volumes) > 0:
+			case volumes > 0:
 				k.stop(g, StopBound)
 			case len(k.live()) > 0:
 				k.stop(g, StopGrace)
@@ -417,6 +430,7 @@ func (k *Keeper) snapshot() (*api.Guest, <-chan struct{}) {
 
 // Watch implements the keeper's service.
 func (k *Keeper) Watch(ctx context.Context, _ *connect.Request[api.WatchRequest], st *connect.ServerStream[api.Guest]) error {
+	defer k.watched()()
 	for {
 		i, changed := k.snapshot()
 		if err := st.Send(i); err != nil {

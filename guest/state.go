@@ -86,6 +86,8 @@ type saved struct {
 type Making struct {
 	Key     string `json:"key,omitempty"`
 	Request []byte `json:"request,omitempty"` // its SHA-256
+	// Warm says that there was no request yet.
+	Warm bool `json:"warm,omitempty"`
 }
 
 // SocketPath is where a guest's keeper listens: short, whatever the name, since
@@ -132,6 +134,16 @@ func saveSpec(created time.Time, spec *api.GuestSpec, by Making) ([]byte, error)
 // Respec replaces what a guest was asked for, from its next start on. Only the
 // daemon calls it.
 func Respec(dir string, spec *api.GuestSpec) error {
+	return respec(dir, spec, nil)
+}
+
+// Claimed makes a warm guest that of a request, for good. Only the daemon calls
+// it, when the guest has all that was granted.
+func Claimed(dir string, spec *api.GuestSpec, by Making) error {
+	return respec(dir, spec, &by)
+}
+
+func respec(dir string, spec *api.GuestSpec, by *Making) error {
 	path := filepath.Join(dir, fileSpec)
 	b, err := readSmall(path)
 	if err != nil {
@@ -140,6 +152,9 @@ func Respec(dir string, spec *api.GuestSpec) error {
 	var s saved
 	if err := json.Unmarshal(b, &s); err != nil {
 		return fmt.Errorf("%w: %s: %v", ErrDamaged, dir, err)
+	}
+	if by != nil {
+		s.Making = *by
 	}
 	if b, err = saveSpec(s.Created, spec, s.Making); err != nil {
 		return err

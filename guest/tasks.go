@@ -101,6 +101,9 @@ func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskReques
 	if k.g == nil || k.info.State != api.GuestState_GUEST_STATE_READY {
 		return nil, api.NewError(connect.CodeFailedPrecondition, "not_running", "guest "+k.info.Name+" is not running", "carrel start "+k.info.Name)
 	}
+	if k.warm {
+		return nil, api.NewError(connect.CodeFailedPrecondition, "not_running", "guest "+k.info.Name+" is nobody's yet", "")
+	}
 	if n := k.liveLocked(); n >= MaxTasks {
 		return nil, api.NewError(connect.CodeResourceExhausted, "too_many_tasks", fmt.Sprintf("%d tasks run in guest %s, which is the limit", n, k.info.Name), "wait for one to end")
 	}

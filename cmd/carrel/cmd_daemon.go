@@ -78,6 +78,9 @@ func (a *app) doDaemonStatus(ctx context.Context) error {
 	fmt.Fprintf(t, "process\t%d, since %s\n", s.Pid, when(s.Started))
 	fmt.Fprintf(t, "version\t%s %s\n", safe(s.GetVersion().GetVersion()), safe(s.GetVersion().GetCommit()))
 	fmt.Fprintf(t, "guests\t%d, of which %d run\n", s.Guests, s.GuestsRunning)
+	if s.GuestsWarm > 0 {
+		fmt.Fprintf(t, "pool\t%d warm\n", s.GuestsWarm)
+	}
 	fmt.Fprintf(t, "memory\t%s\n", humanize.IBytes(size(s.ResidentBytes)))
 	fmt.Fprintf(t, "socket\t%s\n", safe(s.Socket))
 	fmt.Fprintf(t, "state\t%s\n", safe(s.StateDir))

@@ -267,11 +267,11 @@ func TestKeyedCrash(t *testing.T) {
 	points := []string{"create: before the rename", "create: after the rename", "spawn: before", "spawn: after the keeper's word", "keeper: before ready",
 		"start: before the acknowledgement", "task: before it is recorded", "task: recorded, before it runs", "task: before the daemon's acknowledgement"}
 	for _, p := range crashPoints(t) {
-		if strings.HasPrefix(p, "key: ") {
+		if strings.HasPrefix(p, "key: ") || strings.HasPrefix(p, "claim: ") {
 			points = append(points, p)
 		}
 	}
-	if len(points) < 12 {
+	if len(points) < 16 {
 		t.Fatalf("only %d points", len(points))
 	}
 	for _, point := range points {
@@ -280,6 +280,14 @@ func TestKeyedCrash(t *testing.T) {
 			w := newRing2(t)
 			mark, ran := filepath.Join(w.work, "mark"), filepath.Join(w.work, "ran")
 			w.env = []string{"CARREL_CRASH=" + point, "CARREL_CRASH_MARK=" + mark}
+			spec := &api.GuestSpec{}
+			if strings.HasPrefix(point, "claim: ") { // of a guest that was started before
+				spec = pooled()
+				if err := os.MkdirAll(filepath.Join(w.home, "config"), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				write(t, filepath.Join(w.home, "config", "policy.yaml"), onePool)
+			}
 			w.start()
 			// insist asks until it is answered, and starts the daemon where it died.
 			insist := func(what string, ask func(*raw) error) {
@@ -304,7 +312,7 @@ func TestKeyedCrash(t *testing.T) {
 			begin := func() {
 				t.Helper()
 				insist("a guest", func(c *raw) (err error) {
-					g, err = c.start(t.Context(), &api.StartGuestRequest{Spec: &api.GuestSpec{}, IdempotencyKey: "g"})
+					g, err = c.start(t.Context(), &api.StartGuestRequest{Spec: spec, IdempotencyKey: "g"})
 					return err
 				})
 				insist("a task", func(c *raw) (err error) {

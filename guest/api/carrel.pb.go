@@ -12208,6 +12208,8 @@ type StatusResponse struct {
 	Version       *VersionResponse       `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
 	// Resident bytes of the daemon.
 	ResidentBytes int64 `protobuf:"varint,9,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
+	// Guests that wait for a request, and are not among the others.
+	GuestsWarm    int32 `protobuf:"varint,10,opt,name=guests_warm,json=guestsWarm,proto3" json:"guests_warm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -12301,6 +12303,13 @@ func (x *StatusResponse) GetVersion() *VersionResponse {
 func (x *StatusResponse) GetResidentBytes() int64 {
 	if x != nil {
 		return x.ResidentBytes
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetGuestsWarm() int32 {
+	if x != nil {
+		return x.GuestsWarm
 	}
 	return 0
 }
@@ -13015,6 +13024,105 @@ func (*DropReviewResponse) Descriptor() ([]byte, []int) {
 	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{191}
 }
 
+type ClaimGuestRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The request as it was granted. What cannot change any more must be as it is.
+	Spec *GuestSpec `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	// The policy on which the keeper decides again, as JSON.
+	Rules []byte `protobuf:"bytes,2,opt,name=rules,proto3" json:"rules,omitempty"`
+	// NAME=value for every task: the placeholders of secrets.
+	Env           []string `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimGuestRequest) Reset() {
+	*x = ClaimGuestRequest{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[192]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimGuestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimGuestRequest) ProtoMessage() {}
+
+func (x *ClaimGuestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[192]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimGuestRequest.ProtoReflect.Descriptor instead.
+func (*ClaimGuestRequest) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{192}
+}
+
+func (x *ClaimGuestRequest) GetSpec() *GuestSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *ClaimGuestRequest) GetRules() []byte {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *ClaimGuestRequest) GetEnv() []string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+type ClaimGuestResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimGuestResponse) Reset() {
+	*x = ClaimGuestResponse{}
+	mi := &file_carrel_v1_carrel_proto_msgTypes[193]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimGuestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimGuestResponse) ProtoMessage() {}
+
+func (x *ClaimGuestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_carrel_v1_carrel_proto_msgTypes[193]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimGuestResponse.ProtoReflect.Descriptor instead.
+func (*ClaimGuestResponse) Descriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{193}
+}
+
 type AttachShareRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The tag under which the stream was handed over.
@@ -13026,7 +13134,7 @@ type AttachShareRequest struct {
 
 func (x *AttachShareRequest) Reset() {
 	*x = AttachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[192]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[194]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -13038,7 +13146,7 @@ func (x *AttachShareRequest) String() string {
 func (*AttachShareRequest) ProtoMessage() {}
 
 func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[192]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[194]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -13051,7 +13159,7 @@ func (x *AttachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareRequest.ProtoReflect.Descriptor instead.
 func (*AttachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{192}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{194}
 }
 
 func (x *AttachShareRequest) GetTag() string {
@@ -13076,7 +13184,7 @@ type AttachShareResponse struct {
 
 func (x *AttachShareResponse) Reset() {
 	*x = AttachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[193]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[195]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -13088,7 +13196,7 @@ func (x *AttachShareResponse) String() string {
 func (*AttachShareResponse) ProtoMessage() {}
 
 func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[193]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[195]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -13101,7 +13209,7 @@ func (x *AttachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachShareResponse.ProtoReflect.Descriptor instead.
 func (*AttachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{193}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{195}
 }
 
 // DetachShareRequest names a share by its tag, or by where the guest sees it.
@@ -13114,7 +13222,7 @@ type DetachShareRequest struct {
 
 func (x *DetachShareRequest) Reset() {
 	*x = DetachShareRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[194]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[196]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -13126,7 +13234,7 @@ func (x *DetachShareRequest) String() string {
 func (*DetachShareRequest) ProtoMessage() {}
 
 func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[194]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[196]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -13139,7 +13247,7 @@ func (x *DetachShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareRequest.ProtoReflect.Descriptor instead.
 func (*DetachShareRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{194}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{196}
 }
 
 func (x *DetachShareRequest) GetTag() string {
@@ -13157,7 +13265,7 @@ type DetachShareResponse struct {
 
 func (x *DetachShareResponse) Reset() {
 	*x = DetachShareResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[195]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[197]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -13169,7 +13277,7 @@ func (x *DetachShareResponse) String() string {
 func (*DetachShareResponse) ProtoMessage() {}
 
 func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[195]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[197]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -13182,7 +13290,7 @@ func (x *DetachShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachShareResponse.ProtoReflect.Descriptor instead.
 func (*DetachShareResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{195}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{197}
 }
 
 type ConfigureEdgeRequest struct {
@@ -13197,7 +13305,7 @@ type ConfigureEdgeRequest struct {
 
 func (x *ConfigureEdgeRequest) Reset() {
 	*x = ConfigureEdgeRequest{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[196]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[198]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -13209,7 +13317,7 @@ func (x *ConfigureEdgeRequest) String() string {
 func (*ConfigureEdgeRequest) ProtoMessage() {}
 
 func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[196]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[198]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -13222,7 +13330,7 @@ func (x *ConfigureEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{196}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{198}
 }
 
 func (x *ConfigureEdgeRequest) GetRules() []*EgressRule {
@@ -13257,7 +13365,7 @@ type EdgeSecret struct {
 
 func (x *EdgeSecret) Reset() {
 	*x = EdgeSecret{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[197]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[199]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -13269,7 +13377,7 @@ func (x *EdgeSecret) String() string {
 func (*EdgeSecret) ProtoMessage() {}
 
 func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[197]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[199]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -13282,7 +13390,7 @@ func (x *EdgeSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeSecret.ProtoReflect.Descriptor instead.
 func (*EdgeSecret) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{197}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{199}
 }
 
 func (x *EdgeSecret) GetName() string {
@@ -13318,7 +13426,7 @@ type EdgeUpstream struct {
 
 func (x *EdgeUpstream) Reset() {
 	*x = EdgeUpstream{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[198]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[200]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -13330,7 +13438,7 @@ func (x *EdgeUpstream) String() string {
 func (*EdgeUpstream) ProtoMessage() {}
 
 func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[198]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[200]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -13343,7 +13451,7 @@ func (x *EdgeUpstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeUpstream.ProtoReflect.Descriptor instead.
 func (*EdgeUpstream) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{198}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{200}
 }
 
 func (x *EdgeUpstream) GetHttpsProxy() string {
@@ -13376,7 +13484,7 @@ type ConfigureEdgeResponse struct {
 
 func (x *ConfigureEdgeResponse) Reset() {
 	*x = ConfigureEdgeResponse{}
-	mi := &file_carrel_v1_carrel_proto_msgTypes[199]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[201]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -13388,7 +13496,7 @@ func (x *ConfigureEdgeResponse) String() string {
 func (*ConfigureEdgeResponse) ProtoMessage() {}
 
 func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_carrel_v1_carrel_proto_msgTypes[199]
+	mi := &file_carrel_v1_carrel_proto_msgTypes[201]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -13401,7 +13509,7 @@ func (x *ConfigureEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureEdgeResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{199}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{201}
 }
 
 func (x *ConfigureEdgeResponse) GetClosed() int32 {
@@ -14209,7 +14317,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06commit\x18\x02 \x01(\tR\x06commit\x12\x0e\n" +
 	"\x02go\x18\x03 \x01(\tR\x02go\x12\x10\n" +
 	"\x03api\x18\x04 \x01(\tR\x03api\"\x0f\n" +
-	"\rStatusRequest\"\xc6\x02\n" +
+	"\rStatusRequest\"\xe7\x02\n" +
 	"\x0eStatusResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x124\n" +
 	"\astarted\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x16\n" +
@@ -14219,7 +14327,10 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06guests\x18\x06 \x01(\x05R\x06guests\x12%\n" +
 	"\x0eguests_running\x18\a \x01(\x05R\rguestsRunning\x124\n" +
 	"\aversion\x18\b \x01(\v2\x1a.carrel.v1.VersionResponseR\aversion\x12%\n" +
-	"\x0eresident_bytes\x18\t \x01(\x03R\rresidentBytes\"\x0f\n" +
+	"\x0eresident_bytes\x18\t \x01(\x03R\rresidentBytes\x12\x1f\n" +
+	"\vguests_warm\x18\n" +
+	" \x01(\x05R\n" +
+	"guestsWarm\"\x0f\n" +
 	"\rHealthRequest\"Z\n" +
 	"\x0eHealthResponse\x12\x18\n" +
 	"\ahealthy\x18\x01 \x01(\bR\ahealthy\x12.\n" +
@@ -14257,7 +14368,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x11DropReviewRequest\x12\x14\n" +
 	"\x05share\x18\x01 \x01(\tR\x05share\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\tR\x05names\"\x14\n" +
-	"\x12DropReviewResponse\"N\n" +
+	"\x12DropReviewResponse\"e\n" +
+	"\x11ClaimGuestRequest\x12(\n" +
+	"\x04spec\x18\x01 \x01(\v2\x14.carrel.v1.GuestSpecR\x04spec\x12\x14\n" +
+	"\x05rules\x18\x02 \x01(\fR\x05rules\x12\x10\n" +
+	"\x03env\x18\x03 \x03(\tR\x03env\"\x14\n" +
+	"\x12ClaimGuestResponse\"N\n" +
 	"\x12AttachShareRequest\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\tR\x03tag\x12&\n" +
 	"\x05share\x18\x02 \x01(\v2\x10.carrel.v1.ShareR\x05share\"\x15\n" +
@@ -14442,13 +14558,15 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06Health\x12\x18.carrel.v1.HealthRequest\x1a\x19.carrel.v1.HealthResponse\"\x05\x82\xe7\x18\x01\x01\x12V\n" +
 	"\fCapabilities\x12\x1e.carrel.v1.CapabilitiesRequest\x1a\x1f.carrel.v1.CapabilitiesResponse\"\x05\x82\xe7\x18\x01\x01\x12?\n" +
 	"\x06Doctor\x12\x18.carrel.v1.DoctorRequest\x1a\x12.carrel.v1.Finding\"\x05\x82\xe7\x18\x01\x010\x01\x12J\n" +
-	"\bShutdown\x12\x1a.carrel.v1.ShutdownRequest\x1a\x1b.carrel.v1.ShutdownResponse\"\x05\x82\xe7\x18\x01\x012\xc2\x04\n" +
+	"\bShutdown\x12\x1a.carrel.v1.ShutdownRequest\x1a\x1b.carrel.v1.ShutdownResponse\"\x05\x82\xe7\x18\x01\x012\x94\x05\n" +
 	"\rKeeperService\x12;\n" +
 	"\x05Watch\x12\x17.carrel.v1.WatchRequest\x1a\x10.carrel.v1.Guest\"\x05\x82\xe7\x18\x01\x020\x01\x12H\n" +
 	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse\"\x05\x82\xe7\x18\x01\x02\x12V\n" +
 	"\fImportReview\x12\x1e.carrel.v1.ImportReviewRequest\x1a\x1f.carrel.v1.ImportReviewResponse\"\x05\x82\xe7\x18\x01\x02\x12P\n" +
 	"\n" +
-	"DropReview\x12\x1c.carrel.v1.DropReviewRequest\x1a\x1d.carrel.v1.DropReviewResponse\"\x05\x82\xe7\x18\x01\x02\x12S\n" +
+	"DropReview\x12\x1c.carrel.v1.DropReviewRequest\x1a\x1d.carrel.v1.DropReviewResponse\"\x05\x82\xe7\x18\x01\x02\x12P\n" +
+	"\n" +
+	"ClaimGuest\x12\x1c.carrel.v1.ClaimGuestRequest\x1a\x1d.carrel.v1.ClaimGuestResponse\"\x05\x82\xe7\x18\x01\x02\x12S\n" +
 	"\vAttachShare\x12\x1d.carrel.v1.AttachShareRequest\x1a\x1e.carrel.v1.AttachShareResponse\"\x05\x82\xe7\x18\x01\x02\x12S\n" +
 	"\vDetachShare\x12\x1d.carrel.v1.DetachShareRequest\x1a\x1e.carrel.v1.DetachShareResponse\"\x05\x82\xe7\x18\x01\x02\x12V\n" +
 	"\fRefreshShare\x12\x1e.carrel.v1.RefreshShareRequest\x1a\x1f.carrel.v1.RefreshShareResponse\"\x05\x82\xe7\x18\x01\x022\x97\x03\n" +
@@ -14473,7 +14591,7 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 }
 
 var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 200)
+var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 202)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(Socket)(0),                        // 0: carrel.v1.Socket
 	(EgressAction)(0),                  // 1: carrel.v1.EgressAction
@@ -14680,16 +14798,18 @@ var file_carrel_v1_carrel_proto_goTypes = []any{
 	(*ImportReviewResponse)(nil),       // 202: carrel.v1.ImportReviewResponse
 	(*DropReviewRequest)(nil),          // 203: carrel.v1.DropReviewRequest
 	(*DropReviewResponse)(nil),         // 204: carrel.v1.DropReviewResponse
-	(*AttachShareRequest)(nil),         // 205: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),        // 206: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),         // 207: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),        // 208: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),       // 209: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),                 // 210: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),               // 211: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil),      // 212: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil),      // 213: google.protobuf.Timestamp
-	(*descriptorpb.MethodOptions)(nil), // 214: google.protobuf.MethodOptions
+	(*ClaimGuestRequest)(nil),          // 205: carrel.v1.ClaimGuestRequest
+	(*ClaimGuestResponse)(nil),         // 206: carrel.v1.ClaimGuestResponse
+	(*AttachShareRequest)(nil),         // 207: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),        // 208: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),         // 209: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),        // 210: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),       // 211: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),                 // 212: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),               // 213: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil),      // 214: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil),      // 215: google.protobuf.Timestamp
+	(*descriptorpb.MethodOptions)(nil), // 216: google.protobuf.MethodOptions
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	18,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
@@ -14700,8 +14820,8 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	2,   // 5: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
 	4,   // 6: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
 	14,  // 7: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	213, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	213, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	215, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	215, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
 	38,  // 10: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
 	21,  // 11: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
 	20,  // 12: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
@@ -14719,9 +14839,9 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	37,  // 24: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
 	36,  // 25: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
 	5,   // 26: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	213, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	213, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	213, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	215, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	215, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	215, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
 	39,  // 30: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
 	36,  // 31: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
 	38,  // 32: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
@@ -14738,7 +14858,7 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	63,  // 43: carrel.v1.ListFilesResponse.self:type_name -> carrel.v1.FileInfo
 	63,  // 44: carrel.v1.ListFilesResponse.entries:type_name -> carrel.v1.FileInfo
 	6,   // 45: carrel.v1.FileInfo.type:type_name -> carrel.v1.FileType
-	213, // 46: carrel.v1.FileInfo.modified:type_name -> google.protobuf.Timestamp
+	215, // 46: carrel.v1.FileInfo.modified:type_name -> google.protobuf.Timestamp
 	63,  // 47: carrel.v1.ReadFileResponse.info:type_name -> carrel.v1.FileInfo
 	67,  // 48: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
 	71,  // 49: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
@@ -14757,8 +14877,8 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	95,  // 62: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
 	97,  // 63: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
 	97,  // 64: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
-	213, // 65: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	213, // 66: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
+	215, // 65: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	215, // 66: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
 	99,  // 67: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
 	99,  // 68: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
 	17,  // 69: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
@@ -14768,14 +14888,14 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	112, // 73: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
 	1,   // 74: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
 	17,  // 75: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	213, // 76: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	215, // 76: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
 	9,   // 77: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
 	112, // 78: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
 	10,  // 79: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
 	20,  // 80: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
 	20,  // 81: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
 	122, // 82: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	213, // 83: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	215, // 83: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
 	11,  // 84: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
 	122, // 85: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
 	121, // 86: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
@@ -14785,12 +14905,12 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	17,  // 90: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
 	16,  // 91: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
 	134, // 92: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	213, // 93: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	215, // 93: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
 	146, // 94: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
 	145, // 95: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
 	144, // 96: carrel.v1.Image.bundle:type_name -> carrel.v1.ImageBundle
-	213, // 97: carrel.v1.ImageBundle.signed:type_name -> google.protobuf.Timestamp
-	213, // 98: carrel.v1.ImageBundle.expires:type_name -> google.protobuf.Timestamp
+	215, // 97: carrel.v1.ImageBundle.signed:type_name -> google.protobuf.Timestamp
+	215, // 98: carrel.v1.ImageBundle.expires:type_name -> google.protobuf.Timestamp
 	143, // 99: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
 	25,  // 100: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
 	143, // 101: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
@@ -14811,7 +14931,7 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	169, // 116: carrel.v1.CreateKeyResponse.key:type_name -> carrel.v1.ImageKey
 	169, // 117: carrel.v1.TrustKeyResponse.key:type_name -> carrel.v1.ImageKey
 	181, // 118: carrel.v1.ListEventsResponse.events:type_name -> carrel.v1.Event
-	213, // 119: carrel.v1.Event.time:type_name -> google.protobuf.Timestamp
+	215, // 119: carrel.v1.Event.time:type_name -> google.protobuf.Timestamp
 	182, // 120: carrel.v1.Event.gap:type_name -> carrel.v1.EventGap
 	19,  // 121: carrel.v1.Event.changed:type_name -> carrel.v1.Guest
 	183, // 122: carrel.v1.Event.removed:type_name -> carrel.v1.GuestRemoved
@@ -14821,191 +14941,194 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	143, // 126: carrel.v1.Event.image:type_name -> carrel.v1.Image
 	185, // 127: carrel.v1.Event.image_removed:type_name -> carrel.v1.ImageRemoved
 	186, // 128: carrel.v1.Event.daemon_started:type_name -> carrel.v1.DaemonStarted
-	213, // 129: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	215, // 129: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
 	188, // 130: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
 	197, // 131: carrel.v1.HealthResponse.problems:type_name -> carrel.v1.Finding
 	195, // 132: carrel.v1.CapabilitiesResponse.limits:type_name -> carrel.v1.Limits
 	12,  // 133: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	18,  // 134: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	17,  // 135: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	210, // 136: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	211, // 137: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	122, // 138: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	214, // 139: carrel.v1.served_on:extendee -> google.protobuf.MethodOptions
-	0,   // 140: carrel.v1.served_on:type_name -> carrel.v1.Socket
-	23,  // 141: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	26,  // 142: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	28,  // 143: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	30,  // 144: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	32,  // 145: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	34,  // 146: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
-	40,  // 147: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	42,  // 148: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	47,  // 149: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	49,  // 150: carrel.v1.TaskService.Wait:input_type -> carrel.v1.WaitTaskRequest
-	51,  // 151: carrel.v1.TaskService.Read:input_type -> carrel.v1.ReadTaskRequest
-	53,  // 152: carrel.v1.TaskService.Write:input_type -> carrel.v1.WriteTaskRequest
-	55,  // 153: carrel.v1.TaskService.Signal:input_type -> carrel.v1.SignalTaskRequest
-	57,  // 154: carrel.v1.TaskService.Resize:input_type -> carrel.v1.ResizeTaskRequest
-	59,  // 155: carrel.v1.TaskService.Cancel:input_type -> carrel.v1.CancelTaskRequest
-	66,  // 156: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	69,  // 157: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	61,  // 158: carrel.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
-	64,  // 159: carrel.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
-	72,  // 160: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	75,  // 161: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	77,  // 162: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	79,  // 163: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	81,  // 164: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	83,  // 165: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	88,  // 166: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	90,  // 167: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	92,  // 168: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	86,  // 169: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	93,  // 170: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
-	96,  // 171: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
-	100, // 172: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
-	102, // 173: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
-	104, // 174: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
-	106, // 175: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	108, // 176: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	110, // 177: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	113, // 178: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	115, // 179: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	117, // 180: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	119, // 181: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	123, // 182: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	125, // 183: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	127, // 184: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	132, // 185: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	135, // 186: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	137, // 187: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	129, // 188: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	139, // 189: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	141, // 190: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	147, // 191: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	149, // 192: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	151, // 193: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
-	153, // 194: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
-	155, // 195: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	157, // 196: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	159, // 197: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
-	163, // 198: carrel.v1.ImageService.Push:input_type -> carrel.v1.PushImageRequest
-	165, // 199: carrel.v1.ImageService.Export:input_type -> carrel.v1.ExportImageRequest
-	167, // 200: carrel.v1.ImageService.Restore:input_type -> carrel.v1.RestoreImageRequest
-	170, // 201: carrel.v1.ImageService.ListKeys:input_type -> carrel.v1.ListKeysRequest
-	172, // 202: carrel.v1.ImageService.CreateKey:input_type -> carrel.v1.CreateKeyRequest
-	174, // 203: carrel.v1.ImageService.TrustKey:input_type -> carrel.v1.TrustKeyRequest
-	176, // 204: carrel.v1.ImageService.ForgetKey:input_type -> carrel.v1.ForgetKeyRequest
-	178, // 205: carrel.v1.EventService.Watch:input_type -> carrel.v1.WatchEventsRequest
-	179, // 206: carrel.v1.EventService.List:input_type -> carrel.v1.ListEventsRequest
-	187, // 207: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	189, // 208: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	191, // 209: carrel.v1.SystemService.Health:input_type -> carrel.v1.HealthRequest
-	193, // 210: carrel.v1.SystemService.Capabilities:input_type -> carrel.v1.CapabilitiesRequest
-	196, // 211: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	198, // 212: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	200, // 213: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	26,  // 214: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	201, // 215: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	203, // 216: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	205, // 217: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	207, // 218: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	79,  // 219: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	209, // 220: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	113, // 221: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	115, // 222: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	117, // 223: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	119, // 224: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	24,  // 225: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	27,  // 226: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	29,  // 227: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	31,  // 228: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	33,  // 229: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	35,  // 230: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
-	41,  // 231: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	46,  // 232: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	48,  // 233: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	50,  // 234: carrel.v1.TaskService.Wait:output_type -> carrel.v1.WaitTaskResponse
-	52,  // 235: carrel.v1.TaskService.Read:output_type -> carrel.v1.ReadTaskResponse
-	54,  // 236: carrel.v1.TaskService.Write:output_type -> carrel.v1.WriteTaskResponse
-	56,  // 237: carrel.v1.TaskService.Signal:output_type -> carrel.v1.SignalTaskResponse
-	58,  // 238: carrel.v1.TaskService.Resize:output_type -> carrel.v1.ResizeTaskResponse
-	60,  // 239: carrel.v1.TaskService.Cancel:output_type -> carrel.v1.CancelTaskResponse
-	68,  // 240: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	70,  // 241: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	62,  // 242: carrel.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
-	65,  // 243: carrel.v1.FileService.Read:output_type -> carrel.v1.ReadFileResponse
-	73,  // 244: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	76,  // 245: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	78,  // 246: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	80,  // 247: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	82,  // 248: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	84,  // 249: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	89,  // 250: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	91,  // 251: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	89,  // 252: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	87,  // 253: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	94,  // 254: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
-	98,  // 255: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
-	101, // 256: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
-	103, // 257: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
-	105, // 258: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
-	107, // 259: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	109, // 260: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	111, // 261: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	114, // 262: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	116, // 263: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	118, // 264: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	120, // 265: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	124, // 266: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	126, // 267: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	128, // 268: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	133, // 269: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	136, // 270: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	138, // 271: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	130, // 272: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	140, // 273: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	142, // 274: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	148, // 275: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	150, // 276: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	152, // 277: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
-	154, // 278: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
-	156, // 279: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	158, // 280: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	160, // 281: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
-	164, // 282: carrel.v1.ImageService.Push:output_type -> carrel.v1.PushImageResponse
-	166, // 283: carrel.v1.ImageService.Export:output_type -> carrel.v1.ExportImageResponse
-	168, // 284: carrel.v1.ImageService.Restore:output_type -> carrel.v1.RestoreImageResponse
-	171, // 285: carrel.v1.ImageService.ListKeys:output_type -> carrel.v1.ListKeysResponse
-	173, // 286: carrel.v1.ImageService.CreateKey:output_type -> carrel.v1.CreateKeyResponse
-	175, // 287: carrel.v1.ImageService.TrustKey:output_type -> carrel.v1.TrustKeyResponse
-	177, // 288: carrel.v1.ImageService.ForgetKey:output_type -> carrel.v1.ForgetKeyResponse
-	181, // 289: carrel.v1.EventService.Watch:output_type -> carrel.v1.Event
-	180, // 290: carrel.v1.EventService.List:output_type -> carrel.v1.ListEventsResponse
-	188, // 291: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	190, // 292: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	192, // 293: carrel.v1.SystemService.Health:output_type -> carrel.v1.HealthResponse
-	194, // 294: carrel.v1.SystemService.Capabilities:output_type -> carrel.v1.CapabilitiesResponse
-	197, // 295: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	199, // 296: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	19,  // 297: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	27,  // 298: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	202, // 299: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	204, // 300: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	206, // 301: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	208, // 302: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	80,  // 303: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	212, // 304: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	114, // 305: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	116, // 306: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	118, // 307: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	120, // 308: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	225, // [225:309] is the sub-list for method output_type
-	141, // [141:225] is the sub-list for method input_type
-	140, // [140:141] is the sub-list for extension type_name
-	139, // [139:140] is the sub-list for extension extendee
-	0,   // [0:139] is the sub-list for field type_name
+	14,  // 134: carrel.v1.ClaimGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	18,  // 135: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	17,  // 136: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	212, // 137: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	213, // 138: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	122, // 139: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	216, // 140: carrel.v1.served_on:extendee -> google.protobuf.MethodOptions
+	0,   // 141: carrel.v1.served_on:type_name -> carrel.v1.Socket
+	23,  // 142: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	26,  // 143: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	28,  // 144: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	30,  // 145: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	32,  // 146: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	34,  // 147: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
+	40,  // 148: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	42,  // 149: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	47,  // 150: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	49,  // 151: carrel.v1.TaskService.Wait:input_type -> carrel.v1.WaitTaskRequest
+	51,  // 152: carrel.v1.TaskService.Read:input_type -> carrel.v1.ReadTaskRequest
+	53,  // 153: carrel.v1.TaskService.Write:input_type -> carrel.v1.WriteTaskRequest
+	55,  // 154: carrel.v1.TaskService.Signal:input_type -> carrel.v1.SignalTaskRequest
+	57,  // 155: carrel.v1.TaskService.Resize:input_type -> carrel.v1.ResizeTaskRequest
+	59,  // 156: carrel.v1.TaskService.Cancel:input_type -> carrel.v1.CancelTaskRequest
+	66,  // 157: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	69,  // 158: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	61,  // 159: carrel.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
+	64,  // 160: carrel.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
+	72,  // 161: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	75,  // 162: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	77,  // 163: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	79,  // 164: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	81,  // 165: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	83,  // 166: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	88,  // 167: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	90,  // 168: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	92,  // 169: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	86,  // 170: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	93,  // 171: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
+	96,  // 172: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
+	100, // 173: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
+	102, // 174: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
+	104, // 175: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
+	106, // 176: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	108, // 177: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	110, // 178: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	113, // 179: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	115, // 180: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	117, // 181: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	119, // 182: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	123, // 183: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	125, // 184: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	127, // 185: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	132, // 186: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	135, // 187: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	137, // 188: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	129, // 189: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	139, // 190: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	141, // 191: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	147, // 192: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	149, // 193: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	151, // 194: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
+	153, // 195: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
+	155, // 196: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	157, // 197: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	159, // 198: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
+	163, // 199: carrel.v1.ImageService.Push:input_type -> carrel.v1.PushImageRequest
+	165, // 200: carrel.v1.ImageService.Export:input_type -> carrel.v1.ExportImageRequest
+	167, // 201: carrel.v1.ImageService.Restore:input_type -> carrel.v1.RestoreImageRequest
+	170, // 202: carrel.v1.ImageService.ListKeys:input_type -> carrel.v1.ListKeysRequest
+	172, // 203: carrel.v1.ImageService.CreateKey:input_type -> carrel.v1.CreateKeyRequest
+	174, // 204: carrel.v1.ImageService.TrustKey:input_type -> carrel.v1.TrustKeyRequest
+	176, // 205: carrel.v1.ImageService.ForgetKey:input_type -> carrel.v1.ForgetKeyRequest
+	178, // 206: carrel.v1.EventService.Watch:input_type -> carrel.v1.WatchEventsRequest
+	179, // 207: carrel.v1.EventService.List:input_type -> carrel.v1.ListEventsRequest
+	187, // 208: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	189, // 209: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	191, // 210: carrel.v1.SystemService.Health:input_type -> carrel.v1.HealthRequest
+	193, // 211: carrel.v1.SystemService.Capabilities:input_type -> carrel.v1.CapabilitiesRequest
+	196, // 212: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	198, // 213: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	200, // 214: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	26,  // 215: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	201, // 216: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	203, // 217: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	205, // 218: carrel.v1.KeeperService.ClaimGuest:input_type -> carrel.v1.ClaimGuestRequest
+	207, // 219: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	209, // 220: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	79,  // 221: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	211, // 222: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	113, // 223: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	115, // 224: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	117, // 225: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	119, // 226: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	24,  // 227: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	27,  // 228: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	29,  // 229: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	31,  // 230: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	33,  // 231: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	35,  // 232: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
+	41,  // 233: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	46,  // 234: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	48,  // 235: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	50,  // 236: carrel.v1.TaskService.Wait:output_type -> carrel.v1.WaitTaskResponse
+	52,  // 237: carrel.v1.TaskService.Read:output_type -> carrel.v1.ReadTaskResponse
+	54,  // 238: carrel.v1.TaskService.Write:output_type -> carrel.v1.WriteTaskResponse
+	56,  // 239: carrel.v1.TaskService.Signal:output_type -> carrel.v1.SignalTaskResponse
+	58,  // 240: carrel.v1.TaskService.Resize:output_type -> carrel.v1.ResizeTaskResponse
+	60,  // 241: carrel.v1.TaskService.Cancel:output_type -> carrel.v1.CancelTaskResponse
+	68,  // 242: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	70,  // 243: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	62,  // 244: carrel.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
+	65,  // 245: carrel.v1.FileService.Read:output_type -> carrel.v1.ReadFileResponse
+	73,  // 246: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	76,  // 247: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	78,  // 248: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	80,  // 249: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	82,  // 250: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	84,  // 251: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	89,  // 252: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	91,  // 253: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	89,  // 254: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	87,  // 255: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	94,  // 256: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
+	98,  // 257: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
+	101, // 258: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
+	103, // 259: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
+	105, // 260: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
+	107, // 261: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	109, // 262: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	111, // 263: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	114, // 264: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	116, // 265: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	118, // 266: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	120, // 267: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	124, // 268: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	126, // 269: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	128, // 270: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	133, // 271: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	136, // 272: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	138, // 273: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	130, // 274: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	140, // 275: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	142, // 276: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	148, // 277: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	150, // 278: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	152, // 279: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
+	154, // 280: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
+	156, // 281: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	158, // 282: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	160, // 283: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
+	164, // 284: carrel.v1.ImageService.Push:output_type -> carrel.v1.PushImageResponse
+	166, // 285: carrel.v1.ImageService.Export:output_type -> carrel.v1.ExportImageResponse
+	168, // 286: carrel.v1.ImageService.Restore:output_type -> carrel.v1.RestoreImageResponse
+	171, // 287: carrel.v1.ImageService.ListKeys:output_type -> carrel.v1.ListKeysResponse
+	173, // 288: carrel.v1.ImageService.CreateKey:output_type -> carrel.v1.CreateKeyResponse
+	175, // 289: carrel.v1.ImageService.TrustKey:output_type -> carrel.v1.TrustKeyResponse
+	177, // 290: carrel.v1.ImageService.ForgetKey:output_type -> carrel.v1.ForgetKeyResponse
+	181, // 291: carrel.v1.EventService.Watch:output_type -> carrel.v1.Event
+	180, // 292: carrel.v1.EventService.List:output_type -> carrel.v1.ListEventsResponse
+	188, // 293: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	190, // 294: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	192, // 295: carrel.v1.SystemService.Health:output_type -> carrel.v1.HealthResponse
+	194, // 296: carrel.v1.SystemService.Capabilities:output_type -> carrel.v1.CapabilitiesResponse
+	197, // 297: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	199, // 298: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	19,  // 299: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	27,  // 300: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	202, // 301: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	204, // 302: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	206, // 303: carrel.v1.KeeperService.ClaimGuest:output_type -> carrel.v1.ClaimGuestResponse
+	208, // 304: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	210, // 305: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	80,  // 306: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	214, // 307: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	114, // 308: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	116, // 309: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	118, // 310: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	120, // 311: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	227, // [227:312] is the sub-list for method output_type
+	142, // [142:227] is the sub-list for method input_type
+	141, // [141:142] is the sub-list for extension type_name
+	140, // [140:141] is the sub-list for extension extendee
+	0,   // [0:140] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }
@@ -15080,7 +15203,7 @@ func file_carrel_v1_carrel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
 			NumEnums:      13,
-			NumMessages:   200,
+			NumMessages:   202,
 			NumExtensions: 1,
 			NumServices:   15,
 		},

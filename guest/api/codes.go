@@ -69,6 +69,7 @@ var Codes = map[string]string{
 	"not_shared":       "The guest has no such share.",
 	"nothing_shared":   "The guest has no share that could be reviewed.",
 	"not_live":         "Shares of a running guest cannot be changed on this system.",
+	"claim":            "A guest of the pool could not become the one that was asked for. A cold one is started in its place.",
 	"attach":           "The running guest did not get the share.",
 	"detach":           "The share could not be taken from the running guest.",
 	"refresh":          "The guest could not be shown what the host has changed.",

@@ -138,6 +138,7 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	}
 	d.owned.Go(func() { d.source.run(rctx) })
 	d.telemetry.read()
+	d.refill()
 	ln, err := guest.ListenPrivate(o.Place.Socket)
 	if err != nil {
 		return err
@@ -174,6 +175,7 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	d.closing = true
 	d.mu.Unlock()
 	close(d.events.over)
+	d.emptyPool(rctx)
 	sctx, scancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer scancel()
 	if srv.Shutdown(sctx) != nil {
@@ -253,7 +255,10 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 		return err
 	}
 	e := d.newEntry(name, info)
-	e.by = hist.By
+	if e.by = hist.By; e.by.Warm {
+		d.unclaimed(ctx, e)
+		return nil
+	}
 	if e.kept, err = loadKept(dir); err != nil {
 		return err
 	}

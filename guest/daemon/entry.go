@@ -19,7 +19,8 @@ import (
 //	stopped ── start ──> followed (a keeper runs) ── its end ──> stopped
 type entry struct {
 	name string
-	by   guest.Making // set before it is in the table
+	by   guest.Making // set before it is in the table, or as it is claimed
+	warm *warm        // nobody's yet; Daemon.mu guards it
 
 	rules  sync.Mutex          // held while the guest's egress rules change; taken before mu
 	review *semaphore.Weighted // of readers: who looks at its changes, or applies them
@@ -43,6 +44,8 @@ type entry struct {
 	trace  *guest.Trace // of its last start
 	theirs []*api.Span  // what its keeper measured of it
 	over   bool         // it has ended, and what becomes of it is settled
+	cold   string       // why the pool had nothing for it
+	since  int64        // nanoseconds since 1970: what its keeper did before is not its trace
 }
 
 func newEntry(name string, info *api.Guest) *entry {

@@ -54,6 +54,9 @@ func shownGuest(g *api.Guest) *api.Guest {
 func (s *source) guest(ctx context.Context, name string) {
 	s.d.mu.Lock()
 	e := s.d.table[name]
+	if e != nil && e.warm != nil { // there is nothing to tell of it yet
+		e = nil
+	}
 	s.d.mu.Unlock()
 	g := s.told[name]
 	if g != nil && (e == nil || g.e != nil && g.e != e) { // another guest may have the name by now

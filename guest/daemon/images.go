@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -294,13 +293,10 @@ type imageUser struct {
 // imageUsers returns every guest. One that goes with its only task, when that has ended, is waited for:
 // whoever has just seen the end of a run would not know of it any more.
 func (d *Daemon) imageUsers(ctx context.Context) map[string]imageUser {
-	d.mu.Lock()
-	table := maps.Clone(d.table)
-	d.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, guest.StopBound)
 	defer cancel()
 	users := map[string]imageUser{}
-	for n, e := range table {
+	for _, e := range d.entries() { // one in the pool gives its image up: a claim looks at it again
 		info, k, _ := e.get()
 		if info.GetSpec().GetEphemeral() {
 			ts, err := d.tasks(ctx, e)
@@ -311,7 +307,7 @@ func (d *Daemon) imageUsers(ctx context.Context) map[string]imageUser {
 				continue
 			}
 		}
-		users[n] = imageUser{imageName(info.GetSpec().GetImage()), k != nil || e.isBusy()}
+		users[e.name] = imageUser{imageName(info.GetSpec().GetImage()), k != nil || e.isBusy()}
 	}
 	return users
 }

@@ -191,10 +191,7 @@ func (d *Daemon) allTasks(ctx context.Context) ([]*api.Task, error) {
 		}
 		by[t.Id] = t
 	}
-	d.mu.Lock()
-	es := slices.Collect(maps.Values(d.table))
-	d.mu.Unlock()
-	for _, e := range es { // who has the guest knows better
+	for _, e := range d.entries() { // who has the guest knows better
 		list, err := d.tasks(ctx, e)
 		if err != nil {
 			return nil, err

@@ -131,6 +131,7 @@ func (d *Daemon) leave(ctx context.Context, e *entry, delivered bool) {
 	if k != nil || info.State != api.GuestState_GUEST_STATE_STOPPED {
 		return
 	}
+	delivered = delivered || d.isWarm(e) // it was nobody's
 	removing := false
 	defer func() {
 		if !removing {

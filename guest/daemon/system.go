@@ -27,16 +27,35 @@ func (s *systemService) Status(context.Context, *connect.Request[api.StatusReque
 		Pid: int32(os.Getpid()), Started: timestamppb.New(d.started), Socket: d.opts.Place.Socket,
 		StateDir: d.opts.Place.State, CacheDir: d.opts.Place.Cache, Version: d.opts.Version, ResidentBytes: residentBytes(),
 	}
-	for _, e := range d.entries() {
-		out.Guests++
-		if _, k, _ := e.get(); k != nil {
-			out.GuestsRunning++
+	for _, e := range d.everyEntry() {
+		_, k, _ := e.get()
+		switch {
+		case d.isWarm(e) && k != nil:
+			out.GuestsWarm++
+		case d.isWarm(e):
+		case k != nil:
+			out.Guests, out.GuestsRunning = out.Guests+1, out.GuestsRunning+1
+		default:
+			out.Guests++
 		}
 	}
 	return connect.NewResponse(out), nil
 }
 
+// entries are the guests that are somebody's.
 func (d *Daemon) entries() (es []*entry) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, e := range d.table {
+		if e.warm == nil {
+			es = append(es, e)
+		}
+	}
+	return es
+}
+
+// everyEntry are all guests, also those that wait in the pool.
+func (d *Daemon) everyEntry() (es []*entry) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, e := range d.table {
@@ -60,6 +79,7 @@ func (s *systemService) Shutdown(ctx context.Context, r *connect.Request[api.Shu
 		}
 		all.Wait()
 	}
+	s.d.emptyPool(ctx)
 	s.d.stopped.Do(func() { close(s.d.stop) })
 	return connect.NewResponse(&api.ShutdownResponse{}), nil
 }

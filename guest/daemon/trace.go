@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -36,7 +37,13 @@ func (s *guestService) Trace(ctx context.Context, r *connect.Request[api.TraceGu
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return connect.NewResponse(&api.TraceGuestResponse{Spans: append(e.trace.Spans(), e.theirs...)}), nil
+	spans := e.trace.Spans()
+	for _, s := range e.theirs {
+		if s.BeginNanos >= e.since {
+			spans = append(spans, s)
+		}
+	}
+	return connect.NewResponse(&api.TraceGuestResponse{Spans: spans}), nil
 }
 
 // removed returns a guest that was removed a moment ago, unless another has its
@@ -65,6 +72,11 @@ func (e *entry) begins() *guest.Trace {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.trace, e.theirs, e.over = guest.NewTrace("daemon"), nil, false
+	if e.cold != "" {
+		now := time.Now()
+		e.trace.Add("cold start: "+e.cold, now, now)
+	}
+	e.cold = ""
 	return e.trace
 }
 

@@ -51,6 +51,8 @@ type File struct {
 	MinFreeMiB *uint32
 	// Telemetry is where events, audit records and figures go; nil: nowhere.
 	Telemetry *Telemetry
+	// Pool says which guests are kept warm; the zero value: none.
+	Pool Pool
 }
 
 // ParseFile reads a user's policy file. If there is a problem, the file is not
@@ -219,7 +221,8 @@ func (r *reader) file(content []byte, k kind) (*File, []*api.PolicyProblem) {
 				field{"limits", func(v *yaml.Node) { r.limits(v, f) }},
 				field{"volumes", func(v *yaml.Node) { r.volumes(v, f) }},
 				field{"host", func(v *yaml.Node) { r.host(v, f) }},
-				field{"telemetry", func(v *yaml.Node) { r.telemetry(v, f) }})
+				field{"telemetry", func(v *yaml.Node) { r.telemetry(v, f) }},
+				field{"pool", func(v *yaml.Node) { r.pool(v, f) }})
 		}
 		what := "a policy file"
 		if k == aRequest {

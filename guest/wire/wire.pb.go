@@ -701,6 +701,7 @@ type Control struct {
 	//	*Control_Attach
 	//	*Control_Detach
 	//	*Control_Refresh
+	//	*Control_Claim
 	Kind          isControl_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -813,6 +814,15 @@ func (x *Control) GetRefresh() *Refresh {
 	return nil
 }
 
+func (x *Control) GetClaim() *Claim {
+	if x != nil {
+		if x, ok := x.Kind.(*Control_Claim); ok {
+			return x.Claim
+		}
+	}
+	return nil
+}
+
 type isControl_Kind interface {
 	isControl_Kind()
 }
@@ -846,6 +856,10 @@ type Control_Refresh struct {
 	Refresh *Refresh `protobuf:"bytes,8,opt,name=refresh,proto3,oneof"`
 }
 
+type Control_Claim struct {
+	Claim *Claim `protobuf:"bytes,9,opt,name=claim,proto3,oneof"`
+}
+
 func (*Control_Ping) isControl_Kind() {}
 
 func (*Control_SetTime) isControl_Kind() {}
@@ -859,6 +873,8 @@ func (*Control_Attach) isControl_Kind() {}
 func (*Control_Detach) isControl_Kind() {}
 
 func (*Control_Refresh) isControl_Kind() {}
+
+func (*Control_Claim) isControl_Kind() {}
 
 type Ping struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -896,6 +912,62 @@ func (*Ping) Descriptor() ([]byte, []int) {
 	return file_wire_proto_rawDescGZIP(), []int{7}
 }
 
+// Claim tells a guest that was started before anybody asked for it what else
+// its tasks get: what Setup would have said. It comes once, and before any task.
+type Claim struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As Setup.env: over what is there.
+	Env []string `protobuf:"bytes,1,rep,name=env,proto3" json:"env,omitempty"`
+	// As Setup.git_hosts: in place of what is there.
+	GitHosts      []string `protobuf:"bytes,2,rep,name=git_hosts,json=gitHosts,proto3" json:"git_hosts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Claim) Reset() {
+	*x = Claim{}
+	mi := &file_wire_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Claim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Claim) ProtoMessage() {}
+
+func (x *Claim) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Claim.ProtoReflect.Descriptor instead.
+func (*Claim) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Claim) GetEnv() []string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *Claim) GetGitHosts() []string {
+	if x != nil {
+		return x.GitHosts
+	}
+	return nil
+}
+
 // Detach takes a share away, whoever uses it.
 type Detach struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -906,7 +978,7 @@ type Detach struct {
 
 func (x *Detach) Reset() {
 	*x = Detach{}
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +990,7 @@ func (x *Detach) String() string {
 func (*Detach) ProtoMessage() {}
 
 func (x *Detach) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1003,7 @@ func (x *Detach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Detach.ProtoReflect.Descriptor instead.
 func (*Detach) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{8}
+	return file_wire_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Detach) GetPath() string {
@@ -952,7 +1024,7 @@ type Refresh struct {
 
 func (x *Refresh) Reset() {
 	*x = Refresh{}
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1036,7 @@ func (x *Refresh) String() string {
 func (*Refresh) ProtoMessage() {}
 
 func (x *Refresh) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1049,7 @@ func (x *Refresh) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refresh.ProtoReflect.Descriptor instead.
 func (*Refresh) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{9}
+	return file_wire_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Refresh) GetPath() string {
@@ -998,7 +1070,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1082,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1095,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{10}
+	return file_wire_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Refused) GetLines() []string {
@@ -1043,7 +1115,7 @@ type SetTime struct {
 
 func (x *SetTime) Reset() {
 	*x = SetTime{}
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1127,7 @@ func (x *SetTime) String() string {
 func (*SetTime) ProtoMessage() {}
 
 func (x *SetTime) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1140,7 @@ func (x *SetTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTime.ProtoReflect.Descriptor instead.
 func (*SetTime) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{11}
+	return file_wire_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SetTime) GetUnixNanos() int64 {
@@ -1089,7 +1161,7 @@ type PowerOff struct {
 
 func (x *PowerOff) Reset() {
 	*x = PowerOff{}
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1173,7 @@ func (x *PowerOff) String() string {
 func (*PowerOff) ProtoMessage() {}
 
 func (x *PowerOff) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1186,7 @@ func (x *PowerOff) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOff.ProtoReflect.Descriptor instead.
 func (*PowerOff) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{12}
+	return file_wire_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PowerOff) GetGraceNanos() int64 {
@@ -1135,7 +1207,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1219,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1232,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{13}
+	return file_wire_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Answer) GetId() uint64 {
@@ -1193,7 +1265,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1277,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1290,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{14}
+	return file_wire_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Call) GetKind() isCall_Kind {
@@ -1317,7 +1389,7 @@ type Attach struct {
 
 func (x *Attach) Reset() {
 	*x = Attach{}
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1401,7 @@ func (x *Attach) String() string {
 func (*Attach) ProtoMessage() {}
 
 func (x *Attach) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1414,7 @@ func (x *Attach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attach.ProtoReflect.Descriptor instead.
 func (*Attach) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{15}
+	return file_wire_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Attach) GetTag() string {
@@ -1369,7 +1441,7 @@ type Review struct {
 
 func (x *Review) Reset() {
 	*x = Review{}
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1453,7 @@ func (x *Review) String() string {
 func (*Review) ProtoMessage() {}
 
 func (x *Review) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1466,7 @@ func (x *Review) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Review.ProtoReflect.Descriptor instead.
 func (*Review) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{16}
+	return file_wire_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Review) GetPath() string {
@@ -1418,7 +1490,7 @@ type Reviewed struct {
 
 func (x *Reviewed) Reset() {
 	*x = Reviewed{}
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1502,7 @@ func (x *Reviewed) String() string {
 func (*Reviewed) ProtoMessage() {}
 
 func (x *Reviewed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1515,7 @@ func (x *Reviewed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reviewed.ProtoReflect.Descriptor instead.
 func (*Reviewed) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{17}
+	return file_wire_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Reviewed) GetKind() isReviewed_Kind {
@@ -1521,7 +1593,7 @@ type Changed struct {
 
 func (x *Changed) Reset() {
 	*x = Changed{}
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +1605,7 @@ func (x *Changed) String() string {
 func (*Changed) ProtoMessage() {}
 
 func (x *Changed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1618,7 @@ func (x *Changed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changed.ProtoReflect.Descriptor instead.
 func (*Changed) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{18}
+	return file_wire_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Changed) GetName() string {
@@ -1608,7 +1680,7 @@ type Want struct {
 
 func (x *Want) Reset() {
 	*x = Want{}
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +1692,7 @@ func (x *Want) String() string {
 func (*Want) ProtoMessage() {}
 
 func (x *Want) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +1705,7 @@ func (x *Want) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Want.ProtoReflect.Descriptor instead.
 func (*Want) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{19}
+	return file_wire_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Want) GetIndex() uint32 {
@@ -1657,7 +1729,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +1741,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +1754,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{20}
+	return file_wire_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Drop) GetNames() []string {
@@ -1706,7 +1778,7 @@ type Reviewing struct {
 
 func (x *Reviewing) Reset() {
 	*x = Reviewing{}
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1790,7 @@ func (x *Reviewing) String() string {
 func (*Reviewing) ProtoMessage() {}
 
 func (x *Reviewing) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1803,7 @@ func (x *Reviewing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reviewing.ProtoReflect.Descriptor instead.
 func (*Reviewing) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{21}
+	return file_wire_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Reviewing) GetKind() isReviewing_Kind {
@@ -1786,7 +1858,7 @@ type Forward struct {
 
 func (x *Forward) Reset() {
 	*x = Forward{}
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +1870,7 @@ func (x *Forward) String() string {
 func (*Forward) ProtoMessage() {}
 
 func (x *Forward) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +1883,7 @@ func (x *Forward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forward.ProtoReflect.Descriptor instead.
 func (*Forward) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{22}
+	return file_wire_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Forward) GetPort() uint32 {
@@ -1831,7 +1903,7 @@ type Forwarded struct {
 
 func (x *Forwarded) Reset() {
 	*x = Forwarded{}
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +1915,7 @@ func (x *Forwarded) String() string {
 func (*Forwarded) ProtoMessage() {}
 
 func (x *Forwarded) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1856,7 +1928,7 @@ func (x *Forwarded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forwarded.ProtoReflect.Descriptor instead.
 func (*Forwarded) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{23}
+	return file_wire_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Forwarded) GetError() string {
@@ -1880,7 +1952,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +1964,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +1977,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{24}
+	return file_wire_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Open) GetHost() string {
@@ -1960,7 +2032,7 @@ type Exec struct {
 
 func (x *Exec) Reset() {
 	*x = Exec{}
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2044,7 @@ func (x *Exec) String() string {
 func (*Exec) ProtoMessage() {}
 
 func (x *Exec) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2057,7 @@ func (x *Exec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exec.ProtoReflect.Descriptor instead.
 func (*Exec) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{25}
+	return file_wire_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Exec) GetArgv() []string {
@@ -2073,7 +2145,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2085,7 +2157,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2098,7 +2170,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Limits) GetMemoryBytes() uint64 {
@@ -2154,7 +2226,7 @@ type Input struct {
 
 func (x *Input) Reset() {
 	*x = Input{}
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2238,7 @@ func (x *Input) String() string {
 func (*Input) ProtoMessage() {}
 
 func (x *Input) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2251,7 @@ func (x *Input) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Input.ProtoReflect.Descriptor instead.
 func (*Input) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{27}
+	return file_wire_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Input) GetKind() isInput_Kind {
@@ -2261,7 +2333,7 @@ type StdinClose struct {
 
 func (x *StdinClose) Reset() {
 	*x = StdinClose{}
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2345,7 @@ func (x *StdinClose) String() string {
 func (*StdinClose) ProtoMessage() {}
 
 func (x *StdinClose) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2358,7 @@ func (x *StdinClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinClose.ProtoReflect.Descriptor instead.
 func (*StdinClose) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{28}
+	return file_wire_proto_rawDescGZIP(), []int{29}
 }
 
 // Signal goes to the task's process group; Linux's number.
@@ -2299,7 +2371,7 @@ type Signal struct {
 
 func (x *Signal) Reset() {
 	*x = Signal{}
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2311,7 +2383,7 @@ func (x *Signal) String() string {
 func (*Signal) ProtoMessage() {}
 
 func (x *Signal) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2324,7 +2396,7 @@ func (x *Signal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signal.ProtoReflect.Descriptor instead.
 func (*Signal) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{29}
+	return file_wire_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Signal) GetNumber() int32 {
@@ -2344,7 +2416,7 @@ type Resize struct {
 
 func (x *Resize) Reset() {
 	*x = Resize{}
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2428,7 @@ func (x *Resize) String() string {
 func (*Resize) ProtoMessage() {}
 
 func (x *Resize) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2441,7 @@ func (x *Resize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resize.ProtoReflect.Descriptor instead.
 func (*Resize) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Resize) GetRows() uint32 {
@@ -2404,7 +2476,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2416,7 +2488,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2429,7 +2501,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{31}
+	return file_wire_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Output) GetKind() isOutput_Kind {
@@ -2542,7 +2614,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +2626,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +2639,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{32}
+	return file_wire_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Started) GetPid() int32 {
@@ -2591,7 +2663,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2603,7 +2675,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2616,7 +2688,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{33}
+	return file_wire_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Exit) GetCode() int32 {
@@ -2653,7 +2725,7 @@ type Failed struct {
 
 func (x *Failed) Reset() {
 	*x = Failed{}
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +2737,7 @@ func (x *Failed) String() string {
 func (*Failed) ProtoMessage() {}
 
 func (x *Failed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +2750,7 @@ func (x *Failed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failed.ProtoReflect.Descriptor instead.
 func (*Failed) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{34}
+	return file_wire_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Failed) GetCode() int32 {
@@ -2709,7 +2781,7 @@ type Put struct {
 
 func (x *Put) Reset() {
 	*x = Put{}
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2721,7 +2793,7 @@ func (x *Put) String() string {
 func (*Put) ProtoMessage() {}
 
 func (x *Put) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2734,7 +2806,7 @@ func (x *Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Put.ProtoReflect.Descriptor instead.
 func (*Put) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{35}
+	return file_wire_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Put) GetPath() string {
@@ -2780,7 +2852,7 @@ type Get struct {
 
 func (x *Get) Reset() {
 	*x = Get{}
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2792,7 +2864,7 @@ func (x *Get) String() string {
 func (*Get) ProtoMessage() {}
 
 func (x *Get) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2805,7 +2877,7 @@ func (x *Get) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Get.ProtoReflect.Descriptor instead.
 func (*Get) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{36}
+	return file_wire_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Get) GetPath() string {
@@ -2865,7 +2937,7 @@ type Copy struct {
 
 func (x *Copy) Reset() {
 	*x = Copy{}
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +2949,7 @@ func (x *Copy) String() string {
 func (*Copy) ProtoMessage() {}
 
 func (x *Copy) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +2962,7 @@ func (x *Copy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copy.ProtoReflect.Descriptor instead.
 func (*Copy) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{37}
+	return file_wire_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Copy) GetKind() isCopy_Kind {
@@ -2971,7 +3043,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2983,7 +3055,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2996,7 +3068,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{38}
+	return file_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *File) GetName() string {
@@ -3063,7 +3135,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +3147,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +3160,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{39}
+	return file_wire_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Done) GetError() string {
@@ -3158,7 +3230,7 @@ const file_wire_proto_rawDesc = "" +
 	"\vmount_nanos\x18\x03 \x01(\x03R\n" +
 	"mountNanos\x12\x1f\n" +
 	"\vsteer_nanos\x18\x04 \x01(\x03R\n" +
-	"steerNanos\"\x89\x03\n" +
+	"steerNanos\"\xb8\x03\n" +
 	"\aControl\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12*\n" +
 	"\x04ping\x18\x02 \x01(\v2\x14.carrel.wire.v1.PingH\x00R\x04ping\x124\n" +
@@ -3167,9 +3239,13 @@ const file_wire_proto_rawDesc = "" +
 	"\arefused\x18\x05 \x01(\v2\x17.carrel.wire.v1.RefusedH\x00R\arefused\x12/\n" +
 	"\x06attach\x18\x06 \x01(\v2\x15.carrel.wire.v1.MountH\x00R\x06attach\x120\n" +
 	"\x06detach\x18\a \x01(\v2\x16.carrel.wire.v1.DetachH\x00R\x06detach\x123\n" +
-	"\arefresh\x18\b \x01(\v2\x17.carrel.wire.v1.RefreshH\x00R\arefreshB\x06\n" +
+	"\arefresh\x18\b \x01(\v2\x17.carrel.wire.v1.RefreshH\x00R\arefresh\x12-\n" +
+	"\x05claim\x18\t \x01(\v2\x15.carrel.wire.v1.ClaimH\x00R\x05claimB\x06\n" +
 	"\x04kind\"\x06\n" +
-	"\x04Ping\"\x1c\n" +
+	"\x04Ping\"6\n" +
+	"\x05Claim\x12\x10\n" +
+	"\x03env\x18\x01 \x03(\tR\x03env\x12\x1b\n" +
+	"\tgit_hosts\x18\x02 \x03(\tR\bgitHosts\"\x1c\n" +
 	"\x06Detach\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\"\x1d\n" +
 	"\aRefresh\x12\x12\n" +
@@ -3335,7 +3411,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_wire_proto_goTypes = []any{
 	(ChangedType)(0),   // 0: carrel.wire.v1.ChangedType
 	(FileType)(0),      // 1: carrel.wire.v1.FileType
@@ -3347,79 +3423,81 @@ var file_wire_proto_goTypes = []any{
 	(*Ready)(nil),      // 7: carrel.wire.v1.Ready
 	(*Control)(nil),    // 8: carrel.wire.v1.Control
 	(*Ping)(nil),       // 9: carrel.wire.v1.Ping
-	(*Detach)(nil),     // 10: carrel.wire.v1.Detach
-	(*Refresh)(nil),    // 11: carrel.wire.v1.Refresh
-	(*Refused)(nil),    // 12: carrel.wire.v1.Refused
-	(*SetTime)(nil),    // 13: carrel.wire.v1.SetTime
-	(*PowerOff)(nil),   // 14: carrel.wire.v1.PowerOff
-	(*Answer)(nil),     // 15: carrel.wire.v1.Answer
-	(*Call)(nil),       // 16: carrel.wire.v1.Call
-	(*Attach)(nil),     // 17: carrel.wire.v1.Attach
-	(*Review)(nil),     // 18: carrel.wire.v1.Review
-	(*Reviewed)(nil),   // 19: carrel.wire.v1.Reviewed
-	(*Changed)(nil),    // 20: carrel.wire.v1.Changed
-	(*Want)(nil),       // 21: carrel.wire.v1.Want
-	(*Drop)(nil),       // 22: carrel.wire.v1.Drop
-	(*Reviewing)(nil),  // 23: carrel.wire.v1.Reviewing
-	(*Forward)(nil),    // 24: carrel.wire.v1.Forward
-	(*Forwarded)(nil),  // 25: carrel.wire.v1.Forwarded
-	(*Open)(nil),       // 26: carrel.wire.v1.Open
-	(*Exec)(nil),       // 27: carrel.wire.v1.Exec
-	(*Limits)(nil),     // 28: carrel.wire.v1.Limits
-	(*Input)(nil),      // 29: carrel.wire.v1.Input
-	(*StdinClose)(nil), // 30: carrel.wire.v1.StdinClose
-	(*Signal)(nil),     // 31: carrel.wire.v1.Signal
-	(*Resize)(nil),     // 32: carrel.wire.v1.Resize
-	(*Output)(nil),     // 33: carrel.wire.v1.Output
-	(*Started)(nil),    // 34: carrel.wire.v1.Started
-	(*Exit)(nil),       // 35: carrel.wire.v1.Exit
-	(*Failed)(nil),     // 36: carrel.wire.v1.Failed
-	(*Put)(nil),        // 37: carrel.wire.v1.Put
-	(*Get)(nil),        // 38: carrel.wire.v1.Get
-	(*Copy)(nil),       // 39: carrel.wire.v1.Copy
-	(*File)(nil),       // 40: carrel.wire.v1.File
-	(*Done)(nil),       // 41: carrel.wire.v1.Done
+	(*Claim)(nil),      // 10: carrel.wire.v1.Claim
+	(*Detach)(nil),     // 11: carrel.wire.v1.Detach
+	(*Refresh)(nil),    // 12: carrel.wire.v1.Refresh
+	(*Refused)(nil),    // 13: carrel.wire.v1.Refused
+	(*SetTime)(nil),    // 14: carrel.wire.v1.SetTime
+	(*PowerOff)(nil),   // 15: carrel.wire.v1.PowerOff
+	(*Answer)(nil),     // 16: carrel.wire.v1.Answer
+	(*Call)(nil),       // 17: carrel.wire.v1.Call
+	(*Attach)(nil),     // 18: carrel.wire.v1.Attach
+	(*Review)(nil),     // 19: carrel.wire.v1.Review
+	(*Reviewed)(nil),   // 20: carrel.wire.v1.Reviewed
+	(*Changed)(nil),    // 21: carrel.wire.v1.Changed
+	(*Want)(nil),       // 22: carrel.wire.v1.Want
+	(*Drop)(nil),       // 23: carrel.wire.v1.Drop
+	(*Reviewing)(nil),  // 24: carrel.wire.v1.Reviewing
+	(*Forward)(nil),    // 25: carrel.wire.v1.Forward
+	(*Forwarded)(nil),  // 26: carrel.wire.v1.Forwarded
+	(*Open)(nil),       // 27: carrel.wire.v1.Open
+	(*Exec)(nil),       // 28: carrel.wire.v1.Exec
+	(*Limits)(nil),     // 29: carrel.wire.v1.Limits
+	(*Input)(nil),      // 30: carrel.wire.v1.Input
+	(*StdinClose)(nil), // 31: carrel.wire.v1.StdinClose
+	(*Signal)(nil),     // 32: carrel.wire.v1.Signal
+	(*Resize)(nil),     // 33: carrel.wire.v1.Resize
+	(*Output)(nil),     // 34: carrel.wire.v1.Output
+	(*Started)(nil),    // 35: carrel.wire.v1.Started
+	(*Exit)(nil),       // 36: carrel.wire.v1.Exit
+	(*Failed)(nil),     // 37: carrel.wire.v1.Failed
+	(*Put)(nil),        // 38: carrel.wire.v1.Put
+	(*Get)(nil),        // 39: carrel.wire.v1.Get
+	(*Copy)(nil),       // 40: carrel.wire.v1.Copy
+	(*File)(nil),       // 41: carrel.wire.v1.File
+	(*Done)(nil),       // 42: carrel.wire.v1.Done
 }
 var file_wire_proto_depIdxs = []int32{
 	4,  // 0: carrel.wire.v1.FromGuest.hello:type_name -> carrel.wire.v1.Hello
 	7,  // 1: carrel.wire.v1.FromGuest.ready:type_name -> carrel.wire.v1.Ready
-	15, // 2: carrel.wire.v1.FromGuest.answer:type_name -> carrel.wire.v1.Answer
+	16, // 2: carrel.wire.v1.FromGuest.answer:type_name -> carrel.wire.v1.Answer
 	5,  // 3: carrel.wire.v1.FromHost.setup:type_name -> carrel.wire.v1.Setup
 	8,  // 4: carrel.wire.v1.FromHost.control:type_name -> carrel.wire.v1.Control
 	6,  // 5: carrel.wire.v1.Setup.mounts:type_name -> carrel.wire.v1.Mount
 	6,  // 6: carrel.wire.v1.Setup.volumes:type_name -> carrel.wire.v1.Mount
 	9,  // 7: carrel.wire.v1.Control.ping:type_name -> carrel.wire.v1.Ping
-	13, // 8: carrel.wire.v1.Control.set_time:type_name -> carrel.wire.v1.SetTime
-	14, // 9: carrel.wire.v1.Control.power_off:type_name -> carrel.wire.v1.PowerOff
-	12, // 10: carrel.wire.v1.Control.refused:type_name -> carrel.wire.v1.Refused
+	14, // 8: carrel.wire.v1.Control.set_time:type_name -> carrel.wire.v1.SetTime
+	15, // 9: carrel.wire.v1.Control.power_off:type_name -> carrel.wire.v1.PowerOff
+	13, // 10: carrel.wire.v1.Control.refused:type_name -> carrel.wire.v1.Refused
 	6,  // 11: carrel.wire.v1.Control.attach:type_name -> carrel.wire.v1.Mount
-	10, // 12: carrel.wire.v1.Control.detach:type_name -> carrel.wire.v1.Detach
-	11, // 13: carrel.wire.v1.Control.refresh:type_name -> carrel.wire.v1.Refresh
-	27, // 14: carrel.wire.v1.Call.exec:type_name -> carrel.wire.v1.Exec
-	37, // 15: carrel.wire.v1.Call.put:type_name -> carrel.wire.v1.Put
-	38, // 16: carrel.wire.v1.Call.get:type_name -> carrel.wire.v1.Get
-	24, // 17: carrel.wire.v1.Call.forward:type_name -> carrel.wire.v1.Forward
-	18, // 18: carrel.wire.v1.Call.review:type_name -> carrel.wire.v1.Review
-	20, // 19: carrel.wire.v1.Reviewed.change:type_name -> carrel.wire.v1.Changed
-	41, // 20: carrel.wire.v1.Reviewed.done:type_name -> carrel.wire.v1.Done
-	0,  // 21: carrel.wire.v1.Changed.type:type_name -> carrel.wire.v1.ChangedType
-	21, // 22: carrel.wire.v1.Reviewing.want:type_name -> carrel.wire.v1.Want
-	22, // 23: carrel.wire.v1.Reviewing.drop:type_name -> carrel.wire.v1.Drop
-	28, // 24: carrel.wire.v1.Exec.limits:type_name -> carrel.wire.v1.Limits
-	30, // 25: carrel.wire.v1.Input.stdin_close:type_name -> carrel.wire.v1.StdinClose
-	31, // 26: carrel.wire.v1.Input.signal:type_name -> carrel.wire.v1.Signal
-	32, // 27: carrel.wire.v1.Input.resize:type_name -> carrel.wire.v1.Resize
-	34, // 28: carrel.wire.v1.Output.started:type_name -> carrel.wire.v1.Started
-	35, // 29: carrel.wire.v1.Output.exit:type_name -> carrel.wire.v1.Exit
-	36, // 30: carrel.wire.v1.Output.failed:type_name -> carrel.wire.v1.Failed
-	40, // 31: carrel.wire.v1.Copy.file:type_name -> carrel.wire.v1.File
-	41, // 32: carrel.wire.v1.Copy.done:type_name -> carrel.wire.v1.Done
-	1,  // 33: carrel.wire.v1.File.type:type_name -> carrel.wire.v1.FileType
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	11, // 12: carrel.wire.v1.Control.detach:type_name -> carrel.wire.v1.Detach
+	12, // 13: carrel.wire.v1.Control.refresh:type_name -> carrel.wire.v1.Refresh
+	10, // 14: carrel.wire.v1.Control.claim:type_name -> carrel.wire.v1.Claim
+	28, // 15: carrel.wire.v1.Call.exec:type_name -> carrel.wire.v1.Exec
+	38, // 16: carrel.wire.v1.Call.put:type_name -> carrel.wire.v1.Put
+	39, // 17: carrel.wire.v1.Call.get:type_name -> carrel.wire.v1.Get
+	25, // 18: carrel.wire.v1.Call.forward:type_name -> carrel.wire.v1.Forward
+	19, // 19: carrel.wire.v1.Call.review:type_name -> carrel.wire.v1.Review
+	21, // 20: carrel.wire.v1.Reviewed.change:type_name -> carrel.wire.v1.Changed
+	42, // 21: carrel.wire.v1.Reviewed.done:type_name -> carrel.wire.v1.Done
+	0,  // 22: carrel.wire.v1.Changed.type:type_name -> carrel.wire.v1.ChangedType
+	22, // 23: carrel.wire.v1.Reviewing.want:type_name -> carrel.wire.v1.Want
+	23, // 24: carrel.wire.v1.Reviewing.drop:type_name -> carrel.wire.v1.Drop
+	29, // 25: carrel.wire.v1.Exec.limits:type_name -> carrel.wire.v1.Limits
+	31, // 26: carrel.wire.v1.Input.stdin_close:type_name -> carrel.wire.v1.StdinClose
+	32, // 27: carrel.wire.v1.Input.signal:type_name -> carrel.wire.v1.Signal
+	33, // 28: carrel.wire.v1.Input.resize:type_name -> carrel.wire.v1.Resize
+	35, // 29: carrel.wire.v1.Output.started:type_name -> carrel.wire.v1.Started
+	36, // 30: carrel.wire.v1.Output.exit:type_name -> carrel.wire.v1.Exit
+	37, // 31: carrel.wire.v1.Output.failed:type_name -> carrel.wire.v1.Failed
+	41, // 32: carrel.wire.v1.Copy.file:type_name -> carrel.wire.v1.File
+	42, // 33: carrel.wire.v1.Copy.done:type_name -> carrel.wire.v1.Done
+	1,  // 34: carrel.wire.v1.File.type:type_name -> carrel.wire.v1.FileType
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -3444,30 +3522,31 @@ func file_wire_proto_init() {
 		(*Control_Attach)(nil),
 		(*Control_Detach)(nil),
 		(*Control_Refresh)(nil),
+		(*Control_Claim)(nil),
 	}
-	file_wire_proto_msgTypes[14].OneofWrappers = []any{
+	file_wire_proto_msgTypes[15].OneofWrappers = []any{
 		(*Call_Exec)(nil),
 		(*Call_Put)(nil),
 		(*Call_Get)(nil),
 		(*Call_Forward)(nil),
 		(*Call_Review)(nil),
 	}
-	file_wire_proto_msgTypes[17].OneofWrappers = []any{
+	file_wire_proto_msgTypes[18].OneofWrappers = []any{
 		(*Reviewed_Change)(nil),
 		(*Reviewed_Data)(nil),
 		(*Reviewed_Done)(nil),
 	}
-	file_wire_proto_msgTypes[21].OneofWrappers = []any{
+	file_wire_proto_msgTypes[22].OneofWrappers = []any{
 		(*Reviewing_Want)(nil),
 		(*Reviewing_Drop)(nil),
 	}
-	file_wire_proto_msgTypes[27].OneofWrappers = []any{
+	file_wire_proto_msgTypes[28].OneofWrappers = []any{
 		(*Input_Stdin)(nil),
 		(*Input_StdinClose)(nil),
 		(*Input_Signal)(nil),
 		(*Input_Resize)(nil),
 	}
-	file_wire_proto_msgTypes[31].OneofWrappers = []any{
+	file_wire_proto_msgTypes[32].OneofWrappers = []any{
 		(*Output_Started)(nil),
 		(*Output_Stdout)(nil),
 		(*Output_Stderr)(nil),
@@ -3475,7 +3554,7 @@ func file_wire_proto_init() {
 		(*Output_Exit)(nil),
 		(*Output_Failed)(nil),
 	}
-	file_wire_proto_msgTypes[37].OneofWrappers = []any{
+	file_wire_proto_msgTypes[38].OneofWrappers = []any{
 		(*Copy_File)(nil),
 		(*Copy_Data)(nil),
 		(*Copy_Done)(nil),
@@ -3486,7 +3565,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

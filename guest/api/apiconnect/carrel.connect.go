@@ -222,6 +222,9 @@ const (
 	// KeeperServiceDropReviewProcedure is the fully-qualified name of the KeeperService's DropReview
 	// RPC.
 	KeeperServiceDropReviewProcedure = "/carrel.v1.KeeperService/DropReview"
+	// KeeperServiceClaimGuestProcedure is the fully-qualified name of the KeeperService's ClaimGuest
+	// RPC.
+	KeeperServiceClaimGuestProcedure = "/carrel.v1.KeeperService/ClaimGuest"
 	// KeeperServiceAttachShareProcedure is the fully-qualified name of the KeeperService's AttachShare
 	// RPC.
 	KeeperServiceAttachShareProcedure = "/carrel.v1.KeeperService/AttachShare"
@@ -2881,6 +2884,9 @@ type KeeperServiceClient interface {
 	ImportReview(context.Context, *connect.Request[api.ImportReviewRequest]) (*connect.Response[api.ImportReviewResponse], error)
 	// Drop makes the guest forget changes that were applied or discarded.
 	DropReview(context.Context, *connect.Request[api.DropReviewRequest]) (*connect.Response[api.DropReviewResponse], error)
+	// Claim makes a guest that was started for nobody that of a request. Before
+	// it the guest runs no task, and after it no other request gets it.
+	ClaimGuest(context.Context, *connect.Request[api.ClaimGuestRequest]) (*connect.Response[api.ClaimGuestResponse], error)
 	// Attach has the guest mount a share, whose stream was handed over before on
 	// the keeper's socket for descriptors. Detach ends it.
 	AttachShare(context.Context, *connect.Request[api.AttachShareRequest]) (*connect.Response[api.AttachShareResponse], error)
@@ -2923,6 +2929,12 @@ func NewKeeperServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(keeperServiceMethods.ByName("DropReview")),
 			connect.WithClientOptions(opts...),
 		),
+		claimGuest: connect.NewClient[api.ClaimGuestRequest, api.ClaimGuestResponse](
+			httpClient,
+			baseURL+KeeperServiceClaimGuestProcedure,
+			connect.WithSchema(keeperServiceMethods.ByName("ClaimGuest")),
+			connect.WithClientOptions(opts...),
+		),
 		attachShare: connect.NewClient[api.AttachShareRequest, api.AttachShareResponse](
 			httpClient,
 			baseURL+KeeperServiceAttachShareProcedure,
@@ -2950,6 +2962,7 @@ type keeperServiceClient struct {
 	stop         *connect.Client[api.StopGuestRequest, api.StopGuestResponse]
 	importReview *connect.Client[api.ImportReviewRequest, api.ImportReviewResponse]
 	dropReview   *connect.Client[api.DropReviewRequest, api.DropReviewResponse]
+	claimGuest   *connect.Client[api.ClaimGuestRequest, api.ClaimGuestResponse]
 	attachShare  *connect.Client[api.AttachShareRequest, api.AttachShareResponse]
 	detachShare  *connect.Client[api.DetachShareRequest, api.DetachShareResponse]
 	refreshShare *connect.Client[api.RefreshShareRequest, api.RefreshShareResponse]
@@ -2973,6 +2986,11 @@ func (c *keeperServiceClient) ImportReview(ctx context.Context, req *connect.Req
 // DropReview calls carrel.v1.KeeperService.DropReview.
 func (c *keeperServiceClient) DropReview(ctx context.Context, req *connect.Request[api.DropReviewRequest]) (*connect.Response[api.DropReviewResponse], error) {
 	return c.dropReview.CallUnary(ctx, req)
+}
+
+// ClaimGuest calls carrel.v1.KeeperService.ClaimGuest.
+func (c *keeperServiceClient) ClaimGuest(ctx context.Context, req *connect.Request[api.ClaimGuestRequest]) (*connect.Response[api.ClaimGuestResponse], error) {
+	return c.claimGuest.CallUnary(ctx, req)
 }
 
 // AttachShare calls carrel.v1.KeeperService.AttachShare.
@@ -3002,6 +3020,9 @@ type KeeperServiceHandler interface {
 	ImportReview(context.Context, *connect.Request[api.ImportReviewRequest]) (*connect.Response[api.ImportReviewResponse], error)
 	// Drop makes the guest forget changes that were applied or discarded.
 	DropReview(context.Context, *connect.Request[api.DropReviewRequest]) (*connect.Response[api.DropReviewResponse], error)
+	// Claim makes a guest that was started for nobody that of a request. Before
+	// it the guest runs no task, and after it no other request gets it.
+	ClaimGuest(context.Context, *connect.Request[api.ClaimGuestRequest]) (*connect.Response[api.ClaimGuestResponse], error)
 	// Attach has the guest mount a share, whose stream was handed over before on
 	// the keeper's socket for descriptors. Detach ends it.
 	AttachShare(context.Context, *connect.Request[api.AttachShareRequest]) (*connect.Response[api.AttachShareResponse], error)
@@ -3040,6 +3061,12 @@ func NewKeeperServiceHandler(svc KeeperServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(keeperServiceMethods.ByName("DropReview")),
 		connect.WithHandlerOptions(opts...),
 	)
+	keeperServiceClaimGuestHandler := connect.NewUnaryHandler(
+		KeeperServiceClaimGuestProcedure,
+		svc.ClaimGuest,
+		connect.WithSchema(keeperServiceMethods.ByName("ClaimGuest")),
+		connect.WithHandlerOptions(opts...),
+	)
 	keeperServiceAttachShareHandler := connect.NewUnaryHandler(
 		KeeperServiceAttachShareProcedure,
 		svc.AttachShare,
@@ -3068,6 +3095,8 @@ func NewKeeperServiceHandler(svc KeeperServiceHandler, opts ...connect.HandlerOp
 			keeperServiceImportReviewHandler.ServeHTTP(w, r)
 		case KeeperServiceDropReviewProcedure:
 			keeperServiceDropReviewHandler.ServeHTTP(w, r)
+		case KeeperServiceClaimGuestProcedure:
+			keeperServiceClaimGuestHandler.ServeHTTP(w, r)
 		case KeeperServiceAttachShareProcedure:
 			keeperServiceAttachShareHandler.ServeHTTP(w, r)
 		case KeeperServiceDetachShareProcedure:
@@ -3097,6 +3126,10 @@ func (UnimplementedKeeperServiceHandler) ImportReview(context.Context, *connect.
 
 func (UnimplementedKeeperServiceHandler) DropReview(context.Context, *connect.Request[api.DropReviewRequest]) (*connect.Response[api.DropReviewResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.KeeperService.DropReview is not implemented"))
+}
+
+func (UnimplementedKeeperServiceHandler) ClaimGuest(context.Context, *connect.Request[api.ClaimGuestRequest]) (*connect.Response[api.ClaimGuestResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("carrel.v1.KeeperService.ClaimGuest is not implemented"))
 }
 
 func (UnimplementedKeeperServiceHandler) AttachShare(context.Context, *connect.Request[api.AttachShareRequest]) (*connect.Response[api.AttachShareResponse], error) {

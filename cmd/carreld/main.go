@@ -38,15 +38,15 @@ func main() {
 		}
 	case "egress":
 		if err = closeInherited(6); err == nil { // 3 is its request, 4 its link, 5 its word
-			err = runEgress()
+			err = runEgress(args)
 		}
 	case "share":
-		if err = closeInherited(4); err == nil { // 3 is its control socket
-			err = runShare()
+		if err = closeInherited(4 + len(args)); err == nil { // 3 is its control socket, and 4, in a sandbox that it has entered, what it was told
+			err = runShare(args)
 		}
 	case "review":
 		if err = closeInherited(5); err == nil { // 3 is its request, 4 its answers
-			err = runReview()
+			err = runReview(args)
 		}
 	case "unpack":
 		if err = closeInherited(7); err == nil { // 3 is its request, 4 its answers, 5 the root that it writes, 6 its spool

@@ -26,7 +26,7 @@ import (
 // link to the keeper on 4, its first word goes to 5. It lives as long as the
 // keeper's end of the link.
 func runEgress(args []string) error {
-	in, lk, out := os.NewFile(3, "request"), os.NewFile(4, "link"), os.NewFile(5, "word")
+	in, lk, out := requestOf(args), os.NewFile(4, "link"), os.NewFile(5, "word")
 	err := func() error {
 		req, err := guest.ReadEdgeRequest(in)
 		in.Close()

@@ -2,11 +2,7 @@
 
 package main
 
-import (
-	"path/filepath"
-
-	"golang.org/x/sys/unix"
-)
+import "path/filepath"
 
 // Built with the tag carrelmac, a carreld for Linux has the processes that one
 // for macOS has: the portable backend of shares, packets over streams, and a
@@ -15,6 +11,3 @@ import (
 // what Linux has.
 
 func sandboxExec(self string) string { return filepath.Join(filepath.Dir(self), "sandbox-exec") }
-
-// inheritAs duplicates own to fd, which is not closed on exec.
-func inheritAs(own, fd int) error { return unix.Dup3(own, fd, 0) }

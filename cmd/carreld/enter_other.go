@@ -13,6 +13,9 @@ import (
 // On this host a process confines itself where it stands, and has no sandbox to
 // enter before (enter_seatbelt.go).
 
+// requestOf is what a review or an egress process reads its request from.
+func requestOf([]string) *os.File { return os.NewFile(3, "request") }
+
 // toldShare takes the control socket of a share process and reads what it is to
 // serve.
 func toldShare([]string) (*control.Conn, control.Spec, error) {

@@ -10,7 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -35,15 +35,35 @@ import (
 // said. Within, it tries what it must not be able to do (confine_seatbelt.go), so
 // that one which was started as if it were within ends.
 
-// inside is the argument of a process that is in its sandbox.
+// inside is the first argument of a process that is in its sandbox; the second is
+// the descriptor from which it reads again what it was told.
 const inside = "inside"
+
+// insideFile returns that descriptor's file, or nil to a process that is outside.
+func insideFile(args []string) *os.File {
+	if len(args) != 2 || args[0] != inside {
+		return nil
+	}
+	fd, err := strconv.ParseUint(args[1], 10, 16)
+	if err != nil {
+		return nil
+	}
+	return os.NewFile(uintptr(fd), "request")
+}
+
+// requestOf is what a review or an egress process reads its request from.
+func requestOf(args []string) *os.File {
+	if f := insideFile(args); f != nil {
+		return f
+	}
+	return os.NewFile(3, "request")
+}
 
 // toldShare takes the control socket of a share process and reads what it is to
 // serve: from the socket outside of its sandbox, which it then enters, from
-// descriptor 4 within.
+// what it is told by within.
 func toldShare(args []string) (c *control.Conn, spec control.Spec, err error) {
-	if slices.Equal(args, []string{inside}) {
-		f := os.NewFile(4, "spec")
+	if f := insideFile(args); f != nil {
 		defer f.Close()
 		if err := json.NewDecoder(io.LimitReader(f, control.MaxSpec)).Decode(&spec); err != nil {
 			return nil, spec, fmt.Errorf("read what to share: %w", err)
@@ -80,10 +100,11 @@ func toldShare(args []string) (c *control.Conn, spec control.Spec, err error) {
 		if err != nil {
 			return err
 		}
-		if err := spool(b, 4); err != nil {
+		fd, err := spool(b)
+		if err != nil {
 			return err
 		}
-		return enter("share", p)
+		return enter("share", p, fd)
 	}()
 	return nil, spec, errors.Join(err, c.Send(&control.Message{Kind: control.Ready, Error: control.Text(err)}, nil))
 }
@@ -91,7 +112,7 @@ func toldShare(args []string) (c *control.Conn, spec control.Spec, err error) {
 // enterReview has a review process enter its sandbox, in which it reads its
 // request again.
 func enterReview(args []string, req review.Request) error {
-	if slices.Equal(args, []string{inside}) {
+	if len(args) > 0 {
 		return nil
 	}
 	p := seatbelt.Process{}
@@ -110,9 +131,9 @@ func enterReview(args []string, req review.Request) error {
 	if err := review.WriteRequest(&b, req); err != nil {
 		return err
 	}
-	err := spool(b.Bytes(), 3)
+	fd, err := spool(b.Bytes())
 	if err == nil {
-		err = enter("review", p)
+		err = enter("review", p, fd)
 	}
 	return notConfined(err)
 }
@@ -121,7 +142,7 @@ func enterReview(args []string, req review.Request) error {
 // request again: that holds secrets, and waits in a socket's buffer meanwhile, on
 // no disk.
 func enterEgress(args []string, req guest.EdgeRequest) error {
-	if slices.Equal(args, []string{inside}) {
+	if len(args) > 0 {
 		return nil
 	}
 	if err := os.Mkdir(req.Audit, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
@@ -145,10 +166,11 @@ func enterEgress(args []string, req guest.EdgeRequest) error {
 	if err := guest.WriteEdgeRequest(&b, req); err != nil {
 		return err
 	}
-	if err := hold(b.Bytes(), 3); err != nil {
+	fd, err := hold(b.Bytes())
+	if err != nil {
 		return err
 	}
-	return enter("egress", p)
+	return enter("egress", p, fd)
 }
 
 // add gives p a folder.
@@ -165,9 +187,10 @@ func add(p *seatbelt.Process, dir string, write bool) error {
 	return nil
 }
 
-// enter becomes the same program within the sandbox. It returns with an error
-// only.
-func enter(verb string, p seatbelt.Process) error {
+// enter becomes the same program within the sandbox, which reads from descriptor
+// fd what it was told. It returns with an error only.
+func enter(verb string, p seatbelt.Process, fd int) error {
+	defer unix.Close(fd)
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -180,77 +203,66 @@ func enter(verb string, p seatbelt.Process) error {
 		return err
 	}
 	tool := sandboxExec(self)
-	err = syscall.Exec(tool, []string{tool, "-p", profile, self, verb, inside}, os.Environ())
+	err = syscall.Exec(tool, []string{tool, "-p", profile, self, verb, inside, strconv.Itoa(fd)}, os.Environ())
 	return fmt.Errorf("enter the sandbox with %s, which macOS brings: %w", tool, err)
 }
 
-// spool makes bytes the file with descriptor fd of the process within, which has
-// no name.
-func spool(b []byte, fd int) error {
+// spool returns the descriptor of a file of these bytes that has no name.
+func spool(b []byte) (int, error) {
 	f, err := os.CreateTemp("", "carrel-")
 	if err != nil {
-		return err
+		return -1, err
 	}
 	defer f.Close()
 	if err := os.Remove(f.Name()); err != nil {
-		return err
+		return -1, err
 	}
 	if _, err := f.Write(b); err != nil {
-		return err
+		return -1, err
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return err
+		return -1, err
 	}
-	return inherit(f, fd)
+	return inherit(f)
 }
 
-// hold makes bytes what is read from descriptor fd within, and keeps them in
+// hold returns a descriptor from which these bytes can be read, and keeps them in
 // memory.
-func hold(b []byte, fd int) error {
+func hold(b []byte) (int, error) {
 	out, in, err := streamPair()
 	if err != nil {
-		return err
+		return -1, err
 	}
 	defer in.Close()
 	defer out.Close()
-	// One write that does not wait: the reader is what this process becomes.
-	if err := room(in, len(b)); err != nil {
-		return err
-	}
 	rc, err := in.SyscallConn()
 	if err != nil {
-		return err
+		return -1, err
 	}
-	var n int
-	cerr := rc.Control(func(own uintptr) { n, err = unix.Write(int(own), b) })
-	if err = errors.Join(cerr, err); err != nil || n < len(b) {
-		return fmt.Errorf("a request of %d bytes does not fit a socket's buffer (%d went in): %w (give the guest fewer rules)", len(b), n, errors.Join(err, io.ErrShortWrite))
-	}
-	return inherit(out, fd)
-}
-
-// room has a socket take n bytes before somebody reads, as far as the host lets it.
-func room(f *os.File, n int) error {
-	rc, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
+	n := 0
 	cerr := rc.Control(func(fd uintptr) {
-		var is int
-		if is, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF); err == nil && is < 2*n {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, 2*n)
+		var room int
+		if room, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF); err == nil && room < 2*len(b) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, 2*len(b)) // as far as the host lets it
+		}
+		if err == nil { // once, and without waiting: the reader is what this process becomes
+			n, err = unix.Write(int(fd), b)
 		}
 	})
-	return errors.Join(cerr, err)
+	if err = errors.Join(cerr, err); err != nil || n < len(b) {
+		return -1, fmt.Errorf("a request of %d bytes does not fit a socket's buffer (%d went in): %w (give the guest fewer rules)", len(b), n, errors.Join(err, io.ErrShortWrite))
+	}
+	return inherit(out)
 }
 
-// inherit makes f the descriptor fd of what this process becomes. It blocks
-// there, as a request's pipe does.
-func inherit(f *os.File, fd int) error {
+// inherit duplicates f's descriptor for what this process becomes. The number is
+// one that is free: Go's runtime has descriptors of its own, which nothing may
+// take the place of.
+func inherit(f *os.File) (fd int, err error) {
 	rc, err := f.SyscallConn()
 	if err != nil {
-		return err
+		return -1, err
 	}
-	cerr := rc.Control(func(own uintptr) { err = inheritAs(int(own), fd) })
-	return errors.Join(cerr, err)
+	cerr := rc.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD, 3) })
+	return fd, errors.Join(cerr, err)
 }

@@ -169,7 +169,7 @@ func sandboxed(t *testing.T, w *world, verb string) (pids []string) {
 	for _, d := range dirs {
 		exe, _ := os.Readlink(d + "/exe")
 		cmd, _ := os.ReadFile(d + "/cmdline")
-		if !strings.HasPrefix(exe, w.bin+"/") || !strings.HasSuffix(string(cmd), "\x00"+verb+"\x00inside\x00") {
+		if !strings.HasPrefix(exe, w.bin+"/") || !strings.Contains(string(cmd), "\x00"+verb+"\x00inside\x00") {
 			continue
 		}
 		status, err := os.ReadFile(d + "/status")

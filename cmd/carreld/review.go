@@ -21,7 +21,7 @@ func runReview(args []string) error {
 	// It does one thing and ends: most of what it makes is never collected.
 	debug.SetGCPercent(400)
 	debug.SetMemoryLimit(256 << 20)
-	in, out := os.NewFile(3, "request"), os.NewFile(4, "answers")
+	in, out := requestOf(args), os.NewFile(4, "answers")
 	answers := review.NewAnswers(out)
 	err := func() error {
 		req, err := review.ReadRequest(in)

@@ -33,8 +33,16 @@ image: setup build ## the default image: kernel, root file system, initrd
 demo: image ## runs a stranger's repository in a guest and shows that the boundary held
 	scripts/demo
 
+# Their tests start machines, walls and keepers, each of which keeps a processor or two
+# busy: they run one package after the other, and whatever has a time limit of the
+# product's in it has the machine to itself.
+ALONE := agent cmd/carrel cmd/carreld guest/client hypervisor/bubblewrap hypervisor/gvisor hypervisor/qemu hypervisor/seatbelt
+
 test: image kernel-arm64 node ## every test, those on real VMs included
-	CARREL_SCALE=$${CARREL_SCALE:-ci} go test -race -timeout 30m ./...
+	set -o pipefail; export CARREL_SCALE=$${CARREL_SCALE:-ci}; status=0; \
+	others=$$(go list ./... | grep -vxF $(foreach p,$(ALONE),-e github.com/carrel-vm/carrel/$(p))) || exit 1; \
+	go test -race -timeout 30m $$others || status=1; \
+	go test -race -p 1 -timeout 50m $(ALONE:%=./%) && exit $$status
 	scripts/test-wine
 
 test-wine: setup ## the Windows programs and their tests, under Wine

@@ -22,10 +22,12 @@ const (
 	maxChangeNames = 64 << 20
 	// maxChangeDepth is how many parts a name may have.
 	maxChangeDepth = 128
-	// racy is how old a change must be to be told from the next: two within
-	// one tick of the kernel's clock have the same time.
-	racy = 100 * time.Millisecond
 )
+
+// racy is how old a change must be to be told from the next: two within one tick
+// of the kernel's clock have the same time. Only a test sets it, for a machine
+// that is too slow to look so soon.
+var racy = 100 * time.Millisecond
 
 // changes is the list of one layer's changes: the entries of its upper folder
 // (filesystems/overlayfs.rst). It keeps of each what finds it again, and

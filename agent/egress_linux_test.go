@@ -65,9 +65,9 @@ func TestEgress(t *testing.T) {
 		t.Error("the host was asked for an address that nobody has been given")
 	}
 	for _, name := range []string{"localhost:9", "single:443"} {
-		start := time.Now()
-		if _, err := dialName(t, name); err == nil || time.Since(start) > 2*time.Second {
-			t.Errorf("%s: %v after %v", name, err, time.Since(start))
+		var ne net.Error
+		if _, err := dialName(t, name); err == nil || errors.As(err, &ne) && ne.Timeout() {
+			t.Errorf("%s, which fails at once: %v", name, err)
 		}
 	}
 	// DNS is answered in the name of any server, over TCP too.
@@ -98,7 +98,7 @@ func TestWithoutEgress(t *testing.T) {
 	if r := h.setUpReady(&wire.Setup{UnixNanos: 1}); r.Error != "" || r.Steering != noSteering {
 		t.Errorf("ready says %v", r)
 	}
-	if _, err := net.DialTimeout("tcp", "93.184.216.34:443", time.Second); !errors.Is(err, unix.ENETUNREACH) {
+	if _, err := net.DialTimeout("tcp", "93.184.216.34:443", patience); !errors.Is(err, unix.ENETUNREACH) {
 		t.Errorf("the outside: %v", err)
 	}
 	if _, err := resolverHere.LookupHost(t.Context(), "a.test"); err == nil {
@@ -161,7 +161,7 @@ func TestManyConnections(t *testing.T) {
 		wantRead(t, c, "")
 	}
 	// The places come back when the relays have seen both ends.
-	end := time.Now().Add(10 * time.Second)
+	end := time.Now().Add(patience)
 	for {
 		c, err := dialName(t, to)
 		if err == nil {
@@ -230,10 +230,10 @@ func TestWayOutBreaks(t *testing.T) {
 			t.Errorf("the agent ended with %v", err)
 		}
 		h.ended <- err
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the agent goes on without its listener")
 	}
-	if _, err := net.DialTimeout("tcp", "93.184.216.34:443", time.Second); !errors.Is(err, unix.ENETUNREACH) {
+	if _, err := net.DialTimeout("tcp", "93.184.216.34:443", patience); !errors.Is(err, unix.ENETUNREACH) {
 		t.Errorf("an outside address reaches a task's server: %v", err)
 	}
 }

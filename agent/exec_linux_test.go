@@ -340,7 +340,7 @@ func alive(mark string) bool {
 // gone waits until no process holds mark.
 func gone(t *testing.T, mark string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); alive(mark); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); alive(mark); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("a process of %s is left", mark)
 		}
@@ -366,14 +366,13 @@ func TestDisconnect(t *testing.T) {
 func TestDescendants(t *testing.T) {
 	h := ready(t)
 	const mark = "8765.432"
-	start := time.Now()
-	s := h.sh("setsid sh -c 'echo child; exec sleep " + mark + "' & sleep 0.3; echo parent; exit 2")
+	s := h.exec(&wire.Exec{Argv: []string{"/bin/sh", "-c", "setsid sh -c 'echo child; exec sleep " + mark + "' & read x; echo parent; exit 2"}, Stdin: true})
+	s.until("child\n")
+	s.stdin("go\n")
+	s.wait() // or the connection's time is over first: the sleep's, which has the output open, is longer
 	s.wantExit(2, 0)
 	s.wantOut("child\nparent\n")
 	gone(t, mark)
-	if d := time.Since(start); d > 5*time.Second {
-		t.Fatalf("took %v: the descendant's open output held the end up", d)
-	}
 	orphans := func() (n int) {
 		stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 		for _, f := range stats {
@@ -384,7 +383,7 @@ func TestDescendants(t *testing.T) {
 		}
 		return n
 	}
-	for end := time.Now().Add(10 * time.Second); orphans() > 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); orphans() > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d zombies are left", orphans())
 		}

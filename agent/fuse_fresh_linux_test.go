@@ -175,7 +175,7 @@ func TestFuseFresh(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, dir+"/again/theirs", "of the host")
-	end := time.Now().Add(freshFor + 5*time.Second)
+	end := time.Now().Add(freshFor + patience)
 	for unix.Stat("/run/w/again/theirs", &st) != nil {
 		if time.Now().After(end) {
 			t.Fatal("a name of the host's is never seen")

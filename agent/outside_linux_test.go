@@ -36,7 +36,7 @@ func inside(t *testing.T) string {
 	}
 	for _, way := range []string{steer.SkLookup, steer.NFTables} {
 		t.Run(way, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 			defer cancel()
 			test, _, _ := strings.Cut(t.Name(), "/")
 			c := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^"+test+"$", "-test.v=true")
@@ -179,12 +179,12 @@ var resolverHere = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context,
 
 func dialName(t *testing.T, to string) (*net.TCPConn, error) {
 	t.Helper()
-	d := net.Dialer{Resolver: resolverHere, Timeout: 10 * time.Second}
+	d := net.Dialer{Resolver: resolverHere, Timeout: patience}
 	c, err := d.DialContext(t.Context(), "tcp", to)
 	if err != nil {
 		return nil, err
 	}
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	t.Cleanup(func() { _ = c.Close() })
 	return c.(*net.TCPConn), nil
 }

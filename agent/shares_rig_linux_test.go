@@ -47,7 +47,7 @@ func mounting(t *testing.T) *mounter {
 	}
 	for _, who := range []string{asRoot, asUser} {
 		t.Run(who, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
 			defer cancel()
 			test, _, _ := strings.Cut(t.Name(), "/")
 			c := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^"+test+"$", "-test.v=true")
@@ -251,7 +251,7 @@ func write(t *testing.T, path, content string) {
 // goroutines open and close all the time.
 func noLeak(t *testing.T, before int) {
 	t.Helper()
-	for end := time.Now().Add(3 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		after := files(t)
 		if after <= before+1 {
 			return

@@ -77,10 +77,11 @@ func (v *volumes) one(i int, m *wire.Mount) error {
 	return nil
 }
 
-// unmount writes the volumes out and closes their file systems, and with that
-// gives back what was deleted on them: the kernel discards in the background
-// and waits for it when it unmounts (ext4_put_super, fs/ext4/super.c). One that
-// is still in use can only be made read-only.
+// unmount writes the volumes out and closes their file systems. What was deleted
+// on them a moment before may stay taken: the kernel gives it back by a worker in
+// the background, which gives up when the file system is being unmounted
+// (ext4_discard_work, fs/ext4/mballoc.c). One that is still in use can only be made
+// read-only.
 func (v *volumes) unmount() {
 	for i := len(v.places) - 1; i >= 0; i-- {
 		if unix.Unmount(v.places[i], unix.UMOUNT_NOFOLLOW) != nil {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/carrel-vm/carrel/guest/policy"
@@ -27,6 +28,10 @@ const (
 	StopGrace = 5 * time.Second
 	// StopBound is how long a stop takes at most, whatever the guest does.
 	StopBound = 10 * time.Second
+	// StopFlush is how much longer than StopBound the stop of a guest with a disk
+	// takes at most: what it wrote last is in its memory yet, up to a fifth of that
+	// (vm.dirty_ratio), and goes to the disk before the machine ends.
+	StopFlush = 30 * time.Second
 	// writeTimeout bounds a frame to a guest that does not read.
 	writeTimeout = 30 * time.Second
 )
@@ -79,6 +84,8 @@ type Guest struct {
 	clock    *clock
 	refusals refusals
 	gone     chan struct{} // closed when the machine is gone
+	asked    atomic.Bool   // Stop or Close ends it
+	disk     bool          // it writes to disks that are there when it is gone
 	mu       sync.Mutex
 	cause    string // why, when it was not in order
 	tasks    sync.WaitGroup
@@ -97,6 +104,7 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	}
 	created := o.Trace.Begin("machine made")
 	config := o.Grant.Config(o.Parts)
+	g.disk = config.Scratch != "" || len(config.Volumes) > 0
 	g.vm, err = o.Driver.Create(ctx, config, h)
 	if err != nil {
 		return nil, err
@@ -244,7 +252,7 @@ func (g *Guest) explain(ctx context.Context, err error) error {
 		case <-time.After(time.Second):
 		}
 	}
-	if c := g.Cause(); c != "" {
+	if c := g.Cause(); c != "" && c != endedItself {
 		err = fmt.Errorf("%w: %s", err, c)
 	}
 	if last := g.console.last(); last != "" {
@@ -253,13 +261,20 @@ func (g *Guest) explain(ctx context.Context, err error) error {
 	return err
 }
 
-// watch waits for the machine's end.
+// watch waits for the machine's end. One that nobody asked for is never in
+// order, though the machine may have powered off as if it were: a kernel whose
+// agent died starts anew, and the console need not have brought its last words.
 func (g *Guest) watch() {
 	if err := g.vm.Wait(); err != nil {
 		g.fail(err.Error())
+	} else if !g.asked.Load() {
+		g.fail(endedItself)
 	}
 	close(g.gone)
 }
+
+// endedItself is the cause when nothing else is known.
+const endedItself = "the guest ended itself"
 
 // listen reads the boot stream until it ends, which only a guest that ends
 // should do.
@@ -310,9 +325,14 @@ func (g *Guest) Gone() <-chan struct{} { return g.gone }
 // Stop asks the guest to end its tasks and itself within the grace, and then
 // ends it by force. It returns when the machine is gone.
 func (g *Guest) Stop(grace time.Duration) {
+	g.asked.Store(true)
 	if grace > 0 {
 		grace = min(grace, StopBound-2*time.Second)
-		ctx, cancel := context.WithTimeout(context.Background(), grace+time.Second)
+		bound := grace + time.Second
+		if g.disk { // its answer comes when all is written
+			bound += StopFlush
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), bound)
 		defer cancel()
 		// Whatever the guest does, and whoever waits for it, this ends it.
 		defer context.AfterFunc(ctx, func() { g.vm.Kill() })()
@@ -331,6 +351,7 @@ func (g *Guest) Stop(grace time.Duration) {
 // Close ends the guest at once, waits for its tasks' endings and removes
 // everything that the driver made.
 func (g *Guest) Close() error {
+	g.asked.Store(true)
 	g.vm.Kill()
 	<-g.gone
 	g.boot.conn.Close()

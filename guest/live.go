@@ -50,7 +50,7 @@ type handed struct {
 }
 
 // handTimeout bounds a hand-over.
-const handTimeout = 5 * time.Second
+const handTimeout = 15 * time.Second
 
 // HandShare gives the control socket of a share's process to a guest's keeper,
 // for AttachShare with the same tag. control stays the caller's.

@@ -99,7 +99,7 @@ func TestLookViolations(t *testing.T) {
 			}
 			select {
 			case <-g.Gone():
-			case <-time.After(time.Minute):
+			case <-time.After(testPatience):
 				t.Error("the guest lives on")
 			}
 		})

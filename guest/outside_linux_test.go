@@ -91,7 +91,7 @@ func TestStreamIsHandedOver(t *testing.T) {
 	}
 	// The egress process closes: the guest's stream ends as a whole.
 	outer.Close()
-	guest.SetReadDeadline(time.Now().Add(10 * time.Second))
+	guest.SetReadDeadline(time.Now().Add(testPatience))
 	if _, err := guest.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Fatalf("after the egress process closed: %v", err)
 	}
@@ -132,7 +132,7 @@ func TestNoWayOutWithoutEdge(t *testing.T) {
 	edge.Close()
 	outer.Close() // a process that dies closes all that it had
 	<-o.gone
-	guest.SetReadDeadline(time.Now().Add(10 * time.Second))
+	guest.SetReadDeadline(time.Now().Add(testPatience))
 	if _, err := guest.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Fatalf("a stream of before: %v", err)
 	}
@@ -140,7 +140,7 @@ func TestNoWayOutWithoutEdge(t *testing.T) {
 	defer late.Close()
 	select {
 	case h.vm.way <- host:
-		late.SetReadDeadline(time.Now().Add(10 * time.Second))
+		late.SetReadDeadline(time.Now().Add(testPatience))
 		if _, err := late.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Fatalf("a new stream: %v", err)
 		}
@@ -210,7 +210,7 @@ func TestStreamsAreBounded(t *testing.T) {
 	host, guest := net.Pipe()
 	defer guest.Close()
 	h.vm.way <- host
-	guest.SetReadDeadline(time.Now().Add(10 * time.Second))
+	guest.SetReadDeadline(time.Now().Add(testPatience))
 	if _, err := guest.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Fatalf("one stream too many: %v", err)
 	}
@@ -243,7 +243,7 @@ func TestHostileEdge(t *testing.T) {
 		}
 		select {
 		case <-o.gone:
-		case <-time.After(10 * time.Second):
+		case <-time.After(testPatience):
 			t.Fatalf("%s: the link is still there", m.Kind)
 		}
 	}
@@ -353,7 +353,7 @@ func TestRefusalsReachAgent(t *testing.T) {
 		select {
 		case lines := <-got:
 			total += len(lines)
-		case <-time.After(10 * time.Second):
+		case <-time.After(testPatience):
 			t.Fatalf("%d lines came", total)
 		}
 	}
@@ -389,7 +389,7 @@ func TestForward(t *testing.T) {
 		t.Fatal(err)
 	}
 	theirs.Close()
-	ours.SetDeadline(time.Now().Add(20 * time.Second))
+	ours.SetDeadline(time.Now().Add(testPatience))
 	b := make([]byte, 5)
 	if _, err := io.ReadFull(ours, b); err != nil || string(b) != "early" {
 		t.Fatalf("%q %v", b, err)
@@ -467,7 +467,7 @@ func TestJoinHalfClose(t *testing.T) {
 	a1.Close()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(testPatience):
 		t.Fatal("join goes on")
 	}
 }

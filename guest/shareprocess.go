@@ -12,7 +12,7 @@ import (
 )
 
 // shareReady bounds how long a share process may take to serve.
-const shareReady = 15 * time.Second
+const shareReady = 60 * time.Second
 
 // ShareSpec is what a share process serves.
 type ShareSpec = control.Spec

@@ -33,10 +33,12 @@ const (
 	maxAttach = 256
 	// attachTimeout is how long a guest may take to say it, or to mount a share.
 	attachTimeout = 30 * time.Second
-	// detachTimeout bounds each step of a detach: the guest's, and its server's.
-	detachTimeout = 3 * time.Second
+	// detachTimeout bounds each step of a detach: the guest's, and its server's; and
+	// endTimeout a server's end, for which a stop waits.
+	detachTimeout = 10 * time.Second
+	endTimeout    = 3 * time.Second
 	// sessionTimeout is how long a task waits for its set of pre-images.
-	sessionTimeout = 5 * time.Second
+	sessionTimeout = 15 * time.Second
 )
 
 // Carriers of a share, as they are shown.
@@ -142,7 +144,7 @@ func (d *drivenShare) Serve(c hypervisor.Carrier, f *os.File) error {
 func (d *drivenShare) Close() error { return endServer(d.c) }
 
 func endServer(c *control.Client) error {
-	ctx, cancel := context.WithTimeout(context.Background(), detachTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 	defer cancel()
 	return c.Close(ctx)
 }

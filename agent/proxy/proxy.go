@@ -23,8 +23,6 @@ import (
 const (
 	// maxConns is how many connections are served at once; more are closed.
 	maxConns = 512
-	// askTime is how long a client may take to say what it wants.
-	askTime = 10 * time.Second
 	// dialWait bounds how long the host may take to accept a stream. It does
 	// so before it looks at what the stream is for.
 	dialWait = 10 * time.Second
@@ -37,6 +35,9 @@ const (
 	// retryAccept is how long to wait when the system is short of something.
 	retryAccept = 10 * time.Millisecond
 )
+
+// askTime is how long a client may take to say what it wants. Only a test sets it.
+var askTime = 10 * time.Second
 
 // nobody stands for the task where there is none. No task can be called so.
 const nobody = "-"

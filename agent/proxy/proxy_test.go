@@ -23,8 +23,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds what a test waits for.
-const patience = 10 * time.Second
+// patience bounds what a test waits for. One that passes does not take longer for
+// it, and a busy machine may be slower than any guess.
+const patience = 5 * time.Minute
 
 // world is a proxy and the host's end of its streams.
 type world struct {
@@ -402,6 +403,10 @@ func TestCloseEndsAll(t *testing.T) {
 
 // TestMany: more clients than places are closed, and the places come back.
 func TestMany(t *testing.T) {
+	// The first shall be there when the last comes, however slow the machine.
+	usual := askTime
+	askTime = patience
+	t.Cleanup(func() { askTime = usual })
 	w := newWorld(t, echo)
 	var all []net.Conn
 	for range maxConns {
@@ -454,7 +459,7 @@ func TestPrograms(t *testing.T) {
 			t.Skip("curl is not installed")
 		}
 		for _, only := range []string{"http_proxy", "ALL_PROXY"} {
-			cmd := exec.CommandContext(t.Context(), curl, "-sS", "--max-time", "10", "http://example.com/")
+			cmd := exec.CommandContext(t.Context(), curl, "-sS", "--max-time", "300", "http://example.com/")
 			cmd.Env = []string{only + "=" + w.env(task, only).String()}
 			b, err := cmd.CombinedOutput()
 			if err != nil || string(b) != "hello from example.com" {

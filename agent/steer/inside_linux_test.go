@@ -2,6 +2,7 @@ package steer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -67,7 +68,7 @@ func inside(t *testing.T) (*Steering, string) {
 // user too, where BPF may not be loaded.
 func again(t *testing.T, test, way string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	c := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^"+test+"$", "-test.v=true")
 	c.Env = append(os.Environ(), insideName+"="+way)
@@ -118,13 +119,23 @@ func answer(t *testing.T, s *Steering) {
 	t.Cleanup(func() { _ = s.Close(); <-done })
 }
 
+// patience bounds each wait for what has to come: on a busy machine that may be
+// long, and a test that passes does not take longer for it.
+const patience = 5 * time.Minute
+
+// timedOut says whether somebody waited in vain, where a refusal comes at once.
+func timedOut(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
+
 func ask(to string) (string, error) {
-	c, err := net.DialTimeout("tcp", to, 5*time.Second)
+	c, err := net.DialTimeout("tcp", to, patience)
 	if err != nil {
 		return "", err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	b, err := io.ReadAll(c)
 	return string(b), err
 }
@@ -165,7 +176,7 @@ func ping(to string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2})
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience / time.Second)})
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: netip.MustParseAddr(to).As4()}); err != nil {
 		return err
 	}
@@ -187,7 +198,7 @@ func ping(to string) error {
 // eventually asks until the news of an address has come round.
 func eventually(t *testing.T, to, want string) {
 	t.Helper()
-	end := time.Now().Add(5 * time.Second)
+	end := time.Now().Add(patience)
 	for {
 		got, err := ask(to)
 		if err == nil && got == want {

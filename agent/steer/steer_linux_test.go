@@ -58,14 +58,10 @@ func TestConnections(t *testing.T) {
 	if got, err := ask(listenTCP.String()); !errors.Is(err, unix.ECONNRESET) || got != "" {
 		t.Errorf("our own port says %q, %v", got, err)
 	}
-	start := time.Now()
 	for _, to := range []string{"[2001:db8::1]:443", "[fd00::1]:443", "[fe80::1%lo]:443"} {
-		if _, err := ask(to); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		if _, err := ask(to); err == nil || timedOut(err) {
 			t.Errorf("%s: %v", to, err)
 		}
-	}
-	if d := time.Since(start); d > time.Second {
-		t.Errorf("IPv6 took %v to fail", d)
 	}
 	if got, err := ask("[::ffff:93.184.216.34]:443"); err != nil || !strings.HasPrefix(got, "steered to 93.184.216.34:443") {
 		t.Errorf("a mapped address: %q, %v", got, err)
@@ -90,14 +86,13 @@ func TestDatagrams(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		start := time.Now()
-		_ = c.SetDeadline(start.Add(5 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		_, err = c.Write([]byte("x"))
 		if err == nil {
 			_, err = c.Read(make([]byte, 9))
 		}
-		if !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.EPERM) || time.Since(start) > time.Second {
-			t.Errorf("a datagram to %s: %v after %v", to, err, time.Since(start))
+		if !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.EPERM) {
+			t.Errorf("a datagram to %s: %v", to, err)
 		}
 	}
 	for _, to := range []string{"198.18.1.1:443", "8.8.8.8:123", "8.8.8.8:5353", "169.254.169.254:80"} {
@@ -126,7 +121,7 @@ func TestDatagrams(t *testing.T) {
 	}
 	defer c.Close()
 	_, _ = c.Write([]byte("x"))
-	_ = trap.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = trap.SetReadDeadline(time.Now().Add(patience))
 	if _, _, err := trap.ReadFrom(make([]byte, 9)); err != nil {
 		t.Errorf("control: %v", err)
 	}
@@ -137,7 +132,7 @@ func TestDatagrams(t *testing.T) {
 		}
 		defer c.Close()
 		_, _ = c.Write([]byte("question"))
-		_ = s.DNS.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = s.DNS.SetReadDeadline(time.Now().Add(patience))
 		b := make([]byte, 99)
 		n, _, err := s.DNS.ReadFrom(b)
 		if err != nil || string(b[:n]) != "question" {

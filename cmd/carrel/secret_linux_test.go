@@ -63,7 +63,7 @@ func TestSecretPrompt(t *testing.T) {
 // until reads what a terminal shows up to a text.
 func until(t *testing.T, f *os.File, text string) string {
 	t.Helper()
-	f.SetReadDeadline(time.Now().Add(20 * time.Second))
+	f.SetReadDeadline(time.Now().Add(5 * time.Minute))
 	var seen []byte
 	for b := make([]byte, 1); !bytes.Contains(seen, []byte(text)); seen = append(seen, b[0]) {
 		if _, err := f.Read(b); err != nil {

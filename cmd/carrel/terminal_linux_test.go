@@ -18,7 +18,7 @@ import (
 )
 
 // dialogTime bounds one dialog on a terminal, the start of a guest included.
-const dialogTime = 60 * time.Second
+const dialogTime = 5 * time.Minute
 
 // onTerminal is the command
 //

@@ -23,7 +23,7 @@ func TestCrashKeep(t *testing.T) {
 	mark := filepath.Join(w.work, "mark")
 	w.env = []string{"CARREL_CRASH=" + pointKeep, "CARREL_CRASH_MARK=" + mark}
 	w.start()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	folder := filepath.Join(filepath.Dir(w.work), "folder")
 	if err := os.Mkdir(folder, 0o700); err != nil {

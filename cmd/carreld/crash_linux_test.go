@@ -61,7 +61,7 @@ func TestCrashPoints(t *testing.T) {
 			ran := filepath.Join(w.work, "ran")
 			env := []string{"CARREL_CRASH=" + point, "CARREL_CRASH_MARK=" + mark}
 			w.env = env
-			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*patience) // for all of it
 			defer cancel()
 			acked := ""
 			for round := range 3 { // the life of a guest, as far as it comes; its end is sudden

@@ -76,7 +76,7 @@ func testEgressAsk(t *testing.T, s *site) {
 			if !strings.Contains(g, x.want) {
 				t.Errorf("after %s: %s", x.answer, g)
 			}
-		case <-time.After(30 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("%s: the connection still waits", x.answer)
 		}
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"net"
 	"strconv"
 	"strings"
@@ -263,16 +262,9 @@ func testEgressOnlyTCP(t *testing.T, s *site) {
 	attacker, origin := s.net.Host(egresstest.Attacker).Addrs[0], egresstest.Origin
 	udp := []string{attacker + ":443", attacker + ":123", "8.8.8.8:443", origin + ":443", "1.1.1.1:853", "[2606:4700::1111]:443"}
 	for _, user := range []string{"", "root"} {
-		for a, how := range s.plainAs(t, user, append([]string{"udp"}, udp...)...) {
+		for a, how := range s.plainAs(t, user, append([]string{"refused"}, udp...)...) {
 			if strings.HasPrefix(how, "answer") || strings.HasPrefix(how, "silence") {
 				t.Errorf("udp to %s as %q: %s", a, user, how)
-			}
-			var ms int
-			if i := strings.LastIndex(how, "("); i >= 0 {
-				fmt.Sscanf(how[i:], "(%d ms)", &ms)
-			}
-			if ms > 1000 {
-				t.Errorf("udp to %s failed only after %d ms", a, ms)
 			}
 		}
 		// To everybody: whether somebody hears it is all that counts.

@@ -70,11 +70,12 @@ func testEgressQUIC(t *testing.T, s *site) {
 		url := "https://" + host + "/"
 		got := s.lines(t, "/tools/http3 "+url)[url]
 		t.Logf("%s: %s", host, got)
-		var ms int
-		if _, err := fmt.Sscanf(got, "error after %d ms", &ms); err != nil || ms > 1000 {
-			t.Errorf("%s: QUIC is not refused within a second: %s", host, got)
+		quic, tcp, _ := strings.Cut(got, "; then ")
+		// How long that took is the machine's affair, too: what the library has waited
+		// for in vain it calls a timeout, or a deadline.
+		if said := strings.ToLower(quic); !strings.HasPrefix(said, "error after ") || strings.Contains(said, "timeout") || strings.Contains(said, "deadline") {
+			t.Errorf("%s: QUIC is not refused at once: %s", host, got)
 		}
-		_, tcp, _ := strings.Cut(got, "; then ")
 		if host == egresstest.Attacker {
 			if !strings.Contains(tcp, "access denied") {
 				t.Errorf("%s: %s", host, tcp)

@@ -36,7 +36,7 @@ func TestEgressUpstream(t *testing.T) {
 	proxy := "http://" + egresstest.ProxyUser + ":" + egresstest.ProxyPassword + "@" + squid.Addr
 	s := newSiteIn(t, net, "process", upstreamPolicy, "HTTPS_PROXY="+proxy, "HTTP_PROXY="+proxy, "NO_PROXY=other.example.com")
 	s.box(t, s.guest, nil)
-	get := func(url string) string { return s.sh(t, "curl -sS -m 20 "+url) }
+	get := func(url string) string { return s.sh(t, "curl -sS -m 120 "+url) }
 
 	for url, want := range map[string]string{
 		"https://" + egresstest.Origin + "/": "CONNECT " + egresstest.Origin + ":443",

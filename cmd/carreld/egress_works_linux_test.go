@@ -124,7 +124,7 @@ func testEgressRefusals(t *testing.T, s *site) {
 		{"node", "", `node -e 'fetch("https://` + egresstest.Attacker + `/").catch(e => console.log(e.cause.code))'`, "ACCESS_DENIED"},
 		{"python", "", `python3 -c 'import urllib.request as u; u.urlopen("https://` + egresstest.Attacker + `/")'`, "ACCESS_DENIED"},
 	}) {
-		got := sh(t, s.c, s.guest, x.user, "timeout 60 sh -c '"+strings.ReplaceAll(x.script, "'", `'\''`)+"'")
+		got := sh(t, s.c, s.guest, x.user, "timeout 300 sh -c '"+strings.ReplaceAll(x.script, "'", `'\''`)+"'")
 		t.Logf("%s: status %d\n%s", x.name, got.status, strings.TrimSpace(got.out))
 		if !strings.Contains(got.out, x.want) {
 			t.Errorf("%s does not say %q: %s", x.name, x.want, got.out)

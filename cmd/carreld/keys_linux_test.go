@@ -257,7 +257,7 @@ func TestKeyedCrash(t *testing.T) {
 			insist := func(what string, ask func(*raw) error) {
 				t.Helper()
 				var err error
-				for range 10 {
+				for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 					c := w.raw()
 					err = ask(c)
 					c.close()

@@ -223,18 +223,22 @@ func (s *site) events(t *testing.T) (all []*api.EgressEvent) {
 }
 
 // denied says whether a connection or request to host:port was refused since
-// the event with a sequence number, and shows what was seen where it was not.
+// the event with a sequence number, and shows what was seen where it was not. The
+// guest may hear of its refusal before the record does.
 func (s *site) denied(t *testing.T, since uint64, host string, port uint32) *api.EgressEvent {
 	t.Helper()
 	var seen []string
-	for _, e := range s.events(t) {
-		if e.Sequence <= since {
-			continue
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		seen = nil
+		for _, e := range s.events(t) {
+			if e.Sequence <= since {
+				continue
+			}
+			if e.Host == host && e.Port == port && e.Verdict != nil && e.Verdict.Action != api.EgressAction_EGRESS_ACTION_ALLOW {
+				return e
+			}
+			seen = append(seen, protojson.Format(e))
 		}
-		if e.Host == host && e.Port == port && e.Verdict != nil && e.Verdict.Action != api.EgressAction_EGRESS_ACTION_ALLOW {
-			return e
-		}
-		seen = append(seen, protojson.Format(e))
 	}
 	t.Errorf("no refusal of %s:%d is on record:\n%s", host, port, strings.Join(seen, "\n"))
 	return nil
@@ -335,7 +339,7 @@ func (s *site) needles(t *testing.T, file string, secrets ...string) {
 // control of what a guest may not do.
 func (s *site) get(t *testing.T, url string) string {
 	t.Helper()
-	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	c := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
 	r, err := c.Get(url)
 	if err != nil {
 		return err.Error()

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/client"
@@ -43,7 +42,7 @@ func recoverAtStart(t *testing.T, point string, both bool) {
 		w.env = append(w.env, "CARREL_CRASH="+pointChange)
 	}
 	w.start()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	c := w.client()
 	g, err := c.StartGuest(ctx, &api.GuestSpec{Name: "box", Shares: []*api.Share{{Path: ref.Path, Mode: api.ShareMode_SHARE_MODE_REVIEW}}}, client.GuestOptions{})

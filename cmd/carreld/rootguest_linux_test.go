@@ -363,7 +363,7 @@ func (g *rootRig) held(t *testing.T) {
 			break
 		}
 	}
-	within(t, "detach", func() error {
+	timed(t, "detach", func() error {
 		_, err := g.k.DetachShare(t.Context(), connect.NewRequest(&api.DetachShareRequest{Tag: "held"}))
 		return err
 	})

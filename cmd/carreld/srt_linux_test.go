@@ -114,7 +114,7 @@ func TestBesideSRT(t *testing.T) {
 func (b *besideSRT) try(t *testing.T, c srtCase, side string, run func(context.Context, []string) *exec.Cmd) bool {
 	t.Helper()
 	b.reset(t)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := run(ctx, c.args)
 	cmd.Dir = b.project

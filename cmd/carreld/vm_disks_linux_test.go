@@ -100,8 +100,9 @@ func testGivenBack(t *testing.T, w *world, c *client.Client) {
 		t.Fatalf("200 MiB written, and the disk takes %d bytes of the host's, before %d", full, empty)
 	}
 	u, err := c.DiskUsage(t.Context(), "disks")
-	if err != nil || len(u.Guests) != 1 || u.Guests[0].DiskBytes != full || u.FreeBytes <= 0 || u.FloorBytes <= 0 {
-		t.Errorf("%v, %v; the disk takes %d", u, err, full)
+	most := takesOf(t, disk) // the guest's kernel writes on, at times of its own
+	if err != nil || len(u.Guests) != 1 || u.Guests[0].DiskBytes < min(full, most) || u.Guests[0].DiskBytes > max(full, most) || u.FreeBytes <= 0 || u.FloorBytes <= 0 {
+		t.Errorf("%v, %v; the disk takes %d, then %d", u, err, full, most)
 	}
 	sh(t, c, "disks", "", "rm ~/big; sync")
 	eventually(t, "the host has back what was deleted", func() bool { return takesOf(t, disk) < empty+20*mib })
@@ -210,15 +211,16 @@ func testVolumes(t *testing.T, w *world, c *client.Client) {
 		t.Fatal(err)
 	}
 	mustStart(t, c, with("two", &api.VolumeMount{Name: "cache", GuestPath: "/data"}))
-	if r := sh(t, c, "two", "", "cat /data/file && rm /data/big && echo more >> /data/file"); r.out != "kept\n" {
+	if r := sh(t, c, "two", "", "cat /data/file && rm /data/big && echo more >> /data/file && sync"); r.out != "kept\n" {
 		t.Errorf("the next guest with the volume: %q", r.out)
 	}
+	// The guest's kernel says what it has freed after the file system's journal has it,
+	// by a worker that gives up as soon as the file system is unmounted (ext4_discard_work):
+	// a stop that comes before it leaves the room taken.
+	disk := filepath.Join(w.home, "state/volumes/cache/disk.img")
+	eventually(t, "the host has back the 60 MiB that were deleted on the volume", func() bool { return takesOf(t, disk) <= 20<<20 })
 	if _, err := c.StopGuest(t.Context(), "two", 0); err != nil {
 		t.Fatal(err)
-	}
-	disk := filepath.Join(w.home, "state/volumes/cache/disk.img")
-	if n := takesOf(t, disk); n > 20<<20 {
-		t.Errorf("60 MiB were deleted on the volume, and it takes %d bytes", n)
 	}
 	// What an ephemeral guest has written is there, though its end is quick.
 	quick := with("quick", cache)

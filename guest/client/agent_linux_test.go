@@ -20,13 +20,8 @@ func repository(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, text := range map[string]string{
-		"sum.sh":  "echo $(($1 - $2))\n",
-		"test.sh": "[ \"$(sh sum.sh 2 3)\" = 5 ] || { echo '2 and 3 are not 5'; exit 1; }\n",
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.CopyFS(dir, os.DirFS("examples/repository")); err != nil {
+		t.Fatal(err)
 	}
 	return dir
 }

@@ -36,7 +36,7 @@ const APIVersion = "carrel.v1"
 const maxMessage = 16 << 20
 
 // versionTimeout bounds the first answer of a daemon that accepts connections.
-const versionTimeout = 15 * time.Second
+const versionTimeout = 60 * time.Second
 
 // Options say how to find the daemon. The zero value is what the command line
 // uses.

@@ -169,11 +169,11 @@ func (d *Daemon) reserve(spec *api.GuestSpec, onlyNew bool, by guest.Making) (e 
 // restartable says why a taken entry cannot be started as it was asked for. A
 // keeper whose guest has ended is waited for.
 func (d *Daemon) restartable(ctx context.Context, e *entry, spec *api.GuestSpec) error {
-	if _, k, _ := e.get(); k != nil {
+	if info, k, _ := e.get(); k != nil {
 		if k.alive(ctx) {
 			return api.NewError(connect.CodeAlreadyExists, "running", "guest "+e.name+" is running already", "carrel exec "+e.name+" -- COMMAND")
 		}
-		wctx, cancel := context.WithTimeout(ctx, 2*guest.StopBound+guest.StopImport)
+		wctx, cancel := context.WithTimeout(ctx, guest.StopBound+stopBound(info.Spec, guest.StopGrace))
 		defer cancel()
 		if _, err := e.wait(wctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err != nil {
 			return api.NewError(connect.CodeAborted, "busy", "guest "+e.name+" is still ending", "try again in a moment")

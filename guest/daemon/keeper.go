@@ -150,16 +150,13 @@ func (d *Daemon) discardMine(e *entry) error {
 }
 
 // end stops a guest and returns when its keeper is gone, within guest.StopBound,
-// or what an import of its reviews takes more, and a little more.
+// or what its last writes and an import of its reviews take more, and a little more.
 func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 	info, k, _ := e.get()
 	if k == nil {
 		return
 	}
-	bound := guest.StopBound
-	if grace > 0 && inReview(info.Spec) {
-		bound += guest.StopImport
-	}
+	bound := stopBound(info.Spec, grace)
 	sctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	_, err := k.own.Stop(sctx, connect.NewRequest(&api.StopGuestRequest{Name: e.name, GraceNanos: int64(grace)}))
@@ -174,4 +171,19 @@ func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 	if err := guest.KillKeeper(filepath.Join(d.guests, e.name)); err != nil {
 		d.log.Error("kill keeper", "guest", e.name, "error", err)
 	}
+}
+
+// stopBound is how long the stop of a guest takes at most.
+func stopBound(spec *api.GuestSpec, grace time.Duration) time.Duration {
+	bound := guest.StopBound
+	if grace <= 0 {
+		return bound
+	}
+	if inReview(spec) {
+		bound += guest.StopImport
+	}
+	if spec.GetDiskMib() > 0 || len(spec.GetVolumes()) > 0 {
+		bound += guest.StopFlush
+	}
+	return bound
 }

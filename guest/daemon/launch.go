@@ -16,7 +16,7 @@ import (
 )
 
 // wordTimeout bounds how long a process of ours may take to say its first word.
-const wordTimeout = 15 * time.Second
+const wordTimeout = 60 * time.Second
 
 // child is a process that was started for a guest, until its first word.
 type child struct {

@@ -123,7 +123,7 @@ func (d *Daemon) holderOf(ctx context.Context, volume string, notice func(string
 	defer cancel()
 	if _, err := e.wait(short, there); err != nil && ctx.Err() == nil {
 		_ = notice("waiting for guest " + holder + " to end, which has volume " + volume)
-		long, cancel := context.WithTimeout(ctx, guest.StopBound)
+		long, cancel := context.WithTimeout(ctx, guest.StopBound+guest.StopFlush)
 		defer cancel()
 		_, _ = e.wait(long, there)
 	}

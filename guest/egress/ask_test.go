@@ -118,7 +118,7 @@ func q2(w *world, q *api.EgressEvent) policy.Destination {
 // waiting waits until n connections wait for an answer.
 func (w *world) waiting(n int) {
 	w.t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		w.asks.mu.Lock()
 		got := w.asks.waiting
 		w.asks.mu.Unlock()

@@ -28,7 +28,7 @@ func TestConfigureEndsBlocked(t *testing.T) {
 				c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
 				if _, err := c.Write(chunk); isTimeout(err) { // nothing moves any more
 					close(full)
-					c.SetReadDeadline(time.Now().Add(10 * time.Second))
+					c.SetReadDeadline(time.Now().Add(patience))
 					if _, err := c.Read(chunk); isTimeout(err) {
 						t.Errorf("blocking %v: the server is still connected", block)
 					}
@@ -65,14 +65,14 @@ func TestConfigureEndsBlocked(t *testing.T) {
 		}
 		<-full
 		start := time.Now()
-		if n := w.configure(); n != 2 || time.Since(start) > 2*time.Second {
+		if n := w.configure(); n != 2 || time.Since(start) > patience {
 			t.Errorf("blocking %v: %d closed in %v", block, n, time.Since(start))
 		}
 		if n, err := other.Read(make([]byte, 1)); n != 0 || err == nil {
 			t.Errorf("blocking %v: the other goes on", block)
 		}
 		<-ended
-		a.SetReadDeadline(time.Now().Add(10 * time.Second))
+		a.SetReadDeadline(time.Now().Add(patience))
 		syscall.Close(kept)
 		if _, err := io.Copy(io.Discard, a); isTimeout(err) {
 			t.Errorf("blocking %v: the guest's end is open", block)

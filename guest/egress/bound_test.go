@@ -205,7 +205,7 @@ func TestPortGetsOverErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	if err := says(c); err != nil {
 		t.Error(err)
 	}

@@ -141,13 +141,17 @@ type halfConn interface {
 	CloseWrite() error
 }
 
+// patience bounds each wait for what has to come. A test that passes does not take
+// longer for it, and a busy machine may be slower than any guess.
+const patience = 5 * time.Minute
+
 // stream is the guest's end of one egress stream, before its first frame.
 func (w *world) stream() halfConn {
 	w.t.Helper()
 	a, b := socketPair(w.t)
 	w.wg.Go(func() { w.Serve(context.Background(), b) })
 	w.t.Cleanup(func() { a.Close() })
-	a.SetDeadline(time.Now().Add(20 * time.Second))
+	a.SetDeadline(time.Now().Add(patience))
 	return a
 }
 
@@ -171,7 +175,7 @@ func (w *world) outside() (lookups []string, dials []netip.AddrPort) {
 // seen waits for an event.
 func (w *world) seen(what string, is func(*api.EgressEvent) bool) *api.EgressEvent {
 	w.t.Helper()
-	ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, stop := context.WithTimeout(context.Background(), patience)
 	defer stop()
 	var found *api.EgressEvent
 	errFound := errors.New("found")

@@ -24,7 +24,7 @@ func (r *rig) frames() (*http2.Framer, net.Conn) {
 	r.t.Helper()
 	c := tls.Client(r.dial(), r.trust("h2"))
 	r.t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(30 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
 		r.t.Fatal(err)
 	}

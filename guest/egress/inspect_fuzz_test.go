@@ -88,7 +88,7 @@ func FuzzHTTPJudge(f *testing.F) {
 		guest.Close()
 		select {
 		case <-done:
-		case <-time.After(30 * time.Second):
+		case <-time.After(patience):
 			t.Fatal("the inspector does not end")
 		}
 		mu.Lock()

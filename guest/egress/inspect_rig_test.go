@@ -274,7 +274,7 @@ func (r *rig) inspect(server net.Conn) {
 		cancel()
 		select {
 		case <-done:
-		case <-time.After(20 * time.Second):
+		case <-time.After(patience):
 			r.t.Error("the inspector did not end with its connection")
 		}
 	})
@@ -291,7 +291,7 @@ func (r *rig) trust(protos ...string) *tls.Config {
 func (r *rig) client(h2 bool) *http.Client {
 	t := &http.Transport{
 		DialContext:     func(context.Context, string, string) (net.Conn, error) { return r.dial(), nil },
-		TLSClientConfig: r.trust(), ForceAttemptHTTP2: h2, DisableCompression: true, ExpectContinueTimeout: 10 * time.Second,
+		TLSClientConfig: r.trust(), ForceAttemptHTTP2: h2, DisableCompression: true, ExpectContinueTimeout: patience,
 	}
 	r.t.Cleanup(t.CloseIdleConnections)
 	return &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -312,13 +312,14 @@ func (r *rig) raw() net.Conn {
 		c = tls.Client(c, r.trust())
 	}
 	r.t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	return c
 }
 
 // ask writes bytes on a connection of its own and returns the answer's status
-// line and body; what comes after a first answer is in rest.
-func (r *rig) ask(bytes string) (status, body, rest string) {
+// line and body; what comes after a first answer is in rest. Nothing has to come, so
+// that is waited for a moment only, unless more says what does.
+func (r *rig) ask(bytes string, more ...string) (status, body, rest string) {
 	r.t.Helper()
 	c := r.raw()
 	go io.WriteString(c, bytes)
@@ -329,11 +330,19 @@ func (r *rig) ask(bytes string) (status, body, rest string) {
 		return "none: " + err.Error(), "", ""
 	}
 	b, _ := io.ReadAll(res.Body)
+	var after []byte
+	for len(more) > 0 && !strings.Contains(string(after), more[0]) {
+		x, err := in.ReadByte()
+		if err != nil {
+			return res.Status, string(b), string(after)
+		}
+		after = append(after, x)
+	}
 	if !res.Close {
 		c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 	}
-	more, _ := io.ReadAll(in)
-	return res.Status, string(b), string(more)
+	last, _ := io.ReadAll(in)
+	return res.Status, string(b), string(after) + string(last)
 }
 
 // get fetches and returns the status code and the body.

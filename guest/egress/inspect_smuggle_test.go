@@ -32,7 +32,7 @@ func TestInspectRefusesSmuggling(t *testing.T) {
 			"POST / HTTP/1.1\r\nHost:" + origin + "\r\nContent-Length:\t4 \r\nX-Empty:\r\n\r\nbody",
 			"POST / HTTP/1.0\r\n" + host + "Connection: keep-alive\r\nContent-Length: 4\r\n\r\nbody",
 		} {
-			status, _, rest := r.ask(good + after)
+			status, _, rest := r.ask(good+after, "200 OK")
 			if seen := o.take(); !strings.HasPrefix(status, "200") || fmt.Sprint(seen) != "[POST / body GET /smuggled ]" || !strings.Contains(rest, "200 OK") {
 				t.Errorf("control %q: %s, %q, %q", good, status, seen, rest)
 			}
@@ -192,7 +192,7 @@ func TestGateSurvivesDeadlines(t *testing.T) {
 			}
 		}
 	}
-	for end := time.Now().Add(5 * time.Second); got.Len() < len(head) && time.Now().Before(end); {
+	for end := time.Now().Add(patience); got.Len() < len(head) && time.Now().Before(end); {
 		g.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 		n, _ := g.Read(buf)
 		got.Write(buf[:n])

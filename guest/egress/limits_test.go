@@ -110,7 +110,7 @@ func TestManyConnections(t *testing.T) {
 		c := w.pipe("a.example", 7)
 		all = append(all, c)
 		if i < 3 || i == maxConns-1 {
-			c.SetDeadline(time.Now().Add(20 * time.Second))
+			c.SetDeadline(time.Now().Add(patience))
 			if err := says(c); err != nil {
 				t.Fatalf("connection %d: %v", i, err)
 			}
@@ -125,7 +125,7 @@ func TestManyConnections(t *testing.T) {
 	})
 	t.Logf("%d goroutines", runtime.NumGoroutine())
 	all[0].Close()
-	for end := time.Now().Add(20 * time.Second); ; {
+	for end := time.Now().Add(patience); ; {
 		c := w.stream()
 		err := wire.Write(c, &wire.Open{Host: "a.example", Port: 7})
 		if err == nil {

@@ -51,7 +51,7 @@ func newFakeProxy(t *testing.T, cert *tls.Certificate) *fakeProxy {
 			}
 			wg.Go(func() {
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(20 * time.Second))
+				c.SetDeadline(time.Now().Add(patience))
 				var head strings.Builder
 				for in := bufio.NewReader(c); !strings.HasSuffix(head.String(), "\r\n\r\n"); {
 					line, err := in.ReadString('\n')

@@ -120,7 +120,7 @@ func TestSecondHello(t *testing.T) {
 			w := newWorld(t, nil, allow("www.example", port))
 			got := make(chan []byte, 1)
 			w.serve("www.example", somewhere, uint16(port), func(c net.Conn) {
-				c.SetDeadline(time.Now().Add(20 * time.Second))
+				c.SetDeadline(time.Now().Add(patience))
 				b := make([]byte, len(first))
 				if _, err := io.ReadFull(c, b); err != nil || !bytes.Equal(b, first) {
 					t.Errorf("%s: the first message is %x, %v", x.what, b, err)

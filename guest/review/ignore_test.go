@@ -265,7 +265,7 @@ func TestIgnoreTime(t *testing.T) {
 	parts := slices.Repeat([]string{strings.Repeat("a", 255)}, 100)
 	began := time.Now()
 	asked(list, parts, true)
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 2*time.Minute {
 		t.Errorf("it took %v", took)
 	}
 }

@@ -67,7 +67,7 @@ func TestImportAhead(t *testing.T) {
 		}
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	counts, err := w.tryImport(ctx, w.options())
 	if err != nil || counts.Changes != aheadFiles || counts.Incomplete != "" {
@@ -214,7 +214,7 @@ func TestImportAheadHostile(t *testing.T) {
 		t.Run(c.what, func(t *testing.T) {
 			w := aheadScene(t)
 			w.play = c.play(w)
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
 			w.stop = cancel
 			counts, err := w.tryImport(ctx, w.options())

@@ -14,7 +14,7 @@ import (
 const secrets = "org.freedesktop.secrets"
 
 // busTime bounds the talk with the session bus, which asks nobody.
-const busTime = 5 * time.Second
+const busTime = 15 * time.Second
 
 // keychainAnswers says whether the session bus has a Secret Service, or starts
 // one when it is asked. Without a session bus there is none; one is not started.

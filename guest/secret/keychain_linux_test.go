@@ -25,9 +25,9 @@ func TestSecretService(t *testing.T) {
 		}
 	}
 	home := t.TempDir()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "dbus-run-session", "--", os.Args[0], "-test.run=^TestInsideBus$", "-test.v", "-test.timeout=90s")
+	cmd := exec.CommandContext(ctx, "dbus-run-session", "--", os.Args[0], "-test.run=^TestInsideBus$", "-test.v", "-test.timeout=9m")
 	cmd.Env = []string{insideBus + "=1", "HOME=" + home, "XDG_RUNTIME_DIR=" + home, "XDG_DATA_HOME=" + filepath.Join(home, "data"), "XDG_CONFIG_HOME=" + filepath.Join(home, "config"), "PATH=" + os.Getenv("PATH"), "TMPDIR=" + home, "LC_ALL=C.UTF-8"}
 	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.CombinedOutput()
@@ -127,7 +127,7 @@ func startKeyring(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Process.Kill(); d.Wait() })
-	for end := time.After(30 * time.Second); ; {
+	for end := time.After(5 * time.Minute); ; {
 		select {
 		case sig := <-signals:
 			if len(sig.Body) == 3 && sig.Body[0] == secrets && sig.Body[2] != "" {

@@ -16,8 +16,9 @@ import (
 	"github.com/carrel-vm/carrel/guest/share/rules"
 )
 
-// coherent is after how long a change on the host has to show: validFor, and as much again for a busy machine.
-const coherent = 3 * time.Second
+// coherent is how long is waited for a change on the host to show. A guest's kernel asks again after validFor; when it, and this
+// test, get to run on a busy machine is another matter, so how long it took is logged.
+const coherent = 5 * time.Minute
 
 // onLinux serves a folder with openat2 and the rules given, through the kernel.
 func onLinux(t *testing.T, o Options) (root, mnt string, s *Server) {

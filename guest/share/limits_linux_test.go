@@ -435,7 +435,11 @@ func TestSymlinkSwapRace(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(length) // the length of the attack, not a wait for something
+		// The length of the attack, not a wait for something; on a slow machine as much longer as it takes to have tried enough.
+		time.Sleep(length)
+		for end := time.Now().Add(coherent); (tries.Load() < least || inside.Load() == 0 || looped.Load() == 0) && time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond)
+		}
 		stop.Store(true)
 		g.Wait()
 		t.Logf("%d tries against %d swaps: %d created inside, %d refused, none outside", tries.Load(), swaps.Load(), inside.Load(), looped.Load())

@@ -217,11 +217,11 @@ func TestRealHostEdits(t *testing.T) {
 		defer open.Close()
 
 		want(t, "host write in place", os.WriteFile(host, []byte("FIRST"), 0o644), nil)
-		eventually(t, 3*time.Second, func() bool { got, _ := os.ReadFile(guest); return string(got) == "FIRST" }, "the new contents")
+		eventually(t, coherent, func() bool { got, _ := os.ReadFile(guest); return string(got) == "FIRST" }, "the new contents")
 
 		want(t, "host write", os.WriteFile(host+".new", []byte("third"), 0o600), nil)
 		want(t, "host replace", os.Rename(host+".new", host), nil)
-		eventually(t, 3*time.Second, func() bool { got, _ := os.ReadFile(guest); return string(got) == "third" }, "the new file")
+		eventually(t, coherent, func() bool { got, _ := os.ReadFile(guest); return string(got) == "third" }, "the new file")
 		got := make([]byte, 5)
 		_, err = open.ReadAt(got, 0)
 		want(t, "read of the old file", err, nil)
@@ -229,7 +229,7 @@ func TestRealHostEdits(t *testing.T) {
 			t.Errorf("an open file became another: %q", got)
 		}
 		want(t, "host remove", os.Remove(host), nil)
-		eventually(t, 3*time.Second, func() bool { _, err := os.Stat(guest); return errors.Is(err, unix.ENOENT) }, "the end of the file")
+		eventually(t, coherent, func() bool { _, err := os.Stat(guest); return errors.Is(err, unix.ENOENT) }, "the end of the file")
 	})
 }
 

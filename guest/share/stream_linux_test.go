@@ -55,7 +55,7 @@ func startStream(t testing.TB, ctx context.Context, o Options) (s *Server, root 
 
 func readReply(t testing.TB, c net.Conn) (unique uint64, e errno, body []byte) {
 	t.Helper()
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.SetReadDeadline(time.Now().Add(coherent))
 	head := make([]byte, outHeaderSize)
 	if _, err := io.ReadFull(c, head); err != nil {
 		t.Fatal("no reply: ", err)
@@ -72,7 +72,7 @@ func await(t testing.TB, done <-chan error) error {
 	select {
 	case err := <-done:
 		return err
-	case <-time.After(20 * time.Second):
+	case <-time.After(coherent):
 		t.Fatal("the stream's server did not end")
 		return nil
 	}
@@ -173,7 +173,7 @@ func TestStreamEnds(t *testing.T) {
 	if _, e, _ := readReply(t, c2); e != eIO {
 		t.Errorf("a closed server: %v", e)
 	}
-	c2.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c2.SetReadDeadline(time.Now().Add(coherent))
 	if _, err := c2.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the stream of a closed server: %v", err)
 	}

@@ -75,14 +75,14 @@ func startWith(t testing.TB, change func(*Options), cfg hypervisor.Config) *gues
 	if err := vm.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	late := time.AfterFunc(10*time.Second, func() { ln.Close() })
+	late := time.AfterFunc(patience, func() { ln.Close() })
 	defer late.Stop()
 	boot, err := ln.Accept()
 	if err != nil {
 		t.Fatal("no boot stream: ", err)
 	}
 	t.Cleanup(func() { boot.Close() })
-	boot.SetDeadline(time.Now().Add(20 * time.Second))
+	boot.SetDeadline(time.Now().Add(patience))
 	g.boot = wire.NewReader(boot)
 	from := new(wire.FromGuest)
 	if err := g.boot.Read(from); err != nil || from.GetHello() == nil {
@@ -103,6 +103,10 @@ func startWith(t testing.TB, change func(*Options), cfg hypervisor.Config) *gues
 	return g
 }
 
+// patience bounds each wait for what has to come. A test that passes does not take
+// longer for it, and a busy machine may be slower than any guess.
+const patience = 5 * time.Minute
+
 // exec runs a command as user and returns what it wrote and its status, 128
 // and more for a signal.
 func (g *guest) exec(user string, argv ...string) (out string, status int) {
@@ -112,7 +116,7 @@ func (g *guest) exec(user string, argv ...string) (out string, status int) {
 		g.t.Fatal(err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(60 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	*g.tasks++
 	err = wire.Write(c, &wire.Call{Kind: &wire.Call_Exec{Exec: &wire.Exec{Argv: argv, Cwd: "/", User: user, Id: fmt.Sprint("t", *g.tasks)}}})
 	if err != nil {

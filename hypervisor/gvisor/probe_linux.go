@@ -33,9 +33,13 @@ type Platform struct {
 // systrap; newer releases have no ptrace.
 var platforms = []string{"kvm", "systrap", "ptrace"}
 
-// probeTimeout is how long a sandbox may take to run one small program. Where
-// KVM is there and does not work, runsc hangs.
-const probeTimeout = 4 * time.Second
+// probeTimeout is how long a sandbox may take to run one small program, on a busy
+// machine, too. Where KVM is there and does not work, runsc hangs, so with KVM it is
+// kvmTimeout.
+const (
+	probeTimeout = 15 * time.Second
+	kvmTimeout   = 4 * time.Second
+)
 
 // probeWord is what the agent prints when it is asked for nothing else.
 const probeWord = "carrel-probe-ok"
@@ -165,7 +169,11 @@ func (d *Driver) try(ctx context.Context, runsc, platform string) error {
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), c, 0o600); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	limit := probeTimeout
+	if platform == "kvm" {
+		limit = kvmTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	log := filepath.Join(dir, "log")
 	args := append(Flags(platform, filepath.Join(dir, "state"), log, !wall.AsRoot()), "run", "--bundle", dir, "probe")
@@ -178,7 +186,7 @@ func (d *Driver) try(ctx context.Context, runsc, platform string) error {
 	out, err := cmd.CombinedOutput()
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("it runs no program within %v", probeTimeout)
+		return fmt.Errorf("it runs no program within %v", limit)
 	case err != nil:
 		return fmt.Errorf("%w: %s", err, lastWords(out))
 	case !bytes.Contains(out, []byte(probeWord)):

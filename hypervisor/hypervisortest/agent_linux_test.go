@@ -40,9 +40,9 @@ func TestRealAgent(t *testing.T) {
 	if err := vm.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	boot := acceptWithin(t, ln, 5*time.Second)
+	boot := accept(t, ln)
 	defer boot.Close()
-	boot.SetDeadline(time.Now().Add(10 * time.Second))
+	boot.SetDeadline(time.Now().Add(bound))
 	in := wire.NewReader(boot)
 	from := new(wire.FromGuest)
 	if err := in.Read(from); err != nil || from.GetHello().GetVersion() != wire.Version {
@@ -65,7 +65,7 @@ func TestRealAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(bound))
 	// The marker makes the process recognisable from outside.
 	marker := fmt.Sprintf("%d.%d", 3600+os.Getpid(), time.Now().UnixNano()%1e6)
 	err = wire.Write(c, &wire.Call{Kind: &wire.Call_Exec{Exec: &wire.Exec{
@@ -92,7 +92,7 @@ func TestRealAgent(t *testing.T) {
 	if err := vm.Wait(); err != nil {
 		t.Error(err)
 	}
-	deadline := time.Now().Add(2 * time.Second)
+	deadline := time.Now().Add(bound)
 	for running(t, marker) > 0 {
 		if time.Now().After(deadline) {
 			t.Fatal("a task outlives its guest")

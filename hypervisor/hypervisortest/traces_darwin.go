@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
@@ -12,8 +11,8 @@ import (
 	"github.com/carrel-vm/carrel/hypervisor/hypervisortest/guestport"
 )
 
-// patience stretches the suite's bounds.
-const patience = 1
+// settle stretches the moments in which nothing shall happen.
+const settle = 1
 
 // traces are what a guest could leave. Goroutines are counted only where the suite
 // says nothing else: the binding of Apple's framework leaves some for each machine.
@@ -67,10 +66,10 @@ func (s Suite) outside(t *testing.T, _ func(*testing.T, *guest)) {
 		c := g.dial(guestport.Echo)
 		s.Murder(t)
 		var gone *hypervisor.GoneError
-		if err := g.waitWithin(killBound); !errors.As(err, &gone) {
+		if err := g.waitWithin(bound); !errors.As(err, &gone) {
 			t.Errorf("killed from outside: %v", err)
 		}
-		if _, err := readAll(c, 5*time.Second); errors.Is(err, os.ErrDeadlineExceeded) {
+		if _, err := readAll(c, bound); errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Error("a stream outlives its guest")
 		}
 	})

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
@@ -12,8 +11,9 @@ import (
 	"github.com/carrel-vm/carrel/hypervisor/hypervisortest/guestport"
 )
 
-// patience stretches the suite's bounds: it runs beside others, and under Wine.
-const patience = 15
+// settle stretches the moments in which nothing shall happen: the suite runs beside
+// others, and under Wine.
+const settle = 15
 
 // traces are what a guest could leave. The runtime opens handles of its own at
 // any time here, so that to count them would tell nothing.
@@ -51,12 +51,12 @@ func (s Suite) outside(t *testing.T, _ func(*testing.T, *guest)) {
 		c := g.dial(guestport.Echo)
 		s.Murder(t)
 		var gone *hypervisor.GoneError
-		if err := g.waitWithin(killBound); !errors.As(err, &gone) {
+		if err := g.waitWithin(bound); !errors.As(err, &gone) {
 			t.Errorf("killed from outside: %v", err)
 		} else {
 			t.Log(gone)
 		}
-		if _, err := readAll(c, 5*time.Second*patience); errors.Is(err, os.ErrDeadlineExceeded) {
+		if _, err := readAll(c, bound); errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Error("a stream outlives its guest")
 		}
 	})

@@ -191,7 +191,7 @@ func TestAllSlots(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer boot.Close()
-	boot.SetDeadline(time.Now().Add(10 * time.Second))
+	boot.SetDeadline(time.Now().Add(patience))
 	fmt.Fprintln(boot, "devices")
 	r := bufio.NewReader(boot)
 	r.ReadString('\n') // hello

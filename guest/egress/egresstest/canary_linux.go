@@ -45,7 +45,7 @@ func newCanary(w *World) (*Canary, error) {
 // speak hears the other side out, says the word, and waits for it to arrive.
 func speak(conn net.Conn) {
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	conn.SetDeadline(time.Now().Add(5 * time.Minute))
 	conn.Read(make([]byte, 64<<10))
 	conn.Write([]byte("HTTP/1.0 200 OK\r\n\r\n" + CanaryWord + "\n"))
 	if half, ok := conn.(*net.TCPConn); ok && half.CloseWrite() == nil {

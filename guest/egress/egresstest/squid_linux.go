@@ -83,13 +83,13 @@ func StartSquid(t testing.TB, hosts, nameserver string, connectPorts ...uint32) 
 		cmd.Process.Signal(syscall.SIGTERM) // so that it takes its shared memory away
 		select {
 		case <-exited:
-		case <-time.After(10 * time.Second):
+		case <-time.After(2 * time.Minute):
 			cmd.Process.Kill()
 			<-exited
 		}
 	}
 	t.Cleanup(s.stop)
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		c, err := net.Dial("tcp", s.Addr)
 		if err == nil {
 			c.Close()

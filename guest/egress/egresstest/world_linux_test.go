@@ -241,7 +241,7 @@ func testAPI(t *testing.T, w *World) {
 // tool runs a program of the host as a person would.
 func tool(t *testing.T, dir string, env []string, args ...string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir, cmd.Env = dir, append(append(os.Environ(), "HOME="+dir), env...)

@@ -178,7 +178,7 @@ func TestEndsAreNoticed(t *testing.T) {
 	for err == nil {
 		err = edge.Send(&Message{Kind: Refused, Line: "no"}, nil)
 	}
-	if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begin) > 10*packet.SendTimeout {
+	if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begin) < packet.SendTimeout {
 		t.Fatalf("after %v: %v", time.Since(begin), err)
 	}
 	edge.Close()

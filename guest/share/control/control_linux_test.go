@@ -31,7 +31,7 @@ func process(t *testing.T) (*Conn, *os.File) {
 }
 
 func within(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // only a test that fails waits for it
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -44,7 +44,7 @@ func quic() http.RoundTripper { return &http3.Transport{TLSClientConfig: anyServ
 func fetch(by http.RoundTripper, url string) string {
 	began := time.Now()
 	took := func() int64 { return time.Since(began).Milliseconds() }
-	r, err := (&http.Client{Transport: by, Timeout: 20 * time.Second}).Get(url)
+	r, err := (&http.Client{Transport: by, Timeout: 2 * time.Minute}).Get(url)
 	if err != nil {
 		return fmt.Sprintf("error after %d ms: %v", took(), err)
 	}

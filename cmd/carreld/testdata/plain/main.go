@@ -35,7 +35,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 func main() {
 	if len(os.Args) < 3 {
@@ -48,8 +48,10 @@ func main() {
 		each(args, get)
 	case "tcp":
 		each(args, func(a string) string { return send(a, ask(a), false) })
-	case "udp":
-		each(args, udp)
+	case "udp": // to whom nobody may answer, so silence shall not last
+		each(args, func(a string) string { return udp(a, 3*time.Second) })
+	case "refused": // which is not silence, however slow the machine
+		each(args, func(a string) string { return udp(a, patience) })
 	case "dns":
 		each(args[1:], func(name string) string { return lookup(args[0], name) })
 	case "raw":
@@ -139,7 +141,7 @@ func send(addr, text string, half bool) string {
 	return fmt.Sprintf("%q", b)
 }
 
-func udp(addr string) string {
+func udp(addr string, wait time.Duration) string {
 	begin := time.Now()
 	took := func() string { return fmt.Sprintf(" (%d ms)", time.Since(begin).Milliseconds()) }
 	c, err := net.Dial("udp", addr)
@@ -147,7 +149,7 @@ func udp(addr string) string {
 		return "error: " + err.Error() + took()
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(3 * time.Second))
+	c.SetDeadline(time.Now().Add(wait))
 	b := make([]byte, 1500)
 	for range 2 { // the second write sees the first one's refusal
 		if _, err = c.Write(make([]byte, 1200)); err != nil {

@@ -103,11 +103,21 @@ func race(d string, length time.Duration) error {
 			}
 		})
 	}
-	time.Sleep(length) // the length of the attack
+	attack(length, &tries, &swaps, &created)
 	stop.Store(true)
 	all.Wait()
 	fmt.Printf("tries %d swaps %d created %d\n", tries.Load(), swaps.Load(), created.Load())
 	return nil
+}
+
+// attack is the length of a race, and on a slow machine as much longer as it takes
+// to have tried what the tests ask for.
+func attack(length time.Duration, tries, swaps, created *atomic.Int64) {
+	least := max(100, int64(17*length/time.Second))
+	begin := time.Now()
+	for time.Sleep(length); (tries.Load() < least || swaps.Load() == 0 || created.Load() == 0) && time.Since(begin) < length+2*time.Minute; {
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // review changes what fillReview of the test has made.

@@ -257,7 +257,7 @@ func (s *speaker) race(length time.Duration) error {
 			}
 		})
 	}
-	time.Sleep(length) // the length of the attack
+	attack(length, &tries, &swaps, &created)
 	stop.Store(true)
 	all.Wait()
 	fmt.Printf("tries %d swaps %d created %d\n", tries.Load(), swaps.Load(), created.Load())
@@ -291,7 +291,10 @@ func flood(tag, mark string) error {
 			ended.Add(1)
 		}()
 	}
-	time.Sleep(8 * time.Second) // the length of the attack
+	begin := time.Now()
+	for time.Sleep(8 * time.Second); ended.Load() < 100 && time.Since(begin) < 2*time.Minute; { // the length of the attack, longer on a slow machine
+		time.Sleep(20 * time.Millisecond)
+	}
 	fmt.Printf("ended %d\n", ended.Load())
 	return nil
 }

@@ -1,7 +1,7 @@
 // Over a real daemon, and real guests behind the process wall. CARREL_HOME and
 // PATH lead to a daemon of the test's own: guest/client/ts_linux_test.go runs this.
 import assert from "node:assert/strict";
-import { existsSync, mkdtempSync, readFileSync, realpathSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdtempSync, readFileSync, realpathSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import * as path from "node:path";
 import { after, before, test } from "node:test";
@@ -19,10 +19,15 @@ before(async () => {
   two.close();
   c = one;
 });
-after(() => c.close());
+const made: string[] = [];
+after(() => {
+  c.close();
+  for (const dir of made) rmSync(dir, { recursive: true, force: true });
+});
 
 function project(): string {
   const dir = realpathSync(mkdtempSync(path.join(tmpdir(), "carrel-ts-")));
+  made.push(dir);
   writeFileSync(path.join(dir, "a.txt"), "first\n");
   return dir;
 }
@@ -117,8 +122,7 @@ test("review: what was looked at is applied, and nothing else", async () => {
 for (const apply of [false, true]) {
   test(`the example agent, whose person says ${apply ? "yes" : "no"} at the end`, async () => {
     const dir = project();
-    writeFileSync(path.join(dir, "sum.sh"), "echo $(($1 - $2))\n");
-    writeFileSync(path.join(dir, "test.sh"), "[ \"$(sh sum.sh 2 3)\" = 5 ] || { echo '2 and 3 are not 5'; exit 1; }\n");
+    cpSync(path.join(import.meta.dirname, "../../../examples/repository"), dir, { recursive: true });
     const said: string[] = [], asked: string[] = [];
     await mend(dir, script(), {
       say: (l) => said.push(l),

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { chmodSync, mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import * as path from "node:path";
 import { test } from "node:test";
@@ -18,8 +18,9 @@ test("hosts as a person writes them", () => {
   for (const bad of ["", "https://x", "a:0", "a:65536", "a:b", "[::1", "a:1:x"]) assert.throws(() => parse(bad), CarrelError, bad);
 });
 
-test("a socket that others could be behind is not used", () => {
+test("a socket that others could be behind is not used", (t) => {
   const home = mkdtempSync(path.join(tmpdir(), "carrel-ts-"));
+  t.after(() => rmSync(home, { recursive: true, force: true }));
   const p = placeAt(home);
   assert.equal(p.socket, path.join(home, "run", "d.sock"));
   assert.equal(checkSocket(p), false); // nothing is there yet

@@ -127,7 +127,7 @@ func setuid(args []string) {
 // connect dials network and address pairs.
 func connect(args []string) {
 	for ; len(args) > 1; args = args[2:] {
-		c, err := net.DialTimeout(args[0], args[1], 3*time.Second)
+		c, err := net.DialTimeout(args[0], args[1], time.Minute)
 		if err == nil {
 			c.Close()
 		}

@@ -39,7 +39,7 @@ import (
 )
 
 // patience is what one way may take: walls that drop packets answer nothing.
-const patience = 3 * time.Second
+const patience = 10 * time.Second
 
 func main() {
 	if len(os.Args) < 2 {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/client"
@@ -42,8 +43,9 @@ func macBinaries(t *testing.T) string {
 // guest opens by vsock, in processes that entered a sandbox by a profile. Without
 // the tool, or within none that holds, each of them refuses to start.
 func TestMacProcesses(t *testing.T) {
+	bin := macBinaries(t)
 	w := newRing2(t)
-	w.bin = macBinaries(t)
+	w.bin = bin
 	p, err := place.Home() // the image is the one that make image has built
 	if err != nil {
 		t.Fatal(err)
@@ -63,14 +65,15 @@ func TestMacProcesses(t *testing.T) {
 		}
 	}
 	refusals := map[string]string{"missing": "enter the sandbox", "none": "verify the sandbox"}
-	rw, rev := filepath.Join(w.work, "rw"), filepath.Join(w.work, "review")
-	fill(t, rw)
-	fill(t, rev)
+	ro, rw, rev := filepath.Join(w.work, "ro"), filepath.Join(w.work, "rw"), filepath.Join(w.work, "review")
+	for _, dir := range []string{ro, rw, rev} {
+		fill(t, dir)
+	}
 	w.start()
 	c := w.client()
 	ctx := t.Context()
 
-	spec := &api.GuestSpec{Name: "box", MemoryMib: 1024}
+	spec := &api.GuestSpec{Name: "box", MemoryMib: 1024, Shares: []*api.Share{{Path: ro, GuestPath: "/s/ro", Mode: api.ShareMode_SHARE_MODE_RO}}}
 	for which, want := range refusals {
 		sandbox(which)
 		if _, err := c.StartGuest(ctx, spec, client.GuestOptions{}); err == nil || !strings.Contains(err.Error(), want) {
@@ -103,6 +106,12 @@ func TestMacProcesses(t *testing.T) {
 		if len(pids) == 0 {
 			t.Errorf("no %s process is in its sandbox", verb)
 		}
+	}
+
+	// One that its keeper started.
+	was := look(t, ro)
+	if r := sh(t, c, "box", "root", "cd /s/ro && cat file; cat .env; echo evil >file; echo evil >new; rm file"); r.out != "contents\n" || look(t, ro) != was {
+		t.Errorf("%q, and the host's folder is\n%s", r.out, look(t, ro))
 	}
 
 	// A live share, and its task undone.
@@ -156,8 +165,14 @@ func TestMacProcesses(t *testing.T) {
 	if err := syscall.Kill(int(g.KeeperPid), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
 	for _, verb := range []string{"share", "egress"} {
-		eventually(t, "the keeper's "+verb+" processes have ended", func() bool { return len(sandboxed(t, w, verb)) == 0 })
+		for end := time.Now().Add(2 * time.Minute); len(sandboxed(t, w, verb)) > 0; <-tick.C {
+			if time.Now().After(end) {
+				t.Fatalf("a %s process outlives its keeper", verb)
+			}
+		}
 	}
 }
 

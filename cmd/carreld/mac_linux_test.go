@@ -110,7 +110,7 @@ func TestMacProcesses(t *testing.T) {
 
 	// One that its keeper started.
 	was := look(t, ro)
-	if r := sh(t, c, "box", "root", "cd /s/ro && cat file; cat .env; echo evil >file; echo evil >new; rm file"); r.out != "contents\n" || look(t, ro) != was {
+	if r := sh(t, c, "box", "root", "cd /s/ro && cat file; cat .env; echo evil >file; echo evil >new; rm file"); !strings.HasPrefix(r.out, "contents\n") || strings.Contains(r.out, "SECRET") || look(t, ro) != was {
 		t.Errorf("%q, and the host's folder is\n%s", r.out, look(t, ro))
 	}
 

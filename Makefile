@@ -64,7 +64,7 @@ check: tools ## the fast inner loop
 		GOOS=$${host%/*} GOARCH=$${host#*/} CGO_ENABLED=0 go vet ./... 2>&1 | sed "s|^|$$host: |"; [ $${PIPESTATUS[0]} = 0 ] || exit 1; \
 	done
 	go test -run '^TestTypes|^TestInnerOfModule$$' . # what needs cgo there, which cannot be compiled here
-	go test -short ./...
+	go test -short -timeout 30m ./...
 
 bench: image ## the promised numbers, measured; never in CI
 	scripts/bench

@@ -101,9 +101,9 @@ func TestReview(t *testing.T) {
 	if _, e := r.content(1 << 31); e == "" {
 		t.Error("content of no entry")
 	}
-	// A task that is in it from before: what the host has changed under a layer, a guest's
-	// kernel calls stale a second later, until the guest is told.
-	task := h.exec(&wire.Exec{Argv: []string{"/bin/sh", "-c", "cd /run/w/src; exec 3</run/w/src/two; echo up; read x; echo on >made; ls; cat two; pwd -P"}, Stdin: true})
+	// A task that is in it from before. What it had open of what the host replaces would be
+	// stale to everybody a second later, until it is closed (docs/sharing.md).
+	task := h.exec(&wire.Exec{Argv: []string{"/bin/sh", "-c", "cd /run/w/src; echo up; read x; echo on >made; ls; cat two; pwd -P"}, Stdin: true})
 	task.until("up\n")
 	r.apply(dir)
 	if got := look(t, dir); got != sees {

@@ -282,12 +282,14 @@ func testEgressFlood(t *testing.T, s *site) {
 	}
 	before := files(edge) + files(keeper)
 	p := s.background(t, "", fmt.Sprintf("rm -f /tmp/flood; mkfifo /tmp/flood; /tools/plain hold %s:8080 %d < /tmp/flood & exec 3> /tmp/flood; wait", egresstest.Origin, n))
+	// What the guest holds is connected beyond it in the egress process's own time.
+	eventually(t, "a hundred connections have come to the origin", func() bool { return s.net.Host(egresstest.Origin).Connections() >= 100 })
 	during := files(edge) + files(keeper)
 	t.Logf("%d files are open, %d before; the origin has %d connections", during, before, s.net.Host(egresstest.Origin).Connections())
 	if during-before > 6*1024+64 || during == before {
 		t.Errorf("%d files are open, %d before", during, before)
 	}
-	if c := s.net.Host(egresstest.Origin).Connections(); c > 1024+64 || c < 100 {
+	if c := s.net.Host(egresstest.Origin).Connections(); c > 1024+64 {
 		t.Errorf("the origin has %d connections", c)
 	}
 	var rss int

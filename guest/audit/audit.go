@@ -40,9 +40,11 @@ const (
 	// one that is written to: 144 MiB in all.
 	rotateAt = 16 << 20
 	keep     = 8
-	// lockTime bounds the wait for other processes that append.
-	lockTime = 5 * time.Second
 )
+
+// lockTime bounds the wait for other processes that append. Only a test sets it,
+// whose processes append without a pause.
+var lockTime = 5 * time.Second
 
 const (
 	current  = "audit.jsonl"

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -172,7 +173,10 @@ func (s Suite) killAnyMoment(t *testing.T) {
 			wg.Go(func() {
 				if c, err := ln.Accept(); err == nil {
 					defer c.Close()
-					io.Copy(io.Discard, c)
+					c.SetReadDeadline(time.Now().Add(bound))
+					if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+						t.Error("a stream outlives its guest, which was killed while it started")
+					}
 				}
 			})
 			wg.Go(func() {

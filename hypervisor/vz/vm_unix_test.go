@@ -22,7 +22,7 @@ import (
 
 // patience is how long a test waits for what must come. It bounds nothing that is
 // tested.
-const patience = time.Minute
+const patience = 5 * time.Minute
 
 // fake is a machine with the module's habits: calls that may hang, an Accept that
 // does not return after Close, a Stop that is refused in most states.

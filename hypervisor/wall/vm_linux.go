@@ -21,8 +21,10 @@ import (
 // Bounds of a VM's life.
 const (
 	// killGrace is how long the wall may take to end its guest before it is
-	// killed itself, and the guest with it.
-	killGrace = time.Second
+	// killed itself, and the guest with it. A wall that is killed while it starts its
+	// guest has been seen to leave a stream open on a busy machine, so this is more
+	// than a start takes there.
+	killGrace = 5 * time.Second
 	// killTimeout is how long a killed guest may take to be gone. Only a
 	// process that waits for a broken disk or network file system takes longer.
 	killTimeout = 10 * time.Second

@@ -109,19 +109,15 @@ type scope struct {
 	dials       bool
 }
 
-// has says whether path lies in one of these folders, or holds one.
+// has says whether path lies in one of these folders. One that holds such a folder
+// is none: its list is not in there.
 func has(dirs []string, path string) bool {
 	for _, d := range dirs {
-		if in(path, d) || in(d, path) {
+		if rel, err := filepath.Rel(d, path); err == nil && filepath.IsLocal(rel) {
 			return true
 		}
 	}
 	return false
-}
-
-func in(path, dir string) bool {
-	rel, err := filepath.Rel(dir, path)
-	return err == nil && filepath.IsLocal(rel)
 }
 
 // probe tries what must not work. What is tried is there for every user, so that

@@ -4,7 +4,7 @@ package main
 
 // As on a Mac: see probe_darwin.go.
 var (
-	foreignFolders  = []string{"/home", "/opt"}
+	foreignFolders  = []string{"/etc", "/usr"}
 	writableFolders = []string{"/tmp", "/var/tmp", "/dev/shm"}
 )
 

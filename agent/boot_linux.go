@@ -43,12 +43,12 @@ const hostPatience = 10 * time.Second
 // of the machine. It never returns.
 //
 //  1. devices, /proc, /sys; the kernel's command line
-//  2. the root file system, which then replaces the initrd; meanwhile the
-//     network is steered
-//  3. /dev, /run, /tmp
-//  4. listen for calls, dial the host, be an Agent; meanwhile control groups,
-//     kernel settings, loopback, which Setup waits for
-//  5. end the machine
+//  2. listen for calls, dial the host, be an Agent: say Hello; Setup waits for
+//     what comes meanwhile:
+//     - the network is steered
+//     - the root file system, which then replaces the initrd
+//     - /dev, /run, /tmp; then control groups, kernel settings, loopback
+//  3. end the machine
 func Boot() {
 	unix.Umask(0o022)
 	err := early()
@@ -83,17 +83,33 @@ func Boot() {
 func guest(scratch bool) error {
 	var o Options
 	o.ownNetwork()
-	disk, err := root(scratch)
-	if err != nil {
-		return err
+	disk := ""
+	if scratch {
+		disk = scratchDir
 	}
-	if err := settle(disk); err != nil {
-		return err
-	}
-	// These wait for the kernel more than they work, so they run beside Hello.
+	// The kernel works at these, and waits, longer than the agent does, and they have a processor to
+	// themselves while Hello is on its way. Until the root is in place nothing else may look for a file.
+	rooted := make(chan struct{})
 	var slow errgroup.Group
-	slow.Go(groups)
-	slow.Go(func() error { return errors.Join(harden(), loopback()) })
+	var noRoot error
+	slow.Go(func() error {
+		if noRoot = fileSystem(scratch); noRoot != nil {
+			complain(noRoot)
+		}
+		close(rooted)
+		if noRoot != nil {
+			return noRoot
+		}
+		slow.Go(groups)
+		return errors.Join(harden(), loopback())
+	})
+	settleNames := o.Settle
+	o.Settle = func(s *wire.Setup) ([]string, error) {
+		if <-rooted; noRoot != nil {
+			return nil, noRoot
+		}
+		return settleNames(s)
+	}
 	listener, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, wire.PortAgent, nil)
 	if err != nil {
 		return fmt.Errorf("listen for the host: %w", err)
@@ -112,6 +128,15 @@ func guest(scratch bool) error {
 	o.flush = func() { o.volumes.unmount(); unix.Sync() }
 	o.PowerOff = func() { flush(disk) }
 	return New(o).Run(context.Background())
+}
+
+// fileSystem makes the guest's file system.
+func fileSystem(scratch bool) error {
+	disk, err := root(scratch)
+	if err != nil {
+		return err
+	}
+	return settle(disk)
 }
 
 // dialHost opens the boot stream.

@@ -49,7 +49,7 @@ func (k *Keeper) Attach(ctx context.Context, st *connect.BidiStream[api.AttachRe
 				k.done = true
 				k.finish()
 			case k.callers == 0:
-				k.away.Reset(absence)
+				k.away.Reset(k.absence())
 			}
 		}()
 	}
@@ -83,7 +83,7 @@ func (k *Keeper) Attach(ctx context.Context, st *connect.BidiStream[api.AttachRe
 	select {
 	case <-closed:
 		acked = ended(t.get())
-	case <-time.After(absence):
+	case <-time.After(k.absence()):
 	case <-ctx.Done():
 	}
 	return nil

@@ -52,7 +52,7 @@ func (k *Keeper) called(id string) (t *task, done func(), err error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		if k.callers--; k.callers == 0 && !k.done {
-			k.away.Reset(absence)
+			k.away.Reset(k.absence())
 		}
 	}, nil
 }

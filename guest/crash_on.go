@@ -1,4 +1,4 @@
-//go:build carreltest
+//go:build carreltest && !windows
 
 package guest
 

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,8 +26,9 @@ import (
 	"github.com/carrel-vm/carrel/hypervisor"
 )
 
-// absence is how long an ephemeral guest waits for its caller to come back.
-const absence = 30 * time.Second
+// usualAbsence is how long an ephemeral guest waits for its caller to come back, if
+// its KeepOptions say nothing else.
+const usualAbsence = 30 * time.Second
 
 // KeepRequest is what a daemon hands to a keeper over an inherited descriptor.
 // The keeper decides again on the same request and rules.
@@ -63,6 +65,9 @@ type KeepOptions struct {
 	Describe func(*api.Guest)
 	// Began is when this process began, for the trace.
 	Began time.Time
+	// Absence is how long an ephemeral guest waits for its caller to come back;
+	// 0: half a minute. Tests on slow machines give it more.
+	Absence time.Duration
 }
 
 // Keeper keeps one guest and serves it to the daemon.
@@ -272,7 +277,7 @@ func (k *Keeper) keep(ctx context.Context) string {
 	k.mu.Lock()
 	k.g = g
 	if k.req.Spec.Ephemeral {
-		k.away = time.AfterFunc(absence, k.finish)
+		k.away = time.AfterFunc(k.absence(), k.finish)
 	}
 	k.mu.Unlock()
 	k.update(func(i *api.Guest) {
@@ -373,6 +378,8 @@ func (k *Keeper) say(kind string, fields map[string]any) {
 		k.log.Error("audit", "record", kind, "error", err)
 	}
 }
+
+func (k *Keeper) absence() time.Duration { return cmp.Or(k.opts.Absence, usualAbsence) }
 
 // finish ends an ephemeral guest.
 func (k *Keeper) finish() { k.once.Do(func() { close(k.finished) }) }

@@ -81,7 +81,7 @@ func newTaker(t *testing.T, from ...*publisher) *Store {
 	home := t.TempDir()
 	s := Open(filepath.Join(home, "cache")).WithBundles(filepath.Join(home, "config", "trusted-keys"), filepath.Join(home, "state", "bundles"))
 	for i, p := range from {
-		if _, err := s.TrustKey(p.key+".pub", fmt.Sprint("key-", i)); err != nil {
+		if _, err := s.TrustKey(p.key+".pub", fmt.Sprint("key-", i), []string{"*"}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -508,7 +508,7 @@ func TestBundleRefused(t *testing.T) {
 	if err := s.Verify(t.Context(), "box"); !errors.Is(err, ErrUntrusted) {
 		t.Errorf("verify after its key was removed: %v", err)
 	}
-	if _, err := s.TrustKey(p.key+".pub", "again"); err != nil {
+	if _, err := s.TrustKey(p.key+".pub", "again", []string{"*"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Verify(t.Context(), "box"); err != nil {
@@ -644,7 +644,7 @@ func TestKilledBundle(t *testing.T) {
 		t.Run(step, func(t *testing.T) {
 			home := t.TempDir()
 			s := takerAt(home)
-			if _, err := s.TrustKey(p.key+".pub", ""); err != nil {
+			if _, err := s.TrustKey(p.key+".pub", "", []string{"*"}); err != nil {
 				t.Fatal(err)
 			}
 			for _, file := range []string{v1, v2} {
@@ -700,7 +700,7 @@ func TestFullDiskBundle(t *testing.T) {
 		if err := os.Mkdir(filepath.Join(home, "disk"), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := takerAt(home).TrustKey(p.key+".pub", ""); err != nil {
+		if _, err := takerAt(home).TrustKey(p.key+".pub", "", []string{"*"}); err != nil {
 			t.Fatal(err)
 		}
 		cmd := bundleChild(childHome+"="+home, childBundle+"="+file, childDisk+"="+size)
@@ -787,5 +787,40 @@ func TestBundleRestore(t *testing.T) {
 	}
 	if _, err := os.Lstat(s.previous("box")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the one before outlives it: %v", err)
+	}
+}
+
+// What somebody else puts where a bundle is about to be written is not replaced, however late it comes, and nothing else is left there.
+func TestExportTaken(t *testing.T) {
+	p := newPublisher(t)
+	p.make(t, "box", "amd64", "kernel", "initrd", "root")
+	dir := t.TempDir()
+	to := filepath.Join(dir, "box.tar")
+	theirs := *p.Store
+	theirs.step = func(step string) error {
+		if step != "exported" {
+			return nil
+		}
+		return os.WriteFile(to, []byte("theirs"), 0o600)
+	}
+	o := SignOptions{Key: p.key, Version: 1}
+	if _, err := theirs.ExportBundle(t.Context(), []string{"box"}, to, o); err == nil || !strings.Contains(err.Error(), "there already (remove it") {
+		t.Errorf("a name that was taken meanwhile: %v", err)
+	}
+	if b, err := os.ReadFile(to); err != nil || string(b) != "theirs" {
+		t.Errorf("it has become %.20q, %v", b, err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("left there: %v, %v", entries, err)
+	}
+	if err := os.Remove(to); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.ExportBundle(t.Context(), []string{"box"}, to, o); err != nil { // the control
+		t.Fatal(err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("left there: %v, %v", entries, err)
 	}
 }

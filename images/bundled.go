@@ -116,7 +116,7 @@ func (s *Store) trusted(img *Image) error {
 	if err != nil {
 		return err
 	}
-	st, key, err := bundle.Verify([]bundle.Signed{b.signed}, keys, b.Digest)
+	st, err := bundle.Verify([]bundle.Signed{b.signed}, keys, b.Digest, time.Now())
 	if err == nil && st.Name != img.Name {
 		err = fmt.Errorf("%w: it was signed as %s (carrel image pull brings it anew)", ErrUntrusted, st.Name)
 	}
@@ -124,7 +124,7 @@ func (s *Store) trusted(img *Image) error {
 		return fmt.Errorf("image %s: %w", img.Name, err)
 	}
 	b.Version, b.Created, b.Expires = st.Version, st.Created, st.Expires
-	b.Key, b.KeyID = key.Name, key.ID()
+	b.Key, b.KeyID = st.Key.Name, st.Key.ID()
 	return nil
 }
 

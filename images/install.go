@@ -73,7 +73,7 @@ type offer struct {
 // install takes a bundle, step by step; whatever ends it in between leaves the image that was there, and
 // nothing that is seen of the other:
 //
-//  1. index and signatures are read, and judged: key, expiry, version
+//  1. index and signatures are read, and judged: key, what it may sign, expiry, version
 //  2. manifest and manifest.json are read, by the digests that lead from the index to them
 //  3. parts that are here and whole are linked, the others come into the store of blobs and then into half/<name>.bundle
 //  4. the version is remembered
@@ -163,7 +163,7 @@ func (s *Store) judge(ctx context.Context, a *oci.Artifact, rec bundleRecord, o 
 		return nil, err
 	}
 	if len(keys) == 0 { // before anything is asked of anybody
-		_, _, err := bundle.Verify(nil, nil, "")
+		_, err := bundle.Verify(nil, nil, "", time.Now())
 		return nil, err
 	}
 	off := &offer{record: rec}
@@ -182,20 +182,17 @@ func (s *Store) judge(ctx context.Context, a *oci.Artifact, rec bundleRecord, o 
 	if err != nil && !errors.Is(err, oci.ErrNotFound) {
 		return nil, err
 	}
-	if off.statement, _, err = bundle.Verify(all, keys, digest); err != nil {
+	now := time.Now()
+	proof, err := bundle.Verify(all, keys, digest, now)
+	if err != nil {
 		return nil, err
 	}
-	if err := off.statement.Expired(time.Now()); err != nil {
+	off.statement, off.record.Signed = proof.Statement, proof.Signed
+	if err := off.statement.Expired(now); err != nil {
 		return nil, err
 	}
 	if err := s.fresh(off.statement, o); err != nil {
 		return nil, err
-	}
-	for _, one := range all { // the one that counted
-		if st, _, err := bundle.Verify([]bundle.Signed{one}, keys, digest); err == nil && st == off.statement {
-			off.record.Signed = one
-			break
-		}
 	}
 	archs, err := bundle.ParseIndex(off.record.Index)
 	if err != nil {

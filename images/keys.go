@@ -12,10 +12,11 @@ import (
 // TrustedKey is a key whose bundles are taken.
 type TrustedKey struct {
 	Name, ID string
-	Path     string // of its file; empty: it came with this program
+	Path     string   // of its file; empty: it came with this program
+	For      []string // the images that it may sign: names, beginnings with * after them, or *
 }
 
-func trustedKey(k bundle.Key, path string) TrustedKey { return TrustedKey{k.Name, k.ID(), path} }
+func trustedKey(k bundle.Key) TrustedKey { return TrustedKey{k.Name, k.ID(), k.Path, k.For} }
 
 // Keys lists the keys that are trusted.
 func (s *Store) Keys() ([]TrustedKey, error) {
@@ -24,23 +25,20 @@ func (s *Store) Keys() ([]TrustedKey, error) {
 		return nil, err
 	}
 	var all []TrustedKey
-	for i, k := range keys {
-		path := filepath.Join(s.trust, k.Name+".pem")
-		if i < len(bundle.Released) {
-			path = ""
-		}
-		all = append(all, trustedKey(k, path))
+	for _, k := range keys {
+		all = append(all, trustedKey(k))
 	}
 	return all, nil
 }
 
-// TrustKey takes from now on what the key of a file has signed. Without a name it is called as the file.
-func (s *Store) TrustKey(file, name string) (TrustedKey, error) {
-	k, err := bundle.Trust(s.trust, file, name)
+// TrustKey takes from now on what the key of a file has signed, of the images that are said: names, beginnings of names
+// with * after them, or * for any. Without a name it is called as the file.
+func (s *Store) TrustKey(file, name string, images []string) (TrustedKey, error) {
+	k, err := bundle.Trust(s.trust, file, name, images)
 	if err != nil {
 		return TrustedKey{}, err
 	}
-	return trustedKey(k, filepath.Join(s.trust, k.Name+".pem")), nil
+	return trustedKey(k), nil
 }
 
 // ForgetKey takes no more what a key has signed; images that it has signed no longer start.
@@ -72,5 +70,5 @@ func CreateKey(path string) (TrustedKey, error) {
 	if err != nil {
 		return TrustedKey{}, err
 	}
-	return trustedKey(bundle.Key{Name: filepath.Base(path), Public: pub}, path), syncFolder(filepath.Dir(path))
+	return trustedKey(bundle.Key{Name: filepath.Base(path), Path: path, Public: pub}), syncFolder(filepath.Dir(path))
 }

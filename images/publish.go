@@ -80,8 +80,8 @@ func (s *Store) PushBundle(ctx context.Context, names []string, reference string
 
 // ExportBundle does the same into a file: an OCI layout in a tar, which is there wholly or not at all.
 func (s *Store) ExportBundle(ctx context.Context, names []string, path string, o SignOptions) (*Published, error) {
-	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("export image: %s is there already (remove it, or choose another name)", path)
+	if _, err := os.Lstat(path); err == nil { // before minutes are spent on it; giveName decides
+		return nil, fmt.Errorf("export image to %s: %w", path, errTaken)
 	}
 	var out *Published
 	err := s.bundle(ctx, names, o, func(b *bundled) error {
@@ -94,7 +94,7 @@ func (s *Store) ExportBundle(ctx context.Context, names []string, path string, o
 			err = s.at("exported")
 		}
 		if err == nil {
-			err = os.Rename(f.Name(), path)
+			err = giveName(f.Name(), path)
 		}
 		if err != nil {
 			os.Remove(f.Name())
@@ -103,10 +103,36 @@ func (s *Store) ExportBundle(ctx context.Context, names []string, path string, o
 		out = b.published()
 		return syncFolder(filepath.Dir(path))
 	})
+	if errors.Is(err, os.ErrExist) {
+		err = errTaken
+	}
 	if err != nil {
 		return nil, fmt.Errorf("export image to %s: %w", path, err)
 	}
 	return out, nil
+}
+
+var errTaken = errors.New("it is there already (remove it, or choose another name)")
+
+// giveName gives a file that is whole its name, in one step, unless something has it: what somebody else has put there
+// meanwhile is not replaced. A file system without hard links (exFAT) reserves the name first, with an empty file.
+func giveName(from, to string) error {
+	err := os.Link(from, to)
+	if err == nil {
+		return os.Remove(from)
+	}
+	if errors.Is(err, os.ErrExist) {
+		return err
+	}
+	f, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(f.Close(), os.Rename(from, to))
+	if err != nil {
+		os.Remove(to)
+	}
+	return err
 }
 
 func (o SignOptions) report() func(oci.Progress) {

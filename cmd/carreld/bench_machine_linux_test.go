@@ -30,9 +30,6 @@ import (
 // virtiofsd is Debian 12's, the one in C.
 const virtiofsd = "/usr/lib/qemu/virtiofsd"
 
-// patience is how long one measurement may take before it is a failure.
-const patience = 5 * time.Minute
-
 // Ports of testdata/benchguest.
 const (
 	benchHello   = 64

@@ -16,6 +16,7 @@ import (
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/daemon"
 	"github.com/carrel-vm/carrel/guest/egress/link"
+	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/images"
@@ -53,7 +54,7 @@ func runDaemon(args []string) error {
 	}
 	say := func(string) {}
 	if *readyFD > 2 {
-		f := os.NewFile(uintptr(*readyFD), "ready")
+		f := inherit.File(*readyFD, "ready")
 		say = func(word string) {
 			fmt.Fprintln(f, word)
 			f.Close()
@@ -106,7 +107,7 @@ func daemonOptions() (o daemon.Options, err error) {
 	return daemon.Options{
 		Place: p, Rules: policy.Default(home, p.State, p.Config, p.Cache, p.Run),
 		Images: store, Parts: imageParts(store),
-		Keeper: []string{keeperProgram(self), "keep"}, Edge: []string{self, "egress"}, Review: reviewCommand(self), Share: []string{self, "share"}, ShareOwner: taskUser, Link: link.Pair, Agent: filepath.Join(filepath.Dir(self), "carrel-agent"),
+		Keeper: []string{keeperProgram(self), "keep"}, Edge: egressCommand(self), Review: reviewCommand(self), Share: shareCommand(self), ShareOwner: taskUser, Link: link.Pair, Agent: filepath.Join(filepath.Dir(self), "carrel-agent"),
 		Driver: driverName, Doctor: diagnose(p, store), Version: version(), Log: log,
 	}, nil
 }

@@ -1,3 +1,5 @@
+//go:build !carreltest
+
 package main
 
 import (
@@ -21,6 +23,9 @@ const driverName = "hcs"
 func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.KeepOptions, error) {
 	if wall := req.Spec.GetBoundary(); wall != "" && wall != "vm" {
 		return guest.KeepOptions{}, &hypervisor.Error{Op: "start the guest", Err: fmt.Errorf("there is no wall %q on Windows", wall), Cure: "use vm"}
+	}
+	if err := lacking(req.Spec); err != nil {
+		return guest.KeepOptions{}, err
 	}
 	d := hcs.New()
 	if err := d.Check(); err != nil {

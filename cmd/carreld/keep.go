@@ -12,13 +12,15 @@ import (
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/egress/link"
+	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/place"
 )
 
 // runKeeper keeps one guest: the request is on descriptor 3, the first word
-// goes to descriptor 4, and 5 leads to the guest's egress process.
+// goes to descriptor 4, and 5 leads to the guest's egress process. Where there
+// is none, on Windows, the guest reaches nothing.
 func runKeeper() error {
-	in, out, lk := os.NewFile(3, "request"), os.NewFile(4, "word"), os.NewFile(5, "link")
+	in, out, lk := inherit.File(3, "request"), inherit.File(4, "word"), inherit.File(5, "link")
 	var req guest.KeepRequest
 	dec := json.NewDecoder(io.LimitReader(in, 4<<20))
 	dec.DisallowUnknownFields()
@@ -39,7 +41,7 @@ func runKeeper() error {
 		return err
 	}
 	opts, err := keeperOptions(p, req, log)
-	if err == nil {
+	if err == nil && lk != nil {
 		opts.Link, err = link.New(lk)
 	}
 	if err == nil {

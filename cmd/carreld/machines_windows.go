@@ -1,5 +1,5 @@
 package main
 
-// machinesBuilt says whether a machine can be started. Its driver is there, and
-// the egress and share processes that a guest needs beside it are not.
-const machinesBuilt = false
+// machinesBuilt says whether a machine can be started: one without shares and
+// without a way out, whose processes are missing here.
+const machinesBuilt = true

@@ -10977,7 +10977,9 @@ type ImageKey struct {
 	// The first half of the SHA-256 of its SubjectPublicKeyInfo, in hex.
 	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
 	// The file that it lies in; empty: it came with this program.
-	Path          string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	Path string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	// Of a trusted key: the images that it may sign, as in TrustKeyRequest.
+	Images        []string `protobuf:"bytes,4,rep,name=images,proto3" json:"images,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -11031,6 +11033,13 @@ func (x *ImageKey) GetPath() string {
 		return x.Path
 	}
 	return ""
+}
+
+func (x *ImageKey) GetImages() []string {
+	if x != nil {
+		return x.Images
+	}
+	return nil
 }
 
 type ListKeysRequest struct {
@@ -11208,7 +11217,11 @@ type TrustKeyRequest struct {
 	// The absolute path of a public key's file.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// What it is to be called; empty: as its file.
-	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// The images that it may sign: names, beginnings of names with * after them, or
+	// * for any. None is refused; for a key that is trusted already they replace those
+	// that it had.
+	Images        []string `protobuf:"bytes,3,rep,name=images,proto3" json:"images,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -11255,6 +11268,13 @@ func (x *TrustKeyRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *TrustKeyRequest) GetImages() []string {
+	if x != nil {
+		return x.Images
+	}
+	return nil
 }
 
 type TrustKeyResponse struct {
@@ -14123,21 +14143,23 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x13RestoreImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\">\n" +
 	"\x14RestoreImageResponse\x12&\n" +
-	"\x05image\x18\x01 \x01(\v2\x10.carrel.v1.ImageR\x05image\"B\n" +
+	"\x05image\x18\x01 \x01(\v2\x10.carrel.v1.ImageR\x05image\"Z\n" +
 	"\bImageKey\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
-	"\x04path\x18\x03 \x01(\tR\x04path\"\x11\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x16\n" +
+	"\x06images\x18\x04 \x03(\tR\x06images\"\x11\n" +
 	"\x0fListKeysRequest\";\n" +
 	"\x10ListKeysResponse\x12'\n" +
 	"\x04keys\x18\x01 \x03(\v2\x13.carrel.v1.ImageKeyR\x04keys\"&\n" +
 	"\x10CreateKeyRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\":\n" +
 	"\x11CreateKeyResponse\x12%\n" +
-	"\x03key\x18\x01 \x01(\v2\x13.carrel.v1.ImageKeyR\x03key\"9\n" +
+	"\x03key\x18\x01 \x01(\v2\x13.carrel.v1.ImageKeyR\x03key\"Q\n" +
 	"\x0fTrustKeyRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"9\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06images\x18\x03 \x03(\tR\x06images\"9\n" +
 	"\x10TrustKeyResponse\x12%\n" +
 	"\x03key\x18\x01 \x01(\v2\x13.carrel.v1.ImageKeyR\x03key\"&\n" +
 	"\x10ForgetKeyRequest\x12\x12\n" +

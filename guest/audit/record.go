@@ -64,13 +64,13 @@ func encode(fields any, redact func(string) string) ([]byte, error) {
 		// A value with quotes in it was taken for part of the object's form.
 		text = `{"withheld":"without secrets it is not JSON"}`
 	}
-	return ascii(text), nil
+	return ASCII(text), nil
 }
 
-// ascii escapes in JSON whatever a terminal or a reader could take for something
+// ASCII escapes in JSON whatever a terminal or a reader could take for something
 // else: controls, marks of direction, look-alikes. Outside of strings JSON has
 // none of them.
-func ascii(s string) []byte {
+func ASCII(s string) []byte {
 	b := make([]byte, 0, len(s))
 	for _, r := range s {
 		switch {

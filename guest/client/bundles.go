@@ -101,9 +101,10 @@ func (c *Client) CreateKey(ctx context.Context, path string) (*api.ImageKey, err
 	return res.Msg.Key, nil
 }
 
-// TrustKey takes from now on what the key at an absolute path has signed. An empty name: as its file.
-func (c *Client) TrustKey(ctx context.Context, path, name string) (*api.ImageKey, error) {
-	res, err := c.images.TrustKey(ctx, connect.NewRequest(&api.TrustKeyRequest{Path: path, Name: name}))
+// TrustKey takes from now on what the key at an absolute path has signed, of the images that are said: names, beginnings
+// of names with * after them, or * for any. An empty name: as its file.
+func (c *Client) TrustKey(ctx context.Context, path, name string, images []string) (*api.ImageKey, error) {
+	res, err := c.images.TrustKey(ctx, connect.NewRequest(&api.TrustKeyRequest{Path: path, Name: name, Images: images}))
 	if err != nil {
 		return nil, wrap("trust a key", err)
 	}

@@ -1,7 +1,6 @@
 package client
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -11,9 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
+	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/place"
 )
 
@@ -92,36 +91,31 @@ func (c *Client) spawn(ctx context.Context, path string) (already bool, err erro
 	if err != nil {
 		return false, err
 	}
-	defer r.Close()
-	cmd := exec.Command(path, "daemon", "--ready-fd", "3")
-	cmd.Dir = filepath.VolumeName(path) + string(filepath.Separator) // it must not hold the caller's folder busy
-	cmd.Env = append(os.Environ(), c.place.Env()...)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := detach(cmd, w); err != nil {
-		w.Close()
-		return false, err
-	}
-	err = cmd.Start()
+	cmd, err := startAlone(func() *exec.Cmd {
+		cmd := exec.Command(path, "daemon", "--ready-fd", "3")
+		cmd.Dir = filepath.VolumeName(path) + string(filepath.Separator) // it must not hold the caller's folder busy
+		cmd.Env = append(os.Environ(), c.place.Env()...)
+		cmd.Stdout, cmd.Stderr = log, log
+		return cmd
+	}, w)
 	w.Close()
 	if err != nil {
+		r.Close()
 		return false, c.startError(path, err.Error())
 	}
 	// The daemon outlives this client on purpose, so nobody waits for this
 	// goroutine: it reaps the daemon if the daemon ends first.
 	go cmd.Wait()
 
-	stop := context.AfterFunc(ctx, func() { r.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	r.SetReadDeadline(time.Now().Add(readyTimeout))
-	line, err := bufio.NewReader(io.LimitReader(r, maxReadyLine)).ReadString('\n')
-	switch line = strings.TrimSpace(line); {
+	line, err := inherit.Line(ctx, r, maxReadyLine, readyTimeout)
+	switch {
 	case ctx.Err() != nil:
 		return false, ctx.Err()
 	case line == "ok" || line == "already":
 		return line == "already", nil
 	case line != "":
 		return false, c.startError(path, line)
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded):
 		return false, c.startError(path, fmt.Sprintf("it did not become ready within %v", readyTimeout))
 	}
 	return false, c.startError(path, "it ended before it was ready: "+tail(log.Name()))

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+
+	"github.com/carrel-vm/carrel/guest/inherit"
 )
 
 const (
@@ -18,12 +20,12 @@ const (
 
 func lookPath(name string) (string, error) { return exec.LookPath(name) }
 
-// detach gives cmd a session of its own, so that the terminal's signals do not
-// reach it, and ready as its descriptor 3.
-func detach(cmd *exec.Cmd, ready *os.File) error {
+// startAlone starts a command in a session of its own, so that the terminal's
+// signals do not reach it, with ready as its descriptor 3.
+func startAlone(command func() *exec.Cmd, ready *os.File) (*exec.Cmd, error) {
+	cmd := command()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.ExtraFiles = []*os.File{ready}
-	return nil
+	return cmd, inherit.Start(cmd, ready)
 }
 
 // lockFile waits for the lock on name and returns what releases it.

@@ -101,20 +101,21 @@ func dialSocket(ctx context.Context, p place.Place) (net.Conn, error) {
 		}
 		return nil, squatted(p, err)
 	}
-	d := net.Dialer{Timeout: dialTimeout}
-	conn, err := d.DialContext(ctx, "unix", p.Socket)
+	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, fmt.Errorf("nobody took the connection within %v", dialTimeout))
+	defer cancel()
+	conn, err := place.Dial(ctx, p.Socket)
+	var stranger *place.Stranger
 	switch {
 	case err == nil:
+		return conn, nil
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
 		return nil, errNotRunning
-	default:
-		return nil, err
-	}
-	if err := place.CheckPeer(conn.(*net.UnixConn)); err != nil {
-		conn.Close()
+	case errors.As(err, &stranger):
 		return nil, squatted(p, err)
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
 	}
-	return conn, nil
+	return nil, err
 }
 
 func squatted(p place.Place, err error) error {

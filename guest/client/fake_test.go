@@ -193,6 +193,19 @@ func (h taskHandler) Start(_ context.Context, r *connect.Request[api.StartTaskRe
 	return connect.NewResponse(&api.StartTaskResponse{Task: &api.Task{Id: taskID, Guest: r.Msg.Guest}}), nil
 }
 
+func (h taskHandler) Signal(_ context.Context, r *connect.Request[api.SignalTaskRequest]) (*connect.Response[api.SignalTaskResponse], error) {
+	if r.Msg.Task != taskID || r.Msg.Signal < 1 {
+		return nil, api.NewError(connect.CodeInvalidArgument, "bad_number", "no such signal", "")
+	}
+	h.f.signals <- 1000 + r.Msg.Signal
+	return connect.NewResponse(&api.SignalTaskResponse{}), nil
+}
+
+func (h taskHandler) Resize(_ context.Context, r *connect.Request[api.ResizeTaskRequest]) (*connect.Response[api.ResizeTaskResponse], error) {
+	h.f.signals <- 2000 + int32(r.Msg.Rows*1000+r.Msg.Cols)
+	return connect.NewResponse(&api.ResizeTaskResponse{}), nil
+}
+
 func (h taskHandler) Attach(ctx context.Context, st *connect.BidiStream[api.AttachRequest, api.AttachResponse]) error {
 	f := h.f
 	m, err := st.Receive()

@@ -21,6 +21,8 @@ const (
 	maxControl = 64
 	// ackTimeout bounds how long an ended task's stream may take to close.
 	ackTimeout = 5 * time.Second
+	// besideTime bounds a signal to a task that was attached to.
+	besideTime = 10 * time.Second
 )
 
 // Process is a task that was started or attached to.
@@ -121,23 +123,52 @@ func (p *Process) Next() int64 { return p.next }
 // Wait.
 func (p *Process) Task() *api.Task { return p.task }
 
-// Signal sends a signal to the task's process group. It does not wait until it
-// arrives; while the stream is broken it is kept.
+// Signal sends a signal to the task's process group. To a task that this client
+// started it goes with the stream: it is not waited for, and kept while the stream
+// is broken. To one that was attached to it goes by itself, since that one's stream
+// is not its input, and has arrived when Signal returns.
 func (p *Process) Signal(s Signal) error {
+	if !p.own {
+		return p.beside("signal", func(ctx context.Context) error {
+			_, err := p.c.tasks.Signal(ctx, connect.NewRequest(&api.SignalTaskRequest{Guest: p.Guest, Task: p.ID, Signal: int32(s)}))
+			return err
+		})
+	}
 	return p.queue(&api.AttachRequest{Kind: &api.AttachRequest_Signal{Signal: int32(s)}})
 }
 
-// Resize tells the task's terminal its new size, in cells.
+// beside calls for a task that was attached to. It does so once: after a broken
+// answer nobody knows whether a signal has arrived.
+func (p *Process) beside(what string, call func(context.Context) error) error {
+	select {
+	case <-p.done:
+		return errOver
+	default:
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), besideTime)
+	defer cancel()
+	return wrap(what+" task "+p.ID+" in guest "+p.Guest, call(ctx))
+}
+
+// Resize tells the task's terminal its new size, in cells, as Signal does.
 func (p *Process) Resize(rows, cols uint32) error {
+	if !p.own {
+		return p.beside("resize", func(ctx context.Context) error {
+			_, err := p.c.tasks.Resize(ctx, connect.NewRequest(&api.ResizeTaskRequest{Guest: p.Guest, Task: p.ID, Rows: rows, Cols: cols}))
+			return err
+		})
+	}
 	return p.queue(&api.AttachRequest{Kind: &api.AttachRequest_Resize{Resize: &api.Resize{Rows: rows, Cols: cols}}})
 }
+
+var errOver = errors.New("the task is over")
 
 func (p *Process) queue(m *api.AttachRequest) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.over:
-		return errors.New("the task is over")
+		return errOver
 	case len(p.control) >= maxControl:
 		return errors.New("too many signals wait for the task")
 	}

@@ -446,3 +446,31 @@ func slicesRepeat(s string, n int) (out []string) {
 	}
 	return out
 }
+
+// A task that was attached to gets signals and sizes, too, in calls of their own:
+// its stream is not its input. After its end that is said.
+func TestSignalAttached(t *testing.T) {
+	f := newFake()
+	f.holdEnd = make(chan struct{})
+	c := f.serve(t, home(t))
+	p, err := c.Attach(t.Context(), "g", taskID, AttachOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Signal(15); err != nil || <-f.signals != 1015 {
+		t.Error(err)
+	}
+	if err := p.Resize(24, 80); err != nil || <-f.signals != 2000+24080 {
+		t.Error(err)
+	}
+	if err := p.Signal(-1); CodeOf(err) != "bad_number" {
+		t.Error(err)
+	}
+	close(f.holdEnd)
+	if err := p.Wait(); err != nil {
+		t.Error(err)
+	}
+	if err := p.Signal(15); !errors.Is(err, errOver) {
+		t.Error(err)
+	}
+}

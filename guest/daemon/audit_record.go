@@ -15,6 +15,7 @@ func (d *Daemon) record(e *entry, kind string, fields any) {
 			err = cerr
 		}
 	}
+	d.telemetry.changed(e.name)
 	if err != nil {
 		d.log.Error("audit", "guest", e.name, "record", kind, "error", err)
 	}

@@ -96,7 +96,7 @@ func (s *imageService) Restore(ctx context.Context, r *connect.Request[api.Resto
 }
 
 func toKey(k images.TrustedKey) *api.ImageKey {
-	return &api.ImageKey{Name: k.Name, Id: k.ID, Path: k.Path}
+	return &api.ImageKey{Name: k.Name, Id: k.ID, Path: k.Path, Images: k.For}
 }
 
 func keyError(err error) error {
@@ -136,7 +136,7 @@ func (s *imageService) TrustKey(_ context.Context, r *connect.Request[api.TrustK
 	}
 	s.d.policyMu.Lock()
 	defer s.d.policyMu.Unlock()
-	k, err := s.d.opts.Images.TrustKey(r.Msg.Path, r.Msg.Name)
+	k, err := s.d.opts.Images.TrustKey(r.Msg.Path, r.Msg.Name, r.Msg.Images)
 	if err != nil {
 		return nil, keyError(err)
 	}

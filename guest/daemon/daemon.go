@@ -42,13 +42,14 @@ type Options struct {
 	// descriptor 3, its first word on 4, and 5 leads to its egress process.
 	Keeper []string
 	// Edge is the command that runs an egress process; its request comes on
-	// descriptor 3, 4 leads to its keeper, its first word on 5.
+	// descriptor 3, 4 leads to its keeper, its first word on 5. Empty: no guest
+	// of this host reaches anything, and one that is to is refused.
 	Edge []string
 	// Review is the command that runs a review process; its request comes on
 	// descriptor 3, its answers go to 4. Empty: nothing can be reviewed.
 	Review []string
 	// Share is the command that runs a share process for a guest that runs
-	// already; empty: its shares cannot be changed then. ShareOwner is who owns
+	// already; empty: no guest of this host has shares. ShareOwner is who owns
 	// what is in a share, as a guest sees it.
 	Share      []string
 	ShareOwner uint32
@@ -80,6 +81,8 @@ type Daemon struct {
 
 	events *events
 	source *source // of the events
+
+	telemetry *exporter // of both logs; nil in tests
 
 	mu      sync.Mutex
 	table   map[string]*entry
@@ -128,10 +131,13 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	d.ctx = rctx
 	d.events = newEvents(d.eventLog())
 	d.source = newSource(d, d.events)
+	d.telemetry = newExporter(d)
+	d.events.seen = d.telemetry.tally.seen
 	if err := d.recover(rctx); err != nil {
 		return err
 	}
 	d.owned.Go(func() { d.source.run(rctx) })
+	d.telemetry.read()
 	ln, err := guest.ListenPrivate(o.Place.Socket)
 	if err != nil {
 		return err
@@ -252,7 +258,7 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 	// A keeper has it. The policy is applied again before it is ours.
 	info.State = api.GuestState_GUEST_STATE_STARTING
 	e.keeper = newKeeper(guest.SocketPath(d.opts.Place.Run, name))
-	e.edge, e.ports = newEdge(guest.EdgeSocketPath(d.opts.Place.Run, name)), d.loadPorts(e)
+	e.edge, e.ports = d.edgeAt(guest.EdgeSocketPath(d.opts.Place.Run, name)), d.loadPorts(e)
 	d.table[name] = e
 	_, refused := d.decideAgain(info.Spec)
 	d.owned.Go(func() { d.follow(ctx, e) })

@@ -81,6 +81,7 @@ func (d *Daemon) facts(ctx context.Context) doctor.Common {
 	if d.table == nil {
 		return c
 	}
+	c.Telemetry = d.telemetry.finding()
 	es := d.entries()
 	c.Guests = len(es)
 	for _, e := range es {

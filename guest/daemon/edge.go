@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/hypervisor"
 )
 
 // edgeTime bounds one question to an egress process.
@@ -32,6 +34,33 @@ func newEdge(socket string) *edge {
 	// is bounded, and nothing is unpacked.
 	bounds := connect.WithClientOptions(connect.WithReadMaxBytes(1<<20), connect.WithAcceptCompression("gzip", nil, nil))
 	return &edge{own: apiconnect.NewEdgeServiceClient(h, "http://edge", bounds), close: h.CloseIdleConnections}
+}
+
+// edgeAt is newEdge; nil where this host has no egress processes.
+func (d *Daemon) edgeAt(socket string) *edge {
+	if len(d.opts.Edge) == 0 {
+		return nil
+	}
+	return newEdge(socket)
+}
+
+// refuseOutside refuses a guest that is to reach something where no egress
+// process could let it: it is not started with less than it was granted.
+func (d *Daemon) refuseOutside(conf *api.ConfigureEdgeRequest) error {
+	if len(d.opts.Edge) > 0 {
+		return nil
+	}
+	reaches := len(conf.Secrets) > 0
+	for _, r := range conf.Rules {
+		reaches = reaches || r.Action != api.EgressAction_EGRESS_ACTION_DENY
+	}
+	if !reaches {
+		return nil
+	}
+	return &hypervisor.Error{
+		Op: "start the guest", Err: errors.New("it may reach hosts by its rules, and this host has no egress process yet that would let it"),
+		Cure: "start it without rules that allow or ask (carrel policy explain shows them)",
+	}
 }
 
 // removeSockets removes the sockets of a guest's processes that have ended: the
@@ -104,6 +133,7 @@ func (d *Daemon) reapplyAll(ctx context.Context, which func(*entry) bool) {
 // request on, in every guest that uses it.
 func (d *Daemon) secretChanged(ctx context.Context, name string) {
 	d.reapplyAll(ctx, func(e *entry) bool { return e.edgeOf() != nil })
+	d.telemetry.secretsChanged()
 	d.log.Info("secret changed", "secret", name)
 }
 

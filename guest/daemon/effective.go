@@ -63,6 +63,7 @@ func (d *Daemon) decideWith(spec *api.GuestSpec, adapt func(*decision)) (*decisi
 	if err != nil {
 		return nil, err
 	}
+	d.telemetry.use(file)
 	out := &decision{rules: file.Apply(d.opts.Rules), upstream: upstream(file.Upstream)}
 	if out.rules.SecretRules, err = d.secretRules(); err != nil {
 		return nil, err

@@ -23,7 +23,7 @@ func (x indexEvents) Events(ctx context.Context, after uint64, limit int) ([]kep
 // that was full at the start, they last as long as the daemon.
 func (d *Daemon) eventLog() eventLog {
 	if d.index == nil {
-		return &memoryEvents{max: maxEvents / 50}
+		return &memoryEvents{max: maxEvents / 50, own: maxEvents / 50 / 20}
 	}
 	return indexEvents{d.index}
 }

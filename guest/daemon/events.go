@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sort"
 	"sync"
 	"time"
 
@@ -35,6 +34,7 @@ const (
 type keptEvent struct {
 	seq     uint64
 	time    time.Time
+	guest   string // of memoryEvents only
 	payload []byte // api.Event, marshalled, without its sequence and time
 }
 
@@ -45,6 +45,9 @@ type eventLog interface {
 	// Events returns what comes after a number, and the number of the oldest
 	// event that is there, or of the next one if there is none.
 	Events(ctx context.Context, after uint64, limit int) (list []keptEvent, first uint64, err error)
+	// Ends returns the numbers of the oldest event that is there, or of the next one
+	// if there is none, and of the newest that there was.
+	Ends(ctx context.Context) (first, last uint64, err error)
 }
 
 // events is the one stream of what users see. One goroutine writes it; every
@@ -59,6 +62,8 @@ type events struct {
 	watchers int
 
 	over chan struct{} // closed when the daemon ends
+
+	seen func(*api.Event) // called with each that is kept; may be nil
 }
 
 // newEvents goes on after the last event of the log: a caller who comes as soon as
@@ -66,7 +71,7 @@ type events struct {
 // not hear that there is none. A log that cannot be read says so at the next read.
 func newEvents(log eventLog) *events {
 	v := &events{log: log, grown: make(chan struct{}), over: make(chan struct{})}
-	_, v.last, _ = v.ends(context.Background())
+	_, v.last, _ = log.Ends(context.Background())
 	return v
 }
 
@@ -84,6 +89,9 @@ func (v *events) append(ctx context.Context, ev *api.Event) error {
 	if err != nil {
 		return err
 	}
+	if v.seen != nil {
+		v.seen(ev)
+	}
 	v.mu.Lock()
 	v.last = max(v.last, seq)
 	close(v.grown)
@@ -99,21 +107,39 @@ func (v *events) state() (last uint64, grown <-chan struct{}) {
 }
 
 // read returns some of the events after a number, and where to go on. What is
-// missing between the two comes first, as a gap.
+// missing between the two is told as a gap. An event that cannot be read is an
+// error of its own, with its number to go on after.
 func (v *events) read(ctx context.Context, after uint64, limit int, guest string) (list []*api.Event, next uint64, err error) {
 	kept, first, err := v.log.Events(ctx, after, limit)
 	if err != nil {
 		return nil, after, api.NewError(connect.CodeInternal, "disk", "the events cannot be read: "+err.Error(), "")
 	}
 	next = after
-	if after > 0 && after < first-1 { // who has nothing misses nothing
-		list = append(list, &api.Event{Sequence: first - 1, Kind: &api.Event_Gap{Gap: &api.EventGap{First: after + 1}}})
-		next = first - 1
+	missing := func(to uint64) {
+		if n := len(list); guest != "" && n > 0 && list[n-1].GetGap() != nil { // of those between the two none was this guest's
+			list[n-1].Sequence = to
+		} else {
+			list = append(list, &api.Event{Sequence: to, Kind: &api.Event_Gap{Gap: &api.EventGap{First: next + 1}}})
+		}
+		next = to
+	}
+	switch {
+	case after == 0 && len(kept) > 0: // who has nothing misses nothing that is too old
+		next = min(first, kept[0].seq) - 1
+	case after == 0:
+	case after < first-1:
+		missing(first - 1)
 	}
 	for _, k := range kept {
+		if k.seq > next+1 { // a guest with too many has lost its oldest
+			missing(k.seq - 1)
+		}
 		ev := new(api.Event)
 		if err := proto.Unmarshal(k.payload, ev); err != nil {
-			return nil, after, api.NewError(connect.CodeDataLoss, "damaged", fmt.Sprintf("event %d cannot be read: %v", k.seq, err), "go on after it")
+			if len(list) > 0 {
+				return list, next, nil // the next time
+			}
+			return nil, k.seq, api.NewError(connect.CodeDataLoss, "damaged", fmt.Sprintf("event %d cannot be read: %v", k.seq, err), "go on after it")
 		}
 		ev.Sequence, ev.Time = k.seq, timestamppb.New(k.time)
 		next = k.seq
@@ -122,23 +148,6 @@ func (v *events) read(ctx context.Context, after uint64, limit int, guest string
 		}
 	}
 	return list, next, nil
-}
-
-// ends returns the numbers of the oldest and the newest event that are kept; of
-// none, the newest is the one before the oldest.
-func (v *events) ends(ctx context.Context) (first, last uint64, err error) {
-	_, first, err = v.log.Events(ctx, 1<<62, 1)
-	if err != nil {
-		return 0, 0, err
-	}
-	n := sort.Search(2*maxEvents, func(n int) bool { // the log has no way to say it
-		var list []keptEvent
-		if err == nil {
-			list, _, err = v.log.Events(ctx, first-1+uint64(n), 1)
-		}
-		return len(list) == 0
-	})
-	return first, first - 1 + uint64(n), err
 }
 
 // follow calls send with the events after a number until ctx or, without more,

@@ -370,3 +370,38 @@ func TestEventsPastHungKeeper(t *testing.T) {
 		}
 	})
 }
+
+// One guest's many events push out its own: another's stay, and who reads on is
+// told of the gap; who follows the quiet guest alone hears of one gap at most
+// between two of its events.
+func TestEventsFairShare(t *testing.T) {
+	v := newEvents(&memoryEvents{max: 40, own: 5})
+	told(t, v, "quiet", 4)
+	told(t, v, "loud", 100)
+	told(t, v, "quiet", 1)
+	told(t, v, "loud", 100)
+	list, err := collect(t.Context(), v, 2, "", 40)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, gaps, quiet := uint64(2), 0, 0
+	for _, ev := range list {
+		if g := ev.GetGap(); g != nil {
+			if gaps++; g.First != next+1 || ev.Sequence < g.First {
+				t.Fatalf("a gap from %d to %d after %d", g.First, ev.Sequence, next)
+			}
+		} else if ev.Sequence != next+1 {
+			t.Fatalf("event %d comes after %d, and no gap is told", ev.Sequence, next)
+		}
+		if next = ev.Sequence; ev.Guest == "quiet" {
+			quiet++
+		}
+	}
+	if quiet != 3 || gaps == 0 || next != 205 {
+		t.Errorf("%d events of the quiet guest, %d gaps, up to %d", quiet, gaps, next)
+	}
+	list, err = collect(t.Context(), v, 1, "quiet", 5)
+	if err != nil || len(list) != 5 || list[3].GetGap().GetFirst() != 5 || list[3].Sequence != 104 || list[4].Sequence != 105 {
+		t.Error(err, list)
+	}
+}

@@ -257,6 +257,10 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 		}
 	}
 	granted := x.grant.Spec()
+	if len(granted.Shares) > 0 && len(d.opts.Share) == 0 {
+		return nil, &hypervisor.Error{Op: "start guest " + e.name, Err: errors.New("nothing serves folders to guests on this host yet"),
+			Cure: "start it with --no-share, and bring files in and out by carrel cp"}
+	}
 	if granted.DiskMib == 0 {
 		if err := d.startsEmpty(ctx, e, fresh, granted, notice); err != nil {
 			return nil, err
@@ -305,6 +309,9 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	if err != nil {
 		return nil, err
 	}
+	if err := d.refuseOutside(conf); err != nil {
+		return nil, err
+	}
 	audit := d.auditDir(e.name)
 	if err := os.MkdirAll(audit, 0o700); err != nil {
 		return nil, err
@@ -324,7 +331,7 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 		return nil, err
 	}
 	e.mu.Lock()
-	e.keeper, e.edge = newKeeper(socket), newEdge(outer)
+	e.keeper, e.edge = newKeeper(socket), d.edgeAt(outer)
 	if e.expire != nil {
 		e.expire.Stop()
 	}

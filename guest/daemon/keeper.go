@@ -126,6 +126,7 @@ func (d *Daemon) discardMine(e *entry) error {
 	}
 	d.removeSockets(e.name) // of a keeper that was killed before it was ours
 	err := d.lastWord(e.name, "the guest was removed", func() error {
+		d.keepAudit(e)
 		err := guest.Discard(d.guests, e.name)
 		if errors.Is(err, guest.ErrLeftOver) {
 			d.log.Warn("remove", "guest", e.name, "error", err)

@@ -1,7 +1,7 @@
 package daemon
 
 import (
-	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,10 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/inherit"
 )
 
 // wordTimeout bounds how long a process of ours may take to say its first word.
@@ -61,11 +61,10 @@ func (d *Daemon) launch(what string, command []string, env []string, dir string,
 	}
 	c.cmd = exec.Command(command[0], command[1:]...)
 	c.cmd.Env = append(keptEnv(env...), d.opts.Place.Env()...)
-	c.cmd.Dir = "/"
+	c.cmd.Dir = filepath.VolumeName(command[0]) + string(filepath.Separator) // it must hold no folder busy
 	c.cmd.Stderr = log
-	c.cmd.ExtraFiles = files
 	detach(c.cmd)
-	if err := c.cmd.Start(); err != nil {
+	if err := inherit.Start(c.cmd, files...); err != nil {
 		inW.Close()
 		out.Close()
 		return nil, fmt.Errorf("start the %s: %w", what, err)
@@ -83,15 +82,13 @@ func (d *Daemon) launch(what string, command []string, env []string, dir string,
 
 // listens returns when the process has said the word that it should say.
 func (c *child) listens(good string) error {
-	defer c.word.Close()
-	c.word.SetReadDeadline(time.Now().Add(wordTimeout))
-	word, err := bufio.NewReaderSize(c.word, 4096).ReadString('\n')
-	if word == good+"\n" {
+	word, err := inherit.Line(context.Background(), c.word, 4096, wordTimeout)
+	if word == good {
 		return nil
 	}
 	c.cmd.Process.Kill()
 	if word != "" {
-		return errors.New(strings.TrimSpace(word))
+		return errors.New(word)
 	}
 	return fmt.Errorf("the %s ended at once: %w (see %s)", c.what, err, c.log)
 }
@@ -103,6 +100,14 @@ func (d *Daemon) spawn(trace *guest.Trace, req guest.KeepRequest, edge guest.Edg
 	b, err := json.Marshal(req)
 	if err != nil {
 		return err
+	}
+	request := func(w io.Writer) error { _, err := w.Write(b); return err }
+	if len(d.opts.Edge) == 0 { // refuseOutside was asked
+		keeper, err := d.launch("keeper", d.opts.Keeper, nil, req.Parts.Dir, request, nil, nil)
+		if err != nil {
+			return err
+		}
+		return keeper.listens("listening")
 	}
 	inner, outer, err := d.opts.Link()
 	if err != nil {
@@ -118,7 +123,7 @@ func (d *Daemon) spawn(trace *guest.Trace, req guest.KeepRequest, edge guest.Edg
 		return err
 	}
 	guest.Crash("spawn: the egress process alone")
-	keeper, err := d.launch("keeper", d.opts.Keeper, nil, req.Parts.Dir, func(w io.Writer) error { _, err := w.Write(b); return err }, nil, nil, inner)
+	keeper, err := d.launch("keeper", d.opts.Keeper, nil, req.Parts.Dir, request, nil, nil, inner)
 	if err != nil {
 		egress.cmd.Process.Kill()
 		egress.word.Close()
@@ -146,7 +151,7 @@ var edgeEnv = []string{"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 // keptEnv is what a guest's processes inherit of the environment.
 func keptEnv(more ...string) (env []string) {
-	for _, k := range append([]string{"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_RUNTIME_DIR", "SystemRoot", "CARREL_CRASH", "CARREL_CRASH_MARK", "CARREL_CRASH_REVIEW", "CARREL_CRASH_REVIEW_MARK", "GORACE", "GOCOVERDIR"}, more...) {
+	for _, k := range append([]string{"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_RUNTIME_DIR", "SystemRoot", "USERPROFILE", "LOCALAPPDATA", "TEMP", "TMP", "CARREL_CRASH", "CARREL_CRASH_MARK", "CARREL_CRASH_REVIEW", "CARREL_CRASH_REVIEW_MARK", "GORACE", "GOCOVERDIR"}, more...) {
 		if v, ok := os.LookupEnv(k); ok {
 			env = append(env, k+"="+v)
 		}

@@ -161,9 +161,9 @@ func mkfs(ctx context.Context, path string, mib uint32) error {
 	if err := f.Truncate(int64(mib) << 20); err != nil {
 		return err
 	}
-	program, err := lookTool("mkfs.ext4")
+	program, err := mkfsProgram()
 	if err != nil {
-		return &hypervisor.Error{Op: "make the guest's disk", Err: err, Cure: "sudo apt-get install e2fsprogs"}
+		return err
 	}
 	out, err := exec.CommandContext(ctx, program, append(mkfsOptions(mib), tmp)...).CombinedOutput()
 	if err != nil {

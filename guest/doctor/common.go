@@ -21,6 +21,17 @@ type Common struct {
 	// state cannot be read.
 	Guests  int
 	Damaged []Damaged `json:",omitempty"`
+	// Telemetry is where events go, nil where nobody looked.
+	Telemetry *Telemetry `json:",omitempty"`
+}
+
+// Telemetry is what is sent to a receiver of OpenTelemetry.
+type Telemetry struct {
+	Endpoint string // empty: it is off
+	// Sent and Dropped count records since the daemon's start; Waiting is how many
+	// events the receiver does not have.
+	Sent, Dropped, Waiting int64
+	Trouble                string `json:",omitempty"` // why nothing can be sent now
 }
 
 // Disk is one on which we write.
@@ -71,6 +82,7 @@ func (c Common) Findings() []*api.Finding {
 		f.bad(agentMissing, "agent", "the program that runs inside guests is not beside the daemon: "+c.Agent, c.AgentTrouble, "install carrel, carreld and carrel-agent from one release, in one folder")
 	}
 	c.Keychain.findings(&f)
+	c.Telemetry.findings(&f)
 	for _, g := range c.Damaged {
 		f.bad(guestDamaged, "guest", "guest "+g.Name+" was set aside: its state cannot be read", g.Cause, "carrel rm --force "+g.Name)
 	}
@@ -114,3 +126,16 @@ func (k Keychain) findings(f *findings) {
 }
 
 func bytes(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+func (t *Telemetry) findings(f *findings) {
+	switch {
+	case t == nil:
+	case t.Endpoint == "":
+		f.good("telemetry", "off: events and audit records leave this host for nobody")
+	case t.Trouble != "":
+		f.note(telemetryStalled, "telemetry", fmt.Sprintf("%s does not take what is sent to it; %d events wait, and nothing is lost while the log holds them", t.Endpoint, t.Waiting),
+			t.Trouble, "see to the receiver, or to telemetry in policy.yaml: docs/telemetry.md")
+	default:
+		f.good("telemetry", fmt.Sprintf("on: events, audit records and figures go to %s; %d records were sent since the daemon's start, %d will never be, %d events wait", t.Endpoint, t.Sent, t.Dropped, t.Waiting))
+	}
+}

@@ -27,6 +27,8 @@ const (
 	agentMissing Topic = "agent-missing"
 	keychainNone Topic = "keychain-none"
 	keychainNeed Topic = "keychain-required"
+
+	telemetryStalled Topic = "telemetry-stalled"
 )
 
 // What is found on Linux.
@@ -77,6 +79,7 @@ const (
 	windowsOld         Topic = "windows-old"
 	windowsDriver      Topic = "windows-driver"
 	windowsUntried     Topic = "windows-untried"
+	windowsParts       Topic = "windows-parts"
 	windowsFirmware    Topic = "windows-firmware"
 	platformOff        Topic = "virtual-machine-platform"
 	vmcomputeOff       Topic = "vmcompute-disabled"
@@ -93,13 +96,13 @@ const (
 
 // Topics are all that a finding can have.
 var Topics = []Topic{
-	diskFull, diskUnknown, imageMissing, imageDamaged, guestDamaged, agentMissing, keychainNone, keychainNeed,
+	diskFull, diskUnknown, imageMissing, imageDamaged, guestDamaged, agentMissing, keychainNone, keychainNeed, telemetryStalled,
 	qemuMissing, kvmFirmware, kvmNested, kvmModule, kvmPermission, kvmSession, kvmOpen, kvmBroken, kvmUntried,
 	landlockKernel, landlockOff, landlockOld, seccompMissing, cgroupsNone, cgroupsOthers, fuseMissing, fusePermission,
 	wallProcess, wallGVisor, toolMissing, lingerOff,
 	macOld, hvOff, hvNested, hvUnknown, rosetta, vzNotBuilt, vzUntried, entitlement, signature, quarantined,
 	seatbeltMissing, seatbeltUntried, macConfinement, cltMissing,
-	windowsOld, windowsDriver, windowsUntried, windowsFirmware, platformOff, vmcomputeOff, hypervisorOff, hypervGroup, logonRight, hcsRefused,
+	windowsOld, windowsDriver, windowsUntried, windowsParts, windowsFirmware, platformOff, vmcomputeOff, hypervisorOff, hypervGroup, logonRight, hcsRefused,
 	folderCompressed, folderEncrypted, volumeKind, longPaths, windowsConfinement,
 }
 

@@ -78,6 +78,7 @@ func (w Windows) Findings() []*api.Finding {
 		f.bad(windowsDriver, "driver", "no machine can be started: this carreld has not all that one needs on Windows", "the driver for the Host Compute Service is there; the processes for egress and shares are not written for Windows yet", "use Linux")
 	} else {
 		f.note(windowsUntried, "driver", "machines on Windows were made without Windows: what drives them was compiled, and ran against a stand-in at most", "nobody has run it on Windows yet", "scripts/verify-host tries it, and says what holds")
+		f.note(windowsParts, "parts", "a guest on Windows is shown no folder, reaches no host and does not stay", "the processes that serve shares and that let a guest out confine themselves, which is not written for Windows yet; and nothing here makes a disk", "carrel run --no-share, with carrel cp for files; or use Linux")
 	}
 	for _, d := range w.Folders {
 		d.findings(&f)
@@ -87,7 +88,7 @@ func (w Windows) Findings() []*api.Finding {
 	} else {
 		f.note(longPaths, "paths", "programs other than ours may not open paths longer than 260 characters", "LongPathsEnabled is 0; Carrel itself asks for long paths in another way", `in a command prompt of an administrator: reg add HKLM\SYSTEM\CurrentControlSet\Control\FileSystem /v LongPathsEnabled /t REG_DWORD /d 1 /f`)
 	}
-	f.note(windowsConfinement, "confinement", "a guest's keeper and its egress process have no sandbox of their own, as they have on Linux", "Windows has neither Landlock nor seccomp, and an AppContainer for them is not written yet", "none yet")
+	f.note(windowsConfinement, "confinement", "a guest's keeper has no sandbox of its own, as it has on Linux", "Windows has neither Landlock nor seccomp, and an AppContainer for them is not written yet", "none yet")
 	return f
 }
 

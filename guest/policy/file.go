@@ -49,6 +49,8 @@ type File struct {
 	// MaxVolumes and MinFreeMiB are nil if the file does not say.
 	MaxVolumes *int
 	MinFreeMiB *uint32
+	// Telemetry is where events, audit records and figures go; nil: nowhere.
+	Telemetry *Telemetry
 }
 
 // ParseFile reads a user's policy file. If there is a problem, the file is not
@@ -216,7 +218,8 @@ func (r *reader) file(content []byte, k kind) (*File, []*api.PolicyProblem) {
 				field{"boundary", func(v *yaml.Node) { r.boundary(v, f) }},
 				field{"limits", func(v *yaml.Node) { r.limits(v, f) }},
 				field{"volumes", func(v *yaml.Node) { r.volumes(v, f) }},
-				field{"host", func(v *yaml.Node) { r.host(v, f) }})
+				field{"host", func(v *yaml.Node) { r.host(v, f) }},
+				field{"telemetry", func(v *yaml.Node) { r.telemetry(v, f) }})
 		}
 		what := "a policy file"
 		if k == aRequest {

@@ -231,6 +231,7 @@ func TestSchemaKeys(t *testing.T) {
 		{"policy/full.yaml", theUsers, map[string][]string{
 			"a policy file": keys(top("policy")), "egress": keys(s.def("egress")), "a rule": keys(s.def("rule")), "egress.upstream": keys(s.def("upstream")),
 			"boundary": keys(policy["boundary"]), "limits": keys(policy["limits"]), "volumes": keys(policy["volumes"]), "host": keys(policy["host"]), "shares": keys(s.def("shares")),
+			"telemetry": keys(policy["telemetry"]), "a header": {"file"},
 		}},
 		{"request/full.yaml", aRequest, map[string][]string{"a repository's request": keys(top("request")), "egress": keys(s.def("requestEgress")), "a rule": keys(s.def("requestRule")), "shares": keys(s.def("requestShares"))}},
 	} {

@@ -10,6 +10,7 @@ import (
 	"mime"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -133,6 +134,29 @@ func (e *Edge) Outgoing(r *http.Request, host string, port uint16, secret string
 		return err
 	}
 	if err := e.leak(r); err != nil {
+		return err
+	}
+	b.add(r.Header, kind)
+	return nil
+}
+
+// Authorize adds a secret's credential to a request of our own, if the secret may
+// go there: over TLS only, to a host, port and by a method that it is for. What
+// else is in the request is not looked at.
+func Authorize(r *http.Request, s *api.EdgeSecret) error {
+	e, err := NewEdge([]*api.EdgeSecret{s})
+	if err != nil {
+		return err
+	}
+	port := uint64(443)
+	if p := r.URL.Port(); p != "" {
+		if port, err = strconv.ParseUint(p, 10, 16); err != nil {
+			return fmt.Errorf("port %.20q is not possible", p)
+		}
+	}
+	b := e.secrets[s.Name]
+	kind, err := b.fits(r, r.URL.Hostname(), uint16(port))
+	if err != nil {
 		return err
 	}
 	b.add(r.Header, kind)

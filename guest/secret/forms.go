@@ -1,6 +1,7 @@
 package secret
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -9,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/carrel-vm/carrel/guest/api"
 )
 
 // encoded returns the forms in which a text turns up in requests, answers and
@@ -109,4 +112,18 @@ func (e *Edge) Redact(s string) string {
 		return s
 	}
 	return e.redact.Replace(s)
+}
+
+// Redactor returns what takes the values of these secrets out of a text, in
+// whatever form, as Redact does. It needs no definition to be whole.
+func Redactor(secrets []*api.EdgeSecret) func(string) string {
+	e := &Edge{secrets: map[string]*bound{}}
+	for _, s := range secrets {
+		d := s.GetDefinition()
+		if d == nil {
+			d = new(api.SecretDefinition)
+		}
+		e.secrets[s.GetName()] = &bound{name: s.GetName(), d: d, value: bytes.Clone(s.GetValue())}
+	}
+	return e.replacer().Replace
 }

@@ -16,7 +16,7 @@ import (
 
 // create makes a guest with the fake, or says why not.
 func (f *fake) create(ctx context.Context, cfg hypervisor.Config) (hypervisor.VM, error) {
-	return testDriver(newSwitch(f.t).carrier()).Create(ctx, cfg, hypervisor.Handlers{})
+	return testDriver(newCarrier(f.t)).Create(ctx, cfg, hypervisor.Handlers{})
 }
 
 // clean fails the test for handles and files that were left.
@@ -69,7 +69,7 @@ func TestRecorded(t *testing.T) {
 // from its operation, at Create and at Start.
 func TestFailures(t *testing.T) {
 	f, cfg := newFake(t), testConfig(t)
-	driver := testDriver(newSwitch(t).carrier())
+	driver := testDriver(newCarrier(t))
 	for _, how := range []string{"call", "wait"} {
 		for _, tc := range told {
 			f.script(fmt.Sprintf("HcsCreateComputeSystem %s %x from the service", how, uint32(tc.code)))

@@ -14,7 +14,7 @@ import (
 // build is the Windows that the driver is told it is on: Wine's says what it likes.
 const build = 22631
 
-func testDriver(carry carrier) *Driver { return &Driver{carry: carry, build: build, arch: AMD64} }
+func testDriver(c Carrier) *Driver { return Over(c, build) }
 
 // testConfig is a guest with files that are there.
 func testConfig(t testing.TB) hypervisor.Config {
@@ -39,7 +39,7 @@ func testConfig(t testing.TB) hypervisor.Config {
 // sockets, its pipes, its disks) does not take part.
 func TestConformance(t *testing.T) {
 	newFake(t)
-	cfg, carry := testConfig(t), newSwitch(t).carrier()
+	cfg, carry := testConfig(t), newCarrier(t)
 	hypervisortest.Conformance(t, hypervisortest.Suite{
 		New:     func(t *testing.T) hypervisor.Driver { return testDriver(carry) },
 		Config:  cfg,

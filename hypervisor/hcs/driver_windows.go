@@ -21,23 +21,30 @@ import (
 type Driver struct {
 	// carry is how bytes get in and out of a guest: Hyper-V's sockets and pipes,
 	// or a test's, since these need a Hyper-V.
-	carry carrier
+	carry Carrier
 	// build and arch are this Windows'.
 	build uint16
 	arch  string
 }
 
-// carrier opens what leads into one guest.
-type carrier struct {
-	dial   func(ctx context.Context, vm guid.GUID, port uint32) (net.Conn, error)
-	listen func(vm guid.GUID, port uint32) (net.Listener, error)
-	pipe   func(name, descriptor string) (net.Listener, error)
+// Carrier opens what leads into one guest.
+type Carrier struct {
+	// Dial opens a stream to a port of the guest.
+	Dial func(ctx context.Context, vm guid.GUID, port uint32) (net.Conn, error)
+	// Listen takes the streams that the guest opens to a port of its host.
+	Listen func(vm guid.GUID, port uint32) (net.Listener, error)
+	// Pipe makes the pipe to which the guest's console writes, with its access list.
+	Pipe func(name, descriptor string) (net.Listener, error)
 }
 
 // New returns a driver. Whether HCS is there shows at Check or Create.
 func New() *Driver {
 	return &Driver{carry: hyperV, build: osversion.Build(), arch: runtime.GOARCH}
 }
+
+// Over returns a driver for tests: of machines whose bytes go another way than
+// Hyper-V's, on a Windows of that build.
+func Over(c Carrier, build uint16) *Driver { return &Driver{carry: c, build: build, arch: AMD64} }
 
 // Name implements hypervisor.Driver.
 func (d *Driver) Name() string { return "hcs" }

@@ -1,6 +1,7 @@
 package hcs
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,13 +9,16 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 	"unsafe"
 
+	"github.com/Microsoft/go-winio/pkg/guid"
 	"golang.org/x/sys/windows"
 
+	"github.com/carrel-vm/carrel/hypervisor/hcs/hcstest"
 	"github.com/carrel-vm/carrel/hypervisor/hypervisortest/guestport"
 )
 
@@ -121,7 +125,7 @@ func fakeGuest(id, dir string) error {
 		time.Sleep(time.Hour)
 	}
 	g := guestport.Guest{
-		Dial:    func(port uint32) (net.Conn, error) { return dialSwitch(id, port) },
+		Dial:    func(port uint32) (net.Conn, error) { return hcstest.Reach(id, port) },
 		Panic:   func() {},
 		Devices: func() int { return 0 },
 		Disk: func(name string, write bool) (string, error) {
@@ -132,7 +136,7 @@ func fakeGuest(id, dir string) error {
 			return a.Path, nil
 		},
 	}
-	console, err := dialSwitch(id, consolePort)
+	console, err := hcstest.Reach(id, hcstest.Console)
 	if err != nil {
 		return err
 	}
@@ -143,18 +147,8 @@ func fakeGuest(id, dir string) error {
 		io.Copy(io.Discard, console) // until the host has read it
 		os.Exit(0)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	go serveDials(g, ln)
 	// The host knows where to dial before the guest says hello.
-	registered, err := dialSwitch(id, registerPort)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintln(registered, ln.Addr())
-	if _, err := io.ReadFull(registered, make([]byte, 1)); err != nil {
+	if err := hcstest.Serve(id, func(port uint32) bool { return slices.Contains(guestport.All, port) }, g.Serve); err != nil {
 		return err
 	}
 	boot, err := g.Dial(guestport.Boot)
@@ -162,6 +156,37 @@ func fakeGuest(id, dir string) error {
 		return err
 	}
 	return g.Obey(boot)
+}
+
+// newCarrier is a switch for one test.
+func newCarrier(t testing.TB) Carrier {
+	t.Helper()
+	s, address, err := hcstest.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	setenv(t, hcstest.Address, address)
+	return Carrier{
+		Dial: func(ctx context.Context, vm guid.GUID, port uint32) (net.Conn, error) {
+			c, err := s.Dial(ctx, vm.String(), port)
+			switch {
+			case errors.Is(err, hcstest.ErrNotUp):
+				err = &net.OpError{Op: "dial", Net: "hvsock", Err: os.NewSyscallError("connectex", windows.WSAENETUNREACH)}
+			case errors.Is(err, hcstest.ErrRefused):
+				err = windows.WSAECONNREFUSED
+			}
+			return c, err
+		},
+		Listen: func(vm guid.GUID, port uint32) (net.Listener, error) { return s.Listen(vm.String(), port) },
+		Pipe: func(name, descriptor string) (net.Listener, error) {
+			id := strings.TrimSuffix(strings.TrimPrefix(name, `\\.\pipe\carrel-`), "-console")
+			if !strings.HasPrefix(descriptor, "D:P(A;;FA;;;SY)(A;;FA;;;S-1-") || name != ConsolePipe(id) {
+				return nil, fmt.Errorf("a console %s with the access list %s", name, descriptor)
+			}
+			return s.Listen(id, hcstest.Console)
+		},
+	}
 }
 
 // local is a text as HCS hands one out.

@@ -13,8 +13,8 @@ import (
 // hyperV carries bytes by Hyper-V's sockets: a vsock port of the guest is a
 // service there, and an address names one guest alone. Who may connect or listen
 // says the guest's description.
-var hyperV = carrier{
-	dial: func(ctx context.Context, vm guid.GUID, port uint32) (net.Conn, error) {
+var hyperV = Carrier{
+	Dial: func(ctx context.Context, vm guid.GUID, port uint32) (net.Conn, error) {
 		type result struct {
 			conn *winio.HvsockConn
 			err  error
@@ -42,10 +42,10 @@ var hyperV = carrier{
 			return nil, context.Cause(ctx)
 		}
 	},
-	listen: func(vm guid.GUID, port uint32) (net.Listener, error) {
+	Listen: func(vm guid.GUID, port uint32) (net.Listener, error) {
 		return winio.ListenHvsock(&winio.HvsockAddr{VMID: vm, ServiceID: winio.VsockServiceID(port)})
 	},
-	pipe: func(name, descriptor string) (net.Listener, error) {
+	Pipe: func(name, descriptor string) (net.Listener, error) {
 		return winio.ListenPipe(name, &winio.PipeConfig{SecurityDescriptor: descriptor, InputBufferSize: 64 << 10, OutputBufferSize: 4 << 10})
 	},
 }

@@ -95,7 +95,7 @@ func (v *VM) create(ctx context.Context) error {
 		}
 		v.granted = append(v.granted, f)
 	}
-	if v.console, err = v.driver.carry.pipe(m.Console, Descriptor(v.user)); err != nil {
+	if v.console, err = v.driver.carry.Pipe(m.Console, Descriptor(v.user)); err != nil {
 		return fmt.Errorf("make the guest's console: %w", err)
 	}
 	begun = time.Now()
@@ -262,7 +262,7 @@ func (v *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	case !running:
 		return nil, hypervisor.ErrNotReady
 	}
-	c, err := v.driver.carry.dial(ctx, v.address, port)
+	c, err := v.driver.carry.Dial(ctx, v.address, port)
 	switch {
 	case err == nil:
 		return v.keep(c)
@@ -276,7 +276,7 @@ func (v *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 
 // Listen implements hypervisor.VM.
 func (v *VM) Listen(port uint32) (net.Listener, error) {
-	ln, err := v.driver.carry.listen(v.address, port)
+	ln, err := v.driver.carry.Listen(v.address, port)
 	if err != nil {
 		if v.ended() {
 			return nil, hypervisor.ErrGone

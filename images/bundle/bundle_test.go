@@ -38,7 +38,7 @@ func pair(t testing.TB, name string) (private []byte, k Key) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return private, Key{Name: name, Public: pub}
+	return private, Key{Name: name, Public: pub, For: Names{"*"}}
 }
 
 func sign(t testing.TB, private []byte, s Statement) Signed {
@@ -58,16 +58,19 @@ func said(version uint64) Statement {
 	return Statement{Digest: someDigest, Name: "default", Version: version, Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 }
 
+// now is when tests verify; said was an hour before.
+var now = said(1).Created.Add(time.Hour)
+
 // I11: what is signed is what was signed, by a key that is trusted now; the first case is the control.
 func TestVerify(t *testing.T) {
 	mine, key := pair(t, "mine")
 	other, otherKey := pair(t, "other")
 	good := sign(t, mine, said(7))
-	st, k, err := Verify([]Signed{good}, []Key{otherKey, key}, someDigest)
-	if err != nil || st != said(7) || k.Name != "mine" {
-		t.Fatalf("%+v, %v, %v", st, k, err)
+	p, err := Verify([]Signed{good}, []Key{otherKey, key}, someDigest, now)
+	if err != nil || p.Statement != said(7) || p.Key.Name != "mine" {
+		t.Fatalf("%+v, %v", p, err)
 	}
-	if _, k, err := Verify([]Signed{sign(t, other, said(7)), good}, []Key{key}, someDigest); err != nil || k.Name != "mine" {
+	if p, err := Verify([]Signed{sign(t, other, said(7)), good}, []Key{key}, someDigest, now); err != nil || p.Key.Name != "mine" {
 		t.Errorf("beside a stranger's signature: %v", err)
 	}
 	elsewhere := said(7)
@@ -85,21 +88,21 @@ func TestVerify(t *testing.T) {
 		"an empty signature":     {[]Signed{{Payload: good.Payload}}, []Key{key}, "none of 1"},
 		"half a signature":       {[]Signed{{Payload: good.Payload, Signature: good.Signature[:32]}}, []Key{key}, "none of 1"},
 	} {
-		if _, _, err := Verify(c.signed, c.keys, someDigest); !errors.Is(err, ErrUntrusted) || !strings.Contains(err.Error(), c.want) {
+		if _, err := Verify(c.signed, c.keys, someDigest, now); !errors.Is(err, ErrUntrusted) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	for i := range good.Payload {
 		bad := Signed{Payload: bytes.Clone(good.Payload), Signature: good.Signature}
 		bad.Payload[i] ^= 1
-		if _, _, err := Verify([]Signed{bad}, []Key{key}, someDigest); !errors.Is(err, ErrUntrusted) {
+		if _, err := Verify([]Signed{bad}, []Key{key}, someDigest, now); !errors.Is(err, ErrUntrusted) {
 			t.Fatalf("byte %d of the payload altered: %v", i, err)
 		}
 	}
 	for i := range good.Signature {
 		bad := Signed{Payload: good.Payload, Signature: bytes.Clone(good.Signature)}
 		bad.Signature[i] ^= 0x10
-		if _, _, err := Verify([]Signed{bad}, []Key{key}, someDigest); !errors.Is(err, ErrUntrusted) {
+		if _, err := Verify([]Signed{bad}, []Key{key}, someDigest, now); !errors.Is(err, ErrUntrusted) {
 			t.Fatalf("byte %d of the signature altered: %v", i, err)
 		}
 	}
@@ -107,7 +110,6 @@ func TestVerify(t *testing.T) {
 
 func TestExpired(t *testing.T) {
 	s := said(7)
-	now := s.Created.Add(time.Hour)
 	if err := s.Expired(now); err != nil {
 		t.Errorf("without an end: %v", err)
 	}
@@ -243,7 +245,7 @@ func TestSignatures(t *testing.T) {
 	if err != nil || len(all) != 1 {
 		t.Fatalf("%v, %v", all, err)
 	}
-	if _, _, err := Verify(all, []Key{key}, someDigest); err != nil {
+	if _, err := Verify(all, []Key{key}, someDigest, now); err != nil {
 		t.Fatal(err)
 	}
 	var d map[string]any
@@ -348,7 +350,7 @@ func TestKeys(t *testing.T) {
 	if keys, err := LoadKeys(dir); err != nil || len(keys) != len(Released) {
 		t.Fatalf("no folder: %v, %v", keys, err)
 	}
-	k, err := Trust(dir, write("Release.pub", append([]byte("made by hand\n"), public...)), "")
+	k, err := Trust(dir, write("Release.pub", append([]byte("made by hand\n"), public...)), "", Names{"default"})
 	if err != nil || k.Name != "release" || len(k.ID()) != 32 {
 		t.Fatalf("%+v, %v", k, err)
 	}
@@ -356,7 +358,7 @@ func TestKeys(t *testing.T) {
 	if err != nil || len(keys) != 1 || !keys[0].Public.Equal(k.Public) {
 		t.Fatalf("%v, %v", keys, err)
 	}
-	if _, err := Trust(dir, filepath.Join(files, "Release.pub"), "release"); err != nil {
+	if _, err := Trust(dir, filepath.Join(files, "Release.pub"), "release", Names{"default"}); err != nil {
 		t.Errorf("the same again: %v", err)
 	}
 	_, second, err := NewKey()
@@ -376,15 +378,15 @@ func TestKeys(t *testing.T) {
 		"long": bytes.Repeat(public, 100), "ecdsa": pem.EncodeToMemory(&pem.Block{Type: publicBlock, Bytes: der}),
 		"half": public[:60], "bad": pem.EncodeToMemory(&pem.Block{Type: publicBlock, Bytes: []byte("x")}),
 	} {
-		if _, err := Trust(dir, write(name, b), ""); err == nil {
+		if _, err := Trust(dir, write(name, b), "", Names{"default"}); err == nil {
 			t.Errorf("%s was taken", name)
 		}
 	}
-	if _, err := Trust(dir, write("second.pub", second), "release"); err == nil || !strings.Contains(err.Error(), "another name") {
+	if _, err := Trust(dir, write("second.pub", second), "release", Names{"default"}); err == nil || !strings.Contains(err.Error(), "another name") {
 		t.Errorf("another key of the same name: %v", err)
 	}
 	for _, name := range []string{"../x", "a/b", "A", strings.Repeat("a", 40), "-x"} {
-		if _, err := Trust(dir, filepath.Join(files, "second.pub"), name); err == nil {
+		if _, err := Trust(dir, filepath.Join(files, "second.pub"), name, Names{"default"}); err == nil {
 			t.Errorf("a key called %q", name)
 		}
 		if err := Distrust(dir, name); err == nil {

@@ -19,7 +19,9 @@ import (
 // Key is a key whose signatures are taken.
 type Key struct {
 	Name   string // of its file, without .pem
+	Path   string // of its file; empty: it is one of Released
 	Public ed25519.PublicKey
+	For    Names // of the images that it may sign
 }
 
 // ID tells keys apart for people: the first half of the SHA-256 of the key as SubjectPublicKeyInfo.
@@ -136,7 +138,11 @@ func LoadKeys(dir string) ([]Key, error) {
 		if err != nil {
 			return nil, fmt.Errorf("trusted keys: %s: %w (put a key there, or remove the file)", path, err)
 		}
-		keys = append(keys, Key{Name: name, Public: pub})
+		names, err := namesOf(b)
+		if err != nil {
+			return nil, fmt.Errorf("trusted keys: %s: %w", path, err)
+		}
+		keys = append(keys, Key{Name: name, Path: path, Public: pub, For: names})
 	}
 	return keys, nil
 }
@@ -176,9 +182,12 @@ func readKeyFile(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxKeyFile+1))
 }
 
-// Trust puts a public key's file into the folder of trusted keys. A key of that name that is another is
-// not replaced. Without a name it is called after its file.
-func Trust(dir, file, name string) (Key, error) {
+// Trust puts a public key's file into the folder of trusted keys, with the images that it may sign. A key of that
+// name that is another is not replaced; of the same one the images are. Without a name it is called after its file.
+func Trust(dir, file, name string, images Names) (Key, error) {
+	if err := images.check(); err != nil {
+		return Key{}, fmt.Errorf("trust a key: %w", err)
+	}
 	b, err := readKeyFile(file)
 	if err != nil {
 		return Key{}, fmt.Errorf("trust a key: %w", err)
@@ -196,8 +205,8 @@ func Trust(dir, file, name string) (Key, error) {
 	if !validKeyName.MatchString(name) {
 		return Key{}, fmt.Errorf("trust a key: %.40q is no name for it (--name NAME, of 1 to 31 of a-z, 0-9 and -)", name)
 	}
-	k := Key{Name: name, Public: pub}
 	path := filepath.Join(dir, name+keySuffix)
+	k := Key{Name: name, Path: path, Public: pub, For: images}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return Key{}, fmt.Errorf("trust a key: %w", err)
 	}
@@ -214,7 +223,7 @@ func Trust(dir, file, name string) (Key, error) {
 	if err != nil {
 		return Key{}, err
 	}
-	if err := writeWhole(path, pem.EncodeToMemory(&pem.Block{Type: publicBlock, Bytes: der})); err != nil {
+	if err := writeWhole(path, append(images.line(), pem.EncodeToMemory(&pem.Block{Type: publicBlock, Bytes: der})...)); err != nil {
 		return Key{}, fmt.Errorf("trust a key: %w", err)
 	}
 	return k, nil

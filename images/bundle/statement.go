@@ -129,16 +129,25 @@ func parseTime(s string) (time.Time, error) {
 	return t.UTC(), nil
 }
 
-// Verify returns what the first signature of a trusted key says of the index with that digest, and the
-// key. A payload is not looked at before its signature is good. Errors wrap ErrUntrusted.
-func Verify(all []Signed, keys []Key, digest string) (Statement, Key, error) {
+// Proof is a signature that counts: what it says, and the key that says it.
+type Proof struct {
+	Statement
+	Key    Key
+	Signed Signed
+}
+
+// Verify returns the signature that counts of those over the index with that digest: by a trusted key, for an image that
+// this key may sign. Of several it is one that has not expired, and then the one of the highest version; whether the one that is
+// left has expired is the caller's to judge. A payload is not looked at before its signature is good. Errors wrap ErrUntrusted.
+func Verify(all []Signed, keys []Key, digest string, now time.Time) (Proof, error) {
 	if len(keys) == 0 {
-		return Statement{}, Key{}, fmt.Errorf("%w: no key is trusted on this machine (carrel image trust KEYFILE, with the public key of whoever you want images from)", ErrUntrusted)
+		return Proof{}, fmt.Errorf("%w: no key is trusted on this machine (carrel image trust KEYFILE, with the public key of whoever you want images from)", ErrUntrusted)
 	}
 	if len(all) == 0 {
-		return Statement{}, Key{}, fmt.Errorf("%w: it is not signed at all (ask for one that is)", ErrUntrusted)
+		return Proof{}, fmt.Errorf("%w: it is not signed at all (ask for one that is)", ErrUntrusted)
 	}
 	var why error
+	var best *Proof
 	for _, s := range all {
 		for _, k := range keys {
 			if !ed25519.Verify(k.Public, s.Payload, s.Signature) {
@@ -150,15 +159,30 @@ func Verify(all []Signed, keys []Key, digest string) (Statement, Key, error) {
 				why = fmt.Errorf("%w: key %s (%s): %w", ErrUntrusted, k.Name, k.ID(), err)
 			case st.Digest != digest:
 				why = fmt.Errorf("%w: key %s (%s) has signed %s, and not %s", ErrUntrusted, k.Name, k.ID(), st.Digest, digest)
+			case !k.For.Has(st.Name):
+				why = k.mayNot(st.Name)
 			default:
-				return st, k, nil
+				if p := (&Proof{st, k, s}); best == nil || p.before(best, now) {
+					best = p
+				}
 			}
 		}
+	}
+	if best != nil {
+		return *best, nil
 	}
 	if why == nil {
 		why = fmt.Errorf("%w: none of %d signatures is by one of the %d trusted keys (carrel image key ls shows these; carrel image trust KEYFILE adds one)", ErrUntrusted, len(all), len(keys))
 	}
-	return Statement{}, Key{}, why
+	return Proof{}, why
+}
+
+// before says whether p counts rather than q.
+func (p *Proof) before(q *Proof, now time.Time) bool {
+	if good, other := p.Expired(now) == nil, q.Expired(now) == nil; good != other {
+		return good
+	}
+	return p.Version > q.Version
 }
 
 // Expired says, for a bundle that comes to this host, that its signature is no longer taken.

@@ -285,8 +285,8 @@ func newDockerArchive(ctx context.Context, a *archive) (*dockerArchive, error) {
 		Config string
 		Layers []string
 	}
-	if err := json.Unmarshal(raw, &images); err != nil {
-		return nil, fmt.Errorf("%w: manifest.json: %w", ErrMalformed, err)
+	if err := decode(raw, &images); err != nil {
+		return nil, fmt.Errorf("manifest.json: %w", err)
 	}
 	if len(images) != 1 {
 		return nil, fmt.Errorf("%w: %d images in it, and one was to be (docker save one at a time)", ErrMalformed, len(images))

@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -64,8 +63,8 @@ func parseDocument(raw []byte) (*document, error) {
 		return nil, fmt.Errorf("%w: a manifest of %d bytes", ErrTooBig, len(raw))
 	}
 	var d document
-	if err := json.Unmarshal(raw, &d); err != nil {
-		return nil, fmt.Errorf("%w: manifest: %w", ErrMalformed, err)
+	if err := decode(raw, &d); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
 	}
 	index, image := d.Manifests != nil, d.Layers != nil || d.Config.MediaType != "" || d.Config.Digest != ""
 	switch {
@@ -202,8 +201,8 @@ func parseConfig(raw []byte, layers int) (Config, Platform, []string, error) {
 	if len(raw) > maxConfig {
 		return fail(fmt.Errorf("%w: a config of %d bytes", ErrTooBig, len(raw)))
 	}
-	if err := json.Unmarshal(raw, &c); err != nil {
-		return fail(fmt.Errorf("%w: config: %w", ErrMalformed, err))
+	if err := decode(raw, &c); err != nil {
+		return fail(fmt.Errorf("config: %w", err))
 	}
 	if len(c.RootFS.DiffIDs) != layers {
 		return fail(fmt.Errorf("%w: config: %d diff_ids for %d layers", ErrMalformed, len(c.RootFS.DiffIDs), layers))

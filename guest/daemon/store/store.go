@@ -56,6 +56,7 @@ type Store struct {
 	ended  chan struct{} // closed when serve has returned
 	broken error         // only serve touches it, and taken
 	taken  int           // keys since old ones were looked for
+	share  share         // of the events; only serve touches it
 }
 
 type op struct {
@@ -118,7 +119,7 @@ func openFile(path string, to []string) (s *Store, err error) {
 		db.Close()
 		return nil, err
 	}
-	s = &Store{path: path, db: db, conn: conn, ops: make(chan *op, 4*maxBatch), closed: make(chan struct{}), ended: make(chan struct{})}
+	s = &Store{path: path, db: db, conn: conn, ops: make(chan *op, 4*maxBatch), closed: make(chan struct{}), ended: make(chan struct{}), share: share{max: maxEvents, own: ownEvents}}
 	if err := s.migrate(to); err != nil {
 		conn.Close()
 		db.Close()
@@ -219,8 +220,9 @@ func (s *Store) write(batch []*op) []error {
 	if s.broken != nil {
 		return all(s.broken)
 	}
-	t := &tx{conn: s.conn, now: time.Now().UTC(), taken: &s.taken}
+	t := &tx{conn: s.conn, now: time.Now().UTC(), taken: &s.taken, share: &s.share}
 	fail := func(err error) []error {
+		s.share.forget()
 		t.exec("ROLLBACK")
 		return all(s.mind(err))
 	}
@@ -232,6 +234,7 @@ func (s *Store) write(batch []*op) []error {
 			return fail(err)
 		}
 		if errs[i] = o.f(t); errs[i] != nil {
+			s.share.forget()
 			if err := t.exec("ROLLBACK TO one"); err != nil { // a full disk ends the whole transaction
 				return fail(errs[i])
 			}
@@ -282,6 +285,7 @@ type tx struct {
 	conn  *sql.Conn
 	now   time.Time
 	taken *int
+	share *share
 }
 
 func (t *tx) exec(q string, args ...any) error {

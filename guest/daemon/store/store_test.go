@@ -143,17 +143,16 @@ func TestEvents(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	// The oldest goes, and the first that is left is said.
-	if err := s.do(ctx, func(t *tx) error {
-		return t.exec("INSERT INTO events (seq, at, kind, guest, payload) VALUES (?, 0, '', '', x'')", int64(seqs[0])+maxEvents)
-	}); err != nil {
-		t.Fatal(err)
-	}
+	s.share.max = 4
 	last, err := s.Append(ctx, "kind", "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, first, _ = s.Events(ctx, last, 1); first != seqs[0]+2 {
-		t.Errorf("the first of %d is %d, not %d", maxEvents, first, seqs[0]+2)
+		t.Errorf("the first is %d, not %d", first, seqs[0]+2)
+	}
+	if first, end, err := s.Ends(ctx); err != nil || first != seqs[0]+2 || end != last {
+		t.Errorf("%d to %d, %v", first, end, err)
 	}
 	if _, err := s.Append(ctx, "kind", "", make([]byte, maxPayload+1)); err == nil {
 		t.Error("an event without bounds was taken")
@@ -267,5 +266,71 @@ func TestMigrations(t *testing.T) {
 	}
 	if s.Rebuilt != "" {
 		t.Errorf("from the copy: %s", s.Rebuilt)
+	}
+}
+
+// A guest that makes more events than all others pushes out its own, and not
+// theirs; over the daemon's end, too. The control: without a share of their own the
+// quiet guest's are gone.
+func TestEventsFairShare(t *testing.T) {
+	for _, own := range []int{10, 1 << 30} {
+		dir, ctx := t.TempDir(), t.Context()
+		s := opened(t, dir)
+		add := func(guest string, n int) {
+			for range n {
+				if _, err := s.Append(ctx, "kind", guest, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		by := func() (quiet, loud, other int) {
+			list, _, err := s.Events(ctx, 0, MaxEvents)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range list {
+				switch e.Guest {
+				case "quiet":
+					quiet++
+				case "loud":
+					loud++
+				default:
+					other++
+				}
+			}
+			return quiet, loud, other
+		}
+		s.share.max, s.share.own = 60, own
+		add("quiet", 8)
+		add("loud", 100)
+		s.Close()
+		s = opened(t, dir)
+		s.share.max, s.share.own = 60, own
+		add("other", 5)
+		add("loud", 100)
+		quiet, loud, other := by()
+		if own == 10 && (quiet != 8 || other != 5 || loud != 47) || own > 60 && (quiet != 0 || other != 0 || loud != 60) {
+			t.Errorf("own %d: quiet has %d, other %d, loud %d", own, quiet, other, loud)
+		}
+		if own > 60 {
+			continue
+		}
+		first, last, err := s.Ends(ctx)
+		if list, from, _ := s.Events(ctx, 0, 9); err != nil || from != first || list[7].Seq != first+7 || list[8].Seq == first+8 || last-first != 212 {
+			t.Errorf("%d to %d: %v", first, last, list)
+		}
+		// When nobody has more than is everybody's, the oldest go.
+		for i := range 10 {
+			add(fmt.Sprint("more", i), 6)
+		}
+		if quiet, loud, _ = by(); quiet != 0 || loud != 0 {
+			t.Errorf("after many: quiet has %d, loud %d", quiet, loud)
+		}
+		// A transaction that was taken back is not counted.
+		_ = s.do(ctx, func(t *tx) error { t.share.add("nobody", 1000); return errors.New("no") })
+		add("last", 3)
+		if list, _, _ := s.Events(ctx, 0, MaxEvents); len(list) != 60 {
+			t.Errorf("%d events are left", len(list))
+		}
 	}
 }

@@ -1,4 +1,7 @@
-package hcs
+// Package hcstest carries the streams of machines that have no Hyper-V: those of
+// the fake computecore.dll (hypervisor/hcs/testdata), which are processes. It is
+// for tests alone.
+package hcstest
 
 import (
 	"bufio"
@@ -9,15 +12,8 @@ import (
 	"io"
 	"net"
 	"os"
-	"slices"
 	"strings"
 	"sync"
-	"testing"
-
-	"github.com/Microsoft/go-winio/pkg/guid"
-	"golang.org/x/sys/windows"
-
-	"github.com/carrel-vm/carrel/hypervisor/hypervisortest/guestport"
 )
 
 // A switch carries the streams of the fake's machines, which have no Hyper-V's
@@ -26,15 +22,16 @@ import (
 
 // Ports of the switch that no guest has.
 const (
-	consolePort  uint32 = 1<<32 - 1
-	registerPort uint32 = 1<<32 - 2
+	Console  uint32 = 1<<32 - 1 // what the guest's console writes
+	register uint32 = 1<<32 - 2
 )
 
 // buffer keeps what is under way small, in bytes, so that a paused guest is soon
 // seen to be silent.
 const buffer = 32 << 10
 
-type switchboard struct {
+// Switch is the host's side.
+type Switch struct {
 	ln net.Listener
 	wg sync.WaitGroup
 
@@ -43,15 +40,24 @@ type switchboard struct {
 	guests map[string]string // where a guest's own ports are dialled
 }
 
-// newSwitch starts one, which ends with the test.
-func newSwitch(t testing.TB) *switchboard {
-	t.Helper()
+// Address is the variable in which a machine finds its switch.
+const Address = "FAKE_HCS_SWITCH"
+
+// Errors of Dial, as what stands for them on Windows says it.
+var (
+	// ErrNotUp says that the guest has not come so far.
+	ErrNotUp = errors.New("the guest is not up")
+	// ErrRefused says that nobody listens on the port.
+	ErrRefused = errors.New("nobody listens there")
+)
+
+// New starts a switch. Its address is for the machines' environment.
+func New() (*Switch, string, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		return nil, "", err
 	}
-	s := &switchboard{ln: ln, ports: map[string]*port{}, guests: map[string]string{}}
-	setenv(t, "FAKE_HCS_SWITCH", ln.Addr().String())
+	s := &Switch{ln: ln, ports: map[string]*port{}, guests: map[string]string{}}
 	s.wg.Go(func() {
 		for {
 			c, err := ln.Accept()
@@ -61,38 +67,26 @@ func newSwitch(t testing.TB) *switchboard {
 			s.wg.Go(func() { s.take(small(c)) })
 		}
 	})
-	t.Cleanup(func() {
-		ln.Close()
-		s.wg.Wait()
-	})
-	return s
+	return s, ln.Addr().String(), nil
 }
 
-func (s *switchboard) carrier() carrier {
-	return carrier{
-		dial:   s.dial,
-		listen: func(vm guid.GUID, number uint32) (net.Listener, error) { return s.listen(key(vm.String(), number)) },
-		pipe: func(name, descriptor string) (net.Listener, error) {
-			id := strings.TrimSuffix(strings.TrimPrefix(name, `\\.\pipe\carrel-`), "-console")
-			if !strings.HasPrefix(descriptor, "D:P(A;;FA;;;SY)(A;;FA;;;S-1-") || name != ConsolePipe(id) {
-				return nil, fmt.Errorf("a console %s with the access list %s", name, descriptor)
-			}
-			return s.listen(key(id, consolePort))
-		},
-	}
+// Close ends it.
+func (s *Switch) Close() {
+	s.ln.Close()
+	s.wg.Wait()
 }
 
 func key(id string, number uint32) string { return fmt.Sprint(id, " ", number) }
 
 // take takes a guest's connection to the one that it wants.
-func (s *switchboard) take(c net.Conn) {
+func (s *Switch) take(c net.Conn) {
 	head := make([]byte, 40)
 	if _, err := io.ReadFull(c, head); err != nil {
 		c.Close()
 		return
 	}
 	id, number := string(head[:36]), binary.BigEndian.Uint32(head[36:])
-	if number == registerPort {
+	if number == register {
 		c.Write([]byte{1})
 		line, err := bufio.NewReader(c).ReadString('\n')
 		if err == nil {
@@ -119,12 +113,13 @@ func (s *switchboard) take(c net.Conn) {
 	c.Write([]byte{1}) // to nobody, if it was closed meanwhile
 }
 
-func (s *switchboard) dial(ctx context.Context, vm guid.GUID, number uint32) (net.Conn, error) {
+// Dial opens a stream to a guest's port.
+func (s *Switch) Dial(ctx context.Context, id string, number uint32) (net.Conn, error) {
 	s.mu.Lock()
-	where := s.guests[vm.String()]
+	where := s.guests[id]
 	s.mu.Unlock()
 	if where == "" {
-		return nil, &net.OpError{Op: "dial", Net: "hvsock", Err: os.NewSyscallError("connectex", windows.WSAENETUNREACH)}
+		return nil, ErrNotUp
 	}
 	c, err := new(net.Dialer).DialContext(ctx, "tcp", where)
 	if err != nil {
@@ -143,7 +138,7 @@ func asked(c net.Conn, head []byte) (net.Conn, error) {
 		_, err = io.ReadFull(c, answer)
 	}
 	if err == nil && answer[0] != 1 {
-		err = windows.WSAECONNREFUSED
+		err = ErrRefused
 	}
 	if err != nil {
 		c.Close()
@@ -154,14 +149,16 @@ func asked(c net.Conn, head []byte) (net.Conn, error) {
 
 // port is one of the host for one guest.
 type port struct {
-	s    *switchboard
+	s    *Switch
 	key  string
 	in   chan net.Conn // the guest's streams that nobody accepted yet
 	done chan struct{}
 	once sync.Once
 }
 
-func (s *switchboard) listen(k string) (net.Listener, error) {
+// Listen takes the streams that a guest opens to a port of its host.
+func (s *Switch) Listen(id string, number uint32) (net.Listener, error) {
+	k := key(id, number)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ports[k] != nil {
@@ -202,35 +199,49 @@ func small(c net.Conn) net.Conn {
 	return c
 }
 
-// dialSwitch is the guest's way to a port of the host.
-func dialSwitch(id string, number uint32) (net.Conn, error) {
-	c, err := net.Dial("tcp", os.Getenv("FAKE_HCS_SWITCH"))
+// Reach is the guest's way to a port of its host.
+func Reach(id string, number uint32) (net.Conn, error) {
+	c, err := net.Dial("tcp", os.Getenv(Address))
 	if err != nil {
 		return nil, err
 	}
 	return asked(small(c), binary.BigEndian.AppendUint32([]byte(id), number))
 }
 
-// serveDials is the guest's side of the host's dials.
-func serveDials(g guestport.Guest, ln net.Listener) {
-	for {
-		c, err := ln.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			var head [4]byte
-			if _, err := io.ReadFull(small(c), head[:]); err != nil {
-				return
-			}
-			number := binary.BigEndian.Uint32(head[:])
-			if !slices.Contains(guestport.All, number) {
-				c.Write([]byte{0})
-				c.Close()
-				return
-			}
-			c.Write([]byte{1})
-			g.Serve(number, c)
-		}()
+// Serve lets the host dial a guest's ports, of which has says whether somebody
+// listens there. When it returns without an error the host knows where they are.
+func Serve(id string, has func(port uint32) bool, serve func(port uint32, c net.Conn)) error {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
 	}
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				var head [4]byte
+				if _, err := io.ReadFull(small(c), head[:]); err != nil {
+					return
+				}
+				number := binary.BigEndian.Uint32(head[:])
+				if !has(number) {
+					c.Write([]byte{0})
+					c.Close()
+					return
+				}
+				c.Write([]byte{1})
+				serve(number, c)
+			}()
+		}
+	}()
+	c, err := Reach(id, register)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(c, ln.Addr())
+	_, err = io.ReadFull(c, make([]byte, 1))
+	return err
 }

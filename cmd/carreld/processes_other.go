@@ -1,0 +1,9 @@
+//go:build !windows
+
+package main
+
+// egressCommand runs a guest's egress process.
+func egressCommand(self string) []string { return []string{self, "egress"} }
+
+// shareCommand runs a share process.
+func shareCommand(self string) []string { return []string{self, "share"} }

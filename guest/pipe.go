@@ -41,9 +41,6 @@ func join(a, b net.Conn) {
 	b.Close()
 }
 
-// errHungUp says that the other end is gone, and not just done with sending.
-var errHungUp = errors.New("the connection was given up")
-
 // copyPatient copies from a connection that can only be asked for bytes by
 // lending it room for them.
 func copyPatient(dst io.Writer, src net.Conn) error {

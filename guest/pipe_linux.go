@@ -1,8 +1,10 @@
+//go:build !carrelmac
+
 package guest
 
 import (
+	"errors"
 	"net"
-	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -57,6 +59,9 @@ func copyHalf(dst, src net.Conn) error {
 	}
 }
 
+// errHungUp says that the other end is gone, and not just done with sending.
+var errHungUp = errors.New("the connection was given up")
+
 // hungUp tells an end that was closed from one that only sends no more: a unix
 // socket whose other end is gone polls as hung up (net/unix/af_unix.c).
 func hungUp(rc syscall.RawConn) error {
@@ -70,33 +75,4 @@ func hungUp(rc syscall.RawConn) error {
 		err = errHungUp
 	}
 	return err
-}
-
-// socketPair returns two connected ends: a connection of ours, and what is
-// handed to another process.
-func socketPair() (ours, theirs net.Conn, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	var ends [2]net.Conn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "stream")
-		c, cerr := net.FileConn(f)
-		f.Close()
-		if cerr != nil {
-			err = cerr
-			continue
-		}
-		ends[i] = c
-	}
-	if err != nil {
-		for _, c := range ends {
-			if c != nil {
-				c.Close()
-			}
-		}
-		return nil, nil, err
-	}
-	return ends[0], ends[1], nil
 }

@@ -81,7 +81,7 @@ func (b *bench) part(name string) bool {
 // A share process is started by its own program; here that is this one.
 func init() {
 	if len(os.Args) == 2 && os.Args[1] == "share" {
-		if err := runShare(); err != nil {
+		if err := runShare(nil); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(125)
 		}

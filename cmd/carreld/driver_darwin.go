@@ -32,11 +32,6 @@ func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.
 	}
 	switch wall {
 	case "", wallVM:
-		for _, s := range req.Spec.GetShares() {
-			if !s.Plain {
-				return op(fmt.Errorf("share %s has rules, and what serves such shares runs on Linux only yet", s.Path), "share it plain (PATH:ro,plain), or not at all (--no-share)")
-			}
-		}
 		return machine(req)
 	case wallProcess:
 		return process(req)

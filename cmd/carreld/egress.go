@@ -25,13 +25,16 @@ import (
 // runEgress is a guest's egress process: its request is on descriptor 3, its
 // link to the keeper on 4, its first word goes to 5. It lives as long as the
 // keeper's end of the link.
-func runEgress() error {
-	in, lk, out := os.NewFile(3, "request"), os.NewFile(4, "link"), os.NewFile(5, "word")
+func runEgress(args []string) error {
+	in, lk, out := requestOf(args), os.NewFile(4, "link"), os.NewFile(5, "word")
 	err := func() error {
 		req, err := guest.ReadEdgeRequest(in)
 		in.Close()
 		if err != nil {
 			return err
+		}
+		if err := enterEgress(args, req); err != nil {
+			return fmt.Errorf("confine the egress process: %w", err)
 		}
 		l, err := link.New(lk)
 		if err != nil {

@@ -1,3 +1,5 @@
+//go:build !carrelmac
+
 package main
 
 import (

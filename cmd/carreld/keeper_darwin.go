@@ -19,3 +19,12 @@ func keeperProgram(self string) string {
 	}
 	return self
 }
+
+// ownProgram is what the processes that a keeper starts run: this program, and
+// not its copy, which alone may make machines.
+func ownProgram(self string) string {
+	if filepath.Base(self) == keeperName {
+		return filepath.Join(filepath.Dir(self), "carreld")
+	}
+	return self
+}

@@ -20,7 +20,7 @@ func machine(req guest.KeepRequest) (guest.KeepOptions, error) {
 		return guest.KeepOptions{}, err
 	}
 	return guest.KeepOptions{
-		Driver: d, ShareOwner: taskUser,
+		Driver: d, Share: startShare, ShareOwner: taskUser,
 		// A keeper has no sandbox of its own here: docs/platforms.md.
 		Confine: func() error { return nil },
 		Describe: func(g *api.Guest) {

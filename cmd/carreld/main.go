@@ -37,16 +37,16 @@ func main() {
 			err = runKeeper()
 		}
 	case "egress":
-		if err = closeInherited(6); err == nil { // 3 is its request, 4 its link, 5 its word
-			err = runEgress()
+		if err = inherited(args, 6); err == nil { // 3 is its request, 4 its link, 5 its word
+			err = runEgress(args)
 		}
 	case "share":
-		if err = closeInherited(4); err == nil { // 3 is its control socket
-			err = runShare()
+		if err = inherited(args, 4); err == nil { // 3 is its control socket
+			err = runShare(args)
 		}
 	case "review":
-		if err = closeInherited(5); err == nil { // 3 is its request, 4 its answers
-			err = runReview()
+		if err = inherited(args, 5); err == nil { // 3 is its request, 4 its answers
+			err = runReview(args)
 		}
 	case "unpack":
 		if err = closeInherited(7); err == nil { // 3 is its request, 4 its answers, 5 the root that it writes, 6 its spool
@@ -71,4 +71,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "carreld:", err)
 		os.Exit(125)
 	}
+}
+
+// inherited is closeInherited for a process that may be in its second life: one
+// that has entered its sandbox, with arguments, has done it before.
+func inherited(args []string, first int) error {
+	if len(args) > 0 {
+		return nil
+	}
+	return closeInherited(first)
 }

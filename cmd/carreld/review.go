@@ -17,11 +17,11 @@ import (
 // runReview is a review process: its request is on descriptor 3, its answers go
 // to 4, the last of which says how it ended. It ends when it is done, or when
 // nobody reads its answers any more.
-func runReview() error {
+func runReview(args []string) error {
 	// It does one thing and ends: most of what it makes is never collected.
 	debug.SetGCPercent(400)
 	debug.SetMemoryLimit(256 << 20)
-	in, out := os.NewFile(3, "request"), os.NewFile(4, "answers")
+	in, out := requestOf(args), os.NewFile(4, "answers")
 	answers := review.NewAnswers(out)
 	err := func() error {
 		req, err := review.ReadRequest(in)
@@ -30,6 +30,9 @@ func runReview() error {
 			return err
 		}
 		answers.Together = req.Diff != nil
+		if err := enterReview(args, req); err != nil {
+			return err
+		}
 		return serveReview(req, answers)
 	}()
 	return errors.Join(answers.End(err), out.Close())
@@ -51,11 +54,19 @@ func serveReview(req review.Request, answers *review.Answers) error {
 	if err != nil {
 		return err
 	}
-	readOnly := req.Diff != nil || req.Summary != nil || req.Discard != nil || req.Apply.GetDryRun()
-	if err := confineReview(roots, readOnly, stores...); err != nil {
-		return &review.Error{Code: "not_confined", Cause: fmt.Sprintf("the review process could not give up what it does not need: %v", err), Cure: "see carrel doctor"}
+	if err := confineReview(roots, readsOnly(req), stores...); err != nil {
+		return notConfined(err)
 	}
 	return review.Serve(ctx, req, answers.Emit)
+}
+
+// readsOnly says whether a request leaves the folders themselves as they are.
+func readsOnly(req review.Request) bool {
+	return req.Diff != nil || req.Summary != nil || req.Discard != nil || req.Apply.GetDryRun()
+}
+
+func notConfined(err error) error {
+	return &review.Error{Code: "not_confined", Cause: fmt.Sprintf("the review process could not give up what it does not need: %v", err), Cure: "see carrel doctor"}
 }
 
 // reviewFolders pins the folders of the shares that have a store.

@@ -30,7 +30,7 @@ const (
 
 func init() {
 	if os.Getenv(asReview) != "" {
-		if err := runReview(); err != nil {
+		if err := runReview(nil); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -26,16 +26,12 @@ const reviewTime = 59 * time.Second
 // runShare is the share process: it is told what to serve on descriptor 3, pins
 // the folder, gives up everything else, says that it is ready, and serves what it
 // is handed there until the other end is gone.
-func runShare() error {
-	c, err := control.New(os.NewFile(3, "control"))
+func runShare(args []string) error {
+	c, spec, err := toldShare(args)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	spec, err := c.Told()
-	if err != nil {
-		return err
-	}
 	p, err := openShare(spec, c)
 	if serr := c.Send(&control.Message{Kind: control.Ready, Error: control.Text(err)}, nil); err == nil {
 		err = serr

@@ -13,5 +13,5 @@ func startShare(ctx context.Context, spec guest.ShareSpec) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return guest.StartShare(ctx, spec, guest.ShareStart{Command: []string{self, "share"}})
+	return guest.StartShare(ctx, spec, guest.ShareStart{Command: []string{ownProgram(self), "share"}})
 }

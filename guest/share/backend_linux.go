@@ -23,8 +23,8 @@ type linuxBackend struct {
 	atime atomic.Bool
 }
 
-// pin opens path without following a link on any component.
-func pin(path string) (backend, stat, error) {
+// pinLinux opens path without following a link on any component.
+func pinLinux(path string) (backend, stat, error) {
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
 		return nil, stat{}, errors.New("not an absolute, clean path")
 	}

@@ -9,9 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -131,13 +129,13 @@ func (d *Driver) Create(_ context.Context, cfg hypervisor.Config, h hypervisor.H
 func (d *Driver) host(cfg hypervisor.Config) (Host, error) {
 	h := Host{Ports: slices.Clone(d.opts.Ports), Names: d.opts.Names}
 	var err error
-	if h.Agent, err = kernelPath(d.opts.Agent); err != nil {
+	if h.Agent, err = KernelPath(d.opts.Agent); err != nil {
 		return h, fmt.Errorf("find the agent: %w", err)
 	}
-	if h.Home, err = kernelPath(d.opts.Home); err != nil {
+	if h.Home, err = KernelPath(d.opts.Home); err != nil {
 		return h, fmt.Errorf("find the home directory: %w", err)
 	}
-	dir, err := kernelPath(cfg.Dir)
+	dir, err := KernelPath(cfg.Dir)
 	if err != nil {
 		return h, fmt.Errorf("find the guest's folder: %w", err)
 	}
@@ -157,7 +155,7 @@ func (d *Driver) pinned(cfg hypervisor.Config) error {
 		if p.Path != s.Path {
 			return fmt.Errorf("share %s was not granted", s.Path)
 		}
-		path, err := kernelPath(s.Path)
+		path, err := KernelPath(s.Path)
 		if err != nil {
 			return fmt.Errorf("share %s: %w", s.Path, err)
 		}
@@ -219,25 +217,6 @@ func (d *Driver) command(cfg hypervisor.Config, h Host, file string, way bool) (
 	d.argv = slices.Clone(c.argv)
 	d.mu.Unlock()
 	return c, nil
-}
-
-// kernelPath is the path that the kernel has for a file: without links, in the
-// letters that were given when it was made.
-func kernelPath(path string) (string, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return "", &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer unix.Close(fd)
-	b := make([]byte, unix.PathMax) // fcntl(2): F_GETPATH wants MAXPATHLEN bytes
-	var pin runtime.Pinner          // FcntlInt takes the address as a number
-	pin.Pin(&b[0])
-	defer pin.Unpin()
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETPATH, int(uintptr(unsafe.Pointer(&b[0])))); err != nil {
-		return "", &os.PathError{Op: "get the path of", Path: path, Err: err}
-	}
-	real, _, _ := strings.Cut(string(b), "\x00")
-	return real, nil
 }
 
 // ofUser lists the processes of this user.

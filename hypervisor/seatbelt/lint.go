@@ -73,8 +73,8 @@ var filters = map[string]filter{
 	"regex":                 {aboutFile, lintRegex},
 	"extension":             {aboutFile, lintName},
 	"vnode-type":            {aboutFile, lintWord("BLOCK-DEVICE", "CHARACTER-DEVICE", "DIRECTORY", "FIFO", "REGULAR-FILE", "SOCKET", "SYMLINK", "TTY")},
-	"local":                 {aboutNetwork, lintAddress},
-	"remote":                {aboutNetwork, lintAddress},
+	"local":                 {subject: aboutNetwork}, // an address: the linter's
+	"remote":                {subject: aboutNetwork},
 	"global-name":           {aboutMach, lintName},
 	"sysctl-name":           {aboutSysctl, lintName},
 	"sysctl-name-prefix":    {aboutSysctl, lintName},
@@ -93,27 +93,37 @@ var modifiers = []string{"no-log", "no-report", "report"}
 //
 // It is no proof of a profile: it does not know which folders were granted.
 func Lint(profile string) error {
+	_, err := lintForms(profile, lintAddress)
+	return err
+}
+
+// lintForms is Lint with what addresses may be, and returns the profile's forms.
+func lintForms(profile string, address func([]expr) error) ([]expr, error) {
 	forms, err := parse(profile)
 	if err != nil {
-		return fmt.Errorf("the profile does not parse: %w", err)
+		return nil, fmt.Errorf("the profile does not parse: %w", err)
 	}
 	if len(forms) < 2 || !is(forms[0], "version", "1") {
-		return errors.New(`the profile does not begin with (version 1)`)
+		return nil, errors.New(`the profile does not begin with (version 1)`)
 	}
 	if !is(forms[1], "deny", "default") {
-		return errors.New(`the profile does not deny by default: (deny default) has to come second`)
+		return nil, errors.New(`the profile does not deny by default: (deny default) has to come second`)
 	}
+	l := linter{address}
 	var all []error
 	for _, f := range forms[2:] {
-		if err := lintRule(f); err != nil {
+		if err := l.rule(f); err != nil {
 			all = append(all, fmt.Errorf("line %d: %w", f.line, err))
 			if len(all) == 10 {
 				break
 			}
 		}
 	}
-	return errors.Join(all...)
+	return forms, errors.Join(all...)
 }
+
+// linter checks rules; address is how it checks the address of one.
+type linter struct{ address func([]expr) error }
 
 // is says whether e is a list of just these atoms.
 func is(e expr, words ...string) bool {
@@ -128,8 +138,8 @@ func is(e expr, words ...string) bool {
 	return true
 }
 
-// lintRule checks (allow|deny operation... filter... modifier...).
-func lintRule(e expr) error {
+// rule checks (allow|deny operation... filter... modifier...).
+func (l linter) rule(e expr) error {
 	action := e.head()
 	if action != "allow" && action != "deny" {
 		return fmt.Errorf("a form %.40q, which is neither allow nor deny", action)
@@ -153,7 +163,7 @@ func lintRule(e expr) error {
 		}
 		filtered = true
 		for _, name := range ops {
-			if err := lintFilter(f, name); err != nil {
+			if err := l.filter(f, name); err != nil {
 				return err
 			}
 		}
@@ -172,7 +182,7 @@ func lintRule(e expr) error {
 	return nil
 }
 
-func lintFilter(e expr, op string) error {
+func (l linter) filter(e expr, op string) error {
 	name := e.head()
 	if name == "" {
 		return errors.New("an expression where a filter should be")
@@ -186,7 +196,7 @@ func lintFilter(e expr, op string) error {
 			return errors.New("require-not of more than one")
 		}
 		for _, a := range args {
-			if err := lintFilter(a, op); err != nil {
+			if err := l.filter(a, op); err != nil {
 				return err
 			}
 		}
@@ -199,7 +209,11 @@ func lintFilter(e expr, op string) error {
 	if f.subject != operations[op].subject {
 		return fmt.Errorf("%s cannot be filtered by %s", op, name)
 	}
-	if err := f.check(args); err != nil {
+	check := f.check
+	if f.subject == aboutNetwork {
+		check = l.address
+	}
+	if err := check(args); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
@@ -312,6 +326,28 @@ func lintAddress(args []expr) error {
 	n, err := strconv.ParseUint(port, 10, 16)
 	if !ok || err != nil || n == 0 || strconv.FormatUint(n, 10) != port {
 		return fmt.Errorf("%.60q is not of the form localhost:PORT", args[1].word)
+	}
+	return nil
+}
+
+// ownAddresses are those that a profile of a process of Carrel may name, beside
+// a Unix socket by its path. To a local end "localhost" is every address of the
+// machine: which of them a port is opened on is that process's own affair.
+var ownAddresses = []string{`tcp "*:*"`, `udp "*:*"`, `tcp "localhost:*"`}
+
+// lintOwn wants one of them, or unix-socket (literal "/path").
+func lintOwn(args []expr) error {
+	if len(args) != 2 || args[0].kind != symbol {
+		return errors.New("it is no address that is known")
+	}
+	if args[0].word == "unix-socket" {
+		if args[1].head() != "literal" || len(args[1].of) != 2 {
+			return errors.New(`it is not of the form unix-socket (literal "/path")`)
+		}
+		return lintSubpath(args[1].of[1:])
+	}
+	if args[1].kind != text || !slices.Contains(ownAddresses, args[0].word+` "`+args[1].word+`"`) {
+		return fmt.Errorf("%.60q is no address that is known", args[1].word)
 	}
 	return nil
 }

@@ -1,0 +1,29 @@
+package seatbelt
+
+import (
+	"os"
+	"runtime"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// KernelPath is the path that the kernel has for a file: without links, in the
+// letters that were given when it was made.
+func KernelPath(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	b := make([]byte, unix.PathMax) // fcntl(2): F_GETPATH wants MAXPATHLEN bytes
+	var pin runtime.Pinner          // FcntlInt takes the address as a number
+	pin.Pin(&b[0])
+	defer pin.Unpin()
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETPATH, int(uintptr(unsafe.Pointer(&b[0])))); err != nil {
+		return "", &os.PathError{Op: "get the path of", Path: path, Err: err}
+	}
+	real, _, _ := strings.Cut(string(b), "\x00")
+	return real, nil
+}

@@ -82,7 +82,7 @@ func TestTaskSyncFails(t *testing.T) {
 	}
 	defer l.Close()
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	k := &Keeper{g: g, dir: dir, journal: j, audit: l, log: log, tasks: map[string]*task{}, keys: map[string]string{}, changed: make(chan struct{}),
+	k := &Keeper{g: g, dir: dir, journal: j, audit: l, log: log, tasks: map[string]*task{}, keys: map[string]Keyed{}, changed: make(chan struct{}),
 		shares: newShares(nil, nil, log, func() {}), info: &api.Guest{Name: "g", State: api.GuestState_GUEST_STATE_READY}}
 	defer k.running.Wait()
 	defer k.shares.close()

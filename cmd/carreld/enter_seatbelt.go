@@ -223,7 +223,7 @@ func spool(b []byte) (int, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return -1, err
 	}
-	return inherit(f)
+	return keepOpen(f)
 }
 
 // hold returns a descriptor from which these bytes can be read, and keeps them in
@@ -252,13 +252,13 @@ func hold(b []byte) (int, error) {
 	if err = errors.Join(cerr, err); err != nil || n < len(b) {
 		return -1, fmt.Errorf("a request of %d bytes does not fit a socket's buffer (%d went in): %w (give the guest fewer rules)", len(b), n, errors.Join(err, io.ErrShortWrite))
 	}
-	return inherit(out)
+	return keepOpen(out)
 }
 
-// inherit duplicates f's descriptor for what this process becomes. The number is
+// keepOpen duplicates f's descriptor for what this process becomes. The number is
 // one that is free: Go's runtime has descriptors of its own, which nothing may
 // take the place of.
-func inherit(f *os.File) (fd int, err error) {
+func keepOpen(f *os.File) (fd int, err error) {
 	rc, err := f.SyscallConn()
 	if err != nil {
 		return -1, err

@@ -14,8 +14,8 @@ import (
 	"github.com/carrel-vm/carrel/guest/client"
 )
 
-// smallDisk makes and mounts a file system of its own in a file.
-func smallDisk(t *testing.T, dir string, mib int64) {
+// ownDisk makes and mounts a file system of its own in a file.
+func ownDisk(t *testing.T, dir string, mib int64) {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "disk")
 	f, err := os.Create(image)
@@ -85,7 +85,7 @@ func TestHungDisk(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	smallDisk(t, dir, 64)
+	ownDisk(t, dir, 64)
 	if out, err := exec.Command("cp", "-a", dir+".away/.", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}

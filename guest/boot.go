@@ -45,7 +45,7 @@ func (b *bootStream) greet(setup *wire.Setup, greeted func()) (*wire.Hello, *wir
 	case h == nil:
 		return nil, nil, errors.New("the guest's first frame is not Hello")
 	case h.Version != wire.Version:
-		return nil, nil, fmt.Errorf("the guest speaks version %d of the wire, the host %d: build the image again", h.Version, wire.Version)
+		return nil, nil, fmt.Errorf("the guest speaks version %d of the wire, the host %d: carrel image build makes its agent anew, and takes seconds", h.Version, wire.Version)
 	}
 	greeted()
 	h.Agent, h.Kernel = wire.Text(h.Agent, 64), wire.Text(h.Kernel, 64)

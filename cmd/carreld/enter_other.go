@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 
 	"github.com/carrel-vm/carrel/guest"
@@ -12,6 +13,14 @@ import (
 
 // On this host a process confines itself where it stands, and has no sandbox to
 // enter before (enter_seatbelt.go).
+
+// inherited closes what this process was given beside its own descriptors.
+func inherited(args []string, first int) error {
+	if len(args) > 0 {
+		return fmt.Errorf("it takes no arguments, and got %q", args)
+	}
+	return closeInherited(first)
+}
 
 // requestOf is what a review or an egress process reads its request from.
 func requestOf([]string) *os.File { return os.NewFile(3, "request") }

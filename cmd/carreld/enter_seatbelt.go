@@ -88,7 +88,7 @@ func toldShare(args []string) (c *control.Conn, spec control.Spec, err error) {
 			return err
 		}
 		p := seatbelt.Process{}
-		if err := add(&p, spec.Path, set.Mode().Writes()); err != nil {
+		if err := addFolder(&p, spec.Path, spec.Dev, spec.Ino, set.Mode().Writes()); err != nil {
 			return err
 		}
 		if spec.Store != "" {
@@ -123,7 +123,7 @@ func enterReview(args []string, req review.Request) error {
 		if _, err := os.Lstat(ref.Path); errors.Is(err, os.ErrNotExist) {
 			return &review.Error{Code: "share_gone", Cause: err.Error(), Cure: "bring the folder back under its name"}
 		}
-		if err := errors.Join(add(&p, ref.Path, !readsOnly(req)), add(&p, ref.Store, true)); err != nil {
+		if err := errors.Join(addFolder(&p, ref.Path, ref.Dev, ref.Ino, !readsOnly(req)), add(&p, ref.Store, true)); err != nil {
 			return notConfined(err)
 		}
 	}
@@ -173,18 +173,41 @@ func enterEgress(args []string, req guest.EdgeRequest) error {
 	return enter("egress", p, fd)
 }
 
-// add gives p a folder.
+// add gives p a folder of ours.
 func add(p *seatbelt.Process, dir string, write bool) error {
 	at, err := seatbelt.KernelPath(dir)
 	if err != nil {
 		return err
 	}
+	give(p, at, write)
+	return nil
+}
+
+// addFolder gives p a shared folder, which has to be the one that was granted.
+func addFolder(p *seatbelt.Process, dir string, dev, ino uint64, write bool) error {
+	at, err := seatbelt.KernelFolder(dir, dev, ino)
+	if err != nil {
+		return err
+	}
+	give(p, at, write)
+	return nil
+}
+
+func give(p *seatbelt.Process, at string, write bool) {
 	if write {
 		p.Write = append(p.Write, at)
 	} else {
 		p.Read = append(p.Read, at)
 	}
-	return nil
+}
+
+// inherited closes what this process was given beside its own descriptors. Within
+// its sandbox it has done it before, and holds more.
+func inherited(args []string, first int) error {
+	if len(args) > 0 {
+		return nil
+	}
+	return closeInherited(first)
 }
 
 // enter becomes the same program within the sandbox, which reads from descriptor

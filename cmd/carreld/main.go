@@ -72,12 +72,3 @@ func main() {
 		os.Exit(125)
 	}
 }
-
-// inherited is closeInherited for a process that may be in its second life: one
-// that has entered its sandbox, with arguments, has done it before.
-func inherited(args []string, first int) error {
-	if len(args) > 0 {
-		return nil
-	}
-	return closeInherited(first)
-}

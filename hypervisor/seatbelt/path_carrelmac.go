@@ -2,7 +2,12 @@
 
 package seatbelt
 
-import "path/filepath"
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+)
 
 // KernelPath is the path that macOS' kernel would have for a file of this host:
 // some of its folders are links into /private there.
@@ -17,6 +22,19 @@ func KernelPath(path string) (string, error) {
 		}
 	}
 	return real, nil
+}
+
+// KernelFolder is KernelPath of a folder that has to be the very one that was
+// granted.
+func KernelFolder(path string, dev, ino uint64) (string, error) {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	if st := fi.Sys().(*syscall.Stat_t); st.Dev != dev || st.Ino != ino {
+		return "", &os.PathError{Op: "open", Path: path, Err: errReplaced}
+	}
+	return KernelPath(path)
 }
 
 // StandIn is what a profile of a Process lets it do, as what stands in for
@@ -79,3 +97,5 @@ func ReadProfile(profile string) (s StandIn, err error) {
 	}
 	return s, nil
 }
+
+var errReplaced = errors.New("another folder is in its place than the one that was granted")

@@ -194,6 +194,11 @@ func (p Process) grants(f expr) error {
 		}
 		ops = append(ops, e.word)
 	}
+	for _, e := range rest { // a filter may have many values, of which only the first is judged below
+		if n := len(e.of); n != 2 && (n != 3 || e.head() != "local" && e.head() != "remote") {
+			return fmt.Errorf("%s with %d values, where one is what a process has a use for", e.head(), n-1)
+		}
+	}
 	for _, op := range ops {
 		switch operations[op].subject {
 		case aboutFile:
@@ -214,8 +219,10 @@ func (p Process) grants(f expr) error {
 					return fmt.Errorf("%s of a service that it has no use for", op)
 				}
 			}
-		case aboutNothing:
-			return fmt.Errorf("%s, which it has no use for", op)
+		default:
+			if op != "sysctl-read" && op != "process-info*" && op != "signal" {
+				return fmt.Errorf("%s, which it has no use for", op)
+			}
 		}
 	}
 	return nil
@@ -252,6 +259,9 @@ func (p Process) has(op, filter, at string) bool {
 func (p Process) reaches(op string, e expr) error {
 	end, kind := e.head(), e.of[1].word
 	if kind == "unix-socket" {
+		if len(e.of) != 3 || len(e.of[2].of) != 2 {
+			return fmt.Errorf("%s of more than one socket", op)
+		}
 		at := e.of[2].of[1].word
 		if end == "local" && at == p.Listen || end == "remote" && p.Dial && at == resolverSocket {
 			return nil

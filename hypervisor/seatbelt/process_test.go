@@ -184,6 +184,10 @@ func TestLintProcess(t *testing.T) {
 			`(allow network-bind (local unix-socket (subpath "/Users/u/Library/Carrel/run")))`,
 			`(allow network-bind (local unix-socket (literal "/Users/u/Library/Carrel/run/k1")))`,
 			`(allow file-read* (literal "/private/etc/hosts") (regex #"^/Users/.*$"))`,
+			`(allow file-write-data (literal "/dev/null" "/Users/u/.zshrc"))`,
+			`(allow network-outbound (remote unix-socket (literal "/private/var/run/mDNSResponder" "/private/var/run/docker.sock")))`,
+			`(allow sysctl-write (sysctl-name "kern.hostname"))`,
+			`(allow ipc-posix-shm* (ipc-posix-name "apple.shm.notification_center"))`,
 		} {
 			if err := LintProcess(good+rule+"\n", p); err == nil {
 				t.Errorf("%s: %s passes", name, rule)

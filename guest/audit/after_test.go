@@ -113,3 +113,109 @@ func TestAfterOdd(t *testing.T) {
 		t.Error("another log:", seqs)
 	}
 }
+
+// A line with a number that is made up, huge or small, is told as one that cannot
+// be read; what follows it is told, and nothing is told again. The control is the
+// same log without it.
+func TestAfterForged(t *testing.T) {
+	for name, forged := range map[string][]uint64{"control": nil, "huge": {1 << 63}, "far and back": {1 << 20, 2}, "huge and back": {1<<64 - 1, 1}, "again": {3, 3}} {
+		dir := filepath.Join(t.TempDir(), "audit")
+		l := open(t, dir)
+		l.rotate = 4 << 10
+		add(t, l, 5)
+		seqs, at, _ := on(t, dir, Position{}, 3)
+		path := filepath.Join(dir, current)
+		for _, n := range forged {
+			f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.Write(append(compose(n, l.now(), "egress", nothing, []byte("{}")), '\n')); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		add(t, l, 4) // whoever goes on counts from there
+		var lost uint64
+		for { // by pages
+			more, to, missed := on(t, dir, at, 2)
+			lost += missed
+			if len(more) == 0 {
+				if to != at {
+					t.Error(name, to, at)
+				}
+				break
+			}
+			seqs, at = append(seqs, more...), to
+			if len(seqs) > 99 {
+				break
+			}
+		}
+		if len(seqs) != 9+len(forged) || !slices.Equal(seqs[:5], numbers(1, 5)) || lost > 1<<21 {
+			t.Errorf("%s: %v, %d lost", name, seqs, lost)
+		}
+		if n := slices.Index(seqs, 0); (n >= 0) != (forged != nil) {
+			t.Errorf("%s: told as read: %v", name, seqs)
+		}
+		add(t, l, 60) // into other files
+		more, to, _ := on(t, dir, at, 999)
+		if len(more) < 60 || slices.Contains(more, 0) {
+			t.Error(name, more)
+		}
+		if more, _, _ = on(t, dir, to, 999); more != nil {
+			t.Error(name, "again:", more)
+		}
+	}
+}
+
+// A file that is full already is read on from where it was left, and not from its
+// beginning: what stands there by then is of no interest.
+func TestAfterResumes(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "audit")
+	l := open(t, dir)
+	l.rotate = 4 << 10
+	add(t, l, 60)
+	_, at, _ := on(t, dir, Position{}, 4)
+	path := filepath.Join(dir, "audit.1.jsonl")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bytes.SplitAfter(b, []byte("\n"))
+	if len(lines[1]) != len(lines[6]) {
+		t.Fatal("the lines are not of one length")
+	}
+	lines[1] = lines[6]
+	if err := os.WriteFile(path, bytes.Join(lines, nil), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	seqs, to, missed := on(t, dir, at, 99)
+	if !slices.Equal(seqs, numbers(5, to.Seq)) || len(seqs) < 56 || missed != 0 {
+		t.Error(seqs, to, missed)
+	}
+	// A log whose end is gone, or was changed where it was read last: that is told
+	// once, and then what comes.
+	for _, change := range []func([]byte) []byte{
+		func(b []byte) []byte { return b[:bytes.LastIndexByte(b[:len(b)-1], '\n')+1] },
+		func(b []byte) []byte { b[len(b)-5] ^= 1; return b },
+	} {
+		add(t, l, 2)
+		_, to, _ = on(t, dir, to, 99)
+		path := filepath.Join(dir, current)
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, change(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if seqs, to, _ = on(t, dir, to, 99); !slices.Equal(seqs, []uint64{0}) {
+			t.Error("changed:", seqs)
+		}
+		if seqs, to, _ = on(t, dir, to, 99); seqs != nil {
+			t.Error("again:", seqs)
+		}
+	}
+}

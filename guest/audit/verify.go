@@ -173,8 +173,9 @@ func read(dir string, fn func(file string, number int, line []byte, torn bool) e
 // opened is a file, as long as it was when it was opened.
 type opened struct {
 	*os.File
-	name string
-	size int64
+	name   string
+	number int // of the file that is written to, what it will get
+	size   int64
 }
 
 func (o opened) Name() string { return o.name }
@@ -193,7 +194,11 @@ func openAll(root *os.Root) (files []opened, err error) {
 	if err != nil {
 		return nil, err
 	}
+	last := 0
 	for _, n := range append(names, current) {
+		if last++; n != current {
+			last = number(n)
+		}
 		f, err := root.Open(n)
 		if errors.Is(err, fs.ErrNotExist) && n == current {
 			continue
@@ -209,7 +214,7 @@ func openAll(root *os.Root) (files []opened, err error) {
 			f.Close()
 			return files, err
 		}
-		files = append(files, opened{f, n, fi.Size()})
+		files = append(files, opened{f, n, last, fi.Size()})
 	}
 	return files, nil
 }

@@ -42,7 +42,10 @@ type exporter struct {
 	dirty map[string]bool // guests whose audit log may have more
 	wake  chan struct{}   // has an element if there is something in dirty
 	held  *heldSecrets    // nil: to be read
+	turns uint64          // how often secrets have changed
 	told  telemetryState
+
+	reading func() // called when values were read, before they count; nil but in tests
 }
 
 // telemetryState is what doctor and the figures say of it.
@@ -148,6 +151,7 @@ func (x *exporter) secretsChanged() {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.turns++
 	if x.held = nil; x.conf != nil {
 		x.wakeLocked()
 	}
@@ -156,12 +160,31 @@ func (x *exporter) secretsChanged() {
 // secrets returns what takes the values of all secrets out of a text. Without it
 // nothing is sent.
 func (x *exporter) secrets(ctx context.Context) (*heldSecrets, error) {
-	x.mu.Lock()
-	held := x.held
-	x.mu.Unlock()
-	if held != nil {
-		return held, nil
+	for {
+		x.mu.Lock()
+		held, turn := x.held, x.turns
+		x.mu.Unlock()
+		if held != nil {
+			return held, nil
+		}
+		held, err := x.readSecrets(ctx)
+		x.mu.Lock()
+		// A keychain may take seconds: what was read may be older than the last change.
+		changed := x.turns != turn
+		if err == nil && !changed {
+			x.held = held
+		}
+		x.mu.Unlock()
+		switch {
+		case !changed:
+			return held, err
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		}
 	}
+}
+
+func (x *exporter) readSecrets(ctx context.Context) (*heldSecrets, error) {
 	list, err := x.d.secrets.List()
 	var names []string
 	for _, s := range list {
@@ -171,16 +194,16 @@ func (x *exporter) secrets(ctx context.Context) (*heldSecrets, error) {
 	if err == nil {
 		all, err = x.d.secrets.Get(ctx, names...)
 	}
+	if x.reading != nil {
+		x.reading()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the secrets cannot be read, which must not be in what is sent: %w", err)
 	}
-	held = &heldSecrets{redact: secret.Redactor(all), byName: map[string]*api.EdgeSecret{}}
+	held := &heldSecrets{redact: secret.Redactor(all), byName: map[string]*api.EdgeSecret{}}
 	for _, s := range all {
 		held.byName[s.Name] = s
 	}
-	x.mu.Lock()
-	x.held = held
-	x.mu.Unlock()
 	return held, nil
 }
 
@@ -190,6 +213,7 @@ func (x *exporter) client(conf policy.Telemetry, up *api.EdgeUpstream) *telemetr
 		Endpoint: conf.Endpoint, Resource: x.resource(),
 		Proxy:  func(r *http.Request) (*url.URL, error) { return proxy(r.URL) },
 		Header: func(r *http.Request) error { return x.header(r, conf) },
+		Hide:   hideHeaders,
 	})
 }
 
@@ -266,6 +290,13 @@ func (x *exporter) took(n int64, lost map[string]int64, events uint64) {
 		x.told.events = events
 	}
 	x.told.at, x.told.trouble = time.Now(), ""
+}
+
+// lose counts what no receiver will have.
+func (x *exporter) lose(why string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.told.dropped[why]++
 }
 
 // failed notes why nothing could be sent. Only the first of a row is logged.

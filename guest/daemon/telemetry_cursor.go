@@ -10,7 +10,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
+	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/audit"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
@@ -76,15 +78,27 @@ func (c cursor) clone() cursor {
 
 // auditKey tells a guest's audit log from that of another guest which had or will
 // have its name.
-func auditKey(e *entry) string {
-	info, _, _ := e.get()
-	return e.name + "@" + strconv.FormatInt(info.GetCreated().AsTime().UnixNano(), 10)
+func auditKey(name string, created time.Time) string {
+	return name + "@" + strconv.FormatInt(created.UnixNano(), 10)
 }
 
-func guestOf(key string) (guest string, ok bool) {
-	guest, n, ok := strings.Cut(key, "@")
+// lastKey is the auditKey of a guest that goes. One whose start failed has said
+// to nobody since when it is there: its folder knows, and else it is now.
+func (d *Daemon) lastKey(e *entry) string {
+	info, _, _ := e.get()
+	if info.GetCreated() == nil {
+		info, _, _ = guest.Load(d.dir(e))
+	}
+	if info.GetCreated() == nil {
+		return auditKey(e.name, time.Now())
+	}
+	return auditKey(e.name, info.Created.AsTime())
+}
+
+func guestOf(key string) (name string, ok bool) {
+	name, n, ok := strings.Cut(key, "@")
 	_, err := strconv.ParseInt(n, 10, 64)
-	return guest, ok && err == nil
+	return name, ok && err == nil
 }
 
 // auditLog is where one lies.
@@ -101,7 +115,7 @@ func (d *Daemon) auditDirs(guests map[string]bool) map[string]auditLog {
 		// One that has not begun to be made has nothing in its log that would be its
 		// own alone, and is looked at when it has.
 		if info, _, _ := e.get(); guests[e.name] && info.GetCreated() != nil {
-			out[auditKey(e)] = auditLog{dir: d.auditDir(e.name)}
+			out[auditKey(e.name, info.Created.AsTime())] = auditLog{dir: d.auditDir(e.name)}
 		}
 	}
 	for _, key := range d.spooled() {
@@ -133,23 +147,25 @@ func (d *Daemon) spooled() (keys []string) {
 }
 
 // keepAudit sets a guest's audit log aside before the guest's folder goes, if
-// somebody is to have it. It is a rename: the receiver is waited for by nobody.
+// somebody is to have it; that of a guest of the pool, which was nobody's, goes
+// with it. It is a rename: the receiver is waited for by nobody.
 func (d *Daemon) keepAudit(e *entry) {
-	if !d.telemetry.on() {
+	if !d.telemetry.on() || d.isWarm(e) {
 		return
 	}
 	err := place.MakePrivate(d.spool())
 	if err == nil {
-		err = os.Rename(d.auditDir(e.name), filepath.Join(d.spool(), auditKey(e)))
+		err = os.Rename(d.auditDir(e.name), filepath.Join(d.spool(), d.lastKey(e)))
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		d.log.Error("keep the audit log of a removed guest until it is sent", "guest", e.name, "error", err)
+		d.telemetry.lose("spool")
 		return
 	}
 	if all := d.spooled(); len(all) > maxSpooled {
 		for _, key := range all[:len(all)-maxSpooled] {
 			d.log.Warn("an audit log is thrown away before it was sent: too many wait", "guest", key)
-			d.telemetry.took(0, map[string]int64{"spool": 1}, 0)
+			d.telemetry.lose("spool")
 			d.dropSpooled(key)
 		}
 	}

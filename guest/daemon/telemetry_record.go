@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"net/http"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/audit"
+	"github.com/carrel-vm/carrel/guest/secret"
 	"github.com/carrel-vm/carrel/guest/telemetry"
 )
 
@@ -198,4 +200,31 @@ func auditRecord(guest string, e audit.Entry) telemetry.Record {
 	f.add("carrel.audit.kind", e.Kind)
 	f.add("carrel.untrusted", []string{"body"})
 	return f.into(r)
+}
+
+// Of a header's value of minHidden bytes its plain form is hidden, and every form
+// of one of minCoded: shorter ones are in too many other words.
+const minHidden, minCoded = 4, 8
+
+// hideHeaders takes the values of headers that were sent out of what is answered,
+// also without the scheme (Bearer) that stands before one.
+func hideHeaders(sent http.Header, words string) string {
+	var coded []*api.EdgeSecret
+	var plain []string
+	for name, values := range sent {
+		if name == "Content-Type" || name == "User-Agent" {
+			continue
+		}
+		for _, v := range values {
+			for _, v := range append([]string{v}, strings.Fields(v)...) {
+				switch {
+				case len(v) >= minCoded:
+					coded = append(coded, &api.EdgeSecret{Name: name, Value: []byte(v)})
+				case len(v) >= minHidden:
+					plain = append(plain, v, "[secret "+name+"]")
+				}
+			}
+		}
+	}
+	return strings.NewReplacer(plain...).Replace(secret.Redactor(coded)(words))
 }

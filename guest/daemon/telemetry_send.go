@@ -24,6 +24,10 @@ const (
 // turn.
 const auditPage = 32
 
+// auditTries is how often a removed guest's audit log is read that cannot be,
+// once between two sets of figures, until it counts as lost.
+const auditTries = 5
+
 // sender is the one goroutine that speaks to a receiver.
 //
 //  1. what comes after the cursor is read from the logs, as much as one request
@@ -39,12 +43,14 @@ type sender struct {
 	kept     func()                               // called when the cursor was written; nil but in tests
 
 	cur   cursor
-	turn  int           // whose audit log comes first
-	pause time.Duration // before the next try; 0: the last one was good
+	turn  int             // whose audit log comes first
+	tries map[string]int  // of audit logs that could not be read, by auditKey
+	later map[string]bool // of these, those that are left alone until the next figures
+	pause time.Duration   // before the next try; 0: the last one was good
 }
 
 func newSender(x *exporter, c *telemetry.Client, interval time.Duration) *sender {
-	return &sender{x: x, client: c, interval: interval, after: time.After}
+	return &sender{x: x, client: c, interval: interval, after: time.After, tries: map[string]int{}, later: map[string]bool{}}
 }
 
 func (s *sender) run(ctx context.Context) {
@@ -100,6 +106,7 @@ func (s *sender) run(ctx context.Context) {
 // all has every guest's audit log looked at: a process may have written to it
 // without an event's coming of it.
 func (s *sender) all() {
+	clear(s.later)
 	es := s.x.d.entries()
 	s.x.mu.Lock()
 	defer s.x.mu.Unlock()
@@ -111,22 +118,21 @@ func (s *sender) all() {
 // step sends once. more says that there may be more at once; wait is how long the
 // receiver is left alone.
 func (s *sender) step(ctx context.Context, kept uint64) (more bool, wait time.Duration) {
-	held, err := s.x.secrets(ctx)
-	if err != nil {
-		return false, s.back(ctx, err)
-	}
 	b := s.gather(ctx)
 	if ctx.Err() != nil || !b.moved {
 		return false, 0
+	}
+	held, err := s.x.secrets(ctx) // after the look: a secret is known before its value is in a record
+	if err != nil {
+		s.lookAgain(b)
+		return false, s.back(ctx, err)
 	}
 	for i := range b.records {
 		b.records[i].Bound(held.redact)
 	}
 	if len(b.records) > 0 {
 		if err := s.send(ctx, b.records, b.lost); err != nil {
-			s.x.mu.Lock()
-			maps.Copy(s.x.dirty, b.dirty)
-			s.x.mu.Unlock()
+			s.lookAgain(b)
 			return false, s.back(ctx, err)
 		}
 	}
@@ -141,12 +147,20 @@ func (s *sender) step(ctx context.Context, kept uint64) (more bool, wait time.Du
 		s.x.d.log.Error("keep how far telemetry was sent", "error", err)
 	}
 	for _, key := range b.done {
+		delete(s.tries, key)
 		s.x.d.dropSpooled(key)
 	}
 	if s.kept != nil {
 		s.kept()
 	}
 	return true, 0
+}
+
+// lookAgain has what a batch that was not sent had looked at looked at again.
+func (s *sender) lookAgain(b *batch) {
+	s.x.mu.Lock()
+	defer s.x.mu.Unlock()
+	maps.Copy(s.x.dirty, b.dirty)
 }
 
 // back says how long to wait after a failure: as the receiver wishes, or twice as
@@ -197,6 +211,7 @@ type batch struct {
 	cur     cursor // when it was taken
 	moved   bool   // the cursor is not where it was
 	size    int
+	full    bool // a record had no room
 	lost    map[string]int64
 	dirty   map[string]bool // guests that were looked at
 	done    []string        // logs of removed guests that were read to their end
@@ -205,6 +220,7 @@ type batch struct {
 func (b *batch) add(r telemetry.Record) bool {
 	n := r.Size()
 	if len(b.records) >= telemetry.MaxRecords || len(b.records) > 0 && b.size+n > telemetry.MaxBytes {
+		b.full = true
 		return false
 	}
 	b.records, b.size = append(b.records, r), b.size+n
@@ -257,8 +273,15 @@ func (s *sender) audits(b *batch) {
 	s.turn++
 	for i := range keys {
 		key := keys[(i+s.turn)%len(keys)]
-		at, n := b.cur.Audits[key], 0
 		guest, _ := guestOf(key)
+		if b.full {
+			again[guest] = true
+			continue
+		}
+		if s.later[key] {
+			continue
+		}
+		at, n := b.cur.Audits[key], 0
 		to, missed, err := audit.After(dirs[key].dir, at, func(e audit.Entry) error {
 			if n++; n > auditPage || !b.add(auditRecord(guest, e)) {
 				again[guest] = true
@@ -268,6 +291,10 @@ func (s *sender) audits(b *batch) {
 		})
 		if err != nil {
 			d.log.Error("read an audit log for telemetry", "guest", guest, "error", err)
+			s.tries[key]++
+			s.later[key] = true
+		} else {
+			delete(s.tries, key)
 		}
 		if missed > 0 {
 			b.lost["overrun"] += int64(missed)
@@ -275,10 +302,15 @@ func (s *sender) audits(b *batch) {
 		if to != at {
 			b.cur.Audits[key] = to
 		}
-		if dirs[key].removed && !again[guest] { // damaged or not: it is not read again
-			b.done = append(b.done, key)
-			delete(b.cur.Audits, key)
+		if !dirs[key].removed || again[guest] || err != nil && s.tries[key] < auditTries {
+			continue
 		}
+		if err != nil {
+			d.log.Warn("an audit log is thrown away before it was sent: it cannot be read", "guest", key)
+			b.lost["damaged"]++
+		}
+		b.done = append(b.done, key)
+		delete(b.cur.Audits, key)
 	}
 	s.x.mu.Lock()
 	maps.Copy(s.x.dirty, again)

@@ -37,8 +37,11 @@ type Options struct {
 	Endpoint string
 	// Header adds headers to a request, credentials for example; nil: none. It is
 	// called each time, so that a value that was changed counts. What it adds is
-	// in no error.
+	// in no error, if Hide takes it out of an answer that repeats it.
 	Header func(r *http.Request) error
+	// Hide takes what a request's headers hold out of an answer's words before they
+	// are shown; nil: nothing.
+	Hide func(sent http.Header, words string) string
 	// Proxy is the way out; nil: none.
 	Proxy func(*http.Request) (*url.URL, error)
 	// Roots are who may vouch for the receiver; nil: those of the host.
@@ -53,6 +56,7 @@ type Client struct {
 	base string
 	http *http.Client
 	time time.Duration // of one request
+	sent http.Header   // of the last request
 }
 
 // Error is why a request was not taken.
@@ -97,7 +101,7 @@ func (c *Client) Logs(ctx context.Context, list []Record) (rejected int64, why s
 		return 0, "", err
 	}
 	p := m.GetPartialSuccess()
-	return min(max(0, p.GetRejectedLogRecords()), int64(len(list))), shown(p.GetErrorMessage()), nil
+	return min(max(0, p.GetRejectedLogRecords()), int64(len(list))), shown(c.hide(p.GetErrorMessage())), nil
 }
 
 // Metrics sends figures that count from start.
@@ -123,6 +127,7 @@ func (c *Client) post(ctx context.Context, path string, m, answer proto.Message)
 			return &Error{Err: err}
 		}
 	}
+	c.sent = r.Header
 	res, err := c.http.Do(r)
 	if err != nil {
 		return &Error{Err: err}
@@ -135,14 +140,14 @@ func (c *Client) post(ctx context.Context, path string, m, answer proto.Message)
 	if err != nil {
 		return &Error{Err: fmt.Errorf("read the answer: %w", err)}
 	}
-	return understood(res, body, answer)
+	return c.understood(res, body, answer)
 }
 
 // refused judges an answer that is not 200. What OTLP says to try again is tried
 // again. Of the others only those are about the records that say so: who we are
 // and where we send is no fault of theirs, and nothing is thrown away for it.
 func (c *Client) refused(res *http.Response, body []byte) error {
-	e := &Error{Err: fmt.Errorf("the receiver answers %d %s: %s", res.StatusCode, http.StatusText(res.StatusCode), said(res, body))}
+	e := &Error{Err: fmt.Errorf("the receiver answers %d %s: %s", res.StatusCode, http.StatusText(res.StatusCode), c.said(res, body))}
 	switch res.StatusCode {
 	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
 		e.Refused = true
@@ -165,7 +170,7 @@ func after(s string, now time.Time) time.Duration {
 
 // understood reads the answer to a request that was taken. Something else that
 // says 200, a portal's page for example, has taken nothing.
-func understood(res *http.Response, body []byte, answer proto.Message) error {
+func (c *Client) understood(res *http.Response, body []byte, answer proto.Message) error {
 	kind, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type"))
 	switch {
 	case len(body) > maxAnswer:
@@ -179,16 +184,25 @@ func understood(res *http.Response, body []byte, answer proto.Message) error {
 	case proto.Unmarshal(body, answer) == nil:
 		return nil
 	}
-	return &Error{Err: fmt.Errorf("what answers 200 is no receiver of OTLP: it says %s", said(res, body))}
+	return &Error{Err: fmt.Errorf("what answers 200 is no receiver of OTLP: it says %s", c.said(res, body))}
 }
 
 // said is what is shown of an answer, which anybody may have written.
-func said(res *http.Response, body []byte) string {
+func (c *Client) said(res *http.Response, body []byte) string {
 	kind, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type"))
 	if kind == "application/x-protobuf" || len(body) == 0 {
 		return fmt.Sprintf("%d bytes", len(body))
 	}
-	return shown(string(body[:min(len(body), 4*maxSaid)]))
+	return shown(c.hide(string(body)))
+}
+
+// hide takes what the last request's headers hold out of a text, since a page
+// that somebody answers may repeat them.
+func (c *Client) hide(s string) string {
+	if c.o.Hide == nil {
+		return s
+	}
+	return c.o.Hide(c.sent, s)
 }
 
 // shown is a receiver's word, printable and short.

@@ -24,17 +24,7 @@ func (k *Keeper) Attach(ctx context.Context, st *connect.BidiStream[api.AttachRe
 	if open == nil {
 		return api.NewError(connect.CodeInvalidArgument, "bad_request", "the first message of an attach must be open", "")
 	}
-	k.mu.Lock()
-	t := k.tasks[open.Task]
-	if t == nil && open.Task == "" && len(k.order) > 0 {
-		t = k.tasks[k.order[len(k.order)-1]]
-	}
-	isMain := t != nil && t.now.Id == k.main && k.req.Spec.Ephemeral
-	if isMain {
-		k.callers++
-		k.away.Stop()
-	}
-	k.mu.Unlock()
+	t, isMain := k.attached(open.Task)
 	if t == nil {
 		return NoTask(k.info.Name, open.Task)
 	}
@@ -87,6 +77,22 @@ func (k *Keeper) Attach(ctx context.Context, st *connect.BidiStream[api.AttachRe
 	case <-ctx.Done():
 	}
 	return nil
+}
+
+// attached finds the task that a caller attaches to, the last one if it names none.
+// If isMain, an ephemeral guest ends with it, and one caller more is counted.
+func (k *Keeper) attached(id string) (t *task, isMain bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t = k.tasks[id]
+	if t == nil && id == "" && len(k.order) > 0 {
+		t = k.tasks[k.order[len(k.order)-1]]
+	}
+	if isMain = t != nil && t.id == k.main && k.req.Spec.Ephemeral; isMain {
+		k.callers++
+		k.away.Stop()
+	}
+	return t, isMain
 }
 
 // NoTask is the answer to a task that a guest does not have.

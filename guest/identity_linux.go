@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,8 +61,10 @@ func writeIdentity(dir string) error {
 	return os.Rename(p+".new", p)
 }
 
-// KillKeeper ends a keeper that does not answer. Only the very process that
-// wrote keeper.json is signalled: it is pinned first and compared then.
+// KillKeeper ends a keeper that does not answer. Without an error the process that
+// wrote keeper.json has ended; os.ErrNotExist means that none is written down, and
+// any other error that it may live. Only that very process is signalled: it is
+// pinned first and compared then.
 func KillKeeper(dir string) error {
 	b, err := readSmall(filepath.Join(dir, fileKeeper))
 	if err != nil {
@@ -90,6 +93,15 @@ func KillKeeper(dir string) error {
 		return err
 	}
 	// A pidfd becomes readable when its process has ended.
-	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000)
-	return err
+	for end := time.Now().Add(killBound); ; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, max(0, int(time.Until(end).Milliseconds())))
+		switch {
+		case n > 0:
+			return nil
+		case err == nil: // it waits for a disk, say
+			return fmt.Errorf("process %d was killed and has not ended", id.PID)
+		case !errors.Is(err, unix.EINTR):
+			return err
+		}
+	}
 }

@@ -43,9 +43,10 @@ func writeIdentity(dir string) error {
 	return os.Rename(p+".new", p)
 }
 
-// KillKeeper ends a keeper that does not answer. Only the very process that
-// wrote keeper.json is ended: it is opened first, so that its number stays its
-// own, and compared then.
+// KillKeeper ends a keeper that does not answer. Without an error the process that
+// wrote keeper.json has ended; os.ErrNotExist means that none is written down, and
+// any other error that it may live. Only that very process is ended: it is opened
+// first, so that its number stays its own, and compared then.
 func KillKeeper(dir string) error {
 	b, err := readSmall(filepath.Join(dir, fileKeeper))
 	if err != nil {
@@ -72,6 +73,9 @@ func KillKeeper(dir string) error {
 			return err
 		}
 	}
-	_, err = windows.WaitForSingleObject(h, 5000)
+	ended, err := windows.WaitForSingleObject(h, uint32(killBound.Milliseconds()))
+	if err == nil && ended != windows.WAIT_OBJECT_0 {
+		err = fmt.Errorf("process %d was ended and is still there", id.PID)
+	}
 	return err
 }

@@ -216,6 +216,8 @@ func parseLine(line []byte) (*record, error) {
 		return nil, errors.New("its checksum does not match")
 	}
 	dec := json.NewDecoder(bytes.NewReader(line[9:]))
+	// A field of a later version may narrow what the rest says, as request does with
+	// key: a reader that skipped it would answer a key for what it was not given with.
 	dec.DisallowUnknownFields()
 	r := new(record)
 	if err := dec.Decode(r); err != nil {
@@ -229,6 +231,9 @@ type journal struct {
 	mu   sync.Mutex
 	f    *os.File
 	size int64
+	// synced is how much of it a sync has confirmed: what was noted since may not be
+	// on the disk, though it is read back until the machine ends.
+	synced int64
 	// broken is why nothing more can be written.
 	broken error
 }
@@ -250,13 +255,16 @@ func openJournal(path string) (*journal, *History, error) {
 		return nil, nil, err
 	}
 	if err = f.Truncate(good); err == nil {
+		err = f.Sync() // a keeper that was killed may have noted what is not on the disk
+	}
+	if err == nil {
 		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		f.Close()
 		return nil, nil, err
 	}
-	return &journal{f: f, size: good}, h, nil
+	return &journal{f: f, size: good, synced: good}, h, nil
 }
 
 // compact rewrites the journal with the tasks of h, without the oldest of those
@@ -325,7 +333,6 @@ func (j *journal) note(r *record) error {
 func (j *journal) add(r *record) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	before := j.size
 	if err := j.write(r); err != nil {
 		return err
 	}
@@ -333,12 +340,15 @@ func (j *journal) add(r *record) error {
 	defer Crash("journal: after the sync")
 	if err := j.f.Sync(); err != nil {
 		// The caller is told that this was not written, so a later reader must not
-		// find it. What the kernel has dropped besides cannot be known: nothing
-		// builds on it.
-		j.size = before
-		j.broken = errors.Join(fmt.Errorf("%w: it could not be made durable: %w", errBroken, err), j.f.Truncate(before))
+		// find it. Nor may it find the notes since the last sync: the kernel may have
+		// dropped them, and goes on to show them until a power cut leaves a hole there,
+		// which would be damage in the middle. What it has dropped besides cannot be
+		// known: nothing builds on it.
+		j.size = j.synced
+		j.broken = errors.Join(fmt.Errorf("%w: it could not be made durable: %w", errBroken, err), j.f.Truncate(j.synced))
 		return j.broken
 	}
+	j.synced = j.size
 	return nil
 }
 
@@ -399,7 +409,7 @@ func (j *journal) shrink(h *History) error {
 		return err
 	}
 	j.f.Close()
-	j.f, j.size = f, size
+	j.f, j.size, j.synced = f, size, size // compact has synced it
 	return syncDir(filepath.Dir(path))
 }
 

@@ -61,6 +61,83 @@ func TestJournalSyncFails(t *testing.T) {
 	}
 }
 
+// F10: with a sync that fails go the notes since the last one that did not: what
+// the kernel dropped of them is read back until the machine ends, and is a hole in
+// the middle then. The control is a note that a sync has followed.
+func TestJournalSyncFailsAfterNotes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	j, _, err := openJournal(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { j.close() }()
+	write := func(f func(*record) error, id string, s api.TaskState) {
+		t.Helper()
+		if err := f(taskRecord(&api.Task{Id: id, Spec: trueSpec, State: s}, "")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const queued, running = api.TaskState_TASK_STATE_QUEUED, api.TaskState_TASK_STATE_RUNNING
+	round := func(confirmed, noted string) {
+		t.Helper()
+		write(j.note, confirmed, running)
+		write(j.add, noted, queued)
+		good := j.size
+		write(j.note, noted, running)
+		disktest.Sync(t, func() {
+			if err := j.add(taskRecord(&api.Task{Id: "during", Spec: trueSpec}, "")); !errors.Is(err, unix.EIO) {
+				t.Errorf("a record that is not durable: %v", err)
+			}
+		})
+		h, end, err := ReadJournal(path)
+		if err != nil || end != good || h.task(confirmed).State != running || h.task(noted).State != queued || h.task("during") != nil {
+			t.Errorf("%d bytes are left, a sync has confirmed %d: %v %v", end, good, h, err)
+		}
+		if fi, err := os.Stat(path); err != nil || fi.Size() != good || j.size != good {
+			t.Errorf("the file has %d bytes, the next record comes to %d: %v", fi.Size(), j.size, err)
+		}
+	}
+	write(j.add, "A", queued)
+	round("A", "B")
+	// The next keeper confirms what it begins with, noted by the one before or not.
+	again := func() {
+		t.Helper()
+		j.close()
+		if j, _, err = openJournal(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again()
+	write(j.note, "B", running)
+	again()
+	disktest.Sync(t, func() {
+		if j.add(taskRecord(&api.Task{Id: "during", Spec: trueSpec}, "")) == nil {
+			t.Error("no sync failed: the test shows nothing")
+		}
+	})
+	h, _, err := ReadJournal(path)
+	if err != nil || h.task("B").State != running {
+		t.Fatalf("what a keeper began with is gone: %v %v", h, err)
+	}
+	// So does who rewrites it.
+	again()
+	if err := j.shrink(h); err != nil {
+		t.Fatal(err)
+	}
+	write(j.add, "C", queued)
+	round("C", "D")
+	j.close()
+	disktest.Sync(t, func() {
+		if _, _, err := openJournal(path); !errors.Is(err, unix.EIO) {
+			t.Errorf("a journal that cannot be confirmed was begun with: %v", err)
+		}
+	})
+	again()
+	if err := j.add(taskRecord(&api.Task{Id: "last", Spec: trueSpec}, "")); err != nil {
+		t.Error(err)
+	}
+}
+
 // F10: the caller of a task that could not be made durable is told so, and it
 // does not run.
 func TestTaskSyncFails(t *testing.T) {

@@ -285,7 +285,7 @@ func TestNoticeInSpool(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sp.close()
-	live := &task{spool: sp, done: make(chan struct{}), now: &api.Task{Id: "T"}, dir: sp.dir}
+	live := &task{id: "T", spool: sp, done: make(chan struct{}), now: &api.Task{Id: "T"}, dir: sp.dir}
 	k := &Keeper{tasks: map[string]*task{"T": live}, info: &api.Guest{Name: "box"}, log: slog.New(slog.DiscardHandler)}
 	for range maxNotices + 10 {
 		k.tell("made up", "carrel: egress to x is not allowed") // the only task that runs

@@ -322,6 +322,9 @@ func interrupt(t *api.Task, cause string) {
 	t.Ending = &api.Ending{Status: StatusOurs, Cause: cause}
 }
 
+// killBound is how long a process that was killed may take to end.
+const killBound = 5 * time.Second
+
 // LockWait is Lock, but waits for a keeper to end, as long as ctx lets it.
 func LockWait(ctx context.Context, dir string) (unlock func(), err error) {
 	l := flock.New(filepath.Join(dir, fileLock), flock.SetPermissions(0o600))

@@ -24,6 +24,7 @@ import (
 
 // task is one task of a keeper: live, or of an earlier run of the guest.
 type task struct {
+	id  string // never changes, so that it is read without mu
 	mu  sync.Mutex
 	now *api.Task
 
@@ -44,7 +45,7 @@ type task struct {
 func endedTask(t *api.Task, dir string) *task {
 	done := make(chan struct{})
 	close(done)
-	return &task{now: t, done: done, ended: done, dir: dir}
+	return &task{id: t.Id, now: t, done: done, ended: done, dir: dir}
 }
 
 func (t *task) get() *api.Task {
@@ -107,20 +108,21 @@ func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskReques
 	if n := k.liveLocked(); n >= MaxTasks {
 		return nil, api.NewError(connect.CodeResourceExhausted, "too_many_tasks", fmt.Sprintf("%d tasks run in guest %s, which is the limit", n, k.info.Name), "wait for one to end")
 	}
-	t := &task{done: make(chan struct{}), ended: make(chan struct{}), in: newInput(), now: &api.Task{
-		Id: ulid.Make().String(), Guest: k.info.Name, Spec: spec,
+	id := ulid.Make().String()
+	t := &task{id: id, done: make(chan struct{}), ended: make(chan struct{}), in: newInput(), now: &api.Task{
+		Id: id, Guest: k.info.Name, Spec: spec,
 		State: api.TaskState_TASK_STATE_QUEUED, Created: timestamppb.Now(),
 	}}
 	var stop context.CancelCauseFunc
 	t.ctx, stop = context.WithCancelCause(context.Background())
 	t.stop = func() { stop(errors.New("the task was cancelled and did not end by a signal")) }
-	t.dir = k.spoolDir(t.now.Id)
+	t.dir = k.spoolDir(t.id)
 	if t.spool, err = newSpool(t.dir, SpoolMax); err != nil {
 		os.RemoveAll(t.dir)
 		return nil, api.NewError(connect.CodeInternal, "disk", "the task's output cannot be kept: "+err.Error(), "make room on the disk that holds "+k.dir)
 	}
 	Crash("task: before it is recorded")
-	made.Task = t.now.Id
+	made.Task = t.id
 	rec := taskRecord(t.now, r.Msg.IdempotencyKey)
 	rec.Request = made.Request
 	if err := k.journal.add(rec); err != nil {
@@ -135,10 +137,10 @@ func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskReques
 	if r.Msg.IdempotencyKey != "" {
 		k.keys[r.Msg.IdempotencyKey] = made
 	}
-	k.tasks[t.now.Id] = t
-	k.order = append(k.order, t.now.Id)
+	k.tasks[t.id] = t
+	k.order = append(k.order, t.id)
 	if k.main == "" {
-		k.main = t.now.Id
+		k.main = t.id
 	}
 	answer := t.get()
 	Crash("task: recorded, before it runs")
@@ -213,19 +215,19 @@ func (k *Keeper) run(g *Guest, t *task) {
 	begun := time.Now()
 	k.record(t, k.journal.note, func(a *api.Task) { a.State, a.Started = api.TaskState_TASK_STATE_RUNNING, timestamppb.Now() })
 	// Never the environment: it may hold what the user gave with -e.
-	k.say("task.started", map[string]any{"task": t.now.Id, "argv": t.now.Spec.Argv, "user": t.now.Spec.User})
+	k.say("task.started", map[string]any{"task": t.id, "argv": t.now.Spec.Argv, "user": t.now.Spec.User})
 	e := func() (e *api.Ending) {
 		defer func() { // a fault in our own code ends this guest, no other
 			if p := recover(); p != nil {
-				k.log.Error("panic", "task", t.now.Id, "panic", p)
+				k.log.Error("panic", "task", t.id, "panic", p)
 				g.fail(fmt.Sprintf("the keeper failed inside: %v", p))
 				g.vm.Kill()
 				e = &api.Ending{Status: StatusOurs, Cause: g.Cause()}
 			}
 		}()
-		k.shares.taskBegins(t.now.Id)
-		defer k.shares.taskEnds(t.now.Id)
-		return g.Exec(t.ctx, t.now.Id, t.now.Spec, t.spool, t.in)
+		k.shares.taskBegins(t.id)
+		defer k.shares.taskEnds(t.id)
+		return g.Exec(t.ctx, t.id, t.now.Spec, t.spool, t.in)
 	}()
 	close(t.ended)
 	k.trace.task("task runs", begun)
@@ -240,7 +242,7 @@ func (k *Keeper) run(g *Guest, t *task) {
 	Crash("task: ended, before its output is whole")
 	sealed := time.Now()
 	if err := t.spool.seal(); err != nil {
-		k.log.Error("make the output durable", "task", t.now.Id, "error", err)
+		k.log.Error("make the output durable", "task", t.id, "error", err)
 	}
 	Crash("task: ended, before that is recorded")
 	last := k.record(t, k.journal.add, func(a *api.Task) {
@@ -276,8 +278,8 @@ func (k *Keeper) importAfter(g *Guest, t *task) {
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), importTimeout+sessionTimeout, errors.New("it took too long"))
 	defer cancel()
-	if err := k.shares.imports.all(ctx, g, t.now.Id, false); err != nil {
-		k.log.Warn("import", "task", t.now.Id, "error", err)
+	if err := k.shares.imports.all(ctx, g, t.id, false); err != nil {
+		k.log.Warn("import", "task", t.id, "error", err)
 		t.spool.note([]byte("what was changed could not be read whole: " + wire.Text(err.Error(), wire.MaxText)))
 	}
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"sort"
 	"time"
 
@@ -120,11 +121,20 @@ func (s *guestService) Remove(ctx context.Context, r *connect.Request[api.Remove
 		}
 	}
 	if !r.Msg.Force {
+		if unlock, free, err := guest.Lock(s.d.dir(e)); err == nil && !free { // it was set aside, and lives
+			return nil, api.NewError(connect.CodeFailedPrecondition, "running", "guest "+e.name+" is running", "carrel rm --force "+e.name)
+		} else if err == nil {
+			unlock()
+		}
 		if err := s.d.nothingWaits(ctx, e); err != nil {
 			return nil, err
 		}
 	}
 	if err := s.d.discard(e); err != nil {
+		var own *connect.Error
+		if errors.As(err, &own) {
+			return nil, own
+		}
 		return nil, api.NewError(connect.CodeInternal, "disk", err.Error(), "")
 	}
 	return connect.NewResponse(&api.RemoveGuestResponse{}), nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -20,6 +21,7 @@ func (d *Daemon) follow(ctx context.Context, e *entry) {
 	_, k, _ := e.get()
 	defer k.close()
 	dir := filepath.Join(d.guests, e.name)
+	killed := false
 	for tries := 0; ctx.Err() == nil; tries++ {
 		st, err := k.own.Watch(ctx, connect.NewRequest(&api.WatchRequest{}))
 		if err == nil {
@@ -27,7 +29,7 @@ func (d *Daemon) follow(ctx context.Context, e *entry) {
 				if e.heard(proto.Clone(st.Msg()).(*api.Guest)) {
 					d.lookSoon(e)
 				}
-				tries = 0
+				tries, killed = 0, false
 			}
 			err = st.Err()
 			st.Close()
@@ -41,22 +43,34 @@ func (d *Daemon) follow(ctx context.Context, e *entry) {
 		if out := e.edgeOf(); out != nil {
 			out.close()
 		}
-		if d.settle(ctx, e, dir) || ctx.Err() != nil {
+		if d.settle(ctx, e, dir, killed) || ctx.Err() != nil {
 			return
 		}
 		if tries < 2 {
 			continue // it lives: the stream broke, which says nothing of the guest
 		}
 		d.log.Warn("a keeper does not answer", "guest", e.name, "error", err)
-		if err := guest.KillKeeper(dir); err != nil {
+		if err := killKeeper(dir); err != nil {
 			d.log.Error("kill keeper", "guest", e.name, "error", err)
+		} else {
+			killed = true
 		}
 	}
 }
 
+// killKeeper is guest.KillKeeper; where no process is written down there is none,
+// since a keeper writes itself down before it has a guest.
+func killKeeper(dir string) error {
+	if err := guest.KillKeeper(dir); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // settle waits for the keeper's lock, bounded, gives open tasks their ending
-// and shows the guest as stopped. It is false if the keeper still lives.
-func (d *Daemon) settle(ctx context.Context, e *entry, dir string) bool {
+// and shows the guest as stopped. It is false if the keeper may still live. killed
+// says that its process has ended, whatever becomes of the lock.
+func (d *Daemon) settle(ctx context.Context, e *entry, dir string, killed bool) bool {
 	lctx, cancel := context.WithTimeout(ctx, guest.StopBound)
 	defer cancel()
 	measured := e.measure("keeper gone, its guest settled")
@@ -64,8 +78,15 @@ func (d *Daemon) settle(ctx context.Context, e *entry, dir string) bool {
 	if lctx.Err() != nil && err != nil {
 		return false
 	}
-	if err != nil { // nobody can tell whether it lives
-		err = errors.Join(fmt.Errorf("lock the guest's folder: %w", err), guest.KillKeeper(dir))
+	if err != nil && !killed {
+		// It may be ours alone that there is no descriptor for a lock: the keeper has as
+		// long as if it held it.
+		d.log.Warn("a keeper's lock cannot be looked at", "guest", e.name, "error", err)
+		<-lctx.Done()
+		return false
+	}
+	if err != nil {
+		err = fmt.Errorf("lock the guest's folder: %w", err)
 		unlock = func() {}
 	}
 	cause := e.why("the guest's keeper was killed")
@@ -127,6 +148,10 @@ func (d *Daemon) discardMine(e *entry) error {
 	if !mine { // another guest has the name by now, or this one runs
 		return nil
 	}
+	if err := d.unkept(e); err != nil {
+		d.log.Error("remove", "guest", e.name, "error", err)
+		return err
+	}
 	measured := e.measure("guest removed")
 	if d.changing(e) && len(d.opts.Review) > 0 { // with its store goes what knows which names of the user's folder are ours
 		d.recoverChange(d.ctx, e)
@@ -155,6 +180,33 @@ func (d *Daemon) discardMine(e *entry) error {
 	e.settled()
 	d.log.Info("removed", "guest", e.name)
 	return nil
+}
+
+// unkept returns when no keeper has the guest's folder, or why it may have one: a
+// guest that was set aside because its state could not be read may run. Nobody but
+// this daemon starts another, and not while it removes the guest; so the lock is
+// not kept, with which Windows would not let the folder be renamed.
+func (d *Daemon) unkept(e *entry) error {
+	dir := d.dir(e)
+	unlock, free, err := guest.Lock(dir)
+	if err == nil && free {
+		unlock()
+		return nil
+	}
+	kerr := killKeeper(dir)
+	if err != nil && kerr == nil { // there is no lock to be had, and no process
+		return nil
+	}
+	if err == nil {
+		ctx, cancel := context.WithTimeout(d.ctx, guest.StopBound)
+		defer cancel()
+		if unlock, err = guest.LockWait(ctx, dir); err == nil {
+			unlock()
+			return nil
+		}
+	}
+	return api.NewError(connect.CodeFailedPrecondition, "running", fmt.Sprintf("guest %s is not removed: its keeper still runs (%v)", e.name, errors.Join(kerr, err)),
+		"end the process that "+filepath.Join(dir, "keeper.json")+" names, and try again")
 }
 
 // end stops a guest and returns when its keeper is gone, within guest.StopBound,

@@ -18,5 +18,9 @@ func writeIdentity(dir string) error {
 	return os.WriteFile(filepath.Join(dir, fileKeeper), b, 0o600)
 }
 
+// killBound is how long a keeper that no daemon watches may live after KillKeeper:
+// that of a guest which is nobody's ends by itself.
+const killBound = usualAbsence + StopBound
+
 // KillKeeper does nothing on a host where a process cannot be pinned.
 func KillKeeper(string) error { return nil }

@@ -43,6 +43,9 @@ func writeIdentity(dir string) error {
 	return os.Rename(p+".new", p)
 }
 
+// killBound is how long a keeper may live after KillKeeper.
+const killBound = 0
+
 // KillKeeper ends a keeper that does not answer. Only the very process that
 // wrote keeper.json is ended: it is opened first, so that its number stays its
 // own, and compared then.

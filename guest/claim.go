@@ -19,11 +19,12 @@ import (
 
 // A warm guest is started before anybody asks for one:
 //
-//	warm ── claim ──> that of one request, like any other ── its end ──> removed
-//	  └── the pool gives it up, nobody watches it for absence ──> removed
+//	warm ── claim ──> claimed ── written down ──> that of one request, like any other
+//	  └─────────────────┴── the pool gives it up, nobody watches it for absence ──> removed
 //
 // Before the claim it has no share, no rule, no secret and no task, and after it
-// it is never warm again.
+// it is never warm again. Whose it is its folder says, last: a daemon that dies
+// before that leaves a guest which nobody will ask for.
 
 // claimTime bounds what a guest's agent has to do for it.
 const claimTime = 30 * time.Second
@@ -94,13 +95,15 @@ func (k *Keeper) ClaimGuest(ctx context.Context, r *connect.Request[api.ClaimGue
 		}
 	}
 	k.mu.Lock()
-	k.req.Spec, k.warm = proto.Clone(spec).(*api.GuestSpec), false
+	k.req.Spec, k.warm, k.claimed = proto.Clone(spec).(*api.GuestSpec), false, !spec.Ephemeral
 	k.info.Spec = spec
 	if k.away != nil {
 		k.away.Stop()
 	}
-	if spec.Ephemeral {
+	if spec.Ephemeral { // which ends by itself if its caller does not come
 		k.away = time.AfterFunc(k.absence(), k.finish)
+	} else if k.away = time.AfterFunc(k.absence(), k.cutOff); k.watchers > 0 {
+		k.away.Stop()
 	}
 	k.changedLocked()
 	k.mu.Unlock()
@@ -108,20 +111,41 @@ func (k *Keeper) ClaimGuest(ctx context.Context, r *connect.Request[api.ClaimGue
 	return connect.NewResponse(&api.ClaimGuestResponse{}), nil
 }
 
-// watched counts who watches a warm guest: when nobody does for long enough, its
-// daemon is gone, and nobody will ask for it.
+// cutOff ends a guest whose claim its daemon did not live to write down.
+func (k *Keeper) cutOff() {
+	warm, err := isWarm(k.dir)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case !k.claimed || k.watchers > 0: // who has come back sees to it
+	case err != nil: // it may be somebody's
+		k.log.Error("whose the guest is", "error", err)
+		k.away.Reset(k.absence())
+	case warm:
+		k.finish()
+	default:
+		k.claimed = false
+	}
+}
+
+// watched counts who watches a guest that is not known to be somebody's: when
+// nobody does for long enough, its daemon is gone, and nobody will ask for it.
 func (k *Keeper) watched() (end func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.watchers++
-	if k.warm && k.away != nil {
+	if (k.warm || k.claimed) && k.away != nil {
 		k.away.Stop()
 	}
 	return func() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		if k.watchers--; k.watchers == 0 && k.warm && k.away != nil {
+		if k.watchers--; k.watchers == 0 && (k.warm || k.claimed) && k.away != nil {
 			k.away.Reset(k.absence())
 		}
 	}
 }
+
+// UnclaimedBound is how long the keeper of a guest that is nobody's takes to end
+// after KillKeeper.
+const UnclaimedBound = StopBound + keeperOutlives

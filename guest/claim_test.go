@@ -1,11 +1,19 @@
 package guest
 
 import (
+	"io"
+	"log/slog"
+	"path/filepath"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/audit"
 )
 
 // What cannot change in a guest that runs is each a reason, and what can is none.
@@ -37,5 +45,63 @@ func TestFixed(t *testing.T) {
 	const known = 10
 	if n := is.ProtoReflect().Descriptor().Fields().Len(); n != known {
 		t.Errorf("a guest's request has %d settings, and Fixed was written for %d: what of the new one?", n, known)
+	}
+}
+
+// A guest whose claim was cut off ends when no daemon comes back for it, also one
+// that would stay. The control is a guest of which it is written down whose it is.
+func TestClaimCutOff(t *testing.T) {
+	for what, written := range map[string]bool{"cut off": false, "control": true} {
+		t.Run(what, func(t *testing.T) {
+			guests := t.TempDir()
+			dir := filepath.Join(guests, "a")
+			spec := &api.GuestSpec{Name: "a", Image: "default", Cpus: 2, MemoryMib: 512, DiskMib: 64, Ephemeral: true}
+			if err := Create(guests, "a", spec, Making{Warm: true}); err != nil {
+				t.Fatal(err)
+			}
+			log, err := audit.Open(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer log.Close()
+			mine := proto.Clone(spec).(*api.GuestSpec)
+			mine.Ephemeral = false
+			synctest.Test(t, func(t *testing.T) {
+				k := &Keeper{
+					req: KeepRequest{Spec: spec, Warm: true}, warm: true, g: new(Guest), info: &api.Guest{Name: "a"}, dir: dir,
+					changed: make(chan struct{}), finished: make(chan struct{}), audit: log, log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+				}
+				over := func() bool {
+					synctest.Wait()
+					select {
+					case <-k.finished:
+						return true
+					default:
+						return false
+					}
+				}
+				k.away = time.AfterFunc(k.absence(), k.finish)
+				gone := k.watched()
+				_, err := k.ClaimGuest(t.Context(), connect.NewRequest(&api.ClaimGuestRequest{Spec: mine, Rules: []byte(`{"MaxCPUs":2,"MaxMemoryMiB":1024,"MaxDiskMiB":1024}`)}))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if time.Sleep(time.Hour); over() {
+					t.Fatal("it ended while its daemon was there")
+				}
+				if written {
+					if err := Claimed(dir, mine, Making{}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				gone()
+				if time.Sleep(k.absence() - 1); over() {
+					t.Fatal("it ended before its daemon could come back")
+				}
+				if time.Sleep(time.Hour); over() == written {
+					t.Errorf("it has ended: %v", written)
+				}
+			})
+		})
 	}
 }

@@ -61,6 +61,9 @@ func writeIdentity(dir string) error {
 	return os.Rename(p+".new", p)
 }
 
+// keeperOutlives is how long a keeper may live after KillKeeper.
+const keeperOutlives = 0
+
 // KillKeeper ends a keeper that does not answer. Without an error the process that
 // wrote keeper.json has ended; os.ErrNotExist means that none is written down, and
 // any other error that it may live. Only that very process is signalled: it is

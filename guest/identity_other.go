@@ -21,6 +21,10 @@ func writeIdentity(dir string) error {
 	return os.WriteFile(filepath.Join(dir, fileKeeper), b, 0o600)
 }
 
+// keeperOutlives is how long a keeper that no daemon watches may live after KillKeeper:
+// that of a guest which is nobody's ends by itself.
+const keeperOutlives = usualAbsence + StopBound
+
 // KillKeeper says whether a keeper that does not answer has ended; it ends none,
 // since a process cannot be pinned on this host. Without an error the process that
 // wrote keeper.json is gone; os.ErrNotExist means that none is written down, and

@@ -100,9 +100,10 @@ type Keeper struct {
 	keys     map[string]Keyed
 	main     string            // an ephemeral guest's first task
 	callers  int               // attached callers
-	watchers int               // of a warm guest
+	watchers int               // of the guest
 	warm     bool              // nobody's yet: it runs no task
 	claiming bool              // it is about to be somebody's
+	claimed  bool              // it is, and its folder may not say so yet
 	granted  []*api.EgressRule // when it started
 	away     *time.Timer
 	finished chan struct{} // closed when an ephemeral guest is to end

@@ -143,6 +143,19 @@ func Claimed(dir string, spec *api.GuestSpec, by Making) error {
 	return respec(dir, spec, &by)
 }
 
+// isWarm says whether a guest's folder says that it is nobody's.
+func isWarm(dir string) (bool, error) {
+	b, err := readSmall(filepath.Join(dir, fileSpec))
+	if err != nil {
+		return false, err
+	}
+	var s saved
+	if err := json.Unmarshal(b, &s); err != nil {
+		return false, fmt.Errorf("%w: %s: %v", ErrDamaged, dir, err)
+	}
+	return s.Making.Warm, nil
+}
+
 func respec(dir string, spec *api.GuestSpec, by *Making) error {
 	path := filepath.Join(dir, fileSpec)
 	b, err := readSmall(path)

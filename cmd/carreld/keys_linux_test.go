@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/api/apiconnect"
+	"github.com/carrel-vm/carrel/guest/audit"
 	"github.com/carrel-vm/carrel/guest/client"
 )
 
@@ -346,6 +348,13 @@ func TestKeyedCrash(t *testing.T) {
 				list = r.Msg.Tasks
 				return len(list) == 1 && over(list[0].State)
 			})
+			started := 0
+			if err := audit.Show(filepath.Join(w.home, "state", "guests", name, "audit"), 0, func(line []byte) error {
+				started += bytes.Count(line, []byte(`"guest.started"`))
+				return nil
+			}); err != nil || started == 0 {
+				t.Errorf("the audit log of a guest that is somebody's has %d records of its start: %v", started, err)
+			}
 			n := counted(t, ran)
 			switch list[0].State {
 			case api.TaskState_TASK_STATE_EXITED:

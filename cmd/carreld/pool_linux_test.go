@@ -140,3 +140,23 @@ func TestPoolEndsWithDaemon(t *testing.T) {
 		}
 	}
 }
+
+// A pool that has lost a guest has another when a guest that is somebody's ends.
+func TestPoolIsRefilledAtAnEnd(t *testing.T) {
+	w := withPool(t)
+	name, _, _ := w.aWarm()
+	c := w.raw()
+	defer c.close()
+	if _, err := c.start(t.Context(), &api.StartGuestRequest{Spec: &api.GuestSpec{Name: "box", MemoryMib: 128, DiskMib: 64}}); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(w.home, "state", "guests", name)
+	if err := guest.KillKeeper(dir); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the warm guest is gone", func() bool { _, err := os.Lstat(dir); return os.IsNotExist(err) })
+	if _, err := c.guests.Remove(t.Context(), connect.NewRequest(&api.RemoveGuestRequest{Name: "box", Force: true})); err != nil {
+		t.Fatal(err)
+	}
+	w.aWarm()
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -26,34 +27,74 @@ const attachTime = 45 * time.Second
 //  2. the keeper gets its control socket, and nothing else of it stays here
 //  3. the keeper has the guest mount it
 func (d *Daemon) attach(ctx context.Context, e *entry, k *keeper, g *policy.Grant, i int) error {
+	control, err := d.serveShare(ctx, e, g, i)
+	if err != nil {
+		return err
+	}
+	return d.mountShare(ctx, e, k, g, i, control)
+}
+
+// attachAll is attach for all shares of the grant. Their processes start side by
+// side, and the guest mounts them in the grant's order, as in a cold start: one
+// that came after another inside it would cover that.
+func (d *Daemon) attachAll(ctx context.Context, e *entry, k *keeper, g *policy.Grant) error {
+	n := len(g.Spec().Shares)
+	controls, errs := make([]*os.File, n), make([]error, n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() { controls[i], errs[i] = d.serveShare(ctx, e, g, i) })
+	}
+	all.Wait()
+	err := errors.Join(errs...)
+	for i, control := range controls {
+		switch {
+		case err == nil:
+			err = d.mountShare(ctx, e, k, g, i, control)
+		case control != nil:
+			control.Close()
+		}
+	}
+	return err
+}
+
+// serveShare starts the process of share i of the grant.
+func (d *Daemon) serveShare(ctx context.Context, e *entry, g *policy.Grant, i int) (*os.File, error) {
 	if len(d.opts.Share) == 0 {
-		return notLive(e.name)
+		return nil, notLive(e.name)
 	}
 	ctx, cancel := context.WithTimeout(ctx, attachTime)
 	defer cancel()
-	sh, pin := g.Spec().Shares[i], g.Pins()[i]
-	tag := "l" + g.Layer(i)
+	pin := g.Pins()[i]
 	log, err := os.OpenFile(filepath.Join(d.dir(e), "share.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		return attachFailed(e.name, err)
+		return nil, attachFailed(e.name, err)
 	}
 	defer log.Close()
 	control, err := guest.StartShare(ctx, guest.ShareSpec{
-		Tag: tag, Path: pin.Path, Dev: pin.Dev, Ino: pin.Ino, Owner: d.opts.ShareOwner,
+		Tag: tagOf(g, i), Path: pin.Path, Dev: pin.Dev, Ino: pin.Ino, Owner: d.opts.ShareOwner,
 		Store: guest.ReviewDir(d.dir(e), g.Layer(i)), Rules: g.ShareRules(i),
 	}, guest.ShareStart{Command: d.opts.Share, Log: log, Outlive: true})
 	if errors.Is(err, errors.ErrUnsupported) {
-		return notLive(e.name)
+		return nil, notLive(e.name)
 	}
 	if err != nil {
-		return attachFailed(e.name, err)
+		return nil, attachFailed(e.name, err)
 	}
-	err = guest.HandShare(d.opts.Place.Run, e.name, tag, control)
+	return control, nil
+}
+
+func tagOf(g *policy.Grant, i int) string { return "l" + g.Layer(i) }
+
+// mountShare has the guest mount share i, and closes its control socket.
+func (d *Daemon) mountShare(ctx context.Context, e *entry, k *keeper, g *policy.Grant, i int, control *os.File) error {
+	ctx, cancel := context.WithTimeout(ctx, attachTime)
+	defer cancel()
+	err := guest.HandShare(d.opts.Place.Run, e.name, tagOf(g, i), control)
 	control.Close()
 	if err != nil {
 		return attachFailed(e.name, err)
 	}
-	if _, err := k.own.AttachShare(ctx, connect.NewRequest(&api.AttachShareRequest{Tag: tag, Share: sh})); err != nil {
+	if _, err := k.own.AttachShare(ctx, connect.NewRequest(&api.AttachShareRequest{Tag: tagOf(g, i), Share: g.Spec().Shares[i]})); err != nil {
 		return d.handOn(e, err)
 	}
 	return nil

@@ -20,7 +20,8 @@ import (
 // claim makes a guest of the pool that of a request:
 //
 //  1. one that is warm, or comes up, is taken; no other request gets it
-//  2. policy decides on the request, as for any start
+//  2. policy decides on the request, as for any start; what changes from here on,
+//     a secret or the policy, is applied to the guest afterwards
 //  3. what cannot change in a guest that runs must be what was granted
 //  4. its keeper decides again and tells its agent; its shares are attached, its
 //     egress process gets the rules and the secrets
@@ -42,6 +43,13 @@ func (d *Daemon) claim(ctx context.Context, spec *api.GuestSpec, by guest.Making
 	if e == nil {
 		return nil, "no guest is warm", nil
 	}
+	if cold, err := d.comesUp(ctx, e, want, spec); cold != "" || err != nil {
+		d.giveBack(e)
+		return nil, cold, err
+	}
+	e.rules.Lock() // whoever changes a secret waits, and finds the guest then
+	held := sync.OnceFunc(e.rules.Unlock)
+	defer held()
 	c, cold, err := d.fitting(ctx, e, spec)
 	if c == nil {
 		d.giveBack(e)
@@ -54,16 +62,19 @@ func (d *Daemon) claim(ctx context.Context, spec *api.GuestSpec, by guest.Making
 	e.mu.Unlock()
 	claimed := trace.Begin("claimed from the pool")
 	info, err = d.give(ctx, e, c, by)
+	held()
 	if err != nil {
 		d.log.Warn("a claim failed", "guest", e.name, "error", err)
+		d.mu.Lock()
+		e.warm.left = true
+		d.mu.Unlock()
 		d.owned.Go(func() {
-			d.giveUp(d.ctx, e)
+			d.giveUp(e)
 			e.release()
 		})
 		return nil, "the claim failed", ctx.Err()
 	}
 	claimed()
-	defer d.refill()
 	defer e.release()
 	if err := c.x.announce(notice); err != nil {
 		return nil, "", err
@@ -102,7 +113,8 @@ func (d *Daemon) takeWarm(want policy.Pool) (found *entry) {
 	return found
 }
 
-// giveBack puts a guest back that a claim has done nothing to.
+// giveBack puts a guest back that a claim has done nothing to, if it is still what
+// the pool is to hold.
 func (d *Daemon) giveBack(e *entry) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -113,8 +125,9 @@ func (d *Daemon) giveBack(e *entry) {
 		}
 	default:
 	}
-	if d.closing { // the pool was emptied meanwhile, and did not see it
-		d.owned.Go(func() { d.giveUp(d.ctx, e) })
+	if d.closing || e.warm.stale { // one that is emptied did not see it
+		e.warm.left = true
+		d.owned.Go(func() { d.giveUp(e) })
 		return
 	}
 	e.warm.taken = false
@@ -127,28 +140,58 @@ type claiming struct {
 	conf *api.ConfigureEdgeRequest
 }
 
-// fitting decides on a request for a guest of the pool, and waits until that is
-// up. If it is nil cold says why the guest is not for the request.
-func (d *Daemon) fitting(ctx context.Context, e *entry, asked *api.GuestSpec) (c *claiming, cold string, err error) {
-	spec := proto.Clone(asked).(*api.GuestSpec)
+// wanting decides on a request as for a guest of the pool; nil if that is no way
+// to a guest, and cold says why.
+func (d *Daemon) wanting(e *entry, asked *api.GuestSpec) (spec *api.GuestSpec, x *decision, cold string) {
+	spec = proto.Clone(asked).(*api.GuestSpec)
 	spec.Name, spec.Image = e.name, d.resolved(asked.Image)
 	if spec.Image == "" {
-		return nil, "its image is not here", nil
+		return nil, nil, "its image is not here"
 	}
 	originate(spec)
 	x, err := d.decide(spec)
 	if err != nil {
-		return nil, "not granted", nil // a cold start has the words for it
+		return nil, nil, "not granted" // a cold start has the words for it
 	}
-	granted := x.grant.Spec()
-	if len(granted.Shares) > 0 && len(d.opts.Share) == 0 {
-		return nil, "no live shares here", nil
+	if len(x.grant.Spec().Shares) > 0 && len(d.opts.Share) == 0 {
+		return nil, nil, "no live shares here"
+	}
+	return spec, x, ""
+}
+
+// comesUp waits until a guest of the pool is up, unless it will not be what the
+// request needs.
+func (d *Daemon) comesUp(ctx context.Context, e *entry, want policy.Pool, asked *api.GuestSpec) (cold string, err error) {
+	select {
+	case <-e.warm.made:
+		return "", nil
+	default:
+	}
+	_, x, cold := d.wanting(e, asked)
+	if cold != "" {
+		return cold, nil
+	}
+	is := want.Spec(e.name)
+	is.Image = d.resolved(is.Image)
+	will, err := policy.Decide(is, x.rules)
+	if err != nil {
+		return "the warm guest failed", nil // it will have
+	}
+	if why := guest.Fixed(will.Spec(), x.grant.Spec()); why != "" {
+		return why, nil
 	}
 	select {
 	case <-e.warm.made:
+		return "", nil
 	case <-ctx.Done():
-		return nil, "", ctx.Err()
+		return "", ctx.Err()
 	}
+}
+
+// fitting decides on a request for a guest of the pool that is up. If it is nil
+// cold says why the guest is not for the request. The caller holds e.rules until
+// the guest has what was granted.
+func (d *Daemon) fitting(ctx context.Context, e *entry, asked *api.GuestSpec) (c *claiming, cold string, err error) {
 	if e.warm.err != nil {
 		return nil, "the warm guest failed", nil
 	}
@@ -156,10 +199,19 @@ func (d *Daemon) fitting(ctx context.Context, e *entry, asked *api.GuestSpec) (c
 	if k == nil || is.State != api.GuestState_GUEST_STATE_READY {
 		return nil, "the warm guest ended", nil
 	}
+	if here := d.resolved(e.warm.pool.Image); here != "" && here != is.Spec.Image {
+		e.warm.stale = true
+	}
+	spec, x, cold := d.wanting(e, asked)
+	if cold != "" {
+		return nil, cold, nil
+	}
+	granted := x.grant.Spec()
 	if why := guest.Fixed(is.Spec, granted); why != "" {
 		return nil, why, nil
 	}
 	if !slices.Equal(e.warm.walls, x.grant.Boundaries()) {
+		e.warm.stale = true
 		return nil, "another boundary", nil
 	}
 	if err := d.room("start guest "+e.name, d.guests, x.rules); err != nil {
@@ -171,6 +223,7 @@ func (d *Daemon) fitting(ctx context.Context, e *entry, asked *api.GuestSpec) (c
 	}
 	defer release()
 	if filesOf(parts) != e.warm.parts {
+		e.warm.stale = true
 		return nil, "the image was made anew", nil
 	}
 	kept := proto.Clone(granted).(*api.GuestSpec) // without what repositories ask for, which may change
@@ -182,10 +235,8 @@ func (d *Daemon) fitting(ctx context.Context, e *entry, asked *api.GuestSpec) (c
 	return &claiming{x: x, spec: kept, conf: conf}, "", nil
 }
 
-// give gives a guest of the pool all that was granted.
+// give gives a guest of the pool all that was granted. The caller holds e.rules.
 func (d *Daemon) give(ctx context.Context, e *entry, c *claiming, by guest.Making) (*api.Guest, error) {
-	e.rules.Lock() // what changes meanwhile counts afterwards
-	defer e.rules.Unlock()
 	_, k, _ := e.get()
 	if k == nil {
 		return nil, errors.New("it has ended")
@@ -205,27 +256,25 @@ func (d *Daemon) give(ctx context.Context, e *entry, c *claiming, by guest.Makin
 		return nil, err
 	}
 	var all sync.WaitGroup
-	errs := make([]error, len(granted.Shares)+1)
-	for i := range granted.Shares {
-		all.Go(func() { errs[i] = d.attach(ctx, e, k, c.x.grant, i) })
-	}
+	var told, attached error
+	all.Go(func() { attached = d.attachAll(ctx, e, k, c.x.grant) })
 	all.Go(func() {
 		if edge := e.edgeOf(); edge == nil {
-			errs[len(errs)-1] = errors.New("its egress process has ended")
-		} else if _, err := d.tell(ctx, e, edge, c.conf); err != nil {
-			errs[len(errs)-1] = err
+			told = errors.New("its egress process has ended")
+		} else {
+			_, told = d.tell(ctx, e, edge, c.conf)
 		}
 	})
 	all.Wait()
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(told, attached); err != nil {
 		return nil, err
 	}
+	d.recordStart(e, c.x, c.conf) // a guest that is somebody's has it, whenever this daemon dies
 	guest.Crash("claim: before it is written down")
 	if err := guest.Claimed(d.dir(e), c.spec, by); err != nil {
 		return nil, err
 	}
 	guest.Crash("claim: written down")
-	d.recordStart(e, c.x, c.conf)
 	d.index.Later(ctx, store.Known{Guest: e.name, Created: time.Now()})
 	e.mu.Lock()
 	e.info = proto.Clone(e.info).(*api.Guest)

@@ -84,15 +84,17 @@ type Daemon struct {
 
 	telemetry *exporter // of both logs; nil in tests
 
-	mu      sync.Mutex
-	table   map[string]*entry
-	past    []*entry // removed a moment ago, the last first
-	closing bool
-	keys    map[string]chan struct{} // idempotency keys of requests on their way
-	stop    chan struct{}            // closed by Shutdown
-	stopped sync.Once
-	slow    sync.Once
-	owned   sync.WaitGroup // goroutines that follow keepers
+	mu        sync.Mutex
+	table     map[string]*entry
+	past      []*entry // removed a moment ago, the last first
+	closing   bool
+	recovered bool                     // the table has every guest that is on the disk
+	keys      map[string]chan struct{} // idempotency keys of requests on their way
+	stop      chan struct{}            // closed by Shutdown
+	stopped   sync.Once
+	slow      sync.Once
+	noPool    sync.Once
+	owned     sync.WaitGroup // goroutines that follow keepers
 }
 
 // maxGuests bounds the table.
@@ -138,6 +140,9 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	}
 	d.owned.Go(func() { d.source.run(rctx) })
 	d.telemetry.read()
+	d.mu.Lock()
+	d.recovered = true
+	d.mu.Unlock()
 	d.refill()
 	ln, err := guest.ListenPrivate(o.Place.Socket)
 	if err != nil {
@@ -175,7 +180,7 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	d.closing = true
 	d.mu.Unlock()
 	close(d.events.over)
-	d.emptyPool(rctx)
+	d.emptyPool()
 	sctx, scancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer scancel()
 	if srv.Shutdown(sctx) != nil {

@@ -93,12 +93,13 @@ func (e *entry) setShut(why string) {
 
 // reapply makes the policy as it is now hold for a guest that runs: after its
 // adoption, after a secret was changed, after an answer for all guests. What
-// cannot be decided any more is shut: the guest goes on and reaches nothing.
+// cannot be decided any more is shut: the guest goes on and reaches nothing. Who
+// starts a guest, or claims one, holds its rules until it is known here.
 func (d *Daemon) reapply(ctx context.Context, e *entry) {
 	e.rules.Lock()
 	defer e.rules.Unlock()
 	edge := e.edgeOf()
-	if edge == nil {
+	if edge == nil || d.isWarm(e) { // one in the pool has nothing that could have changed
 		return
 	}
 	info, _, _ := e.get()
@@ -118,10 +119,10 @@ func (d *Daemon) reapply(ctx context.Context, e *entry) {
 }
 
 // reapplyAll does so for every guest that which picks, side by side, and
-// returns when it holds.
+// returns when it holds. Also a guest that is being started or claimed is one.
 func (d *Daemon) reapplyAll(ctx context.Context, which func(*entry) bool) {
 	var all sync.WaitGroup
-	for _, e := range d.entries() {
+	for _, e := range d.everyEntry() {
 		if which(e) {
 			all.Go(func() { d.reapply(ctx, e) })
 		}
@@ -130,10 +131,11 @@ func (d *Daemon) reapplyAll(ctx context.Context, which func(*entry) bool) {
 }
 
 // secretChanged makes a secret that was set or removed count from the next
-// request on, in every guest that uses it.
+// request on, in every guest that uses it. What takes values out of the logs that
+// are sent knows first: a guest can be made to say one as soon as it is in use.
 func (d *Daemon) secretChanged(ctx context.Context, name string) {
-	d.reapplyAll(ctx, func(e *entry) bool { return e.edgeOf() != nil })
 	d.telemetry.secretsChanged()
+	d.reapplyAll(ctx, func(*entry) bool { return true })
 	d.log.Info("secret changed", "secret", name)
 }
 

@@ -45,6 +45,7 @@ func (s *guestService) Start(ctx context.Context, r *connect.Request[api.StartGu
 
 // begin starts a new guest, or a stopped one again, and returns when it is ready.
 func (s *guestService) begin(ctx context.Context, spec *api.GuestSpec, onlyNew bool, by guest.Making, notice func(string) error, st *connect.ServerStream[api.StartGuestEvent]) (*api.Guest, error) {
+	defer s.d.refill()
 	info, cold, err := s.d.claim(ctx, spec, by, notice)
 	if info != nil || err != nil {
 		return info, err
@@ -54,7 +55,6 @@ func (s *guestService) begin(ctx context.Context, spec *api.GuestSpec, onlyNew b
 		return nil, err
 	}
 	e.startsCold(cold)
-	defer s.d.refill()
 	defer e.release()
 	if !fresh {
 		if err := s.d.restartable(ctx, e, spec); err != nil {
@@ -137,6 +137,7 @@ func (s *guestService) Remove(ctx context.Context, r *connect.Request[api.Remove
 		}
 		return nil, api.NewError(connect.CodeInternal, "disk", err.Error(), "")
 	}
+	s.d.refill()
 	return connect.NewResponse(&api.RemoveGuestResponse{}), nil
 }
 

@@ -44,6 +44,9 @@ func (d *Daemon) follow(ctx context.Context, e *entry) {
 			out.close()
 		}
 		if d.settle(ctx, e, dir, killed) || ctx.Err() != nil {
+			if !d.isWarm(e) {
+				d.refill()
+			}
 			return
 		}
 		if tries < 2 {

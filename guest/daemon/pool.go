@@ -24,14 +24,16 @@ import (
 //	booting ──> warm ── claim ──> somebody's
 //	   └─ fails ─┴── given up: the pool is smaller, the daemon ends ──> removed
 //
-// It is filled when the daemon starts, when a guest was started, and when one has
-// ended. One that does not start is not tried again before that.
+// It is filled when the daemon starts, when a guest was started, and when one that
+// was somebody's has ended or was removed. One that does not start is not tried
+// again before that.
 
 // warm is what there is to know of a guest that is nobody's.
 type warm struct {
 	pool  policy.Pool   // by which it was made
 	taken bool          // somebody claims it, or gives it up; Daemon.mu guards it
 	left  bool          // it is given up; Daemon.mu guards it
+	stale bool          // the pool would make it otherwise by now; its claim sets it
 	gone  chan struct{} // closed when that is done
 	stop  context.CancelFunc
 	made  chan struct{} // closed when it is warm, or not; what follows is set then
@@ -41,11 +43,16 @@ type warm struct {
 }
 
 // wanted is what the policy file says about the pool. One that cannot be read
-// leaves the pool as it is.
+// leaves the pool as it is. Without egress processes there is none: what a guest
+// may reach comes to it by one.
 func (d *Daemon) wanted() (policy.Pool, error) {
 	file, err := policy.Load(filepath.Join(d.opts.Place.Config, policyFile))
 	if err != nil {
 		return policy.Pool{}, err
+	}
+	if file.Pool.Size > 0 && len(d.opts.Edge) == 0 {
+		d.noPool.Do(func() { d.log.Warn("no guest is kept warm: this host has no egress process yet") })
+		return policy.Pool{}, nil
 	}
 	return file.Pool, nil
 }
@@ -67,7 +74,7 @@ func (d *Daemon) refill() {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closing {
+	if d.closing || !d.recovered { // before that the table lacks guests, and their names
 		return
 	}
 	have := 0
@@ -78,7 +85,7 @@ func (d *Daemon) refill() {
 			have++
 		default:
 			w.taken, w.left = true, true
-			d.owned.Go(func() { d.giveUp(d.ctx, e) })
+			d.owned.Go(func() { d.giveUp(e) })
 		}
 	}
 	for ; have < want.Size && len(d.table) < maxGuests; have++ {
@@ -155,8 +162,9 @@ func (d *Daemon) fits(e *entry, image string) error {
 	return spare(x.grant.Spec().MemoryMib)
 }
 
-// giveUp ends a guest of the pool that was taken, and removes it.
-func (d *Daemon) giveUp(ctx context.Context, e *entry) {
+// giveUp ends a guest of the pool that was taken, and removes it. Its end does not
+// wait for the next daemon if this one is about to end.
+func (d *Daemon) giveUp(e *entry) {
 	w := e.warm
 	defer close(w.gone)
 	w.stop()
@@ -164,21 +172,21 @@ func (d *Daemon) giveUp(ctx context.Context, e *entry) {
 	if w.err != nil {
 		return // it is gone
 	}
-	d.end(ctx, e, 0)
-	if _, err := e.wait(ctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err == nil {
+	d.end(context.WithoutCancel(d.ctx), e, 0) // which is bounded
+	if _, err := e.wait(d.ctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err == nil {
 		d.discard(e)
 	}
 }
 
 // emptyPool ends every guest of the pool, and returns when they are gone.
-func (d *Daemon) emptyPool(ctx context.Context) {
+func (d *Daemon) emptyPool() {
 	d.mu.Lock()
 	var all []*warm
 	for _, e := range d.table {
 		w := e.warm
 		if w != nil && !w.taken {
 			w.taken, w.left = true, true
-			d.owned.Go(func() { d.giveUp(ctx, e) })
+			d.owned.Go(func() { d.giveUp(e) })
 		}
 		if w != nil && w.left {
 			all = append(all, w)
@@ -201,7 +209,7 @@ func (d *Daemon) unclaimed(ctx context.Context, e *entry) {
 		if err := guest.KillKeeper(d.dir(e)); err != nil {
 			d.log.Error("kill keeper", "guest", e.name, "error", err)
 		}
-		lctx, cancel := context.WithTimeout(ctx, guest.StopBound)
+		lctx, cancel := context.WithTimeout(ctx, guest.UnclaimedBound)
 		defer cancel()
 		unlock, err := guest.LockWait(lctx, d.dir(e))
 		if err != nil {

@@ -79,7 +79,7 @@ func (s *systemService) Shutdown(ctx context.Context, r *connect.Request[api.Shu
 		}
 		all.Wait()
 	}
-	s.d.emptyPool(ctx)
+	s.d.emptyPool()
 	s.d.stopped.Do(func() { close(s.d.stop) })
 	return connect.NewResponse(&api.ShutdownResponse{}), nil
 }

@@ -108,14 +108,15 @@ func TestBootViolations(t *testing.T) {
 	}{
 		"version 2^31": {func(c net.Conn) { hello(c, 1<<31) }, "version"},
 		"version 0":    {func(c net.Conn) { hello(c, 0) }, "version"},
-		"hello twice":  {func(c net.Conn) { hello(c, 1); wire.NewReader(c).Read(new(wire.FromHost)); hello(c, 1) }, "not Ready"},
+		"an older one": {func(c net.Conn) { hello(c, wire.Version-1) }, "carrel image build"},
+		"hello twice":  {func(c net.Conn) { hello(c, wire.Version); wire.NewReader(c).Read(new(wire.FromHost)); hello(c, wire.Version) }, "not Ready"},
 		"ready first": {func(c net.Conn) {
 			say(c, &wire.FromGuest{Kind: &wire.FromGuest_Ready{Ready: &wire.Ready{}}})
 		}, "not Hello"},
 		"oversized": {func(c net.Conn) { c.Write([]byte{0xff, 0xff, 0xff, 0xff, 0x0f}) }, "bad frame"},
 		"closes":    {func(c net.Conn) { c.Close() }, "no Hello"},
 		"cannot mount": {func(c net.Conn) {
-			hello(c, 1)
+			hello(c, wire.Version)
 			wire.NewReader(c).Read(new(wire.FromHost))
 			say(c, &wire.FromGuest{Kind: &wire.FromGuest_Ready{Ready: &wire.Ready{Error: "mount \x1b[2Jshare0"}}})
 		}, "mount ?[2Jshare0"},

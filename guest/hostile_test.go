@@ -109,7 +109,11 @@ func TestBootViolations(t *testing.T) {
 		"version 2^31": {func(c net.Conn) { hello(c, 1<<31) }, "version"},
 		"version 0":    {func(c net.Conn) { hello(c, 0) }, "version"},
 		"an older one": {func(c net.Conn) { hello(c, wire.Version-1) }, "carrel image build"},
-		"hello twice":  {func(c net.Conn) { hello(c, wire.Version); wire.NewReader(c).Read(new(wire.FromHost)); hello(c, wire.Version) }, "not Ready"},
+		"hello twice": {func(c net.Conn) {
+			hello(c, wire.Version)
+			wire.NewReader(c).Read(new(wire.FromHost))
+			hello(c, wire.Version)
+		}, "not Ready"},
 		"ready first": {func(c net.Conn) {
 			say(c, &wire.FromGuest{Kind: &wire.FromGuest_Ready{Ready: &wire.Ready{}}})
 		}, "not Hello"},

@@ -196,9 +196,10 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	o.Trace.boot(g, begun, said)
 	g.clock = newClock(g)
 	g.tasks.Go(func() { g.clock.follow(g.gone) })
-	go g.listen()
-	go g.beats()
-	go g.sayRefusals()
+	// These end with the boot stream, at the latest with Close.
+	g.tasks.Go(g.listen)
+	g.tasks.Go(g.beats)
+	g.tasks.Go(g.sayRefusals)
 	g.log.Info("booted", "boot", g.Greeted.Sub(g.Ran), "setup", g.Ready.Sub(g.Greeted))
 	return g, nil
 }

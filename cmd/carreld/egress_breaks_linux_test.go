@@ -83,7 +83,7 @@ print(ask(`+outside+`), "after", time.monotonic() - t)'; ip route add local defa
 		// only told.
 		_, err := s.c.StartTask(t.Context(), client.Task{Guest: s.guest, User: "root", Args: []string{"/bin/sh", "-c", "kill -TERM 1"}})
 		t.Logf("the task that ends the agent: %v", err)
-	} else if err := syscall.Kill(s.first(t), syscall.SIGKILL); err != nil {
+	} else if err := killOne(s.first(t), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the guest ended with its agent", func() bool {

@@ -430,7 +430,7 @@ func testEgressStopStart(t *testing.T, s *site) {
 // The egress process is killed: the guest goes on, reaches nothing, and that is
 // said; a stop and a start mend it.
 func testEgressKilled(t *testing.T, s *site) {
-	if err := syscall.Kill(s.edge(t, s.guest), syscall.SIGKILL); err != nil {
+	if err := killOne(s.edge(t, s.guest), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	s.net.Reset()
@@ -460,9 +460,9 @@ func testEgressKilled(t *testing.T, s *site) {
 	}
 	// And the keeper's end is the end of both.
 	pid := s.edge(t, s.guest)
-	if err := syscall.Kill(s.keeper(t), syscall.SIGKILL); err != nil {
+	if err := killOne(s.keeper(t), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the egress process ended with its keeper", func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
+	eventually(t, "the egress process ended with its keeper", func() bool { return killOne(pid, 0) == syscall.ESRCH })
 	http.DefaultClient.CloseIdleConnections()
 }

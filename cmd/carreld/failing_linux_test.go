@@ -130,9 +130,7 @@ func TestFailingDisk(t *testing.T) {
 			w.kill()
 			w.start()
 			c = w.client()
-			if g, err := c.Guest(t.Context(), "box"); err != nil {
-				t.Fatal(err)
-			} else if err := syscall.Kill(int(g.KeeperPid), syscall.SIGKILL); err != nil {
+			if err := killOne(keeperOf(t, c, "box"), syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 			eventually(t, "the guest is stopped", func() bool {
@@ -149,7 +147,7 @@ func TestFailingDisk(t *testing.T) {
 			// and no longer.
 			g := w.guest(c, "box")
 			w.disk.fail(x.errno, x.calls...)
-			if err := syscall.Kill(int(g.KeeperPid), syscall.SIGKILL); err != nil {
+			if err := killOne(int(g.KeeperPid), syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 			eventually(t, "the guest is set aside", func() bool {
@@ -241,7 +239,7 @@ func TestStoppedProcesses(t *testing.T) {
 			}
 			<-up
 			stood := time.Now()
-			if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			if err := killOne(pid, syscall.SIGSTOP); err != nil {
 				t.Fatal(err)
 			}
 			goOn(t, gate) // the task itself does not stand
@@ -255,7 +253,7 @@ func TestStoppedProcesses(t *testing.T) {
 			if gs, err := c.Guests(t.Context()); err != nil || len(gs) != 2 {
 				t.Fatalf("the daemon: %v %v", gs, err)
 			}
-			if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+			if err := killOne(pid, syscall.SIGCONT); err != nil {
 				t.Fatal(err)
 			}
 			var ee *client.ExitError
@@ -267,14 +265,14 @@ func TestStoppedProcesses(t *testing.T) {
 			case !errors.As(err, &ee) || ee.Status != 3 || ee.Interrupted || out.String() != "up\ndown\n":
 				t.Fatalf("what stood and went on ended with %v, output %q", err, out.String())
 			}
-			if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			if err := killOne(pid, syscall.SIGSTOP); err != nil {
 				t.Fatal(err)
 			}
 			if err := c.RemoveGuest(t.Context(), "box", true); err != nil {
 				t.Fatalf("remove a guest that stands still: %v", err)
 			}
 			if victim == "egress" { // it sees that its guest is gone when it goes on
-				if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+				if err := killOne(pid, syscall.SIGCONT); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -252,7 +252,7 @@ func TestKillKeeperAndAgent(t *testing.T) {
 					t.Fatal("the agent's process was not found")
 				}
 			}
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			if err := killOne(pid, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 			var ee *client.ExitError
@@ -475,7 +475,7 @@ func TestStaleFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.kill()
-	if err := syscall.Kill(int(g.KeeperPid), syscall.SIGKILL); err != nil {
+	if err := killOne(int(g.KeeperPid), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	// The keeper's number now means this very test, as far as the file says.

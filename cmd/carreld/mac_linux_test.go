@@ -162,7 +162,7 @@ func TestMacProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(int(g.KeeperPid), syscall.SIGKILL); err != nil {
+	if err := killOne(int(g.KeeperPid), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	tick := time.NewTicker(10 * time.Millisecond)

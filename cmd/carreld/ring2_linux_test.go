@@ -224,6 +224,30 @@ func (w *world) processes() (left []string) {
 // emulates others, has taken more than the 20 s that this once was.
 const patience = 5 * time.Minute
 
+// killOne is kill(2) for one process: 0 and what is below it mean whole groups of
+// them, among which the tests themselves are, and are what a daemon that has just
+// begun says of a keeper that it has not heard of.
+func killOne(pid int, sig syscall.Signal) error {
+	if pid <= 1 {
+		return fmt.Errorf("%d is no process of a test's", pid)
+	}
+	return syscall.Kill(pid, sig)
+}
+
+// keeperOf waits until the daemon knows which process keeps a guest.
+func keeperOf(t *testing.T, c *client.Client, name string) (pid int) {
+	t.Helper()
+	eventually(t, "the daemon knows the keeper", func() bool {
+		g, err := c.Guest(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid = int(g.KeeperPid)
+		return pid != 0
+	})
+	return pid
+}
+
 // eventually waits for a state that another process reaches by itself; what it
 // looks at gives no event to wait for.
 func eventually(t *testing.T, what string, f func() bool) {

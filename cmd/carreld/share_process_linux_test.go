@@ -156,10 +156,10 @@ func testSharedServerKilled(t *testing.T, w *world, c *client.Client) {
 		t.Fatal(err)
 	}
 	for pid := childOf(t, int(g.KeeperPid), "share"); pid != 0; pid = childOf(t, int(g.KeeperPid), "share") {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		if err := killOne(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it is reaped", func() bool { return syscall.Kill(pid, 0) != nil })
+		eventually(t, "it is reaped", func() bool { return killOne(pid, 0) != nil })
 	}
 	if r := sh(t, c, "box", "", "cat /s/rw/file; echo alive; cat /s/plain/file"); strings.Count(r.out, "contents\n") != 1 || !strings.Contains(r.out, "alive\n") {
 		t.Errorf("%q", r.out)

@@ -138,7 +138,7 @@ func (w *world) soakRound(t *testing.T, c *client.Client, i int, fault string) (
 	suffers := false
 	switch keeper := int(g.KeeperPid); fault {
 	case "daemon killed":
-		syscall.Kill(w.daemonPid(t), syscall.SIGKILL)
+		killOne(w.daemonPid(t), syscall.SIGKILL)
 		if w.d != nil {
 			w.d.Wait()
 		}
@@ -147,20 +147,20 @@ func (w *world) soakRound(t *testing.T, c *client.Client, i int, fault string) (
 		}
 	case "keeper killed":
 		suffers = true
-		syscall.Kill(keeper, syscall.SIGKILL)
+		killOne(keeper, syscall.SIGKILL)
 	case "agent killed":
 		suffers = true
 		agent := childOf(t, keeper, "serve")
 		if agent == 0 {
 			t.Fatal("the agent's process was not found")
 		}
-		syscall.Kill(agent, syscall.SIGKILL)
+		killOne(agent, syscall.SIGKILL)
 	case "keeper stopped and continued":
-		syscall.Kill(keeper, syscall.SIGSTOP)
+		killOne(keeper, syscall.SIGSTOP)
 		if r := sh(t, c, "steady", "", "echo meanwhile"); r.out != "meanwhile\n" {
 			t.Errorf("beside a stopped keeper: %+v", r)
 		}
-		syscall.Kill(keeper, syscall.SIGCONT)
+		killOne(keeper, syscall.SIGCONT)
 	case "client gone":
 		gone, err := client.Connect(ctx, client.Options{Home: w.home, Daemon: filepath.Join(w.bin, "carreld"), NoStart: true})
 		if err != nil {

@@ -273,7 +273,7 @@ func (x *torture) strike(ctx context.Context) {
 			kinds = x.victims()
 		}
 		if pids := kinds[forked]; len(pids) > 0 {
-			if syscall.Kill(pids[0], syscall.SIGKILL) == nil {
+			if killOne(pids[0], syscall.SIGKILL) == nil {
 				x.count(forked)
 			}
 			return // whose it was lives on, unless it was to be part of a guest's machine
@@ -288,15 +288,15 @@ func (x *torture) strike(ctx context.Context) {
 	pid := kinds[kind][x.r.IntN(len(kinds[kind]))]
 	owner, keeper := x.owner(ctx, pid)
 	if x.r.IntN(8) == 0 { // it stands still for a moment, which is nobody's end
-		if syscall.Kill(pid, syscall.SIGSTOP) == nil {
+		if killOne(pid, syscall.SIGSTOP) == nil {
 			x.toll.Stood++
 			time.Sleep(time.Duration(x.r.IntN(50)) * time.Millisecond)
-			syscall.Kill(pid, syscall.SIGCONT)
+			killOne(pid, syscall.SIGCONT)
 		}
 		return
 	}
 	began := time.Now()
-	if syscall.Kill(pid, syscall.SIGKILL) != nil {
+	if killOne(pid, syscall.SIGKILL) != nil {
 		return
 	}
 	x.count(victim(kind))
@@ -356,7 +356,7 @@ func (x *torture) hurt() {
 		return
 	}
 	for _, pid := range x.victims()["keep"] {
-		if syscall.Kill(pid, syscall.SIGKILL) == nil {
+		if killOne(pid, syscall.SIGKILL) == nil {
 			x.count("keeper")
 		}
 	}

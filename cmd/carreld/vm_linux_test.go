@@ -440,7 +440,7 @@ func testShareServerKilled(t *testing.T, w *world, c *client.Client) {
 	if pid == 0 {
 		t.Fatal("no share process was found")
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	if err := killOne(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	if r := sh(t, c, "vm", "", "echo alive"); r.out != "alive\n" {
@@ -495,7 +495,7 @@ func TestVMEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	begin := time.Now()
-	if err := syscall.Kill(childOf(t, int(g.KeeperPid), "-nodefaults"), syscall.SIGKILL); err != nil {
+	if err := killOne(childOf(t, int(g.KeeperPid), "-nodefaults"), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	interrupted(p)
@@ -521,7 +521,7 @@ func TestVMEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	// F01 on a real machine: the keeper's death is the guest's.
-	if err := syscall.Kill(int(g.KeeperPid), syscall.SIGKILL); err != nil {
+	if err := killOne(int(g.KeeperPid), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	interrupted(p)

@@ -1345,7 +1345,14 @@ type Guest struct {
 	Kept GuestKept `protobuf:"varint,20,opt,name=kept,proto3,enum=carrel.v1.GuestKept" json:"kept,omitempty"`
 	// Its shares, each with how it is carried; those that were added while it
 	// runs come last.
-	Shares        []*SharedFolder `protobuf:"bytes,21,rep,name=shares,proto3" json:"shares,omitempty"`
+	Shares []*SharedFolder `protobuf:"bytes,21,rep,name=shares,proto3" json:"shares,omitempty"`
+	// Since when it stands still, because nobody wanted anything from it (idle.pause
+	// of policy.yaml). Its state is READY all the same: the next request that needs
+	// it, and a connection to one of its ports, lets it go on. Unset: it runs.
+	Paused *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=paused,proto3" json:"paused,omitempty"`
+	// It was stopped because nobody wanted anything from it (idle.stop): the next
+	// request that needs it starts it again.
+	StoppedIdle   bool `protobuf:"varint,23,opt,name=stopped_idle,json=stoppedIdle,proto3" json:"stopped_idle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1525,6 +1532,20 @@ func (x *Guest) GetShares() []*SharedFolder {
 		return x.Shares
 	}
 	return nil
+}
+
+func (x *Guest) GetPaused() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Paused
+	}
+	return nil
+}
+
+func (x *Guest) GetStoppedIdle() bool {
+	if x != nil {
+		return x.StoppedIdle
+	}
+	return false
 }
 
 // Port is one way into a guest.
@@ -13593,7 +13614,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\x0e2\x14.carrel.v1.ShareModeR\x04mode\x12\x14\n" +
 	"\x05plain\x18\x05 \x01(\bR\x05plain\x12\x12\n" +
 	"\x04hide\x18\x06 \x03(\tR\x04hide\x12\x18\n" +
-	"\aprotect\x18\a \x03(\tR\aprotectJ\x04\b\x04\x10\x05\"\xaa\x06\n" +
+	"\aprotect\x18\a \x03(\tR\aprotectJ\x04\b\x04\x10\x05\"\x81\a\n" +
 	"\x05Guest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.carrel.v1.GuestStateR\x05state\x12(\n" +
@@ -13617,7 +13638,9 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05ports\x18\x12 \x03(\v2\x0f.carrel.v1.PortR\x05ports\x120\n" +
 	"\x06review\x18\x13 \x01(\v2\x18.carrel.v1.ReviewSummaryR\x06review\x12(\n" +
 	"\x04kept\x18\x14 \x01(\x0e2\x14.carrel.v1.GuestKeptR\x04kept\x12/\n" +
-	"\x06shares\x18\x15 \x03(\v2\x17.carrel.v1.SharedFolderR\x06shares\"e\n" +
+	"\x06shares\x18\x15 \x03(\v2\x17.carrel.v1.SharedFolderR\x06shares\x122\n" +
+	"\x06paused\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x06paused\x12!\n" +
+	"\fstopped_idle\x18\x17 \x01(\bR\vstoppedIdle\"e\n" +
 	"\x04Port\x12!\n" +
 	"\fhost_address\x18\x01 \x01(\tR\vhostAddress\x12\x1b\n" +
 	"\thost_port\x18\x02 \x01(\rR\bhostPort\x12\x1d\n" +
@@ -14828,307 +14851,308 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	87,  // 13: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
 	3,   // 14: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
 	74,  // 15: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
-	22,  // 16: carrel.v1.Timings.spans:type_name -> carrel.v1.Span
-	14,  // 17: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	25,  // 18: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
-	19,  // 19: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
-	19,  // 20: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
-	19,  // 21: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
-	19,  // 22: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
-	22,  // 23: carrel.v1.TraceGuestResponse.spans:type_name -> carrel.v1.Span
-	37,  // 24: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
-	36,  // 25: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
-	5,   // 26: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	215, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	215, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	215, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	39,  // 30: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
-	36,  // 31: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
-	38,  // 32: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
-	43,  // 33: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
-	44,  // 34: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
-	45,  // 35: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
-	38,  // 36: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
-	38,  // 37: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
-	38,  // 38: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
-	38,  // 39: carrel.v1.WaitTaskResponse.task:type_name -> carrel.v1.Task
-	46,  // 40: carrel.v1.ReadTaskResponse.pieces:type_name -> carrel.v1.AttachResponse
-	38,  // 41: carrel.v1.ReadTaskResponse.end:type_name -> carrel.v1.Task
-	38,  // 42: carrel.v1.CancelTaskResponse.task:type_name -> carrel.v1.Task
-	63,  // 43: carrel.v1.ListFilesResponse.self:type_name -> carrel.v1.FileInfo
-	63,  // 44: carrel.v1.ListFilesResponse.entries:type_name -> carrel.v1.FileInfo
-	6,   // 45: carrel.v1.FileInfo.type:type_name -> carrel.v1.FileType
-	215, // 46: carrel.v1.FileInfo.modified:type_name -> google.protobuf.Timestamp
-	63,  // 47: carrel.v1.ReadFileResponse.info:type_name -> carrel.v1.FileInfo
-	67,  // 48: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
-	71,  // 49: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
-	71,  // 50: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
-	6,   // 51: carrel.v1.File.type:type_name -> carrel.v1.FileType
-	74,  // 52: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
-	18,  // 53: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
-	18,  // 54: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
-	74,  // 55: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
-	18,  // 56: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
-	7,   // 57: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
-	8,   // 58: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
-	8,   // 59: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
-	85,  // 60: carrel.v1.Change.beside:type_name -> carrel.v1.Beside
-	7,   // 61: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
-	95,  // 62: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
-	97,  // 63: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
-	97,  // 64: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
-	215, // 65: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	215, // 66: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
-	99,  // 67: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
-	99,  // 68: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
-	17,  // 69: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	17,  // 70: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	17,  // 71: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	17,  // 72: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	112, // 73: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	1,   // 74: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	17,  // 75: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	215, // 76: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	9,   // 77: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	112, // 78: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	10,  // 79: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	20,  // 80: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	20,  // 81: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	122, // 82: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	215, // 83: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	11,  // 84: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	122, // 85: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	121, // 86: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	121, // 87: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	131, // 88: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	134, // 89: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	17,  // 90: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	16,  // 91: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	134, // 92: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	215, // 93: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	146, // 94: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	145, // 95: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
-	144, // 96: carrel.v1.Image.bundle:type_name -> carrel.v1.ImageBundle
-	215, // 97: carrel.v1.ImageBundle.signed:type_name -> google.protobuf.Timestamp
-	215, // 98: carrel.v1.ImageBundle.expires:type_name -> google.protobuf.Timestamp
-	143, // 99: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	25,  // 100: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	143, // 101: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	25,  // 102: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
-	143, // 103: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
-	25,  // 104: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
-	143, // 105: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
-	143, // 106: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	143, // 107: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
-	161, // 108: carrel.v1.PushImageRequest.signing:type_name -> carrel.v1.ImageSigning
-	25,  // 109: carrel.v1.PushImageResponse.progress:type_name -> carrel.v1.Progress
-	162, // 110: carrel.v1.PushImageResponse.published:type_name -> carrel.v1.PublishedImage
-	161, // 111: carrel.v1.ExportImageRequest.signing:type_name -> carrel.v1.ImageSigning
-	25,  // 112: carrel.v1.ExportImageResponse.progress:type_name -> carrel.v1.Progress
-	162, // 113: carrel.v1.ExportImageResponse.published:type_name -> carrel.v1.PublishedImage
-	143, // 114: carrel.v1.RestoreImageResponse.image:type_name -> carrel.v1.Image
-	169, // 115: carrel.v1.ListKeysResponse.keys:type_name -> carrel.v1.ImageKey
-	169, // 116: carrel.v1.CreateKeyResponse.key:type_name -> carrel.v1.ImageKey
-	169, // 117: carrel.v1.TrustKeyResponse.key:type_name -> carrel.v1.ImageKey
-	181, // 118: carrel.v1.ListEventsResponse.events:type_name -> carrel.v1.Event
-	215, // 119: carrel.v1.Event.time:type_name -> google.protobuf.Timestamp
-	182, // 120: carrel.v1.Event.gap:type_name -> carrel.v1.EventGap
-	19,  // 121: carrel.v1.Event.changed:type_name -> carrel.v1.Guest
-	183, // 122: carrel.v1.Event.removed:type_name -> carrel.v1.GuestRemoved
-	38,  // 123: carrel.v1.Event.task:type_name -> carrel.v1.Task
-	114, // 124: carrel.v1.Event.egress:type_name -> carrel.v1.EgressEvent
-	184, // 125: carrel.v1.Event.egress_left_out:type_name -> carrel.v1.EgressLeftOut
-	143, // 126: carrel.v1.Event.image:type_name -> carrel.v1.Image
-	185, // 127: carrel.v1.Event.image_removed:type_name -> carrel.v1.ImageRemoved
-	186, // 128: carrel.v1.Event.daemon_started:type_name -> carrel.v1.DaemonStarted
-	215, // 129: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	188, // 130: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	197, // 131: carrel.v1.HealthResponse.problems:type_name -> carrel.v1.Finding
-	195, // 132: carrel.v1.CapabilitiesResponse.limits:type_name -> carrel.v1.Limits
-	12,  // 133: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	14,  // 134: carrel.v1.ClaimGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	18,  // 135: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	17,  // 136: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	212, // 137: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	213, // 138: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	122, // 139: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	216, // 140: carrel.v1.served_on:extendee -> google.protobuf.MethodOptions
-	0,   // 141: carrel.v1.served_on:type_name -> carrel.v1.Socket
-	23,  // 142: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	26,  // 143: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	28,  // 144: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	30,  // 145: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	32,  // 146: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	34,  // 147: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
-	40,  // 148: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	42,  // 149: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	47,  // 150: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	49,  // 151: carrel.v1.TaskService.Wait:input_type -> carrel.v1.WaitTaskRequest
-	51,  // 152: carrel.v1.TaskService.Read:input_type -> carrel.v1.ReadTaskRequest
-	53,  // 153: carrel.v1.TaskService.Write:input_type -> carrel.v1.WriteTaskRequest
-	55,  // 154: carrel.v1.TaskService.Signal:input_type -> carrel.v1.SignalTaskRequest
-	57,  // 155: carrel.v1.TaskService.Resize:input_type -> carrel.v1.ResizeTaskRequest
-	59,  // 156: carrel.v1.TaskService.Cancel:input_type -> carrel.v1.CancelTaskRequest
-	66,  // 157: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	69,  // 158: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	61,  // 159: carrel.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
-	64,  // 160: carrel.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
-	72,  // 161: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	75,  // 162: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	77,  // 163: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	79,  // 164: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	81,  // 165: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	83,  // 166: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	88,  // 167: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	90,  // 168: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	92,  // 169: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	86,  // 170: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	93,  // 171: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
-	96,  // 172: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
-	100, // 173: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
-	102, // 174: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
-	104, // 175: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
-	106, // 176: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	108, // 177: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	110, // 178: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	113, // 179: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	115, // 180: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	117, // 181: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	119, // 182: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	123, // 183: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	125, // 184: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	127, // 185: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	132, // 186: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	135, // 187: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	137, // 188: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	129, // 189: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	139, // 190: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	141, // 191: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	147, // 192: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	149, // 193: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	151, // 194: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
-	153, // 195: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
-	155, // 196: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	157, // 197: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	159, // 198: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
-	163, // 199: carrel.v1.ImageService.Push:input_type -> carrel.v1.PushImageRequest
-	165, // 200: carrel.v1.ImageService.Export:input_type -> carrel.v1.ExportImageRequest
-	167, // 201: carrel.v1.ImageService.Restore:input_type -> carrel.v1.RestoreImageRequest
-	170, // 202: carrel.v1.ImageService.ListKeys:input_type -> carrel.v1.ListKeysRequest
-	172, // 203: carrel.v1.ImageService.CreateKey:input_type -> carrel.v1.CreateKeyRequest
-	174, // 204: carrel.v1.ImageService.TrustKey:input_type -> carrel.v1.TrustKeyRequest
-	176, // 205: carrel.v1.ImageService.ForgetKey:input_type -> carrel.v1.ForgetKeyRequest
-	178, // 206: carrel.v1.EventService.Watch:input_type -> carrel.v1.WatchEventsRequest
-	179, // 207: carrel.v1.EventService.List:input_type -> carrel.v1.ListEventsRequest
-	187, // 208: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	189, // 209: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	191, // 210: carrel.v1.SystemService.Health:input_type -> carrel.v1.HealthRequest
-	193, // 211: carrel.v1.SystemService.Capabilities:input_type -> carrel.v1.CapabilitiesRequest
-	196, // 212: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	198, // 213: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	200, // 214: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	26,  // 215: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	201, // 216: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	203, // 217: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	205, // 218: carrel.v1.KeeperService.ClaimGuest:input_type -> carrel.v1.ClaimGuestRequest
-	207, // 219: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	209, // 220: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	79,  // 221: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	211, // 222: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	113, // 223: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	115, // 224: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	117, // 225: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	119, // 226: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	24,  // 227: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	27,  // 228: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	29,  // 229: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	31,  // 230: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	33,  // 231: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	35,  // 232: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
-	41,  // 233: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	46,  // 234: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	48,  // 235: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	50,  // 236: carrel.v1.TaskService.Wait:output_type -> carrel.v1.WaitTaskResponse
-	52,  // 237: carrel.v1.TaskService.Read:output_type -> carrel.v1.ReadTaskResponse
-	54,  // 238: carrel.v1.TaskService.Write:output_type -> carrel.v1.WriteTaskResponse
-	56,  // 239: carrel.v1.TaskService.Signal:output_type -> carrel.v1.SignalTaskResponse
-	58,  // 240: carrel.v1.TaskService.Resize:output_type -> carrel.v1.ResizeTaskResponse
-	60,  // 241: carrel.v1.TaskService.Cancel:output_type -> carrel.v1.CancelTaskResponse
-	68,  // 242: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	70,  // 243: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	62,  // 244: carrel.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
-	65,  // 245: carrel.v1.FileService.Read:output_type -> carrel.v1.ReadFileResponse
-	73,  // 246: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	76,  // 247: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	78,  // 248: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	80,  // 249: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	82,  // 250: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	84,  // 251: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	89,  // 252: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	91,  // 253: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	89,  // 254: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	87,  // 255: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	94,  // 256: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
-	98,  // 257: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
-	101, // 258: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
-	103, // 259: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
-	105, // 260: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
-	107, // 261: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	109, // 262: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	111, // 263: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	114, // 264: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	116, // 265: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	118, // 266: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	120, // 267: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	124, // 268: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	126, // 269: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	128, // 270: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	133, // 271: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	136, // 272: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	138, // 273: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	130, // 274: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	140, // 275: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	142, // 276: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	148, // 277: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	150, // 278: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	152, // 279: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
-	154, // 280: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
-	156, // 281: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	158, // 282: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	160, // 283: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
-	164, // 284: carrel.v1.ImageService.Push:output_type -> carrel.v1.PushImageResponse
-	166, // 285: carrel.v1.ImageService.Export:output_type -> carrel.v1.ExportImageResponse
-	168, // 286: carrel.v1.ImageService.Restore:output_type -> carrel.v1.RestoreImageResponse
-	171, // 287: carrel.v1.ImageService.ListKeys:output_type -> carrel.v1.ListKeysResponse
-	173, // 288: carrel.v1.ImageService.CreateKey:output_type -> carrel.v1.CreateKeyResponse
-	175, // 289: carrel.v1.ImageService.TrustKey:output_type -> carrel.v1.TrustKeyResponse
-	177, // 290: carrel.v1.ImageService.ForgetKey:output_type -> carrel.v1.ForgetKeyResponse
-	181, // 291: carrel.v1.EventService.Watch:output_type -> carrel.v1.Event
-	180, // 292: carrel.v1.EventService.List:output_type -> carrel.v1.ListEventsResponse
-	188, // 293: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	190, // 294: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	192, // 295: carrel.v1.SystemService.Health:output_type -> carrel.v1.HealthResponse
-	194, // 296: carrel.v1.SystemService.Capabilities:output_type -> carrel.v1.CapabilitiesResponse
-	197, // 297: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	199, // 298: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	19,  // 299: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	27,  // 300: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	202, // 301: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	204, // 302: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	206, // 303: carrel.v1.KeeperService.ClaimGuest:output_type -> carrel.v1.ClaimGuestResponse
-	208, // 304: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	210, // 305: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	80,  // 306: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	214, // 307: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	114, // 308: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	116, // 309: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	118, // 310: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	120, // 311: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	227, // [227:312] is the sub-list for method output_type
-	142, // [142:227] is the sub-list for method input_type
-	141, // [141:142] is the sub-list for extension type_name
-	140, // [140:141] is the sub-list for extension extendee
-	0,   // [0:140] is the sub-list for field type_name
+	215, // 16: carrel.v1.Guest.paused:type_name -> google.protobuf.Timestamp
+	22,  // 17: carrel.v1.Timings.spans:type_name -> carrel.v1.Span
+	14,  // 18: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	25,  // 19: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
+	19,  // 20: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
+	19,  // 21: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
+	19,  // 22: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
+	19,  // 23: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
+	22,  // 24: carrel.v1.TraceGuestResponse.spans:type_name -> carrel.v1.Span
+	37,  // 25: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
+	36,  // 26: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
+	5,   // 27: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
+	215, // 28: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	215, // 29: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	215, // 30: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	39,  // 31: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
+	36,  // 32: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
+	38,  // 33: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
+	43,  // 34: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
+	44,  // 35: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
+	45,  // 36: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
+	38,  // 37: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
+	38,  // 38: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
+	38,  // 39: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
+	38,  // 40: carrel.v1.WaitTaskResponse.task:type_name -> carrel.v1.Task
+	46,  // 41: carrel.v1.ReadTaskResponse.pieces:type_name -> carrel.v1.AttachResponse
+	38,  // 42: carrel.v1.ReadTaskResponse.end:type_name -> carrel.v1.Task
+	38,  // 43: carrel.v1.CancelTaskResponse.task:type_name -> carrel.v1.Task
+	63,  // 44: carrel.v1.ListFilesResponse.self:type_name -> carrel.v1.FileInfo
+	63,  // 45: carrel.v1.ListFilesResponse.entries:type_name -> carrel.v1.FileInfo
+	6,   // 46: carrel.v1.FileInfo.type:type_name -> carrel.v1.FileType
+	215, // 47: carrel.v1.FileInfo.modified:type_name -> google.protobuf.Timestamp
+	63,  // 48: carrel.v1.ReadFileResponse.info:type_name -> carrel.v1.FileInfo
+	67,  // 49: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
+	71,  // 50: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
+	71,  // 51: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
+	6,   // 52: carrel.v1.File.type:type_name -> carrel.v1.FileType
+	74,  // 53: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
+	18,  // 54: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
+	18,  // 55: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
+	74,  // 56: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
+	18,  // 57: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
+	7,   // 58: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
+	8,   // 59: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
+	8,   // 60: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
+	85,  // 61: carrel.v1.Change.beside:type_name -> carrel.v1.Beside
+	7,   // 62: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	95,  // 63: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
+	97,  // 64: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
+	97,  // 65: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
+	215, // 66: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	215, // 67: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
+	99,  // 68: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
+	99,  // 69: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
+	17,  // 70: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	17,  // 71: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	17,  // 72: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	17,  // 73: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	112, // 74: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	1,   // 75: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	17,  // 76: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	215, // 77: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	9,   // 78: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	112, // 79: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	10,  // 80: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	20,  // 81: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	20,  // 82: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	122, // 83: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	215, // 84: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	11,  // 85: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	122, // 86: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	121, // 87: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	121, // 88: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	131, // 89: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	134, // 90: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	17,  // 91: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	16,  // 92: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	134, // 93: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	215, // 94: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	146, // 95: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	145, // 96: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
+	144, // 97: carrel.v1.Image.bundle:type_name -> carrel.v1.ImageBundle
+	215, // 98: carrel.v1.ImageBundle.signed:type_name -> google.protobuf.Timestamp
+	215, // 99: carrel.v1.ImageBundle.expires:type_name -> google.protobuf.Timestamp
+	143, // 100: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	25,  // 101: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	143, // 102: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	25,  // 103: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
+	143, // 104: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
+	25,  // 105: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
+	143, // 106: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
+	143, // 107: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	143, // 108: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
+	161, // 109: carrel.v1.PushImageRequest.signing:type_name -> carrel.v1.ImageSigning
+	25,  // 110: carrel.v1.PushImageResponse.progress:type_name -> carrel.v1.Progress
+	162, // 111: carrel.v1.PushImageResponse.published:type_name -> carrel.v1.PublishedImage
+	161, // 112: carrel.v1.ExportImageRequest.signing:type_name -> carrel.v1.ImageSigning
+	25,  // 113: carrel.v1.ExportImageResponse.progress:type_name -> carrel.v1.Progress
+	162, // 114: carrel.v1.ExportImageResponse.published:type_name -> carrel.v1.PublishedImage
+	143, // 115: carrel.v1.RestoreImageResponse.image:type_name -> carrel.v1.Image
+	169, // 116: carrel.v1.ListKeysResponse.keys:type_name -> carrel.v1.ImageKey
+	169, // 117: carrel.v1.CreateKeyResponse.key:type_name -> carrel.v1.ImageKey
+	169, // 118: carrel.v1.TrustKeyResponse.key:type_name -> carrel.v1.ImageKey
+	181, // 119: carrel.v1.ListEventsResponse.events:type_name -> carrel.v1.Event
+	215, // 120: carrel.v1.Event.time:type_name -> google.protobuf.Timestamp
+	182, // 121: carrel.v1.Event.gap:type_name -> carrel.v1.EventGap
+	19,  // 122: carrel.v1.Event.changed:type_name -> carrel.v1.Guest
+	183, // 123: carrel.v1.Event.removed:type_name -> carrel.v1.GuestRemoved
+	38,  // 124: carrel.v1.Event.task:type_name -> carrel.v1.Task
+	114, // 125: carrel.v1.Event.egress:type_name -> carrel.v1.EgressEvent
+	184, // 126: carrel.v1.Event.egress_left_out:type_name -> carrel.v1.EgressLeftOut
+	143, // 127: carrel.v1.Event.image:type_name -> carrel.v1.Image
+	185, // 128: carrel.v1.Event.image_removed:type_name -> carrel.v1.ImageRemoved
+	186, // 129: carrel.v1.Event.daemon_started:type_name -> carrel.v1.DaemonStarted
+	215, // 130: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	188, // 131: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	197, // 132: carrel.v1.HealthResponse.problems:type_name -> carrel.v1.Finding
+	195, // 133: carrel.v1.CapabilitiesResponse.limits:type_name -> carrel.v1.Limits
+	12,  // 134: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	14,  // 135: carrel.v1.ClaimGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	18,  // 136: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	17,  // 137: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	212, // 138: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	213, // 139: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	122, // 140: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	216, // 141: carrel.v1.served_on:extendee -> google.protobuf.MethodOptions
+	0,   // 142: carrel.v1.served_on:type_name -> carrel.v1.Socket
+	23,  // 143: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	26,  // 144: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	28,  // 145: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	30,  // 146: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	32,  // 147: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	34,  // 148: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
+	40,  // 149: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	42,  // 150: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	47,  // 151: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	49,  // 152: carrel.v1.TaskService.Wait:input_type -> carrel.v1.WaitTaskRequest
+	51,  // 153: carrel.v1.TaskService.Read:input_type -> carrel.v1.ReadTaskRequest
+	53,  // 154: carrel.v1.TaskService.Write:input_type -> carrel.v1.WriteTaskRequest
+	55,  // 155: carrel.v1.TaskService.Signal:input_type -> carrel.v1.SignalTaskRequest
+	57,  // 156: carrel.v1.TaskService.Resize:input_type -> carrel.v1.ResizeTaskRequest
+	59,  // 157: carrel.v1.TaskService.Cancel:input_type -> carrel.v1.CancelTaskRequest
+	66,  // 158: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	69,  // 159: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	61,  // 160: carrel.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
+	64,  // 161: carrel.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
+	72,  // 162: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	75,  // 163: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	77,  // 164: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	79,  // 165: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	81,  // 166: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	83,  // 167: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	88,  // 168: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	90,  // 169: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	92,  // 170: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	86,  // 171: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	93,  // 172: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
+	96,  // 173: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
+	100, // 174: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
+	102, // 175: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
+	104, // 176: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
+	106, // 177: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	108, // 178: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	110, // 179: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	113, // 180: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	115, // 181: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	117, // 182: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	119, // 183: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	123, // 184: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	125, // 185: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	127, // 186: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	132, // 187: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	135, // 188: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	137, // 189: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	129, // 190: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	139, // 191: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	141, // 192: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	147, // 193: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	149, // 194: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	151, // 195: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
+	153, // 196: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
+	155, // 197: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	157, // 198: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	159, // 199: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
+	163, // 200: carrel.v1.ImageService.Push:input_type -> carrel.v1.PushImageRequest
+	165, // 201: carrel.v1.ImageService.Export:input_type -> carrel.v1.ExportImageRequest
+	167, // 202: carrel.v1.ImageService.Restore:input_type -> carrel.v1.RestoreImageRequest
+	170, // 203: carrel.v1.ImageService.ListKeys:input_type -> carrel.v1.ListKeysRequest
+	172, // 204: carrel.v1.ImageService.CreateKey:input_type -> carrel.v1.CreateKeyRequest
+	174, // 205: carrel.v1.ImageService.TrustKey:input_type -> carrel.v1.TrustKeyRequest
+	176, // 206: carrel.v1.ImageService.ForgetKey:input_type -> carrel.v1.ForgetKeyRequest
+	178, // 207: carrel.v1.EventService.Watch:input_type -> carrel.v1.WatchEventsRequest
+	179, // 208: carrel.v1.EventService.List:input_type -> carrel.v1.ListEventsRequest
+	187, // 209: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	189, // 210: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	191, // 211: carrel.v1.SystemService.Health:input_type -> carrel.v1.HealthRequest
+	193, // 212: carrel.v1.SystemService.Capabilities:input_type -> carrel.v1.CapabilitiesRequest
+	196, // 213: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	198, // 214: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	200, // 215: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	26,  // 216: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	201, // 217: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	203, // 218: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	205, // 219: carrel.v1.KeeperService.ClaimGuest:input_type -> carrel.v1.ClaimGuestRequest
+	207, // 220: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	209, // 221: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	79,  // 222: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	211, // 223: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	113, // 224: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	115, // 225: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	117, // 226: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	119, // 227: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	24,  // 228: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	27,  // 229: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	29,  // 230: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	31,  // 231: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	33,  // 232: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	35,  // 233: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
+	41,  // 234: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	46,  // 235: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	48,  // 236: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	50,  // 237: carrel.v1.TaskService.Wait:output_type -> carrel.v1.WaitTaskResponse
+	52,  // 238: carrel.v1.TaskService.Read:output_type -> carrel.v1.ReadTaskResponse
+	54,  // 239: carrel.v1.TaskService.Write:output_type -> carrel.v1.WriteTaskResponse
+	56,  // 240: carrel.v1.TaskService.Signal:output_type -> carrel.v1.SignalTaskResponse
+	58,  // 241: carrel.v1.TaskService.Resize:output_type -> carrel.v1.ResizeTaskResponse
+	60,  // 242: carrel.v1.TaskService.Cancel:output_type -> carrel.v1.CancelTaskResponse
+	68,  // 243: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	70,  // 244: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	62,  // 245: carrel.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
+	65,  // 246: carrel.v1.FileService.Read:output_type -> carrel.v1.ReadFileResponse
+	73,  // 247: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	76,  // 248: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	78,  // 249: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	80,  // 250: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	82,  // 251: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	84,  // 252: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	89,  // 253: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	91,  // 254: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	89,  // 255: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	87,  // 256: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	94,  // 257: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
+	98,  // 258: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
+	101, // 259: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
+	103, // 260: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
+	105, // 261: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
+	107, // 262: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	109, // 263: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	111, // 264: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	114, // 265: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	116, // 266: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	118, // 267: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	120, // 268: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	124, // 269: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	126, // 270: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	128, // 271: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	133, // 272: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	136, // 273: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	138, // 274: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	130, // 275: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	140, // 276: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	142, // 277: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	148, // 278: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	150, // 279: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	152, // 280: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
+	154, // 281: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
+	156, // 282: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	158, // 283: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	160, // 284: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
+	164, // 285: carrel.v1.ImageService.Push:output_type -> carrel.v1.PushImageResponse
+	166, // 286: carrel.v1.ImageService.Export:output_type -> carrel.v1.ExportImageResponse
+	168, // 287: carrel.v1.ImageService.Restore:output_type -> carrel.v1.RestoreImageResponse
+	171, // 288: carrel.v1.ImageService.ListKeys:output_type -> carrel.v1.ListKeysResponse
+	173, // 289: carrel.v1.ImageService.CreateKey:output_type -> carrel.v1.CreateKeyResponse
+	175, // 290: carrel.v1.ImageService.TrustKey:output_type -> carrel.v1.TrustKeyResponse
+	177, // 291: carrel.v1.ImageService.ForgetKey:output_type -> carrel.v1.ForgetKeyResponse
+	181, // 292: carrel.v1.EventService.Watch:output_type -> carrel.v1.Event
+	180, // 293: carrel.v1.EventService.List:output_type -> carrel.v1.ListEventsResponse
+	188, // 294: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	190, // 295: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	192, // 296: carrel.v1.SystemService.Health:output_type -> carrel.v1.HealthResponse
+	194, // 297: carrel.v1.SystemService.Capabilities:output_type -> carrel.v1.CapabilitiesResponse
+	197, // 298: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	199, // 299: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	19,  // 300: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	27,  // 301: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	202, // 302: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	204, // 303: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	206, // 304: carrel.v1.KeeperService.ClaimGuest:output_type -> carrel.v1.ClaimGuestResponse
+	208, // 305: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	210, // 306: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	80,  // 307: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	214, // 308: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	114, // 309: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	116, // 310: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	118, // 311: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	120, // 312: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	228, // [228:313] is the sub-list for method output_type
+	143, // [143:228] is the sub-list for method input_type
+	142, // [142:143] is the sub-list for extension type_name
+	141, // [141:142] is the sub-list for extension extendee
+	0,   // [0:141] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }

@@ -23,6 +23,9 @@ const filePorts = "ports.json"
 
 // Publish implements EgressService.
 func (s *egressService) Publish(ctx context.Context, r *connect.Request[api.PublishRequest]) (*connect.Response[api.PublishResponse], error) {
+	if _, _, err := s.d.up(ctx, r.Msg.Guest); err != nil {
+		return nil, err
+	}
 	e, edge, err := s.running(r.Msg.Guest)
 	if err != nil {
 		return nil, err

@@ -48,21 +48,22 @@ func (s *taskService) Start(ctx context.Context, r *connect.Request[api.StartTas
 			return connect.NewResponse(&api.StartTaskResponse{Task: t}), nil
 		}
 	}
-	e, err := s.d.find(r.Msg.Guest)
-	if err != nil {
-		return nil, err
-	}
-	_, k, _ := e.get()
-	if k == nil {
-		return nil, notRunning(e.name)
-	}
-	out, err := k.tasks.Start(ctx, connect.NewRequest(r.Msg))
-	if err != nil {
-		return nil, s.d.handOn(e, err)
+	var out *connect.Response[api.StartTaskResponse]
+	for {
+		e, k, err := s.d.up(ctx, r.Msg.Guest)
+		if err != nil {
+			return nil, err
+		}
+		if out, err = k.tasks.Start(ctx, connect.NewRequest(r.Msg)); err == nil {
+			break
+		}
+		if !s.d.again(ctx, e, k, err) {
+			return nil, s.d.handOn(e, err)
+		}
 	}
 	s.d.source.accepted(out.Msg.Task)
 	// The keeper has it on the disk, with its key; the index is not waited for.
-	seen := store.Known{Guest: e.name, Tasks: []store.Task{row(out.Msg.Task)}}
+	seen := store.Known{Guest: r.Msg.Guest, Tasks: []store.Task{row(out.Msg.Task)}}
 	if key != "" {
 		seen.Keys = []store.Answered{answered(key, sum[:], len(r.Msg.GetSpec().GetArgv()) > 0, out.Msg.Task)}
 	}
@@ -76,6 +77,9 @@ func (s *taskService) Start(ctx context.Context, r *connect.Request[api.StartTas
 func (d *Daemon) handOn(e *entry, err error) error {
 	var ce *connect.Error
 	if errors.As(err, &ce) && len(ce.Details()) > 0 {
+		if ce.Code() == connect.CodeUnavailable { // it was about to stop: see again
+			return notRunning(e.name)
+		}
 		return ce
 	}
 	switch code := connect.CodeOf(err); {

@@ -24,8 +24,8 @@ func (s *Store) WithUnpacker(command func(ctx context.Context) *exec.Cmd) *Store
 }
 
 // Unpack is what such a process does; see oci.ServeUnpack.
-func Unpack(ctx context.Context, confine func(dir string) error) error {
-	return oci.ServeUnpack(ctx, confine)
+func Unpack(ctx context.Context, in *os.File, c oci.Confinement) error {
+	return oci.ServeUnpack(ctx, in, c)
 }
 
 // imported is where references of imported images lie that were given no other name; it is no

@@ -23,8 +23,11 @@ func (s *Store) WithUnpacker(command func(ctx context.Context) *exec.Cmd) *Store
 	return &out
 }
 
+// Confinement is how such a process gives up what it does not need.
+type Confinement = oci.Confinement
+
 // Unpack is what such a process does; see oci.ServeUnpack.
-func Unpack(ctx context.Context, in *os.File, c oci.Confinement) error {
+func Unpack(ctx context.Context, in *os.File, c Confinement) error {
 	return oci.ServeUnpack(ctx, in, c)
 }
 

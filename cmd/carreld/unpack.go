@@ -8,7 +8,6 @@ import (
 	"syscall"
 
 	"github.com/carrel-vm/carrel/images"
-	"github.com/carrel-vm/carrel/images/oci"
 )
 
 // runUnpack parses the layers of an image and writes its root. It ends when it is done, or when nobody reads its answers
@@ -18,7 +17,7 @@ func runUnpack(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
-	return images.Unpack(ctx, requestOf(args), oci.Confinement{
+	return images.Unpack(ctx, requestOf(args), images.Confinement{
 		Enter:   func(dir string, request []byte) error { return enterUnpack(args, dir, request) },
 		Confine: confineUnpack,
 	})

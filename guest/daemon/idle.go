@@ -49,9 +49,10 @@ func (d *Daemon) up(ctx context.Context, name string) (*entry, *keeper, error) {
 // startAgain returns when a guest that was stopped for idleness is up. The start
 // goes on when its caller leaves, since others may wait for it.
 func (d *Daemon) startAgain(ctx context.Context, e *entry) error {
+	who := callerOf(ctx) // who comes first waits for all
 	done := d.waking.DoChan(e.name, func() (any, error) {
 		end := make(chan error, 1)
-		d.owned.Go(func() { end <- d.restart(d.ctx, e) })
+		d.owned.Go(func() { end <- d.restart(d.ctx, e, who) })
 		return nil, <-end
 	})
 	select {
@@ -62,9 +63,10 @@ func (d *Daemon) startAgain(ctx context.Context, e *entry) error {
 	}
 }
 
-// restart starts a guest that was stopped for idleness, with the same grant: policy
-// decides again.
-func (d *Daemon) restart(ctx context.Context, e *entry) error {
+// restart starts a guest that was stopped for idleness, with the same request, on
+// which policy decides again. It waits for its turn and is refused like any other
+// start.
+func (d *Daemon) restart(ctx context.Context, e *entry, who caller) error {
 	if e.take("started") != nil { // somebody starts it, or removes it
 		_, err := e.wait(ctx, func(i *api.Guest, k *keeper) bool { return k != nil || !i.StoppedIdle || !e.isBusy() })
 		return err
@@ -80,7 +82,18 @@ func (d *Daemon) restart(ctx context.Context, e *entry) error {
 		return nil
 	}
 	d.log.Info("started again, since somebody needs it", "guest", e.name)
-	_, err := d.start(ctx, e, false, func(said string) error {
+	host := d.rulesNow().Host
+	leave, err := d.starts.enter(ctx, who, host.AtOnce(), host.Places(), func(int) error { return nil })
+	if err != nil {
+		return queueError("start guest "+e.name, err)
+	}
+	defer leave()
+	released, err := d.admitFor(ctx, e, host)
+	if err != nil {
+		return err
+	}
+	defer released()
+	_, err = d.start(ctx, e, false, func(said string) error {
 		d.log.Info("started again", "guest", e.name, "notice", said)
 		return nil
 	})

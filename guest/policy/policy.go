@@ -53,6 +53,8 @@ type Rules struct {
 	MinFreeMiB *uint32
 	// Idle says what becomes of a guest from which nobody wants anything.
 	Idle Idle
+	// Host are the limits of all guests together.
+	Host HostLimits
 }
 
 // Default returns the rules without a policy file, for a user's home folder

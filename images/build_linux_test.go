@@ -21,20 +21,25 @@ import (
 // fakeAgent writes a Linux program that is nothing but its header: enough for an initrd.
 func fakeAgent(t *testing.T, marker string) string {
 	t.Helper()
+	path := filepath.Join(t.TempDir(), "agent")
+	fakeAgentFor(t, path, elf.EM_X86_64, marker)
+	return path
+}
+
+func fakeAgentFor(t *testing.T, path string, machine elf.Machine, marker string) {
+	t.Helper()
 	var b bytes.Buffer
 	h := elf.Header64{
 		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
-		Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1, Ehsize: 64,
+		Type:  uint16(elf.ET_EXEC), Machine: uint16(machine), Version: 1, Ehsize: 64,
 	}
 	if err := binary.Write(&b, binary.LittleEndian, h); err != nil {
 		t.Fatal(err)
 	}
 	b.WriteString(marker)
-	path := filepath.Join(t.TempDir(), "agent")
 	if err := os.WriteFile(path, b.Bytes(), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	return path
 }
 
 // fakeRecipes writes recipes that count how often they ran, in the folder that is returned with them.
@@ -348,7 +353,7 @@ func TestEmbeddedRecipes(t *testing.T) {
 	if err := extractRecipes(dir); err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range []string{"kernel/build", "kernel/config", "default/build", "default/packages", "default/node/package.json", "default/node/package-lock.json"} {
+	for _, f := range []string{"kernel/build", "kernel/config", "default/build", "default/packages", "default/node/npm/package-lock.json", "default/node/amd64/package-lock.json", "default/node/arm64/package-lock.json"} {
 		if fi, err := os.Stat(filepath.Join(dir, f)); err != nil || fi.Size() == 0 {
 			t.Errorf("%s: %v", f, err)
 		}

@@ -16,28 +16,18 @@ import (
 // otherArch is one that is not this host's.
 var otherArch = map[string]string{"amd64": "arm64", "arm64": "amd64"}[runtime.GOARCH]
 
-// sayArch are recipes that make of each part what it is for.
+// Recipes that make of each part what it is for.
 const (
 	archKernel = "echo kernel $2 >$out/vmlinuz\necho 6.12-fake >$out/release\n"
 	archRoot   = "echo root $2 >$out/root.erofs\necho 'git 1:2' >$out/packages\necho 'git 1:2' >$out/tools\necho 5 >$out/uncompressed\n"
 )
-
-// bothAgents makes agents for both architectures and returns the path of this host's.
-func bothAgents(t *testing.T) string {
-	t.Helper()
-	agent := filepath.Join(t.TempDir(), "agent")
-	for arch, machine := range machines {
-		fakeAgentFor(t, AgentFor(agent, arch), machine, "agent "+arch)
-	}
-	return agent
-}
 
 // An image for another architecture has its own kernel, root and agent, lies beside this host's, takes the place of
 // none, and starts no guest here.
 func TestBuildOtherArch(t *testing.T) {
 	s := Open(filepath.Join(t.TempDir(), "cache"))
 	recipes, counts := fakeRecipes(t, archKernel, archRoot)
-	o := BuildOptions{Recipes: recipes, Agent: bothAgents(t)}
+	o := BuildOptions{Recipes: recipes, Agent: fakeAgent(t, "agent")}
 	for range 2 {
 		for name, arch := range map[string]string{"default": "", "default-other": otherArch} {
 			o.Name, o.Arch = name, arch
@@ -54,7 +44,7 @@ func TestBuildOtherArch(t *testing.T) {
 				}
 			}
 			initrd, err := os.ReadFile(img.Initrd)
-			if err != nil || !bytes.Contains(initrd, []byte("agent "+arch)) {
+			if err != nil || !bytes.Contains(initrd, []byte("agent for "+arch)) {
 				t.Errorf("the initrd of %s does not hold the agent for %s (%v)", name, arch, err)
 			}
 			if _, err := cpio.ReadAllRecords(cpio.Newc.Reader(bytes.NewReader(initrd))); err != nil {
@@ -88,7 +78,7 @@ func TestBuildOtherArch(t *testing.T) {
 // The agent must be for what the image is for.
 func TestAgentForOtherArch(t *testing.T) {
 	recipes, _ := fakeRecipes(t, archKernel, archRoot)
-	agent := bothAgents(t)
+	agent := fakeAgent(t, "agent")
 	fakeAgentFor(t, AgentFor(agent, otherArch), machines[runtime.GOARCH], "")
 	s := Open(t.TempDir())
 	o := BuildOptions{Name: "x", Arch: otherArch, Recipes: recipes, Agent: agent}
@@ -119,7 +109,7 @@ func TestOwnTable(t *testing.T) {
 	}
 	var said []string
 	recipes, _ := fakeRecipes(t, archKernel, script+"\n"+archRoot)
-	_, err := Open(t.TempDir()).Build(t.Context(), BuildOptions{Name: "x", Arch: otherArch, Recipes: recipes, Agent: bothAgents(t),
+	_, err := Open(t.TempDir()).Build(t.Context(), BuildOptions{Name: "x", Arch: otherArch, Recipes: recipes, Agent: fakeAgent(t, "agent"),
 		Progress: func(e Event) { said = append(said, e.Line) }})
 	if err != nil {
 		t.Fatal(err)

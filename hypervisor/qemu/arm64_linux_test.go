@@ -48,7 +48,7 @@ func TestARM64(t *testing.T) {
 	t.Run("SelfTest", func(t *testing.T) { selfTest(t, d, cfg) })
 	t.Run("Hello", func(t *testing.T) {
 		cfg.Root, cfg.Scratch = disksFor(t)
-		bootARM64(t, d, cfg, func(t *testing.T, vm hypervisor.VM) {
+		bootARM64(t, d, cfg, func(t *testing.T, vm hypervisor.VM, _ func()) {
 			// The root holds no program: the agent's own is one. Its self-test runs under a task's filter here.
 			out, exit := task(t, vm, &wire.Exec{Argv: []string{"/proc/1/exe", "selftest"}, Cwd: "/", User: "0", Id: "first"})
 			if exit.GetCode() != 0 || exit.GetSignal() != 0 || !strings.Contains(out, "\n"+selftest.Passed+"\n") {
@@ -66,7 +66,7 @@ func TestImageARM64(t *testing.T) {
 	_, cfg.Scratch = disksFor(t)
 	cfg.MemoryMiB = 1024
 	d := New(Options{Arch: ARM64, Shim: []string{self(t), "confine"}, CacheDir: t.TempDir()})
-	bootARM64(t, d, cfg, func(t *testing.T, vm hypervisor.VM) {
+	bootARM64(t, d, cfg, func(t *testing.T, vm hypervisor.VM, again func()) {
 		for i, c := range []struct{ script, want string }{
 			{"uname -m; id -u; dpkg --print-architecture", "aarch64\n1000\narm64\n"},
 			{"node --version && node -p process.arch+6*7", "v22."},
@@ -78,6 +78,7 @@ func TestImageARM64(t *testing.T) {
 			{"cd && mkdir m && cd m && printf 'module m\n' >go.mod && printf 'package main\nimport \"fmt\"\nfunc main() { fmt.Println(6 * 7) }\n' >m.go && go run .", "42\n"},
 			{"cd && printf 'int puts(const char *);int main(void) { return puts(\"seen\") < 0; }\n' >c.c && gcc -o c c.c && ./c", "seen\n"},
 		} {
+			again()
 			begin := time.Now()
 			out, exit := task(t, vm, &wire.Exec{Argv: []string{"/bin/sh", "-ec", c.script}, Id: fmt.Sprint("t", i)})
 			if exit.GetCode() != 0 || exit.GetSignal() != 0 || !strings.HasPrefix(out, c.want) {
@@ -88,7 +89,8 @@ func TestImageARM64(t *testing.T) {
 	})
 }
 
-func bootARM64(t *testing.T, d *Driver, cfg hypervisor.Config, tasks func(*testing.T, hypervisor.VM)) {
+// bootARM64 starts a machine and has tasks run in it. The machine is given patience once more whenever again is called.
+func bootARM64(t *testing.T, d *Driver, cfg hypervisor.Config, tasks func(t *testing.T, vm hypervisor.VM, again func())) {
 	said := &console{}
 	vm, err := d.Create(t.Context(), cfg, hypervisor.Handlers{Console: said.print})
 	if err != nil {
@@ -139,7 +141,7 @@ func bootARM64(t *testing.T, d *Driver, cfg hypervisor.Config, tasks func(*testi
 		t.Fatalf("%v, %v", from, err)
 	}
 
-	tasks(t, vm)
+	tasks(t, vm, func() { hang.Reset(patience) })
 
 	if err := wire.Write(boot, &wire.FromHost{Kind: &wire.FromHost_Control{Control: &wire.Control{Id: 1, Kind: &wire.Control_PowerOff{PowerOff: &wire.PowerOff{}}}}}); err != nil {
 		t.Fatal(err)

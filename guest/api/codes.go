@@ -107,6 +107,7 @@ var Codes = map[string]string{
 	"image_remove":      "The image could not be removed.",
 	"image_push":        "The image could not be sent to its registry.",
 	"image_export":      "The image could not be written to a file.",
+	"image_arch":        "The image is for hosts of another architecture.",
 	"image_untrusted":   "The image is not signed as it must be.",
 	"image_rolled_back": "The image is older than one that was here before.",
 	"key":               "A key that signs or verifies images cannot be used.",

@@ -85,7 +85,7 @@ func (d *Daemon) restart(ctx context.Context, e *entry, who caller) error {
 	host := d.rulesNow().Host
 	leave, err := d.starts.enter(ctx, who, host.AtOnce(), host.Places(), func(int) error { return nil })
 	if err != nil {
-		return queueError("start guest "+e.name, err)
+		return queueError("start guest "+e.name, err, startsCure)
 	}
 	defer leave()
 	released, err := d.admitFor(ctx, e, host)

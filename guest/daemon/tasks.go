@@ -25,6 +25,11 @@ func notRunning(name string) error {
 
 // Start implements TaskService.
 func (s *taskService) Start(ctx context.Context, r *connect.Request[api.StartTaskRequest]) (*connect.Response[api.StartTaskResponse], error) {
+	wait := r.Msg.Wait
+	if wait { // how to ask is no part of what is asked for
+		r = connect.NewRequest(proto.Clone(r.Msg).(*api.StartTaskRequest))
+		r.Msg.Wait = false
+	}
 	key := r.Msg.IdempotencyKey
 	var sum [32]byte
 	if key != "" {
@@ -48,22 +53,17 @@ func (s *taskService) Start(ctx context.Context, r *connect.Request[api.StartTas
 			return connect.NewResponse(&api.StartTaskResponse{Task: t}), nil
 		}
 	}
-	var out *connect.Response[api.StartTaskResponse]
-	for {
-		e, k, err := s.d.up(ctx, r.Msg.Guest)
-		if err != nil {
-			return nil, err
-		}
-		if out, err = k.tasks.Start(ctx, connect.NewRequest(r.Msg)); err == nil {
-			break
-		}
-		if !s.d.again(ctx, e, k, err) {
-			return nil, s.d.handOn(e, err)
-		}
+	e, err := s.d.find(r.Msg.Guest)
+	if err != nil {
+		return nil, err
+	}
+	out, err := s.d.startTask(ctx, e, r.Msg, wait)
+	if err != nil {
+		return nil, err
 	}
 	s.d.source.accepted(out.Msg.Task)
 	// The keeper has it on the disk, with its key; the index is not waited for.
-	seen := store.Known{Guest: r.Msg.Guest, Tasks: []store.Task{row(out.Msg.Task)}}
+	seen := store.Known{Guest: e.name, Tasks: []store.Task{row(out.Msg.Task)}}
 	if key != "" {
 		seen.Keys = []store.Answered{answered(key, sum[:], len(r.Msg.GetSpec().GetArgv()) > 0, out.Msg.Task)}
 	}

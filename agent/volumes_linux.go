@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/carrel-vm/carrel/agent/machine"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -39,10 +40,10 @@ func (v *volumes) mount(ms []*wire.Mount) error {
 }
 
 func (v *volumes) one(i int, m *wire.Mount) error {
-	if !strings.HasPrefix(m.Tag, volumeSerial) {
+	if !strings.HasPrefix(m.Tag, machine.VolumeSerial) {
 		return fmt.Errorf("%.40q is no volume's serial number", m.Tag)
 	}
-	found, err := machine.disks(m.Tag)
+	found, err := machine.Disks(m.Tag)
 	if err != nil {
 		return err
 	}
@@ -51,7 +52,7 @@ func (v *volumes) one(i int, m *wire.Mount) error {
 	if err := os.MkdirAll(volumesDir, 0o700); err != nil {
 		return err
 	}
-	if err := (mnt{disk, at, "ext4", fromHost, diskOptions}).do(); err != nil {
+	if err := mnt(disk, at, "ext4", fromHost, machine.DiskOptions).Do(); err != nil {
 		return err
 	}
 	v.places = append(v.places, at)

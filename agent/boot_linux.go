@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/mdlayher/vsock"
@@ -71,6 +72,9 @@ func guest(start *machine.Start) error {
 		if err := start.Rooted(); err != nil {
 			return nil, err
 		}
+		var name sync.WaitGroup
+		defer name.Wait()
+		name.Go(func() { writeName(s.Hostname) })
 		return settleNames(s)
 	}
 	listener, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, wire.PortAgent, nil)
@@ -94,7 +98,7 @@ func guest(start *machine.Start) error {
 		return err
 	}, setName, setClock
 	o.volumes = new(volumes)
-	o.flush = func() { o.volumes.unmount(); unix.Sync() }
+	o.flush = func() { o.volumes.giveBack(disk); o.volumes.unmount(); unix.Sync() }
 	o.PowerOff = func() { flush(disk) }
 	return New(o).Run(context.Background())
 }
@@ -156,13 +160,18 @@ func setClock(t time.Time) error {
 	return nil
 }
 
-// setName sets the guest's name and the files that tell it.
+// setName sets the guest's name.
 func setName(name string) error {
 	if name == "" {
 		return nil
 	}
-	if err := unix.Sethostname([]byte(name)); err != nil {
-		return err
+	return unix.Sethostname([]byte(name))
+}
+
+// writeName writes the files that tell the guest's name.
+func writeName(name string) {
+	if name == "" {
+		return
 	}
 	// A full disk must not keep the guest from starting.
 	err := errors.Join(
@@ -172,7 +181,6 @@ func setName(name string) error {
 	if err != nil {
 		complain(err)
 	}
-	return nil
 }
 
 // complain tells the console, which the host keeps for people to read.

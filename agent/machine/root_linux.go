@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"syscall"
+	"time"
 )
 
 // early mounts what everything else reads.
@@ -132,12 +133,16 @@ const (
 	usualShm       = "50%"
 )
 
+// trimTime bounds the trimming at a start, which goes on in the background.
+const trimTime = time.Minute
+
 // settle mounts and writes what programs expect beside their files.
 func settle(disk string) error {
 	var tmp []Mount
 	shm := memoryForShm
 	if disk != "" {
-		EmptyTrash(disk, func() { trim(disk) })
+		// What was deleted just before the guest was killed is given back here.
+		EmptyTrash(disk, func() { Trim(disk, time.Now().Add(trimTime)) })
 		shm = usualShm
 		tmp = []Mount{{"tmp", "/tmp", "tmpfs", FromHost, "mode=1777,size=25%"}}
 		// A disk that is full to the last inode must not keep the guest

@@ -2,7 +2,6 @@ package machine
 
 import (
 	"errors"
-	"math"
 	"os"
 	"strconv"
 	"syscall"
@@ -51,18 +50,27 @@ func EmptyTrash(disk string, after func()) {
 	}()
 }
 
-// trim gives back what the disk does not use. Deleting does so while the guest
-// runs; what was deleted just before a guest was killed is found here, at its
-// next start. The kernel skips what it has trimmed and what is in use.
-func trim(disk string) {
-	f, err := os.Open(disk)
+// trimStep is how much of a file system is trimmed at once, in bytes: between two
+// steps the time is looked at.
+const trimStep = 16 << 30
+
+// Trim gives back what the file system at a place does not use, and gives up at
+// end. Deleting does so while the guest runs, a moment later and in the background.
+// The kernel skips what it has trimmed and what is in use.
+func Trim(at string, end time.Time) {
+	f, err := os.Open(at)
 	if err != nil {
 		return
 	}
 	defer f.Close()
-	// struct fstrim_range (linux/fs.h): all of it, in pieces of 1 MiB at least.
-	r := struct{ start, length, least uint64 }{0, math.MaxUint64, 1 << 20}
-	_, _, _ = syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), fitrim, uintptr(unsafe.Pointer(&r)))
+	for start := uint64(0); time.Now().Before(end); start += trimStep {
+		// struct fstrim_range (linux/fs.h): in pieces of 1 MiB at least. Beyond
+		// the end of the file system it is EINVAL.
+		r := struct{ start, length, least uint64 }{start, trimStep, 1 << 20}
+		if _, _, e := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), fitrim, uintptr(unsafe.Pointer(&r))); e != 0 {
+			return
+		}
+	}
 }
 
 // fitrim is FITRIM, _IOWR('X', 121, struct fstrim_range), on amd64 and arm64.

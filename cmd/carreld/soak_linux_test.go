@@ -179,6 +179,17 @@ func (w *world) soakRound(t *testing.T, c *client.Client, i int, fault string) (
 			var ee *client.ExitError
 			switch {
 			case x.mine && suffers && errors.As(err, &ee) && ee.Interrupted:
+			case fault == "daemon killed" && x.want == big && errors.Is(err, client.ErrInputLost):
+				// The daemon died with input on its way, which nobody sends twice: the
+				// task waits for the rest of it until somebody ends it.
+				p, err := c.Attach(ctx, x.p.Guest, x.p.ID, client.AttachOptions{})
+				if err == nil {
+					p.Signal(client.Signal(syscall.SIGKILL))
+					err = p.Wait()
+				}
+				if !errors.As(err, &ee) || ee.Interrupted || ee.Signal != client.Signal(syscall.SIGKILL) {
+					t.Errorf("task %d, whose input was lost: %v", n, err)
+				}
 			case err == nil && x.code == 0 || errors.As(err, &ee) && !ee.Interrupted && ee.Status == x.code:
 				if x.out.String() != x.want {
 					t.Errorf("task %d: %d bytes of output, want %d", n, x.out.Len(), len(x.want))

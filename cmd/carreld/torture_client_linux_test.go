@@ -356,8 +356,12 @@ func bounds(d []time.Duration) string {
 // chance of one is below 3/n with 95 % confidence (the rule of three).
 func (r *toll) report(t *testing.T) {
 	bound := fmt.Sprintf("%.2g", 3/float64(r.kills()))
-	t.Logf("kills %d %v, %d times the disk failed, %d processes stood still, in %v; tasks acknowledged %d (exited %d, interrupted %d), requests never answered %d; lost %d, ran twice %d, orphans %d; a daemon served again after %s; a guest was ready again after %s; 95 %% bound of a loss per kill: %s",
-		r.kills(), r.Kills, r.Failures, r.Stood, r.Took.Round(time.Second), r.Exited+r.Broken, r.Exited, r.Broken, r.Unanswered, r.Lost, r.Twice, r.Orphans, bounds(r.Daemon), bounds(r.Guest), bound)
+	stood := 0
+	for _, n := range r.Stood {
+		stood += n
+	}
+	t.Logf("kills %d %v, %d times the disk failed, %d processes stood still %v, in %v; tasks acknowledged %d (exited %d, interrupted %d), requests never answered %d; lost %d, ran twice %d, orphans %d; a daemon served again after %s; a guest was ready again after %s; 95 %% bound of a loss per kill: %s",
+		r.kills(), r.Kills, r.Failures, stood, r.Stood, r.Took.Round(time.Second), r.Exited+r.Broken, r.Exited, r.Broken, r.Unanswered, r.Lost, r.Twice, r.Orphans, bounds(r.Daemon), bounds(r.Guest), bound)
 	path := os.Getenv("CARREL_TORTURE_TABLE")
 	if path == "" || t.Failed() {
 		return
@@ -367,11 +371,13 @@ func (r *toll) report(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	var by []string
-	for _, k := range slices.Sorted(maps.Keys(r.Kills)) {
-		by = append(by, fmt.Sprintf("%s %d", k, r.Kills[k]))
+	each := func(m map[string]int) (by []string) {
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			by = append(by, fmt.Sprintf("%s %d", k, m[k]))
+		}
+		return by
 	}
-	by = append(by, fmt.Sprintf("and the disk failed %d times, %d processes stood still", r.Failures, r.Stood))
+	by := append(each(r.Kills), fmt.Sprintf("and the disk failed %d times, %d processes stood still (%s)", r.Failures, stood, strings.Join(each(r.Stood), ", ")))
 	if _, err := fmt.Fprintf(f, "| %s | %s | %d: %s | %d | %d | %d | %d | %s | %s | %s |\n", time.Now().UTC().Format(time.DateOnly), strings.TrimPrefix(t.Name(), "TestTorture/"), r.kills(), strings.Join(by, ", "),
 		r.Exited+r.Broken, r.Lost, r.Twice, r.Orphans, bounds(r.Daemon), bounds(r.Guest), bound); err != nil {
 		t.Fatal(err)

@@ -283,6 +283,10 @@ func (x *torture) check(ctx context.Context) {
 		// Status 3 says that the job could not write down that it ran: its machine was
 		// ending, and the share had gone first.
 		good := k.State == api.TaskState_TASK_STATE_EXITED && (!j.sleep && k.Ending.GetSignal() == 0 || j.sleep && j.out.Len() > 0)
+		// A guest whose share process was killed is stopped, which ends its tasks.
+		if good && j.sleep && k.Ending.GetSignal() == 15 {
+			good = false
+		}
 		if good && len(x.spec.Shares) > 0 && k.Ending.GetStatus() == 3 && ran[j.n] == 0 {
 			good = false
 		}
@@ -321,7 +325,7 @@ func (x *torture) reread(ctx context.Context, last map[string]*api.Task) {
 	n := 0
 	for i := len(x.jobs) - 1; i >= 0 && n < 20; i-- {
 		j := x.jobs[i]
-		if k := last[j.id]; k == nil || k.State != api.TaskState_TASK_STATE_EXITED || k.Ending.GetSignal() != 0 || j.sleep {
+		if k := last[j.id]; k == nil || k.State != api.TaskState_TASK_STATE_EXITED || k.Ending.GetSignal() != 0 || k.Ending.GetStatus() != 0 || j.sleep {
 			continue
 		}
 		var out bytes.Buffer

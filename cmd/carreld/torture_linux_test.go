@@ -75,7 +75,7 @@ func (t *toll) kills() (n int) {
 }
 
 // F01, F02, F03, F04: clients submit, attach, cancel and read while daemon, keeper,
-// egress process, agent (not that inside a machine), and where there are some
+// egress process, agent, and where there are some
 // hypervisor, wall and share process are killed at random instants or stand still,
 // and daemon and keeper are killed at named points too.
 func TestTorture(t *testing.T) {
@@ -275,6 +275,10 @@ func (x *torture) strike(ctx context.Context) {
 		x.killDaemon()
 		return
 	}
+	if x.spec.Boundary == wallVM && x.r.IntN(6) == 0 {
+		x.endAgent(ctx)
+		return
+	}
 	kinds := x.victims()
 	if x.r.IntN(4) == 0 { // processes are forked seldom: one is waited for
 		for end := time.Now().Add(200 * time.Millisecond); len(kinds[forked]) == 0 && time.Now().Before(end); {
@@ -315,6 +319,27 @@ func (x *torture) strike(ctx context.Context) {
 		c := x.raw()
 		defer c.close()
 		c.guests.Remove(ctx, connect.NewRequest(&api.RemoveGuestRequest{Name: x.names[x.r.IntN(len(x.names))], Force: true}))
+	}
+}
+
+// endAgent ends the agent inside a machine, as only the guest's own root can: it is
+// the first process there, which dies of no signal that it has no handler for, and
+// Go has one for this.
+func (x *torture) endAgent(ctx context.Context) {
+	c := x.raw()
+	defer c.close()
+	name := x.names[x.r.IntN(len(x.names))]
+	r, err := c.guests.Inspect(ctx, connect.NewRequest(&api.InspectGuestRequest{Name: name}))
+	if err != nil || r.Msg.Guest.GetState() != api.GuestState_GUEST_STATE_READY {
+		return
+	}
+	began := time.Now()
+	if _, err := c.run(ctx, &api.StartTaskRequest{Guest: name, Spec: &api.TaskSpec{User: "root", Argv: []string{"/bin/sh", "-c", "kill -TERM 1"}}}); err != nil {
+		return // it may have come to it all the same
+	}
+	x.count("agent")
+	if x.again(ctx, name, r.Msg.Guest.KeeperPid) {
+		x.toll.Guest = append(x.toll.Guest, time.Since(began))
 	}
 }
 

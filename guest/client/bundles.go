@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/rand"
 	"time"
 
 	"connectrpc.com/connect"
@@ -94,7 +95,10 @@ func (c *Client) Keys(ctx context.Context) ([]*api.ImageKey, error) {
 // CreateKey makes a pair of files to sign with: the private key at an absolute path, the public one beside
 // it with .pub after its name.
 func (c *Client) CreateKey(ctx context.Context, path string) (*api.ImageKey, error) {
-	res, err := c.images.CreateKey(ctx, connect.NewRequest(&api.CreateKeyRequest{Path: path}))
+	req := &api.CreateKeyRequest{Path: path, IdempotencyKey: rand.Text()}
+	res, err := twice(ctx, c, func() (*connect.Response[api.CreateKeyResponse], error) {
+		return c.images.CreateKey(ctx, connect.NewRequest(req))
+	})
 	if err != nil {
 		return nil, wrap("make a key", err)
 	}

@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -144,13 +143,9 @@ func (c *Client) StartTask(ctx context.Context, t Task) (*Process, error) {
 		IdempotencyKey: rand.Text(),
 	}
 	op := "start a task in guest " + t.Guest
-	res, err := c.tasks.Start(ctx, connect.NewRequest(req))
-	if err != nil && broken(ctx, err) {
-		if again := c.ensure(ctx); again != nil {
-			return nil, wrap(op, errors.Join(err, again))
-		}
-		res, err = c.tasks.Start(ctx, connect.NewRequest(req))
-	}
+	res, err := twice(ctx, c, func() (*connect.Response[api.StartTaskResponse], error) {
+		return c.tasks.Start(ctx, connect.NewRequest(req))
+	})
 	if err != nil {
 		return nil, wrap(op, err)
 	}

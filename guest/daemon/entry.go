@@ -45,6 +45,7 @@ type entry struct {
 	theirs []*api.Span  // what its keeper measured of it
 	over   bool         // it has ended, and what becomes of it is settled
 	cold   string       // why the pool had nothing for it
+	queued time.Time    // since when it waited for its turn to start; zero: it did not
 	since  int64        // nanoseconds since 1970: what its keeper did before is not its trace
 }
 

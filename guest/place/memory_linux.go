@@ -1,8 +1,11 @@
 package place
 
 import (
+	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -29,4 +32,49 @@ func parseMemory(text string) (available, total int64, err error) {
 		return 0, 0, fmt.Errorf("/proc/meminfo does not say how much memory there is")
 	}
 	return available, total, nil
+}
+
+// maxLooked bounds the processes that Touched looks at.
+const maxLooked = 64
+
+// Touched is how much of a guest's memory is there, in bytes, of a keeper's
+// process: the most shared memory that it or a process below it has mapped in. A
+// guest's memory is one file of shared memory, which several of them map. 0 where
+// nothing can be seen.
+func Touched(pid int) (most int64) {
+	todo := []int{pid}
+	for n := 0; len(todo) > 0 && n < maxLooked; n++ {
+		pid, todo = todo[0], todo[1:]
+		dir := filepath.Join("/proc", strconv.Itoa(pid))
+		if b, err := os.ReadFile(filepath.Join(dir, "status")); err == nil {
+			most = max(most, sharedMemory(b))
+		}
+		lists, _ := filepath.Glob(filepath.Join(dir, "task", "*", "children")) // the pattern is sound
+		for _, f := range lists {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				continue
+			}
+			for _, w := range bytes.Fields(b) {
+				if child, err := strconv.Atoi(string(w)); err == nil && len(todo) < maxLooked {
+					todo = append(todo, child)
+				}
+			}
+		}
+	}
+	return most
+}
+
+// sharedMemory is RssShmem of a process's status (proc_pid_status(5)), in bytes.
+func sharedMemory(status []byte) int64 {
+	_, rest, ok := bytes.Cut(status, []byte("\nRssShmem:"))
+	f := bytes.Fields(rest)
+	if !ok || len(f) == 0 {
+		return 0
+	}
+	kib, err := strconv.ParseInt(string(f[0]), 10, 64)
+	if err != nil || kib < 0 || kib > 1<<50 {
+		return 0
+	}
+	return kib << 10
 }

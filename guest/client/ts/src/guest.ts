@@ -237,7 +237,8 @@ export class Guest implements AsyncDisposable {
   /** Opens a port of the host's loopback into the guest, and returns which. */
   async publish(guestPort: number, hostPort = 0): Promise<number> {
     try {
-      return (await this.s.egress.publish({ guest: this.name, port: { guestPort, hostPort } })).port?.hostPort ?? 0;
+      const idempotencyKey = crypto.randomUUID(); // with it, asking again after a broken answer is safe
+      return (await this.s.egress.publish({ guest: this.name, port: { guestPort, hostPort }, idempotencyKey })).port?.hostPort ?? 0;
     } catch (err) {
       throw wrap(`open a port into guest ${this.name}`, err);
     }

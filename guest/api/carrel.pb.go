@@ -2909,8 +2909,13 @@ type StartTaskRequest struct {
 	// Two requests with the same key make one task. At most 128 bytes; empty:
 	// none. Error: key_reused, the key came with another request.
 	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Where as many tasks run in the guest as may, wait for a place, in turns with
+	// others that wait, for as long as the call may last (Connect-Timeout-Ms). It is
+	// no part of what a key must come with again. Errors without it:
+	// too_many_tasks; with it: queue_full.
+	Wait          bool `protobuf:"varint,4,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StartTaskRequest) Reset() {
@@ -2962,6 +2967,13 @@ func (x *StartTaskRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *StartTaskRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
 }
 
 type StartTaskResponse struct {
@@ -9883,8 +9895,10 @@ func (x *ListImagesResponse) GetImages() []*Image {
 }
 
 type BuildImageRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What it is for, "amd64" or "arm64"; empty: the daemon's host.
+	Arch          string `protobuf:"bytes,2,opt,name=arch,proto3" json:"arch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -9922,6 +9936,13 @@ func (*BuildImageRequest) Descriptor() ([]byte, []int) {
 func (x *BuildImageRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *BuildImageRequest) GetArch() string {
+	if x != nil {
+		return x.Arch
 	}
 	return ""
 }
@@ -10580,7 +10601,10 @@ type ImageSigning struct {
 	// Versions only grow; 0: the seconds since 1970.
 	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	// How long the signature is taken for new images; 0: for ever.
-	ExpiresNanos  int64 `protobuf:"varint,3,opt,name=expires_nanos,json=expiresNanos,proto3" json:"expires_nanos,omitempty"`
+	ExpiresNanos int64 `protobuf:"varint,3,opt,name=expires_nanos,json=expiresNanos,proto3" json:"expires_nanos,omitempty"`
+	// What the bundle, and so the image that it brings, is called; empty: as the
+	// first image.
+	As            string `protobuf:"bytes,4,opt,name=as,proto3" json:"as,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -10634,6 +10658,13 @@ func (x *ImageSigning) GetExpiresNanos() int64 {
 		return x.ExpiresNanos
 	}
 	return 0
+}
+
+func (x *ImageSigning) GetAs() string {
+	if x != nil {
+		return x.As
+	}
+	return ""
 }
 
 type PublishedImage struct {
@@ -13881,11 +13912,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x10\n" +
 	"\x03oom\x18\x03 \x01(\bR\x03oom\x12\x1b\n" +
 	"\ttimed_out\x18\x04 \x01(\bR\btimedOut\x12\x14\n" +
-	"\x05cause\x18\x05 \x01(\tR\x05cause\"z\n" +
+	"\x05cause\x18\x05 \x01(\tR\x05cause\"\x8e\x01\n" +
 	"\x10StartTaskRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12'\n" +
 	"\x04spec\x18\x02 \x01(\v2\x13.carrel.v1.TaskSpecR\x04spec\x12'\n" +
-	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"8\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04wait\x18\x04 \x01(\bR\x04wait\"8\n" +
 	"\x11StartTaskResponse\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.carrel.v1.TaskR\x04task\"\xdd\x01\n" +
 	"\rAttachRequest\x12+\n" +
@@ -14360,9 +14392,10 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\"\x13\n" +
 	"\x11ListImagesRequest\">\n" +
 	"\x12ListImagesResponse\x12(\n" +
-	"\x06images\x18\x01 \x03(\v2\x10.carrel.v1.ImageR\x06images\"'\n" +
+	"\x06images\x18\x01 \x03(\v2\x10.carrel.v1.ImageR\x06images\";\n" +
 	"\x11BuildImageRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"v\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04arch\x18\x02 \x01(\tR\x04arch\"v\n" +
 	"\x0fBuildImageEvent\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
 	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
@@ -14395,11 +14428,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x13PruneImagesResponse\x12(\n" +
 	"\x06images\x18\x01 \x03(\v2\x10.carrel.v1.ImageR\x06images\x12\x14\n" +
 	"\x05blobs\x18\x02 \x01(\x05R\x05blobs\x12\x14\n" +
-	"\x05freed\x18\x03 \x01(\x03R\x05freed\"h\n" +
+	"\x05freed\x18\x03 \x01(\x03R\x05freed\"x\n" +
 	"\fImageSigning\x12\x19\n" +
 	"\bkey_path\x18\x01 \x01(\tR\akeyPath\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12#\n" +
-	"\rexpires_nanos\x18\x03 \x01(\x03R\fexpiresNanos\"\x80\x01\n" +
+	"\rexpires_nanos\x18\x03 \x01(\x03R\fexpiresNanos\x12\x0e\n" +
+	"\x02as\x18\x04 \x01(\tR\x02as\"\x80\x01\n" +
 	"\x0ePublishedImage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +

@@ -39,7 +39,7 @@ func signing(m *api.ImageSigning, progress func(images.Event)) (images.SignOptio
 	if m.ExpiresNanos < 0 {
 		return images.SignOptions{}, api.NewError(connect.CodeInvalidArgument, "bad_time", "a signature that has expired already", "")
 	}
-	return images.SignOptions{Key: m.KeyPath, Version: m.Version, Expires: time.Duration(m.ExpiresNanos), Progress: progress}, nil
+	return images.SignOptions{Key: m.KeyPath, Version: m.Version, Expires: time.Duration(m.ExpiresNanos), As: m.As, Progress: progress}, nil
 }
 
 func published(p *images.Published) *api.PublishedImage {

@@ -1,13 +1,19 @@
 package images
 
-import "strings"
+import (
+	"runtime"
+	"strings"
+)
 
 // BuildOptions say what to build.
 type BuildOptions struct {
 	Name string
+	// Arch is what the image is for, as GOARCH; empty: this host.
+	Arch string
 	// Recipes is a folder of recipes, kernel/ and default/; empty means those inside this program.
 	Recipes string
-	// Agent is the path of the static carrel-agent that becomes the guest's PID 1.
+	// Agent is the path of the static carrel-agent that becomes the guest's PID 1. That of another
+	// architecture than the host's is expected beside it, see AgentFor.
 	Agent string
 	// Progress, if set, is called from the goroutine that called Build and must not block for long.
 	Progress func(Event)
@@ -20,6 +26,15 @@ type Event struct {
 	Stage       string
 	Done, Total int64
 	Line        string
+}
+
+// AgentFor is the path of the agent for an architecture, where that of this host's own is at agent: beside it, and
+// called after what it is for.
+func AgentFor(agent, arch string) string {
+	if arch == "" || arch == runtime.GOARCH {
+		return agent
+	}
+	return agent + "-" + arch
 }
 
 // plain makes a child's line safe to show: one line, no control characters, of bounded length.

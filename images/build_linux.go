@@ -9,12 +9,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/carrel-vm/carrel/images/bundle"
 	"github.com/carrel-vm/carrel/images/oci"
 )
 
@@ -31,18 +33,21 @@ func (s *Store) Build(ctx context.Context, o BuildOptions) (*Image, error) {
 	if err := CheckName(o.Name); err != nil {
 		return nil, err
 	}
-	if runtime.GOARCH != "amd64" {
-		return nil, fmt.Errorf("build image %s: the recipes are for amd64 hosts, this is %s", o.Name, runtime.GOARCH)
+	if o.Arch == "" {
+		o.Arch = runtime.GOARCH
+	}
+	if !slices.Contains(bundle.Archs, o.Arch) {
+		return nil, fmt.Errorf("build image %s: %w: there is none for %.40q, only for %s", o.Name, ErrArch, o.Arch, strings.Join(bundle.Archs, " and "))
 	}
 	if o.Progress == nil {
 		o.Progress = func(Event) {}
 	}
-	agent, err := oci.OpenRegular(o.Agent)
+	agent, err := oci.OpenRegular(AgentFor(o.Agent, o.Arch))
 	if err != nil {
-		return nil, fmt.Errorf("build image %s: agent: %w (make build)", o.Name, err)
+		return nil, fmt.Errorf("build image %s: agent: %w (make %s)", o.Name, err, makesAgent(o.Arch))
 	}
 	defer agent.Close()
-	if err := checkAgent(agent); err != nil {
+	if err := checkAgent(agent, o.Arch); err != nil {
 		return nil, fmt.Errorf("build image %s: %w", o.Name, err)
 	}
 	lock, err := s.lockFile(ctx, func() {
@@ -52,11 +57,23 @@ func (s *Store) Build(ctx context.Context, o BuildOptions) (*Image, error) {
 		return nil, err
 	}
 	defer lock.Close()
+	if old, err := s.load(o.Name); err == nil && old.Manifest.Arch != o.Arch {
+		return nil, fmt.Errorf("build image %s: %w: the image of that name is for %s, and a new one for %s would take its place (choose another name, or carrel image rm %s)",
+			o.Name, ErrArch, old.Manifest.Arch, o.Arch, o.Name)
+	}
 	img, err := s.build(ctx, o, agent, lock)
 	if err != nil {
 		return nil, fmt.Errorf("build image %s: %w", o.Name, err)
 	}
 	return img, nil
+}
+
+// makesAgent is the target of the Makefile that makes the agent.
+func makesAgent(arch string) string {
+	if arch == runtime.GOARCH {
+		return "build"
+	}
+	return "agent-" + arch
 }
 
 func (s *Store) build(ctx context.Context, o BuildOptions, agent, lock *os.File) (*Image, error) {
@@ -65,12 +82,12 @@ func (s *Store) build(ctx context.Context, o BuildOptions, agent, lock *os.File)
 		return nil, err
 	}
 	defer done()
-	b := &builder{store: s, progress: o.Progress, lock: lock, arch: runtime.GOARCH}
+	b := &builder{store: s, progress: o.Progress, lock: lock, arch: o.Arch}
 	kernel, err := b.kernel(ctx, recipes)
 	if err != nil {
 		return nil, err
 	}
-	root, err := b.entry(ctx, "root", filepath.Join(recipes, "default"), Root, "packages", "tools", "uncompressed")
+	root, err := b.entry(ctx, b.kind("root"), filepath.Join(recipes, "default"), Root, "packages", "tools", "uncompressed")
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +102,7 @@ func (s *Store) build(ctx context.Context, o BuildOptions, agent, lock *os.File)
 	}
 	m := &Manifest{
 		Version: manifestVersion, Name: o.Name, Created: time.Now().UTC().Format(time.RFC3339),
-		Arch: runtime.GOARCH, Inputs: in,
+		Arch: o.Arch, Inputs: in,
 	}
 	if err := describe(m, kernel, root); err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,23 +19,31 @@ import (
 	"time"
 )
 
-// fakeAgent writes a Linux program that is nothing but its header: enough for an initrd.
+// fakeAgent writes a Linux program that is nothing but its header: enough for an initrd. One for the other
+// architecture lies beside it.
 func fakeAgent(t *testing.T, marker string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "agent")
+	for arch, machine := range machines {
+		fakeAgentFor(t, AgentFor(path, arch), machine, marker+" for "+arch)
+	}
+	return path
+}
+
+func fakeAgentFor(t *testing.T, path string, machine elf.Machine, marker string) {
 	t.Helper()
 	var b bytes.Buffer
 	h := elf.Header64{
 		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
-		Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1, Ehsize: 64,
+		Type:  uint16(elf.ET_EXEC), Machine: uint16(machine), Version: 1, Ehsize: 64,
 	}
 	if err := binary.Write(&b, binary.LittleEndian, h); err != nil {
 		t.Fatal(err)
 	}
 	b.WriteString(marker)
-	path := filepath.Join(t.TempDir(), "agent")
 	if err := os.WriteFile(path, b.Bytes(), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	return path
 }
 
 // fakeRecipes writes recipes that count how often they ran, in the folder that is returned with them.
@@ -265,7 +274,7 @@ func alive(pid int) bool {
 func TestKilledBuild(t *testing.T) {
 	if os.Getenv("CARREL_TEST_BUILD") != "" {
 		s := Open(os.Getenv("CARREL_TEST_BUILD"))
-		_, err := s.Build(context.Background(), BuildOptions{Name: "default", Recipes: os.Getenv("CARREL_TEST_RECIPES"), Agent: os.Getenv("CARREL_TEST_AGENT"),
+		_, err := s.Build(context.Background(), BuildOptions{Name: "default", Arch: os.Getenv("CARREL_TEST_ARCH"), Recipes: os.Getenv("CARREL_TEST_RECIPES"), Agent: os.Getenv("CARREL_TEST_AGENT"),
 			Progress: func(e Event) { fmt.Printf("event %s %s\n", e.Stage, e.Line) }})
 		if err != nil {
 			fmt.Println("failed", err)
@@ -273,9 +282,15 @@ func TestKilledBuild(t *testing.T) {
 		}
 		os.Exit(0)
 	}
+	for _, arch := range []string{runtime.GOARCH, otherArch} {
+		t.Run(arch, func(t *testing.T) { killedBuild(t, arch) })
+	}
+}
+
+func killedBuild(t *testing.T, arch string) {
 	s := Open(t.TempDir())
 	recipes, _ := fakeRecipes(t, goodKernel, goodRoot)
-	o := BuildOptions{Name: "default", Recipes: recipes, Agent: fakeAgent(t, "old")}
+	o := BuildOptions{Name: "default", Arch: arch, Recipes: recipes, Agent: fakeAgent(t, "old")}
 	old, err := s.Build(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -285,11 +300,13 @@ func TestKilledBuild(t *testing.T) {
 	// Counted in events, so that the kill falls at another point of the build each time.
 	killed := 0
 	for at := 1; ; at++ {
-		if err := os.RemoveAll(filepath.Join(s.cache, "kernel")); err != nil {
-			t.Fatal(err)
+		for _, kind := range []string{"kernel", "kernel-arm64"} {
+			if err := os.RemoveAll(filepath.Join(s.cache, kind)); err != nil {
+				t.Fatal(err)
+			}
 		}
 		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilledBuild$")
-		cmd.Env = append(os.Environ(), "CARREL_TEST_BUILD="+s.cache, "CARREL_TEST_RECIPES="+recipes, "CARREL_TEST_AGENT="+o.Agent)
+		cmd.Env = append(os.Environ(), "CARREL_TEST_BUILD="+s.cache, "CARREL_TEST_ARCH="+arch, "CARREL_TEST_RECIPES="+recipes, "CARREL_TEST_AGENT="+o.Agent)
 		killer := &killAfter{left: at}
 		cmd.Stdout, cmd.Stderr = killer, killer
 		killer.kill = func() { _ = cmd.Process.Signal(syscall.SIGKILL) }
@@ -348,7 +365,7 @@ func TestEmbeddedRecipes(t *testing.T) {
 	if err := extractRecipes(dir); err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range []string{"kernel/build", "kernel/config", "default/build", "default/packages", "default/node/package.json", "default/node/package-lock.json"} {
+	for _, f := range []string{"kernel/build", "kernel/config", "default/build", "default/packages", "default/node/npm/package-lock.json", "default/node/amd64/package-lock.json", "default/node/arm64/package-lock.json"} {
 		if fi, err := os.Stat(filepath.Join(dir, f)); err != nil || fi.Size() == 0 {
 			t.Errorf("%s: %v", f, err)
 		}

@@ -206,6 +206,16 @@ func TestBundleRegistry(t *testing.T) {
 	if err := s.Verify(t.Context(), "box"); err != nil {
 		t.Error(err)
 	}
+	// A host of the other architecture, such as a Mac, takes the other one of the same name.
+	mac := newTaker(t, p)
+	mac.roots, mac.arch = reg.roots, other
+	theirs, err := mac.PullBundle(t.Context(), ref, BundleOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := rootSays(t, mac, "box"); got != "root of the other" || theirs.Manifest.Arch != other || mac.Fits(theirs) != nil || !errors.Is(s.Fits(theirs), ErrArch) {
+		t.Errorf("the other host has %q, for %s: %v, %v", got, theirs.Manifest.Arch, mac.Fits(theirs), s.Fits(theirs))
+	}
 	reg.asked()
 	if _, err := s.PullBundle(t.Context(), ref, BundleOptions{}); err != nil {
 		t.Error(err)

@@ -192,7 +192,7 @@ func (s *Store) prune(now time.Time) {
 	for _, img := range all {
 		used[img.Manifest.Inputs.Kernel], used[img.Manifest.Inputs.Root] = true, true
 	}
-	for _, kind := range []string{"kernel", "kernel-arm64", "root"} {
+	for _, kind := range []string{"kernel", "kernel-arm64", "root", "root-arm64"} {
 		dirs, _ := os.ReadDir(filepath.Join(s.cache, kind))
 		for _, d := range dirs {
 			fi, err := d.Info()

@@ -7,7 +7,7 @@
 //	refs/                  which digest a reference such as python:3.13 leads to
 //	oci/                   manifests, configs and layers; see package oci
 //	kernel/<key>/          a built kernel, root/<key>/ a built root: kept by the hash of all that went into them;
-//	                       kernel-arm64/<key>/ is a kernel for that architecture
+//	                       kernel-arm64/<key>/ and root-arm64/<key>/ are those for that architecture
 //	previous/<name>/       what images/<name> was before the last bundle of that name, for Restore
 //	tmp/, half/            builds and pulls under way; what is found there without a living one is rubbish
 //	locks/                 see hold
@@ -24,6 +24,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"sort"
 
 	"github.com/carrel-vm/carrel/images/oci"
@@ -35,6 +36,7 @@ var (
 	ErrDamaged  = errors.New("image is damaged")
 	ErrName     = errors.New("bad image name")
 	ErrTool     = errors.New("a tool is missing")
+	ErrArch     = errors.New("wrong architecture")
 )
 
 // The parts of an image: these files and no others.
@@ -61,6 +63,7 @@ func CheckName(name string) error {
 // Store keeps images, one folder each. Its methods may be called from many goroutines and processes at once.
 type Store struct {
 	cache  string
+	arch   string             // of this host, as GOARCH
 	trust  string             // folder of the keys that bundles must be signed with; empty: signatures are not looked at
 	seen   string             // folder of what was seen of each bundle; see package bundle's Memory
 	unpack oci.Unpacker       // nil: layers are parsed in this process
@@ -73,7 +76,7 @@ func Open(cacheDir string) *Store {
 	if abs, err := filepath.Abs(cacheDir); err == nil {
 		cacheDir = abs
 	}
-	return &Store{cache: cacheDir}
+	return &Store{cache: cacheDir, arch: runtime.GOARCH}
 }
 
 // Image is one complete image. The paths are absolute. One that was pulled has no Kernel and no Initrd:
@@ -177,6 +180,15 @@ func (s *Store) removeAlone(ctx context.Context, id string) error {
 		return notFound(id) // somebody else has removed it meanwhile
 	} else if err != nil {
 		return fmt.Errorf("remove image %s: %w", id, err)
+	}
+	return nil
+}
+
+// Fits refuses an image that no guest of this host can start from.
+func (s *Store) Fits(img *Image) error {
+	if img.Manifest.Arch != s.arch {
+		return fmt.Errorf("image %s: %w: it is for %s hosts, and this one is %s (carrel image push and export bring it there; carrel image ls shows those that there are)",
+			img.Name, ErrArch, img.Manifest.Arch, s.arch)
 	}
 	return nil
 }

@@ -46,8 +46,11 @@ func writeInitrd(w io.Writer, agent io.ReaderAt, size int64) error {
 	return nil
 }
 
-// checkAgent refuses what cannot be PID 1 of an initrd that holds nothing else.
-func checkAgent(f *os.File) error {
+// machines are what the header of a program says, by GOARCH.
+var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
+
+// checkAgent refuses what cannot be PID 1 of an initrd that holds nothing else, on a processor of that architecture.
+func checkAgent(f *os.File, arch string) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("agent %s: %w", f.Name(), err)
@@ -57,10 +60,10 @@ func checkAgent(f *os.File) error {
 	}
 	e, err := elf.NewFile(f)
 	if err != nil {
-		return fmt.Errorf("agent %s is not a Linux program: %w (make build)", f.Name(), err)
+		return fmt.Errorf("agent %s is not a Linux program: %w (make %s)", f.Name(), err, makesAgent(arch))
 	}
-	if e.Machine != elf.EM_X86_64 {
-		return fmt.Errorf("agent %s is for %v, expected x86-64 (make build)", f.Name(), e.Machine)
+	if want := machines[arch]; e.Machine != want {
+		return fmt.Errorf("agent %s is for %v, expected %v (make %s)", f.Name(), e.Machine, want, makesAgent(arch))
 	}
 	for _, p := range e.Progs {
 		if p.Type == elf.PT_INTERP {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
@@ -198,13 +197,13 @@ func (s *Store) judge(ctx context.Context, a *oci.Artifact, rec bundleRecord, o 
 	if err != nil {
 		return nil, err
 	}
-	at, ok := archs[runtime.GOARCH]
+	at, ok := archs[s.arch]
 	if !ok {
 		var has []string
 		for arch := range archs {
 			has = append(has, arch)
 		}
-		return nil, fmt.Errorf("%w: the bundle is for %s, and this host is %s", ErrNotFound, strings.Join(has, ", "), runtime.GOARCH)
+		return nil, fmt.Errorf("%w: the bundle is for %s, and this host is %s", ErrNotFound, strings.Join(has, ", "), s.arch)
 	}
 	if off.record.Manifest, err = read(at); err != nil {
 		return nil, fmt.Errorf("manifest %w", err)
@@ -219,9 +218,9 @@ func (s *Store) judge(ctx context.Context, a *oci.Artifact, rec bundleRecord, o 
 	if err != nil {
 		return nil, err
 	}
-	if m.Version != bundledVersion || m.Name != off.statement.Name || m.Arch != runtime.GOARCH {
+	if m.Version != bundledVersion || m.Name != off.statement.Name || m.Arch != s.arch {
 		return nil, fmt.Errorf("%w: a manifest of version %d for image %s on %s, expected %d, %s and %s", bundle.ErrMalformed,
-			m.Version, m.Name, m.Arch, bundledVersion, off.statement.Name, runtime.GOARCH)
+			m.Version, m.Name, m.Arch, bundledVersion, off.statement.Name, s.arch)
 	}
 	off.image = *m
 	return off, follow(off.record.Index, off.record.Manifest, m.Arch, off.text, m)

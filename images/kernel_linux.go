@@ -37,14 +37,18 @@ func (s *Store) BuildKernel(ctx context.Context, arch string, o BuildOptions) (s
 	return filepath.Join(e.dir, Kernel), nil
 }
 
-// kernel is the kernel's entry. Kernels of another architecture than the first lie by themselves:
-// who looks for any kernel to boot must not find them.
+// kernel is the kernel's entry.
 func (b *builder) kernel(ctx context.Context, recipes string) (*entry, error) {
-	kind := "kernel"
-	if b.arch != "amd64" {
-		kind += "-" + b.arch
+	return b.entry(ctx, b.kind("kernel"), filepath.Join(recipes, "kernel"), Kernel, "release")
+}
+
+// kind is where what a recipe makes lies. That of another architecture than the first lies by itself: who looks
+// for any kernel to boot must not find it.
+func (b *builder) kind(recipe string) string {
+	if b.arch == "amd64" {
+		return recipe
 	}
-	return b.entry(ctx, kind, filepath.Join(recipes, "kernel"), Kernel, "release")
+	return recipe + "-" + b.arch
 }
 
 // recipes returns the folder of the recipes: dir, or if that is empty a private copy of those inside this

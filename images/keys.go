@@ -3,10 +3,12 @@ package images
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/carrel-vm/carrel/images/bundle"
+	"github.com/carrel-vm/carrel/images/oci"
 )
 
 // TrustedKey is a key whose bundles are taken.
@@ -43,6 +45,30 @@ func (s *Store) TrustKey(file, name string, images []string) (TrustedKey, error)
 
 // ForgetKey takes no more what a key has signed; images that it has signed no longer start.
 func (s *Store) ForgetKey(name string) error { return bundle.Distrust(s.trust, name) }
+
+// KeyAt is the pair of files at a path, if both are there.
+func KeyAt(path string) (TrustedKey, error) {
+	if fi, err := os.Lstat(path); err != nil {
+		return TrustedKey{}, err
+	} else if !fi.Mode().IsRegular() {
+		return TrustedKey{}, fmt.Errorf("%s is no file", path)
+	}
+	f, err := oci.OpenRegular(path + ".pub")
+	if err != nil {
+		return TrustedKey{}, err
+	}
+	defer f.Close()
+	const most = 64 << 10 // bytes; a public key has a few hundred
+	b, err := io.ReadAll(io.LimitReader(f, most))
+	if err != nil {
+		return TrustedKey{}, err
+	}
+	pub, err := bundle.ParsePublic(b)
+	if err != nil {
+		return TrustedKey{}, err
+	}
+	return trustedKey(bundle.Key{Name: filepath.Base(path), Path: path, Public: pub}), nil
+}
 
 // CreateKey makes a pair of files to sign with: the private key at path, 0600, and the public one with
 // .pub after it.

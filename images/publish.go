@@ -3,6 +3,7 @@ package images
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
@@ -25,6 +26,8 @@ type SignOptions struct {
 	Version uint64
 	// Expires is how long the signature is taken for new images; 0: for ever.
 	Expires time.Duration
+	// As is what the bundle is called; empty: as the first image.
+	As string
 	// Progress may be nil.
 	Progress func(Event)
 }
@@ -46,7 +49,7 @@ type Published struct {
 }
 
 // PushBundle signs images, one for each architecture, and brings them to a registry. The bundle is named
-// as the first. The signature goes before the tag, so that whoever pulls by the tag finds it.
+// as the first, unless o.As says otherwise. The signature goes before the tag, so that whoever pulls by the tag finds it.
 func (s *Store) PushBundle(ctx context.Context, names []string, reference string, o SignOptions) (*Published, error) {
 	r, err := ParseReference(reference)
 	if err != nil {
@@ -152,8 +155,13 @@ func (s *Store) bundle(ctx context.Context, names []string, o SignOptions, do fu
 	if err != nil {
 		return err
 	}
+	if o.As != "" {
+		if err := CheckName(o.As); err != nil {
+			return err
+		}
+	}
 	now := time.Now()
-	b := &bundled{statement: bundle.Statement{Name: names[0], Version: o.Version, Created: now}}
+	b := &bundled{statement: bundle.Statement{Name: cmp.Or(o.As, names[0]), Version: o.Version, Created: now}}
 	if b.statement.Version == 0 {
 		b.statement.Version = uint64(now.Unix())
 	}

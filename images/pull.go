@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
@@ -23,9 +22,12 @@ func (s *Store) WithUnpacker(command func(ctx context.Context) *exec.Cmd) *Store
 	return &out
 }
 
+// Confinement is how such a process gives up what it does not need.
+type Confinement = oci.Confinement
+
 // Unpack is what such a process does; see oci.ServeUnpack.
-func Unpack(ctx context.Context, confine func(dir string) error) error {
-	return oci.ServeUnpack(ctx, confine)
+func Unpack(ctx context.Context, in *os.File, c Confinement) error {
+	return oci.ServeUnpack(ctx, in, c)
 }
 
 // imported is where references of imported images lie that were given no other name; it is no
@@ -149,7 +151,7 @@ func (s *Store) bring(ctx context.Context, src oci.Source, r Reference, progress
 			local = true
 		}
 	}
-	platform := oci.Platform{OS: "linux", Arch: runtime.GOARCH}
+	platform := oci.Platform{OS: "linux", Arch: s.arch}
 	if !local {
 		if o, err = blobs.Fetch(ctx, src, platform, report); err != nil {
 			return nil, err

@@ -79,6 +79,11 @@ func (b *builder) bash(ctx context.Context, dir string, stdout, stderr io.Writer
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.ExtraFiles = []*os.File{b.lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if b.arch != runtime.GOARCH && os.Geteuid() == 0 {
+		if err := apart(cmd.SysProcAttr); err != nil {
+			return err
+		}
+	}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()
@@ -86,6 +91,40 @@ func (b *builder) bash(ctx context.Context, dir string, stdout, stderr io.Writer
 		return context.Cause(ctx)
 	}
 	return err
+}
+
+// apart gives root's build for another architecture a user namespace with the same users, in which binfmt_misc may
+// have a table of its own: the first namespace's would be the whole machine's. Who is not root needs none from us,
+// as mmdebstrap makes one then. The processes' namespace goes with it, because /proc can be mounted only by who has both.
+func apart(attr *syscall.SysProcAttr) error {
+	users, err := readIDs("/proc/self/uid_map")
+	if err != nil {
+		return err
+	}
+	groups, err := readIDs("/proc/self/gid_map")
+	if err != nil {
+		return err
+	}
+	attr.Cloneflags = syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID
+	attr.UidMappings, attr.GidMappings, attr.GidMappingsEnableSetgroups = users, groups, true
+	return nil
+}
+
+// readIDs reads which users or groups there are in this namespace, each mapped to itself.
+func readIDs(file string) ([]syscall.SysProcIDMap, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var all []syscall.SysProcIDMap
+	for line := range strings.Lines(string(b)) {
+		var first, outside, count int
+		if _, err := fmt.Sscan(line, &first, &outside, &count); err != nil {
+			return nil, fmt.Errorf("%s: %.80q: %w", file, line, err)
+		}
+		all = append(all, syscall.SysProcIDMap{ContainerID: first, HostID: first, Size: count})
+	}
+	return all, nil
 }
 
 func (b *builder) failure(kind, logPath string, lines *lineWriter, err error) error {

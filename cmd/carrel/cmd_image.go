@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"runtime"
 	"text/tabwriter"
 
 	"github.com/dustin/go-humanize"
@@ -24,14 +25,21 @@ func (a *app) imageCommand() *cobra.Command {
 			return usageError{errors.New("say what to do with images: build, pull, import, push, export, restore, trust, key, ls, verify, rm or prune")}
 		},
 	}
+	var arch string
 	build := &cobra.Command{
-		Use:     "build [NAME]",
-		Short:   "Build an image (NAME: default)",
-		Long:    "Build an image: kernel, initrd and root file system. The kernel is built once\n(minutes) and kept; an interrupted build leaves nothing half-visible.",
-		Example: "  carrel image build",
+		Use:   "build [NAME]",
+		Short: "Build an image (NAME: default)",
+		Long: `Build an image: kernel, initrd and root file system. The kernel is built once
+(minutes) and kept; an interrupted build leaves nothing half-visible.
+
+With --arch the image is for hosts of another architecture, and called
+default-ARCH unless it gets another name. No guest starts from it here: carrel
+image push and export bring it to them.`,
+		Example: "  carrel image build\n  carrel image build --arch arm64",
 		Args:    needs(cobra.MaximumNArgs(1)),
-		RunE:    func(cmd *cobra.Command, args []string) error { return a.doImageBuild(cmd.Context(), args) },
+		RunE:    func(cmd *cobra.Command, args []string) error { return a.doImageBuild(cmd.Context(), args, arch) },
 	}
+	build.Flags().StringVar(&arch, "arch", "", "what hosts it is for, amd64 or arm64 (default: this one)")
 	build.Flags().BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but errors")
 	var back bool
 	options := func() (o []client.PullOption) {
@@ -183,8 +191,11 @@ func (a *app) doImagePrune(ctx context.Context, all, yes bool) error {
 	return nil
 }
 
-func (a *app) doImageBuild(ctx context.Context, args []string) error {
+func (a *app) doImageBuild(ctx context.Context, args []string, arch string) error {
 	name := "default"
+	if arch != "" && arch != runtime.GOARCH { // the daemon is on this host
+		name += "-" + arch
+	}
 	if len(args) == 1 {
 		name = args[0]
 	}
@@ -197,7 +208,7 @@ func (a *app) doImageBuild(ctx context.Context, args []string) error {
 	}
 	defer c.Close()
 	p := a.progress()
-	img, err := c.BuildImage(ctx, name, p.update)
+	img, err := c.BuildImage(ctx, name, p.update, client.ForArch(arch))
 	p.done()
 	if err != nil {
 		return err

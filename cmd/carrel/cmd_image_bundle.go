@@ -21,12 +21,14 @@ type signFlags struct {
 	key     string
 	version uint64
 	expires time.Duration
+	as      string
 }
 
 func (s *signFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&s.key, "key", "", "the private key to sign with, a `file` (see carrel image key new)")
 	f.Uint64Var(&s.version, "version", 0, "the bundle's version, a number that only grows (default: the seconds since 1970)")
 	f.DurationVar(&s.expires, "expires", 0, "how long the signature is taken for new images, such as 2160h (default: for ever)")
+	f.StringVar(&s.as, "as", "", "what the bundle, and so the image that it brings, is called (default: as the first IMAGE)")
 }
 
 func (s *signFlags) options() (client.SignOptions, error) {
@@ -36,8 +38,13 @@ func (s *signFlags) options() (client.SignOptions, error) {
 	if s.expires < 0 {
 		return client.SignOptions{}, usageError{errors.New("--expires is a time to come")}
 	}
+	if s.as != "" {
+		if err := client.CheckName("image", s.as); err != nil {
+			return client.SignOptions{}, usageError{err}
+		}
+	}
 	path, err := filepath.Abs(s.key)
-	return client.SignOptions{Key: path, Version: s.version, Expires: s.expires}, err
+	return client.SignOptions{Key: path, Version: s.version, Expires: s.expires, As: s.as}, err
 }
 
 func (a *app) imagePushCommand() *cobra.Command {
@@ -47,7 +54,7 @@ func (a *app) imagePushCommand() *cobra.Command {
 		Long: `Sign built images, one for each architecture, and bring them to a registry as one
 bundle: kernel, initrd and root. Whoever trusts the key pulls it, on a host that
 builds no images. The bundle is called as the first image.`,
-		Example: "  carrel image push default ghcr.io/owner/default:1 --key release.key",
+		Example: "  carrel image push default ghcr.io/owner/default:1 --key release.key\n  carrel image push default default-arm64 ghcr.io/owner/default:1 --key release.key",
 	}, func(to string) (string, error) { return to, imageNames([]string{to}) }, (*client.Client).PushImages)
 }
 
@@ -56,7 +63,7 @@ func (a *app) imageExportCommand() *cobra.Command {
 		Use:     "export IMAGE... FILE",
 		Short:   "Sign built images and write them to a file, as a bundle",
 		Long:    "The same as push, into a file: an OCI layout in a tar, which carrel image import\nreads, and which other tools can bring to a registry.",
-		Example: "  carrel image export default default.carrel.tar --key release.key",
+		Example: "  carrel image export default default.carrel.tar --key release.key\n  carrel image export default-arm64 mac.carrel.tar --as default --key release.key",
 	}, filepath.Abs, (*client.Client).ExportImages)
 }
 

@@ -132,22 +132,24 @@ func kernelCache(t *testing.T) string {
 	if err := os.WriteFile(filepath.Join(to, "manifest.json"), text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// The same by another name, to be published: nothing starts from it.
-	m["name"] = "mine"
-	if text, err = json.Marshal(m); err != nil {
-		t.Fatal(err)
-	}
-	mine := filepath.Join(filepath.Dir(to), "mine")
-	if err := os.Mkdir(mine, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range []string{"vmlinuz", "initrd", "root.erofs"} {
-		if err := os.Link(filepath.Join(to, file), filepath.Join(mine, file)); err != nil {
+	// The same by other names, to be published: nothing starts from them. One says that it is for another architecture.
+	for name, arch := range map[string]any{"mine": m["arch"], "theirs": "arm64"} {
+		m["name"], m["arch"] = name, arch
+		if text, err = json.Marshal(m); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if err := os.WriteFile(filepath.Join(mine, "manifest.json"), text, 0o600); err != nil {
-		t.Fatal(err)
+		dir := filepath.Join(filepath.Dir(to), name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range []string{"vmlinuz", "initrd", "root.erofs"} {
+			if err := os.Link(filepath.Join(to, file), filepath.Join(dir, file)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, "manifest.json"), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return filepath.Dir(filepath.Dir(to))
 }

@@ -67,6 +67,9 @@ func (p *progress) begin(m *api.Progress) {
 	p.drop()
 	name := safe(m.Stage)
 	if p.bars == nil {
+		if m.Ahead > 0 { // that it waits says little without for what
+			name += " " + safe(m.Line)
+		}
 		p.a.note(name)
 		return
 	}

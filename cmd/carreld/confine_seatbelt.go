@@ -89,6 +89,24 @@ func confineEgress(audit string) error {
 	return nil
 }
 
+// unpackFiles: its request, its answers, two files that it writes, one blob at a
+// time and the runtime's own.
+const unpackFiles = 64
+
+// confineUnpack is for a process that unpacks layers: it has their folder, to read.
+func confineUnpack(dir string) error {
+	if err := limit(map[int]uint64{unix.RLIMIT_CORE: 0, unix.RLIMIT_NOFILE: unpackFiles, unix.RLIMIT_FSIZE: maxUnpacked}); err != nil {
+		return err
+	}
+	if err := (scope{read: []string{dir}}).probe(); err != nil {
+		return fmt.Errorf("verify the sandbox: %w", err)
+	}
+	if _, err := os.ReadDir(dir); err != nil {
+		return fmt.Errorf("verify the sandbox: the folder of layers cannot be read: %w", err)
+	}
+	return nil
+}
+
 func limit(to map[int]uint64) error {
 	for res, n := range to {
 		var old unix.Rlimit

@@ -108,6 +108,6 @@ func daemonOptions() (o daemon.Options, err error) {
 		Place: p, Rules: policy.Default(home, p.State, p.Config, p.Cache, p.Run),
 		Images: store, Parts: imageParts(store),
 		Keeper: []string{keeperProgram(self), "keep"}, Edge: egressCommand(self), Review: reviewCommand(self), Share: shareCommand(self), ShareOwner: taskUser, Link: link.Pair, Agent: filepath.Join(filepath.Dir(self), "carrel-agent"),
-		Driver: driverName, Doctor: diagnose(p, store), Version: version(), Log: log,
+		Driver: driverName, Doctor: diagnose(p, store), Version: version(), Log: log, Memory: hostMemory,
 	}, nil
 }

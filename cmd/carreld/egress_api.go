@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 
 	"connectrpc.com/connect"
 
+	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/egress"
 	"github.com/carrel-vm/carrel/guest/egress/link"
@@ -54,7 +56,10 @@ func (s *edgeService) Answer(_ context.Context, r *connect.Request[api.AnswerEgr
 
 // Publish implements EdgeService.
 func (s *edgeService) Publish(ctx context.Context, r *connect.Request[api.PublishRequest]) (*connect.Response[api.PublishResponse], error) {
-	p, err := s.srv.Publish(ctx, r.Msg.Port, s.forward)
+	p, err := s.srv.Publish(ctx, r.Msg.Port, r.Msg.IdempotencyKey, s.forward)
+	if errors.Is(err, egress.ErrReused) {
+		return nil, guest.Reused()
+	}
 	if err != nil {
 		return nil, api.NewError(connect.CodeFailedPrecondition, "port", err.Error(), "choose another port")
 	}

@@ -51,7 +51,7 @@ func insideFile(args []string) *os.File {
 	return os.NewFile(uintptr(fd), "request")
 }
 
-// requestOf is what a review or an egress process reads its request from.
+// requestOf is what a process of a review, of a way out or of layers reads its request from.
 func requestOf(args []string) *os.File {
 	if f := insideFile(args); f != nil {
 		return f
@@ -171,6 +171,23 @@ func enterEgress(args []string, req guest.EdgeRequest) error {
 		return err
 	}
 	return enter("egress", p, fd)
+}
+
+// enterUnpack has a process that unpacks layers enter its sandbox, in which it has
+// the folder of blobs, and the two files that it writes open already.
+func enterUnpack(args []string, dir string, request []byte) error {
+	if len(args) > 0 {
+		return nil
+	}
+	p := seatbelt.Process{}
+	if err := add(&p, dir, false); err != nil {
+		return err
+	}
+	fd, err := spool(request)
+	if err != nil {
+		return err
+	}
+	return enter("unpack", p, fd)
 }
 
 // add gives p a folder of ours.

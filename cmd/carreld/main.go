@@ -49,8 +49,8 @@ func main() {
 			err = runReview(args)
 		}
 	case "unpack":
-		if err = closeInherited(7); err == nil { // 3 is its request, 4 its answers, 5 the root that it writes, 6 its spool
-			err = runUnpack()
+		if err = inherited(args, 7); err == nil { // 3 is its request, 4 its answers, 5 the root that it writes, 6 its spool
+			err = runUnpack(args)
 		}
 	case "confine":
 		err = runConfined(args)

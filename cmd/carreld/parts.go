@@ -29,12 +29,21 @@ func partsOf(s *images.Store, host policy.Parts) func(context.Context, string) (
 		if err != nil {
 			return policy.Parts{}, nil, err
 		}
+		if err := s.Fits(img); err != nil {
+			release()
+			return policy.Parts{}, nil, err
+		}
 		p := policy.Parts{Kernel: img.Kernel, Initrd: img.Initrd, Root: img.Root}
 		o := img.Manifest.Origin
 		if o == nil {
 			return p, release, nil
 		}
 		base, releaseBase, err := s.UseKernel(ctx, policy.DefaultImage)
+		if err == nil {
+			if err = s.Fits(base); err != nil {
+				releaseBase()
+			}
+		}
 		if err != nil {
 			release()
 			return policy.Parts{}, nil, fmt.Errorf("the kernel that image %s starts with: %w", name, err)

@@ -84,6 +84,69 @@ func (Socket) EnumDescriptor() ([]byte, []int) {
 	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{0}
 }
 
+// Effect is what asking a second time does, when the first answer was lost.
+type Effect int32
+
+const (
+	Effect_EFFECT_UNSPECIFIED Effect = 0
+	// Nothing: it only looks.
+	Effect_EFFECT_READS Effect = 1
+	// It changes or removes what is there, and makes nothing. The second finds it
+	// done, or says that there is nothing (more) to do it to.
+	Effect_EFFECT_CHANGES Effect = 2
+	// It leaves what the caller has named as the caller sent it. The second leaves
+	// the same.
+	Effect_EFFECT_PUTS Effect = 3
+	// It makes something: the second would make one more, or find the name taken. Its
+	// request has an idempotency_key: with it the second gets the first one's answer.
+	Effect_EFFECT_MAKES Effect = 4
+)
+
+// Enum value maps for Effect.
+var (
+	Effect_name = map[int32]string{
+		0: "EFFECT_UNSPECIFIED",
+		1: "EFFECT_READS",
+		2: "EFFECT_CHANGES",
+		3: "EFFECT_PUTS",
+		4: "EFFECT_MAKES",
+	}
+	Effect_value = map[string]int32{
+		"EFFECT_UNSPECIFIED": 0,
+		"EFFECT_READS":       1,
+		"EFFECT_CHANGES":     2,
+		"EFFECT_PUTS":        3,
+		"EFFECT_MAKES":       4,
+	}
+)
+
+func (x Effect) Enum() *Effect {
+	p := new(Effect)
+	*p = x
+	return p
+}
+
+func (x Effect) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Effect) Descriptor() protoreflect.EnumDescriptor {
+	return file_carrel_v1_carrel_proto_enumTypes[1].Descriptor()
+}
+
+func (Effect) Type() protoreflect.EnumType {
+	return &file_carrel_v1_carrel_proto_enumTypes[1]
+}
+
+func (x Effect) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Effect.Descriptor instead.
+func (Effect) EnumDescriptor() ([]byte, []int) {
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{1}
+}
+
 type EgressAction int32
 
 const (
@@ -122,11 +185,11 @@ func (x EgressAction) String() string {
 }
 
 func (EgressAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[1].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[2].Descriptor()
 }
 
 func (EgressAction) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[1]
+	return &file_carrel_v1_carrel_proto_enumTypes[2]
 }
 
 func (x EgressAction) Number() protoreflect.EnumNumber {
@@ -135,7 +198,7 @@ func (x EgressAction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressAction.Descriptor instead.
 func (EgressAction) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{1}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{2}
 }
 
 type ShareMode int32
@@ -182,11 +245,11 @@ func (x ShareMode) String() string {
 }
 
 func (ShareMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[2].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[3].Descriptor()
 }
 
 func (ShareMode) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[2]
+	return &file_carrel_v1_carrel_proto_enumTypes[3]
 }
 
 func (x ShareMode) Number() protoreflect.EnumNumber {
@@ -195,7 +258,7 @@ func (x ShareMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ShareMode.Descriptor instead.
 func (ShareMode) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{2}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{3}
 }
 
 type GuestKept int32
@@ -233,11 +296,11 @@ func (x GuestKept) String() string {
 }
 
 func (GuestKept) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[3].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[4].Descriptor()
 }
 
 func (GuestKept) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[3]
+	return &file_carrel_v1_carrel_proto_enumTypes[4]
 }
 
 func (x GuestKept) Number() protoreflect.EnumNumber {
@@ -246,7 +309,7 @@ func (x GuestKept) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GuestKept.Descriptor instead.
 func (GuestKept) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{3}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{4}
 }
 
 type GuestState int32
@@ -292,11 +355,11 @@ func (x GuestState) String() string {
 }
 
 func (GuestState) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[4].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[5].Descriptor()
 }
 
 func (GuestState) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[4]
+	return &file_carrel_v1_carrel_proto_enumTypes[5]
 }
 
 func (x GuestState) Number() protoreflect.EnumNumber {
@@ -305,7 +368,7 @@ func (x GuestState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use GuestState.Descriptor instead.
 func (GuestState) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{4}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{5}
 }
 
 type TaskState int32
@@ -347,11 +410,11 @@ func (x TaskState) String() string {
 }
 
 func (TaskState) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[5].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[6].Descriptor()
 }
 
 func (TaskState) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[5]
+	return &file_carrel_v1_carrel_proto_enumTypes[6]
 }
 
 func (x TaskState) Number() protoreflect.EnumNumber {
@@ -360,7 +423,7 @@ func (x TaskState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TaskState.Descriptor instead.
 func (TaskState) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{5}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{6}
 }
 
 type FileType int32
@@ -399,11 +462,11 @@ func (x FileType) String() string {
 }
 
 func (FileType) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[6].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[7].Descriptor()
 }
 
 func (FileType) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[6]
+	return &file_carrel_v1_carrel_proto_enumTypes[7]
 }
 
 func (x FileType) Number() protoreflect.EnumNumber {
@@ -412,7 +475,7 @@ func (x FileType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FileType.Descriptor instead.
 func (FileType) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{6}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{7}
 }
 
 type ChangeKind int32
@@ -451,11 +514,11 @@ func (x ChangeKind) String() string {
 }
 
 func (ChangeKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[7].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[8].Descriptor()
 }
 
 func (ChangeKind) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[7]
+	return &file_carrel_v1_carrel_proto_enumTypes[8]
 }
 
 func (x ChangeKind) Number() protoreflect.EnumNumber {
@@ -464,7 +527,7 @@ func (x ChangeKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ChangeKind.Descriptor instead.
 func (ChangeKind) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{7}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
 }
 
 type EntryType int32
@@ -506,11 +569,11 @@ func (x EntryType) String() string {
 }
 
 func (EntryType) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[8].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[9].Descriptor()
 }
 
 func (EntryType) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[8]
+	return &file_carrel_v1_carrel_proto_enumTypes[9]
 }
 
 func (x EntryType) Number() protoreflect.EnumNumber {
@@ -519,7 +582,7 @@ func (x EntryType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EntryType.Descriptor instead.
 func (EntryType) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{8}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
 }
 
 type EgressEventKind int32
@@ -565,11 +628,11 @@ func (x EgressEventKind) String() string {
 }
 
 func (EgressEventKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[9].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[10].Descriptor()
 }
 
 func (EgressEventKind) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[9]
+	return &file_carrel_v1_carrel_proto_enumTypes[10]
 }
 
 func (x EgressEventKind) Number() protoreflect.EnumNumber {
@@ -578,7 +641,7 @@ func (x EgressEventKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressEventKind.Descriptor instead.
 func (EgressEventKind) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{9}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
 }
 
 type EgressAnswer int32
@@ -624,11 +687,11 @@ func (x EgressAnswer) String() string {
 }
 
 func (EgressAnswer) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[10].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[11].Descriptor()
 }
 
 func (EgressAnswer) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[10]
+	return &file_carrel_v1_carrel_proto_enumTypes[11]
 }
 
 func (x EgressAnswer) Number() protoreflect.EnumNumber {
@@ -637,7 +700,7 @@ func (x EgressAnswer) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressAnswer.Descriptor instead.
 func (EgressAnswer) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{10}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
 }
 
 type SecretKind int32
@@ -677,11 +740,11 @@ func (x SecretKind) String() string {
 }
 
 func (SecretKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[11].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[12].Descriptor()
 }
 
 func (SecretKind) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[11]
+	return &file_carrel_v1_carrel_proto_enumTypes[12]
 }
 
 func (x SecretKind) Number() protoreflect.EnumNumber {
@@ -690,7 +753,7 @@ func (x SecretKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SecretKind.Descriptor instead.
 func (SecretKind) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{11}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{12}
 }
 
 type FindingLevel int32
@@ -729,11 +792,11 @@ func (x FindingLevel) String() string {
 }
 
 func (FindingLevel) Descriptor() protoreflect.EnumDescriptor {
-	return file_carrel_v1_carrel_proto_enumTypes[12].Descriptor()
+	return file_carrel_v1_carrel_proto_enumTypes[13].Descriptor()
 }
 
 func (FindingLevel) Type() protoreflect.EnumType {
-	return &file_carrel_v1_carrel_proto_enumTypes[12]
+	return &file_carrel_v1_carrel_proto_enumTypes[13]
 }
 
 func (x FindingLevel) Number() protoreflect.EnumNumber {
@@ -742,7 +805,7 @@ func (x FindingLevel) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FindingLevel.Descriptor instead.
 func (FindingLevel) EnumDescriptor() ([]byte, []int) {
-	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{12}
+	return file_carrel_v1_carrel_proto_rawDescGZIP(), []int{13}
 }
 
 // ErrorDetail is attached to every error that Carrel itself makes.
@@ -752,7 +815,10 @@ type ErrorDetail struct {
 	Code  string `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
 	Cause string `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`
 	// What would mend it: a sentence or a command. May be empty.
-	Cure          string `protobuf:"bytes,3,opt,name=cure,proto3" json:"cure,omitempty"`
+	Cure string `protobuf:"bytes,3,opt,name=cure,proto3" json:"cure,omitempty"`
+	// When asking again may go well, in nanoseconds from now; 0: nobody knows, or
+	// asking again is of no use.
+	RetryNanos    int64 `protobuf:"varint,4,opt,name=retry_nanos,json=retryNanos,proto3" json:"retry_nanos,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -806,6 +872,13 @@ func (x *ErrorDetail) GetCure() string {
 		return x.Cure
 	}
 	return ""
+}
+
+func (x *ErrorDetail) GetRetryNanos() int64 {
+	if x != nil {
+		return x.RetryNanos
+	}
+	return 0
 }
 
 // GuestSpec is what a user asks for. Policy decides whether it is granted.
@@ -1923,7 +1996,9 @@ type Progress struct {
 	Done  int64 `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
 	Total int64 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
 	// One line, escaped.
-	Line          string `protobuf:"bytes,4,opt,name=line,proto3" json:"line,omitempty"`
+	Line string `protobuf:"bytes,4,opt,name=line,proto3" json:"line,omitempty"`
+	// Of the stage "waiting": how many others start before this one does.
+	Ahead         int64 `protobuf:"varint,5,opt,name=ahead,proto3" json:"ahead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1984,6 +2059,13 @@ func (x *Progress) GetLine() string {
 		return x.Line
 	}
 	return ""
+}
+
+func (x *Progress) GetAhead() int64 {
+	if x != nil {
+		return x.Ahead
+	}
+	return 0
 }
 
 type StopGuestRequest struct {
@@ -2827,8 +2909,13 @@ type StartTaskRequest struct {
 	// Two requests with the same key make one task. At most 128 bytes; empty:
 	// none. Error: key_reused, the key came with another request.
 	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Where as many tasks run in the guest as may, wait for a place, in turns with
+	// others that wait, for as long as the call may last (Connect-Timeout-Ms). It is
+	// no part of what a key must come with again. Errors without it:
+	// too_many_tasks; with it: queue_full.
+	Wait          bool `protobuf:"varint,4,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StartTaskRequest) Reset() {
@@ -2880,6 +2967,13 @@ func (x *StartTaskRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *StartTaskRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
 }
 
 type StartTaskResponse struct {
@@ -5097,11 +5191,15 @@ func (x *SharedFolder) GetCause() string {
 }
 
 type AddShareRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
-	Share         *Share                 `protobuf:"bytes,2,opt,name=share,proto3" json:"share,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Share *Share                 `protobuf:"bytes,2,opt,name=share,proto3" json:"share,omitempty"`
+	// Two requests with the same key add one share; the second gets the first one's answer.
+	// At most 128 bytes; empty: none. Error: key_reused, the key came with another
+	// request.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *AddShareRequest) Reset() {
@@ -5146,6 +5244,13 @@ func (x *AddShareRequest) GetShare() *Share {
 		return x.Share
 	}
 	return nil
+}
+
+func (x *AddShareRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 type AddShareResponse struct {
@@ -6865,9 +6970,13 @@ type CreateVolumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// 0: the default, 8192.
-	SizeMib       uint32 `protobuf:"varint,2,opt,name=size_mib,json=sizeMib,proto3" json:"size_mib,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SizeMib uint32 `protobuf:"varint,2,opt,name=size_mib,json=sizeMib,proto3" json:"size_mib,omitempty"`
+	// Two requests with the same key make one volume; the second gets the first one's answer.
+	// At most 128 bytes; empty: none. Error: key_reused, the key came with another
+	// request.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
@@ -6912,6 +7021,13 @@ func (x *CreateVolumeRequest) GetSizeMib() uint32 {
 		return x.SizeMib
 	}
 	return 0
+}
+
+func (x *CreateVolumeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 type CreateVolumeResponse struct {
@@ -7859,11 +7975,15 @@ func (*AnswerEgressResponse) Descriptor() ([]byte, []int) {
 }
 
 type PublishRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
-	Port          *Port                  `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Guest string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Port  *Port                  `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	// Two requests with the same key open one port; the second gets the first one's answer.
+	// At most 128 bytes; empty: none. Error: key_reused, the key came with another
+	// request.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *PublishRequest) Reset() {
@@ -7908,6 +8028,13 @@ func (x *PublishRequest) GetPort() *Port {
 		return x.Port
 	}
 	return nil
+}
+
+func (x *PublishRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 type PublishResponse struct {
@@ -9768,8 +9895,10 @@ func (x *ListImagesResponse) GetImages() []*Image {
 }
 
 type BuildImageRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What it is for, "amd64" or "arm64"; empty: the daemon's host.
+	Arch          string `protobuf:"bytes,2,opt,name=arch,proto3" json:"arch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -9807,6 +9936,13 @@ func (*BuildImageRequest) Descriptor() ([]byte, []int) {
 func (x *BuildImageRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *BuildImageRequest) GetArch() string {
+	if x != nil {
+		return x.Arch
 	}
 	return ""
 }
@@ -10465,7 +10601,10 @@ type ImageSigning struct {
 	// Versions only grow; 0: the seconds since 1970.
 	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	// How long the signature is taken for new images; 0: for ever.
-	ExpiresNanos  int64 `protobuf:"varint,3,opt,name=expires_nanos,json=expiresNanos,proto3" json:"expires_nanos,omitempty"`
+	ExpiresNanos int64 `protobuf:"varint,3,opt,name=expires_nanos,json=expiresNanos,proto3" json:"expires_nanos,omitempty"`
+	// What the bundle, and so the image that it brings, is called; empty: as the
+	// first image.
+	As            string `protobuf:"bytes,4,opt,name=as,proto3" json:"as,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -10519,6 +10658,13 @@ func (x *ImageSigning) GetExpiresNanos() int64 {
 		return x.ExpiresNanos
 	}
 	return 0
+}
+
+func (x *ImageSigning) GetAs() string {
+	if x != nil {
+		return x.As
+	}
+	return ""
 }
 
 type PublishedImage struct {
@@ -10744,10 +10890,14 @@ type ExportImageRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Names []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
 	// An absolute path, where nothing is yet.
-	Path          string        `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
-	Signing       *ImageSigning `protobuf:"bytes,3,opt,name=signing,proto3" json:"signing,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Path    string        `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Signing *ImageSigning `protobuf:"bytes,3,opt,name=signing,proto3" json:"signing,omitempty"`
+	// Two requests with the same key write one file; the second gets the first one's answer.
+	// At most 128 bytes; empty: none. Error: key_reused, the key came with another
+	// request.
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ExportImageRequest) Reset() {
@@ -10799,6 +10949,13 @@ func (x *ExportImageRequest) GetSigning() *ImageSigning {
 		return x.Signing
 	}
 	return nil
+}
+
+func (x *ExportImageRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
 }
 
 type ExportImageResponse struct {
@@ -11126,9 +11283,13 @@ type CreateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The absolute path of the private key; the public one lies beside it, with
 	// ".pub" after its name. Neither may be there yet.
-	Path          string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// Two requests with the same key make one pair; the second gets the first one's answer.
+	// At most 128 bytes; empty: none. Error: key_reused, the key came with another
+	// request.
+	IdempotencyKey string `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateKeyRequest) Reset() {
@@ -11164,6 +11325,13 @@ func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
 func (x *CreateKeyRequest) GetPath() string {
 	if x != nil {
 		return x.Path
+	}
+	return ""
+}
+
+func (x *CreateKeyRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
 	}
 	return ""
 }
@@ -12536,7 +12704,11 @@ type Limits struct {
 	// Events that are kept.
 	Events int64 `protobuf:"varint,5,opt,name=events,proto3" json:"events,omitempty"`
 	// Connections at once; of more, the one that has been idle longest is closed.
-	Connections   int32 `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"`
+	Connections int32 `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"`
+	// Guests that boot at once, and starts that wait for that; policy.yaml may say
+	// otherwise by now.
+	Starts        int32 `protobuf:"varint,7,opt,name=starts,proto3" json:"starts,omitempty"`
+	StartsWaiting int32 `protobuf:"varint,8,opt,name=starts_waiting,json=startsWaiting,proto3" json:"starts_waiting,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -12609,6 +12781,20 @@ func (x *Limits) GetEvents() int64 {
 func (x *Limits) GetConnections() int32 {
 	if x != nil {
 		return x.Connections
+	}
+	return 0
+}
+
+func (x *Limits) GetStarts() int32 {
+	if x != nil {
+		return x.Starts
+	}
+	return 0
+}
+
+func (x *Limits) GetStartsWaiting() int32 {
+	if x != nil {
+		return x.StartsWaiting
 	}
 	return 0
 }
@@ -13528,6 +13714,14 @@ var file_carrel_v1_carrel_proto_extTypes = []protoimpl.ExtensionInfo{
 		Tag:           "varint,50800,rep,packed,name=served_on,enum=carrel.v1.Socket",
 		Filename:      "carrel/v1/carrel.proto",
 	},
+	{
+		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
+		ExtensionType: (*Effect)(nil),
+		Field:         50801,
+		Name:          "carrel.v1.effect",
+		Tag:           "varint,50801,opt,name=effect,enum=carrel.v1.Effect",
+		Filename:      "carrel/v1/carrel.proto",
+	},
 }
 
 // Extension fields to descriptorpb.MethodOptions.
@@ -13538,17 +13732,24 @@ var (
 	//
 	// repeated carrel.v1.Socket served_on = 50800;
 	E_ServedOn = &file_carrel_v1_carrel_proto_extTypes[0]
+	// What a method of the daemon's socket leaves behind. One without fails the
+	// tests, and so does one that makes something and takes no idempotency_key.
+	//
+	// optional carrel.v1.Effect effect = 50801;
+	E_Effect = &file_carrel_v1_carrel_proto_extTypes[1]
 )
 
 var File_carrel_v1_carrel_proto protoreflect.FileDescriptor
 
 const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\n" +
-	"\x16carrel/v1/carrel.proto\x12\tcarrel.v1\x1a google/protobuf/descriptor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"K\n" +
+	"\x16carrel/v1/carrel.proto\x12\tcarrel.v1\x1a google/protobuf/descriptor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"l\n" +
 	"\vErrorDetail\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x12\n" +
-	"\x04cure\x18\x03 \x01(\tR\x04cure\"\xc8\x02\n" +
+	"\x04cure\x18\x03 \x01(\tR\x04cure\x12\x1f\n" +
+	"\vretry_nanos\x18\x04 \x01(\x03R\n" +
+	"retryNanos\"\xc8\x02\n" +
 	"\tGuestSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x12\n" +
@@ -13646,12 +13847,13 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12\x18\n" +
 	"\x06notice\x18\x02 \x01(\tH\x00R\x06notice\x12(\n" +
 	"\x05guest\x18\x03 \x01(\v2\x10.carrel.v1.GuestH\x00R\x05guestB\x06\n" +
-	"\x04kind\"^\n" +
+	"\x04kind\"t\n" +
 	"\bProgress\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\x03R\x05total\x12\x12\n" +
-	"\x04line\x18\x04 \x01(\tR\x04line\"G\n" +
+	"\x04line\x18\x04 \x01(\tR\x04line\x12\x14\n" +
+	"\x05ahead\x18\x05 \x01(\x03R\x05ahead\"G\n" +
 	"\x10StopGuestRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vgrace_nanos\x18\x02 \x01(\x03R\n" +
@@ -13710,11 +13912,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x10\n" +
 	"\x03oom\x18\x03 \x01(\bR\x03oom\x12\x1b\n" +
 	"\ttimed_out\x18\x04 \x01(\bR\btimedOut\x12\x14\n" +
-	"\x05cause\x18\x05 \x01(\tR\x05cause\"z\n" +
+	"\x05cause\x18\x05 \x01(\tR\x05cause\"\x8e\x01\n" +
 	"\x10StartTaskRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12'\n" +
 	"\x04spec\x18\x02 \x01(\v2\x13.carrel.v1.TaskSpecR\x04spec\x12'\n" +
-	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"8\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04wait\x18\x04 \x01(\bR\x04wait\"8\n" +
 	"\x11StartTaskResponse\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.carrel.v1.TaskR\x04task\"\xdd\x01\n" +
 	"\rAttachRequest\x12+\n" +
@@ -13852,10 +14055,11 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\fSharedFolder\x12&\n" +
 	"\x05share\x18\x01 \x01(\v2\x10.carrel.v1.ShareR\x05share\x12\x18\n" +
 	"\acarrier\x18\x02 \x01(\tR\acarrier\x12\x14\n" +
-	"\x05cause\x18\x03 \x01(\tR\x05cause\"O\n" +
+	"\x05cause\x18\x03 \x01(\tR\x05cause\"x\n" +
 	"\x0fAddShareRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12&\n" +
-	"\x05share\x18\x02 \x01(\v2\x10.carrel.v1.ShareR\x05share\"A\n" +
+	"\x05share\x18\x02 \x01(\v2\x10.carrel.v1.ShareR\x05share\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"A\n" +
 	"\x10AddShareResponse\x12-\n" +
 	"\x05share\x18\x01 \x01(\v2\x17.carrel.v1.SharedFolderR\x05share\"T\n" +
 	"\x12RemoveShareRequest\x12\x14\n" +
@@ -13990,10 +14194,11 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
 	"\awritten\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\awritten\x12\x16\n" +
 	"\x06guests\x18\x06 \x03(\tR\x06guests\x12\x16\n" +
-	"\x06holder\x18\a \x01(\tR\x06holder\"D\n" +
+	"\x06holder\x18\a \x01(\tR\x06holder\"m\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
-	"\bsize_mib\x18\x02 \x01(\rR\asizeMib\"A\n" +
+	"\bsize_mib\x18\x02 \x01(\rR\asizeMib\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"A\n" +
 	"\x14CreateVolumeResponse\x12)\n" +
 	"\x06volume\x18\x01 \x01(\v2\x11.carrel.v1.VolumeR\x06volume\"\x14\n" +
 	"\x12ListVolumesRequest\"B\n" +
@@ -14056,10 +14261,11 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12\x1a\n" +
 	"\bquestion\x18\x02 \x01(\tR\bquestion\x12/\n" +
 	"\x06answer\x18\x03 \x01(\x0e2\x17.carrel.v1.EgressAnswerR\x06answer\"\x16\n" +
-	"\x14AnswerEgressResponse\"K\n" +
+	"\x14AnswerEgressResponse\"t\n" +
 	"\x0ePublishRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12#\n" +
-	"\x04port\x18\x02 \x01(\v2\x0f.carrel.v1.PortR\x04port\"6\n" +
+	"\x04port\x18\x02 \x01(\v2\x0f.carrel.v1.PortR\x04port\x12'\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"6\n" +
 	"\x0fPublishResponse\x12#\n" +
 	"\x04port\x18\x01 \x01(\v2\x0f.carrel.v1.PortR\x04port\"E\n" +
 	"\x10UnpublishRequest\x12\x14\n" +
@@ -14186,9 +14392,10 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\"\x13\n" +
 	"\x11ListImagesRequest\">\n" +
 	"\x12ListImagesResponse\x12(\n" +
-	"\x06images\x18\x01 \x03(\v2\x10.carrel.v1.ImageR\x06images\"'\n" +
+	"\x06images\x18\x01 \x03(\v2\x10.carrel.v1.ImageR\x06images\";\n" +
 	"\x11BuildImageRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"v\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04arch\x18\x02 \x01(\tR\x04arch\"v\n" +
 	"\x0fBuildImageEvent\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x12(\n" +
 	"\x05image\x18\x02 \x01(\v2\x10.carrel.v1.ImageH\x00R\x05imageB\x06\n" +
@@ -14221,11 +14428,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x13PruneImagesResponse\x12(\n" +
 	"\x06images\x18\x01 \x03(\v2\x10.carrel.v1.ImageR\x06images\x12\x14\n" +
 	"\x05blobs\x18\x02 \x01(\x05R\x05blobs\x12\x14\n" +
-	"\x05freed\x18\x03 \x01(\x03R\x05freed\"h\n" +
+	"\x05freed\x18\x03 \x01(\x03R\x05freed\"x\n" +
 	"\fImageSigning\x12\x19\n" +
 	"\bkey_path\x18\x01 \x01(\tR\akeyPath\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12#\n" +
-	"\rexpires_nanos\x18\x03 \x01(\x03R\fexpiresNanos\"\x80\x01\n" +
+	"\rexpires_nanos\x18\x03 \x01(\x03R\fexpiresNanos\x12\x0e\n" +
+	"\x02as\x18\x04 \x01(\tR\x02as\"\x80\x01\n" +
 	"\x0ePublishedImage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
@@ -14239,11 +14447,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x11PushImageResponse\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x129\n" +
 	"\tpublished\x18\x02 \x01(\v2\x19.carrel.v1.PublishedImageH\x00R\tpublishedB\x06\n" +
-	"\x04kind\"q\n" +
+	"\x04kind\"\x9a\x01\n" +
 	"\x12ExportImageRequest\x12\x14\n" +
 	"\x05names\x18\x01 \x03(\tR\x05names\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x121\n" +
-	"\asigning\x18\x03 \x01(\v2\x17.carrel.v1.ImageSigningR\asigning\"\x8b\x01\n" +
+	"\asigning\x18\x03 \x01(\v2\x17.carrel.v1.ImageSigningR\asigning\x12'\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"\x8b\x01\n" +
 	"\x13ExportImageResponse\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.carrel.v1.ProgressH\x00R\bprogress\x129\n" +
 	"\tpublished\x18\x02 \x01(\v2\x19.carrel.v1.PublishedImageH\x00R\tpublishedB\x06\n" +
@@ -14259,9 +14468,10 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06images\x18\x04 \x03(\tR\x06images\"\x11\n" +
 	"\x0fListKeysRequest\";\n" +
 	"\x10ListKeysResponse\x12'\n" +
-	"\x04keys\x18\x01 \x03(\v2\x13.carrel.v1.ImageKeyR\x04keys\"&\n" +
+	"\x04keys\x18\x01 \x03(\v2\x13.carrel.v1.ImageKeyR\x04keys\"O\n" +
 	"\x10CreateKeyRequest\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path\":\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12'\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\":\n" +
 	"\x11CreateKeyResponse\x12%\n" +
 	"\x03key\x18\x01 \x01(\v2\x13.carrel.v1.ImageKeyR\x03key\"Q\n" +
 	"\x0fTrustKeyRequest\x12\x12\n" +
@@ -14341,7 +14551,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\amethods\x18\x02 \x03(\tR\amethods\x12\x18\n" +
 	"\amissing\x18\x03 \x03(\tR\amissing\x12\x16\n" +
 	"\x06driver\x18\x04 \x01(\tR\x06driver\x12)\n" +
-	"\x06limits\x18\x05 \x01(\v2\x11.carrel.v1.LimitsR\x06limits\"\xc8\x01\n" +
+	"\x06limits\x18\x05 \x01(\v2\x11.carrel.v1.LimitsR\x06limits\"\x87\x02\n" +
 	"\x06Limits\x12\x16\n" +
 	"\x06guests\x18\x01 \x01(\x05R\x06guests\x12&\n" +
 	"\x0ftasks_per_guest\x18\x02 \x01(\x05R\rtasksPerGuest\x12#\n" +
@@ -14349,7 +14559,9 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\vspool_bytes\x18\x04 \x01(\x03R\n" +
 	"spoolBytes\x12\x16\n" +
 	"\x06events\x18\x05 \x01(\x03R\x06events\x12 \n" +
-	"\vconnections\x18\x06 \x01(\x05R\vconnections\"\x0f\n" +
+	"\vconnections\x18\x06 \x01(\x05R\vconnections\x12\x16\n" +
+	"\x06starts\x18\a \x01(\x05R\x06starts\x12%\n" +
+	"\x0estarts_waiting\x18\b \x01(\x05R\rstartsWaiting\"\x0f\n" +
 	"\rDoctorRequest\"\xa0\x01\n" +
 	"\aFinding\x12\x14\n" +
 	"\x05check\x18\x01 \x01(\tR\x05check\x12-\n" +
@@ -14404,7 +14616,13 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x12SOCKET_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSOCKET_DAEMON\x10\x01\x12\x11\n" +
 	"\rSOCKET_KEEPER\x10\x02\x12\x0f\n" +
-	"\vSOCKET_EDGE\x10\x03*u\n" +
+	"\vSOCKET_EDGE\x10\x03*i\n" +
+	"\x06Effect\x12\x16\n" +
+	"\x12EFFECT_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fEFFECT_READS\x10\x01\x12\x12\n" +
+	"\x0eEFFECT_CHANGES\x10\x02\x12\x0f\n" +
+	"\vEFFECT_PUTS\x10\x03\x12\x10\n" +
+	"\fEFFECT_MAKES\x10\x04*u\n" +
 	"\fEgressAction\x12\x1d\n" +
 	"\x19EGRESS_ACTION_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13EGRESS_ACTION_ALLOW\x10\x01\x12\x16\n" +
@@ -14473,92 +14691,105 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x19FINDING_LEVEL_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINDING_LEVEL_GOOD\x10\x01\x12\x16\n" +
 	"\x12FINDING_LEVEL_NOTE\x10\x02\x12\x15\n" +
-	"\x11FINDING_LEVEL_BAD\x10\x032\xe0\x03\n" +
-	"\fGuestService\x12J\n" +
-	"\x05Start\x12\x1c.carrel.v1.StartGuestRequest\x1a\x1a.carrel.v1.StartGuestEvent\"\x05\x82\xe7\x18\x01\x010\x01\x12H\n" +
-	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse\"\x05\x82\xe7\x18\x01\x01\x12N\n" +
-	"\x06Remove\x12\x1d.carrel.v1.RemoveGuestRequest\x1a\x1e.carrel.v1.RemoveGuestResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
-	"\x04List\x12\x1c.carrel.v1.ListGuestsRequest\x1a\x1d.carrel.v1.ListGuestsResponse\"\x05\x82\xe7\x18\x01\x01\x12Q\n" +
-	"\aInspect\x12\x1e.carrel.v1.InspectGuestRequest\x1a\x1f.carrel.v1.InspectGuestResponse\"\x05\x82\xe7\x18\x01\x01\x12K\n" +
-	"\x05Trace\x12\x1c.carrel.v1.TraceGuestRequest\x1a\x1d.carrel.v1.TraceGuestResponse\"\x05\x82\xe7\x18\x01\x012\xba\x05\n" +
-	"\vTaskService\x12J\n" +
-	"\x05Start\x12\x1b.carrel.v1.StartTaskRequest\x1a\x1c.carrel.v1.StartTaskResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12I\n" +
-	"\x06Attach\x12\x18.carrel.v1.AttachRequest\x1a\x19.carrel.v1.AttachResponse\"\x06\x82\xe7\x18\x02\x01\x02(\x010\x01\x12I\n" +
-	"\x04List\x12\x1b.carrel.v1.ListTasksRequest\x1a\x1c.carrel.v1.ListTasksResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12G\n" +
-	"\x04Wait\x12\x1a.carrel.v1.WaitTaskRequest\x1a\x1b.carrel.v1.WaitTaskResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12G\n" +
-	"\x04Read\x12\x1a.carrel.v1.ReadTaskRequest\x1a\x1b.carrel.v1.ReadTaskResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12J\n" +
-	"\x05Write\x12\x1b.carrel.v1.WriteTaskRequest\x1a\x1c.carrel.v1.WriteTaskResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12M\n" +
-	"\x06Signal\x12\x1c.carrel.v1.SignalTaskRequest\x1a\x1d.carrel.v1.SignalTaskResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12M\n" +
-	"\x06Resize\x12\x1c.carrel.v1.ResizeTaskRequest\x1a\x1d.carrel.v1.ResizeTaskResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12M\n" +
-	"\x06Cancel\x12\x1c.carrel.v1.CancelTaskRequest\x1a\x1d.carrel.v1.CancelTaskResponse\"\x06\x82\xe7\x18\x02\x01\x022\xa1\x02\n" +
-	"\vFileService\x12>\n" +
-	"\x03Put\x12\x15.carrel.v1.PutRequest\x1a\x16.carrel.v1.PutResponse\"\x06\x82\xe7\x18\x02\x01\x02(\x01\x12>\n" +
-	"\x03Get\x12\x15.carrel.v1.GetRequest\x1a\x16.carrel.v1.GetResponse\"\x06\x82\xe7\x18\x02\x01\x020\x01\x12I\n" +
-	"\x04List\x12\x1b.carrel.v1.ListFilesRequest\x1a\x1c.carrel.v1.ListFilesResponse\"\x06\x82\xe7\x18\x02\x01\x02\x12G\n" +
-	"\x04Read\x12\x1a.carrel.v1.ReadFileRequest\x1a\x1b.carrel.v1.ReadFileResponse\"\x06\x82\xe7\x18\x02\x01\x022\x97\x03\n" +
-	"\fShareService\x12J\n" +
-	"\x04List\x12\x1c.carrel.v1.ListSharesRequest\x1a\x1d.carrel.v1.ListSharesResponse\"\x05\x82\xe7\x18\x01\x01\x12E\n" +
-	"\x03Add\x12\x1a.carrel.v1.AddShareRequest\x1a\x1b.carrel.v1.AddShareResponse\"\x05\x82\xe7\x18\x01\x01\x12N\n" +
-	"\x06Remove\x12\x1d.carrel.v1.RemoveShareRequest\x1a\x1e.carrel.v1.RemoveShareResponse\"\x05\x82\xe7\x18\x01\x01\x12Q\n" +
-	"\aRefresh\x12\x1e.carrel.v1.RefreshShareRequest\x1a\x1f.carrel.v1.RefreshShareResponse\"\x05\x82\xe7\x18\x01\x01\x12Q\n" +
-	"\aExplain\x12\x1e.carrel.v1.ExplainShareRequest\x1a\x1f.carrel.v1.ExplainShareResponse\"\x05\x82\xe7\x18\x01\x012\xe3\x02\n" +
-	"\rReviewService\x12:\n" +
-	"\x04Diff\x12\x16.carrel.v1.DiffRequest\x1a\x11.carrel.v1.Change\"\x05\x82\xe7\x18\x01\x010\x01\x12@\n" +
-	"\x05Apply\x12\x17.carrel.v1.ApplyRequest\x1a\x15.carrel.v1.ApplyEvent\"\x05\x82\xe7\x18\x01\x010\x01\x12G\n" +
-	"\aDiscard\x12\x19.carrel.v1.DiscardRequest\x1a\x1a.carrel.v1.DiscardResponse\"\x05\x82\xe7\x18\x01\x01\x12>\n" +
-	"\x04Undo\x12\x16.carrel.v1.UndoRequest\x1a\x15.carrel.v1.ApplyEvent\"\x05\x82\xe7\x18\x01\x010\x01\x12K\n" +
-	"\aSummary\x12\x1f.carrel.v1.ReviewSummaryRequest\x1a\x18.carrel.v1.ReviewSummary\"\x05\x82\xe7\x18\x01\x012\xa0\x03\n" +
-	"\vDiskService\x12I\n" +
-	"\x05Usage\x12\x1b.carrel.v1.DiskUsageRequest\x1a\x1c.carrel.v1.DiskUsageResponse\"\x05\x82\xe7\x18\x01\x01\x12A\n" +
-	"\x05Prune\x12\x17.carrel.v1.PruneRequest\x1a\x18.carrel.v1.PruneResponse\"\x05\x82\xe7\x18\x01\x01\x12V\n" +
-	"\fCreateVolume\x12\x1e.carrel.v1.CreateVolumeRequest\x1a\x1f.carrel.v1.CreateVolumeResponse\"\x05\x82\xe7\x18\x01\x01\x12S\n" +
-	"\vListVolumes\x12\x1d.carrel.v1.ListVolumesRequest\x1a\x1e.carrel.v1.ListVolumesResponse\"\x05\x82\xe7\x18\x01\x01\x12V\n" +
-	"\fRemoveVolume\x12\x1e.carrel.v1.RemoveVolumeRequest\x1a\x1f.carrel.v1.RemoveVolumeResponse\"\x05\x82\xe7\x18\x01\x012\xb5\x04\n" +
-	"\rEgressService\x12S\n" +
-	"\aExplain\x12\x1f.carrel.v1.ExplainEgressRequest\x1a .carrel.v1.ExplainEgressResponse\"\x05\x82\xe7\x18\x01\x01\x12P\n" +
-	"\x06Change\x12\x1e.carrel.v1.ChangeEgressRequest\x1a\x1f.carrel.v1.ChangeEgressResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
-	"\x04Test\x12\x1c.carrel.v1.TestEgressRequest\x1a\x1d.carrel.v1.TestEgressResponse\"\x05\x82\xe7\x18\x01\x01\x12G\n" +
-	"\x05Watch\x12\x1d.carrel.v1.WatchEgressRequest\x1a\x16.carrel.v1.EgressEvent\"\x05\x82\xe7\x18\x01\x010\x01\x12P\n" +
-	"\x06Answer\x12\x1e.carrel.v1.AnswerEgressRequest\x1a\x1f.carrel.v1.AnswerEgressResponse\"\x05\x82\xe7\x18\x01\x01\x12G\n" +
-	"\aPublish\x12\x19.carrel.v1.PublishRequest\x1a\x1a.carrel.v1.PublishResponse\"\x05\x82\xe7\x18\x01\x01\x12M\n" +
-	"\tUnpublish\x12\x1b.carrel.v1.UnpublishRequest\x1a\x1c.carrel.v1.UnpublishResponse\"\x05\x82\xe7\x18\x01\x012\xf8\x01\n" +
-	"\rSecretService\x12G\n" +
-	"\x03Set\x12\x1b.carrel.v1.SetSecretRequest\x1a\x1c.carrel.v1.SetSecretResponse\"\x05\x82\xe7\x18\x01\x01\x12L\n" +
-	"\x04List\x12\x1d.carrel.v1.ListSecretsRequest\x1a\x1e.carrel.v1.ListSecretsResponse\"\x05\x82\xe7\x18\x01\x01\x12P\n" +
-	"\x06Remove\x12\x1e.carrel.v1.RemoveSecretRequest\x1a\x1f.carrel.v1.RemoveSecretResponse\"\x05\x82\xe7\x18\x01\x012\xd4\x02\n" +
-	"\rPolicyService\x12M\n" +
-	"\x05Check\x12\x1d.carrel.v1.CheckPolicyRequest\x1a\x1e.carrel.v1.CheckPolicyResponse\"\x05\x82\xe7\x18\x01\x01\x12S\n" +
-	"\aRequest\x12\x1f.carrel.v1.RequestPolicyRequest\x1a .carrel.v1.RequestPolicyResponse\"\x05\x82\xe7\x18\x01\x01\x12M\n" +
-	"\x05Agree\x12\x1d.carrel.v1.AgreePolicyRequest\x1a\x1e.carrel.v1.AgreePolicyResponse\"\x05\x82\xe7\x18\x01\x01\x12P\n" +
-	"\x06Import\x12\x1e.carrel.v1.ImportPolicyRequest\x1a\x1f.carrel.v1.ImportPolicyResponse\"\x05\x82\xe7\x18\x01\x012\xaa\x01\n" +
-	"\fAuditService\x12N\n" +
-	"\x06Verify\x12\x1d.carrel.v1.VerifyAuditRequest\x1a\x1e.carrel.v1.VerifyAuditResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
-	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse\"\x05\x82\xe7\x18\x01\x010\x012\xda\b\n" +
-	"\fImageService\x12J\n" +
-	"\x04List\x12\x1c.carrel.v1.ListImagesRequest\x1a\x1d.carrel.v1.ListImagesResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
-	"\x05Build\x12\x1c.carrel.v1.BuildImageRequest\x1a\x1a.carrel.v1.BuildImageEvent\"\x05\x82\xe7\x18\x01\x010\x01\x12J\n" +
-	"\x04Pull\x12\x1b.carrel.v1.PullImageRequest\x1a\x1c.carrel.v1.PullImageResponse\"\x05\x82\xe7\x18\x01\x010\x01\x12P\n" +
-	"\x06Import\x12\x1d.carrel.v1.ImportImageRequest\x1a\x1e.carrel.v1.ImportImageResponse\"\x05\x82\xe7\x18\x01\x010\x01\x12N\n" +
-	"\x06Verify\x12\x1d.carrel.v1.VerifyImageRequest\x1a\x1e.carrel.v1.VerifyImageResponse\"\x05\x82\xe7\x18\x01\x01\x12N\n" +
-	"\x06Remove\x12\x1d.carrel.v1.RemoveImageRequest\x1a\x1e.carrel.v1.RemoveImageResponse\"\x05\x82\xe7\x18\x01\x01\x12M\n" +
-	"\x05Prune\x12\x1d.carrel.v1.PruneImagesRequest\x1a\x1e.carrel.v1.PruneImagesResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
-	"\x04Push\x12\x1b.carrel.v1.PushImageRequest\x1a\x1c.carrel.v1.PushImageResponse\"\x05\x82\xe7\x18\x01\x010\x01\x12P\n" +
-	"\x06Export\x12\x1d.carrel.v1.ExportImageRequest\x1a\x1e.carrel.v1.ExportImageResponse\"\x05\x82\xe7\x18\x01\x010\x01\x12Q\n" +
-	"\aRestore\x12\x1e.carrel.v1.RestoreImageRequest\x1a\x1f.carrel.v1.RestoreImageResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
-	"\bListKeys\x12\x1a.carrel.v1.ListKeysRequest\x1a\x1b.carrel.v1.ListKeysResponse\"\x05\x82\xe7\x18\x01\x01\x12M\n" +
-	"\tCreateKey\x12\x1b.carrel.v1.CreateKeyRequest\x1a\x1c.carrel.v1.CreateKeyResponse\"\x05\x82\xe7\x18\x01\x01\x12J\n" +
-	"\bTrustKey\x12\x1a.carrel.v1.TrustKeyRequest\x1a\x1b.carrel.v1.TrustKeyResponse\"\x05\x82\xe7\x18\x01\x01\x12M\n" +
-	"\tForgetKey\x12\x1b.carrel.v1.ForgetKeyRequest\x1a\x1c.carrel.v1.ForgetKeyResponse\"\x05\x82\xe7\x18\x01\x012\x9d\x01\n" +
-	"\fEventService\x12A\n" +
-	"\x05Watch\x12\x1d.carrel.v1.WatchEventsRequest\x1a\x10.carrel.v1.Event\"\x05\x82\xe7\x18\x01\x010\x01\x12J\n" +
-	"\x04List\x12\x1c.carrel.v1.ListEventsRequest\x1a\x1d.carrel.v1.ListEventsResponse\"\x05\x82\xe7\x18\x01\x012\xc9\x03\n" +
-	"\rSystemService\x12G\n" +
-	"\aVersion\x12\x19.carrel.v1.VersionRequest\x1a\x1a.carrel.v1.VersionResponse\"\x05\x82\xe7\x18\x01\x01\x12D\n" +
-	"\x06Status\x12\x18.carrel.v1.StatusRequest\x1a\x19.carrel.v1.StatusResponse\"\x05\x82\xe7\x18\x01\x01\x12D\n" +
-	"\x06Health\x12\x18.carrel.v1.HealthRequest\x1a\x19.carrel.v1.HealthResponse\"\x05\x82\xe7\x18\x01\x01\x12V\n" +
-	"\fCapabilities\x12\x1e.carrel.v1.CapabilitiesRequest\x1a\x1f.carrel.v1.CapabilitiesResponse\"\x05\x82\xe7\x18\x01\x01\x12?\n" +
-	"\x06Doctor\x12\x18.carrel.v1.DoctorRequest\x1a\x12.carrel.v1.Finding\"\x05\x82\xe7\x18\x01\x010\x01\x12J\n" +
-	"\bShutdown\x12\x1a.carrel.v1.ShutdownRequest\x1a\x1b.carrel.v1.ShutdownResponse\"\x05\x82\xe7\x18\x01\x012\x94\x05\n" +
+	"\x11FINDING_LEVEL_BAD\x10\x032\xf8\x03\n" +
+	"\fGuestService\x12N\n" +
+	"\x05Start\x12\x1c.carrel.v1.StartGuestRequest\x1a\x1a.carrel.v1.StartGuestEvent\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x040\x01\x12L\n" +
+	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x02\x12R\n" +
+	"\x06Remove\x12\x1d.carrel.v1.RemoveGuestRequest\x1a\x1e.carrel.v1.RemoveGuestResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x02\x12N\n" +
+	"\x04List\x12\x1c.carrel.v1.ListGuestsRequest\x1a\x1d.carrel.v1.ListGuestsResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12U\n" +
+	"\aInspect\x12\x1e.carrel.v1.InspectGuestRequest\x1a\x1f.carrel.v1.InspectGuestResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12O\n" +
+	"\x05Trace\x12\x1c.carrel.v1.TraceGuestRequest\x1a\x1d.carrel.v1.TraceGuestResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x012\xde\x05\n" +
+	"\vTaskService\x12N\n" +
+	"\x05Start\x12\x1b.carrel.v1.StartTaskRequest\x1a\x1c.carrel.v1.StartTaskResponse\"\n" +
+	"\x82\xe7\x18\x02\x01\x02\x88\xe7\x18\x04\x12M\n" +
+	"\x06Attach\x12\x18.carrel.v1.AttachRequest\x1a\x19.carrel.v1.AttachResponse\"\n" +
+	"\x82\xe7\x18\x02\x01\x02\x88\xe7\x18\x02(\x010\x01\x12M\n" +
+	"\x04List\x12\x1b.carrel.v1.ListTasksRequest\x1a\x1c.carrel.v1.ListTasksResponse\"\n" +
+	"\x82\xe7\x18\x02\x01\x02\x88\xe7\x18\x01\x12K\n" +
+	"\x04Wait\x12\x1a.carrel.v1.WaitTaskRequest\x1a\x1b.carrel.v1.WaitTaskResponse\"\n" +
+	"\x82\xe7\x18\x02\x01\x02\x88\xe7\x18\x01\x12K\n" +
+	"\x04Read\x12\x1a.carrel.v1.ReadTaskRequest\x1a\x1b.carrel.v1.ReadTaskResponse\"\n" +
+	"\x82\xe7\x18\x02\x01\x02\x88\xe7\x18\x01\x12N\n" +
+	"\x05Write\x12\x1b.carrel.v1.WriteTaskRequest\x1a\x1c.carrel.v1.WriteTaskResponse\"\n" +
+	"\x82\xe7\x18\x02\x01\x02\x88\xe7\x18\x02\x12Q\n" +
+	"\x06Signal\x12\x1c.carrel.v1.SignalTaskRequest\x1a\x1d.carrel.v1.SignalTaskResponse\"\n" +
+	"\x82\xe7\x18\x02\x01\x02\x88\xe7\x18\x02\x12Q\n" +
+	"\x06Resize\x12\x1c.carrel.v1.ResizeTaskRequest\x1a\x1d.carrel.v1.ResizeTaskResponse\"\n" +
+	"\x82\xe7\x18\x02\x01\x02\x88\xe7\x18\x02\x12Q\n" +
+	"\x06Cancel\x12\x1c.carrel.v1.CancelTaskRequest\x1a\x1d.carrel.v1.CancelTaskResponse\"\n" +
+	"\x82\xe7\x18\x02\x01\x02\x88\xe7\x18\x022\xb1\x02\n" +
+	"\vFileService\x12B\n" +
+	"\x03Put\x12\x15.carrel.v1.PutRequest\x1a\x16.carrel.v1.PutResponse\"\n" +
+	"\x82\xe7\x18\x02\x01\x02\x88\xe7\x18\x03(\x01\x12B\n" +
+	"\x03Get\x12\x15.carrel.v1.GetRequest\x1a\x16.carrel.v1.GetResponse\"\n" +
+	"\x82\xe7\x18\x02\x01\x02\x88\xe7\x18\x010\x01\x12M\n" +
+	"\x04List\x12\x1b.carrel.v1.ListFilesRequest\x1a\x1c.carrel.v1.ListFilesResponse\"\n" +
+	"\x82\xe7\x18\x02\x01\x02\x88\xe7\x18\x01\x12K\n" +
+	"\x04Read\x12\x1a.carrel.v1.ReadFileRequest\x1a\x1b.carrel.v1.ReadFileResponse\"\n" +
+	"\x82\xe7\x18\x02\x01\x02\x88\xe7\x18\x012\xab\x03\n" +
+	"\fShareService\x12N\n" +
+	"\x04List\x12\x1c.carrel.v1.ListSharesRequest\x1a\x1d.carrel.v1.ListSharesResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12I\n" +
+	"\x03Add\x12\x1a.carrel.v1.AddShareRequest\x1a\x1b.carrel.v1.AddShareResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x04\x12R\n" +
+	"\x06Remove\x12\x1d.carrel.v1.RemoveShareRequest\x1a\x1e.carrel.v1.RemoveShareResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x02\x12U\n" +
+	"\aRefresh\x12\x1e.carrel.v1.RefreshShareRequest\x1a\x1f.carrel.v1.RefreshShareResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x02\x12U\n" +
+	"\aExplain\x12\x1e.carrel.v1.ExplainShareRequest\x1a\x1f.carrel.v1.ExplainShareResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x012\xf7\x02\n" +
+	"\rReviewService\x12>\n" +
+	"\x04Diff\x12\x16.carrel.v1.DiffRequest\x1a\x11.carrel.v1.Change\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x010\x01\x12D\n" +
+	"\x05Apply\x12\x17.carrel.v1.ApplyRequest\x1a\x15.carrel.v1.ApplyEvent\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x020\x01\x12K\n" +
+	"\aDiscard\x12\x19.carrel.v1.DiscardRequest\x1a\x1a.carrel.v1.DiscardResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x02\x12B\n" +
+	"\x04Undo\x12\x16.carrel.v1.UndoRequest\x1a\x15.carrel.v1.ApplyEvent\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x020\x01\x12O\n" +
+	"\aSummary\x12\x1f.carrel.v1.ReviewSummaryRequest\x1a\x18.carrel.v1.ReviewSummary\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x012\xb4\x03\n" +
+	"\vDiskService\x12M\n" +
+	"\x05Usage\x12\x1b.carrel.v1.DiskUsageRequest\x1a\x1c.carrel.v1.DiskUsageResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12E\n" +
+	"\x05Prune\x12\x17.carrel.v1.PruneRequest\x1a\x18.carrel.v1.PruneResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x02\x12Z\n" +
+	"\fCreateVolume\x12\x1e.carrel.v1.CreateVolumeRequest\x1a\x1f.carrel.v1.CreateVolumeResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x04\x12W\n" +
+	"\vListVolumes\x12\x1d.carrel.v1.ListVolumesRequest\x1a\x1e.carrel.v1.ListVolumesResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12Z\n" +
+	"\fRemoveVolume\x12\x1e.carrel.v1.RemoveVolumeRequest\x1a\x1f.carrel.v1.RemoveVolumeResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x022\xd1\x04\n" +
+	"\rEgressService\x12W\n" +
+	"\aExplain\x12\x1f.carrel.v1.ExplainEgressRequest\x1a .carrel.v1.ExplainEgressResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12T\n" +
+	"\x06Change\x12\x1e.carrel.v1.ChangeEgressRequest\x1a\x1f.carrel.v1.ChangeEgressResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x03\x12N\n" +
+	"\x04Test\x12\x1c.carrel.v1.TestEgressRequest\x1a\x1d.carrel.v1.TestEgressResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12K\n" +
+	"\x05Watch\x12\x1d.carrel.v1.WatchEgressRequest\x1a\x16.carrel.v1.EgressEvent\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x010\x01\x12T\n" +
+	"\x06Answer\x12\x1e.carrel.v1.AnswerEgressRequest\x1a\x1f.carrel.v1.AnswerEgressResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x02\x12K\n" +
+	"\aPublish\x12\x19.carrel.v1.PublishRequest\x1a\x1a.carrel.v1.PublishResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x04\x12Q\n" +
+	"\tUnpublish\x12\x1b.carrel.v1.UnpublishRequest\x1a\x1c.carrel.v1.UnpublishResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x022\x84\x02\n" +
+	"\rSecretService\x12K\n" +
+	"\x03Set\x12\x1b.carrel.v1.SetSecretRequest\x1a\x1c.carrel.v1.SetSecretResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x03\x12P\n" +
+	"\x04List\x12\x1d.carrel.v1.ListSecretsRequest\x1a\x1e.carrel.v1.ListSecretsResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12T\n" +
+	"\x06Remove\x12\x1e.carrel.v1.RemoveSecretRequest\x1a\x1f.carrel.v1.RemoveSecretResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x022\xe4\x02\n" +
+	"\rPolicyService\x12Q\n" +
+	"\x05Check\x12\x1d.carrel.v1.CheckPolicyRequest\x1a\x1e.carrel.v1.CheckPolicyResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12W\n" +
+	"\aRequest\x12\x1f.carrel.v1.RequestPolicyRequest\x1a .carrel.v1.RequestPolicyResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12Q\n" +
+	"\x05Agree\x12\x1d.carrel.v1.AgreePolicyRequest\x1a\x1e.carrel.v1.AgreePolicyResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x03\x12T\n" +
+	"\x06Import\x12\x1e.carrel.v1.ImportPolicyRequest\x1a\x1f.carrel.v1.ImportPolicyResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x012\xb2\x01\n" +
+	"\fAuditService\x12R\n" +
+	"\x06Verify\x12\x1d.carrel.v1.VerifyAuditRequest\x1a\x1e.carrel.v1.VerifyAuditResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12N\n" +
+	"\x04Show\x12\x1b.carrel.v1.ShowAuditRequest\x1a\x1c.carrel.v1.ShowAuditResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x010\x012\x92\t\n" +
+	"\fImageService\x12N\n" +
+	"\x04List\x12\x1c.carrel.v1.ListImagesRequest\x1a\x1d.carrel.v1.ListImagesResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12N\n" +
+	"\x05Build\x12\x1c.carrel.v1.BuildImageRequest\x1a\x1a.carrel.v1.BuildImageEvent\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x030\x01\x12N\n" +
+	"\x04Pull\x12\x1b.carrel.v1.PullImageRequest\x1a\x1c.carrel.v1.PullImageResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x030\x01\x12T\n" +
+	"\x06Import\x12\x1d.carrel.v1.ImportImageRequest\x1a\x1e.carrel.v1.ImportImageResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x030\x01\x12R\n" +
+	"\x06Verify\x12\x1d.carrel.v1.VerifyImageRequest\x1a\x1e.carrel.v1.VerifyImageResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12R\n" +
+	"\x06Remove\x12\x1d.carrel.v1.RemoveImageRequest\x1a\x1e.carrel.v1.RemoveImageResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x02\x12Q\n" +
+	"\x05Prune\x12\x1d.carrel.v1.PruneImagesRequest\x1a\x1e.carrel.v1.PruneImagesResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x02\x12N\n" +
+	"\x04Push\x12\x1b.carrel.v1.PushImageRequest\x1a\x1c.carrel.v1.PushImageResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x030\x01\x12T\n" +
+	"\x06Export\x12\x1d.carrel.v1.ExportImageRequest\x1a\x1e.carrel.v1.ExportImageResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x040\x01\x12U\n" +
+	"\aRestore\x12\x1e.carrel.v1.RestoreImageRequest\x1a\x1f.carrel.v1.RestoreImageResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x02\x12N\n" +
+	"\bListKeys\x12\x1a.carrel.v1.ListKeysRequest\x1a\x1b.carrel.v1.ListKeysResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12Q\n" +
+	"\tCreateKey\x12\x1b.carrel.v1.CreateKeyRequest\x1a\x1c.carrel.v1.CreateKeyResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x04\x12N\n" +
+	"\bTrustKey\x12\x1a.carrel.v1.TrustKeyRequest\x1a\x1b.carrel.v1.TrustKeyResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x03\x12Q\n" +
+	"\tForgetKey\x12\x1b.carrel.v1.ForgetKeyRequest\x1a\x1c.carrel.v1.ForgetKeyResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x022\xa5\x01\n" +
+	"\fEventService\x12E\n" +
+	"\x05Watch\x12\x1d.carrel.v1.WatchEventsRequest\x1a\x10.carrel.v1.Event\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x010\x01\x12N\n" +
+	"\x04List\x12\x1c.carrel.v1.ListEventsRequest\x1a\x1d.carrel.v1.ListEventsResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x012\xe1\x03\n" +
+	"\rSystemService\x12K\n" +
+	"\aVersion\x12\x19.carrel.v1.VersionRequest\x1a\x1a.carrel.v1.VersionResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12H\n" +
+	"\x06Status\x12\x18.carrel.v1.StatusRequest\x1a\x19.carrel.v1.StatusResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12H\n" +
+	"\x06Health\x12\x18.carrel.v1.HealthRequest\x1a\x19.carrel.v1.HealthResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12Z\n" +
+	"\fCapabilities\x12\x1e.carrel.v1.CapabilitiesRequest\x1a\x1f.carrel.v1.CapabilitiesResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x01\x12C\n" +
+	"\x06Doctor\x12\x18.carrel.v1.DoctorRequest\x1a\x12.carrel.v1.Finding\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x010\x01\x12N\n" +
+	"\bShutdown\x12\x1a.carrel.v1.ShutdownRequest\x1a\x1b.carrel.v1.ShutdownResponse\"\t\x82\xe7\x18\x01\x01\x88\xe7\x18\x022\x94\x05\n" +
 	"\rKeeperService\x12;\n" +
 	"\x05Watch\x12\x17.carrel.v1.WatchRequest\x1a\x10.carrel.v1.Guest\"\x05\x82\xe7\x18\x01\x020\x01\x12H\n" +
 	"\x04Stop\x12\x1b.carrel.v1.StopGuestRequest\x1a\x1c.carrel.v1.StopGuestResponse\"\x05\x82\xe7\x18\x01\x02\x12V\n" +
@@ -14576,7 +14807,8 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06Answer\x12\x1e.carrel.v1.AnswerEgressRequest\x1a\x1f.carrel.v1.AnswerEgressResponse\"\x05\x82\xe7\x18\x01\x03\x12G\n" +
 	"\aPublish\x12\x19.carrel.v1.PublishRequest\x1a\x1a.carrel.v1.PublishResponse\"\x05\x82\xe7\x18\x01\x03\x12M\n" +
 	"\tUnpublish\x12\x1b.carrel.v1.UnpublishRequest\x1a\x1c.carrel.v1.UnpublishResponse\"\x05\x82\xe7\x18\x01\x03:P\n" +
-	"\tserved_on\x12\x1e.google.protobuf.MethodOptions\x18\xf0\x8c\x03 \x03(\x0e2\x11.carrel.v1.SocketR\bservedOnB+Z)github.com/carrel-vm/carrel/guest/api;apib\x06proto3"
+	"\tserved_on\x12\x1e.google.protobuf.MethodOptions\x18\xf0\x8c\x03 \x03(\x0e2\x11.carrel.v1.SocketR\bservedOn:K\n" +
+	"\x06effect\x12\x1e.google.protobuf.MethodOptions\x18\xf1\x8c\x03 \x01(\x0e2\x11.carrel.v1.EffectR\x06effectB+Z)github.com/carrel-vm/carrel/guest/api;apib\x06proto3"
 
 var (
 	file_carrel_v1_carrel_proto_rawDescOnce sync.Once
@@ -14590,544 +14822,547 @@ func file_carrel_v1_carrel_proto_rawDescGZIP() []byte {
 	return file_carrel_v1_carrel_proto_rawDescData
 }
 
-var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
+var file_carrel_v1_carrel_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
 var file_carrel_v1_carrel_proto_msgTypes = make([]protoimpl.MessageInfo, 202)
 var file_carrel_v1_carrel_proto_goTypes = []any{
 	(Socket)(0),                        // 0: carrel.v1.Socket
-	(EgressAction)(0),                  // 1: carrel.v1.EgressAction
-	(ShareMode)(0),                     // 2: carrel.v1.ShareMode
-	(GuestKept)(0),                     // 3: carrel.v1.GuestKept
-	(GuestState)(0),                    // 4: carrel.v1.GuestState
-	(TaskState)(0),                     // 5: carrel.v1.TaskState
-	(FileType)(0),                      // 6: carrel.v1.FileType
-	(ChangeKind)(0),                    // 7: carrel.v1.ChangeKind
-	(EntryType)(0),                     // 8: carrel.v1.EntryType
-	(EgressEventKind)(0),               // 9: carrel.v1.EgressEventKind
-	(EgressAnswer)(0),                  // 10: carrel.v1.EgressAnswer
-	(SecretKind)(0),                    // 11: carrel.v1.SecretKind
-	(FindingLevel)(0),                  // 12: carrel.v1.FindingLevel
-	(*ErrorDetail)(nil),                // 13: carrel.v1.ErrorDetail
-	(*GuestSpec)(nil),                  // 14: carrel.v1.GuestSpec
-	(*VolumeMount)(nil),                // 15: carrel.v1.VolumeMount
-	(*EgressSpec)(nil),                 // 16: carrel.v1.EgressSpec
-	(*EgressRule)(nil),                 // 17: carrel.v1.EgressRule
-	(*Share)(nil),                      // 18: carrel.v1.Share
-	(*Guest)(nil),                      // 19: carrel.v1.Guest
-	(*Port)(nil),                       // 20: carrel.v1.Port
-	(*Timings)(nil),                    // 21: carrel.v1.Timings
-	(*Span)(nil),                       // 22: carrel.v1.Span
-	(*StartGuestRequest)(nil),          // 23: carrel.v1.StartGuestRequest
-	(*StartGuestEvent)(nil),            // 24: carrel.v1.StartGuestEvent
-	(*Progress)(nil),                   // 25: carrel.v1.Progress
-	(*StopGuestRequest)(nil),           // 26: carrel.v1.StopGuestRequest
-	(*StopGuestResponse)(nil),          // 27: carrel.v1.StopGuestResponse
-	(*RemoveGuestRequest)(nil),         // 28: carrel.v1.RemoveGuestRequest
-	(*RemoveGuestResponse)(nil),        // 29: carrel.v1.RemoveGuestResponse
-	(*ListGuestsRequest)(nil),          // 30: carrel.v1.ListGuestsRequest
-	(*ListGuestsResponse)(nil),         // 31: carrel.v1.ListGuestsResponse
-	(*InspectGuestRequest)(nil),        // 32: carrel.v1.InspectGuestRequest
-	(*InspectGuestResponse)(nil),       // 33: carrel.v1.InspectGuestResponse
-	(*TraceGuestRequest)(nil),          // 34: carrel.v1.TraceGuestRequest
-	(*TraceGuestResponse)(nil),         // 35: carrel.v1.TraceGuestResponse
-	(*TaskSpec)(nil),                   // 36: carrel.v1.TaskSpec
-	(*TaskLimits)(nil),                 // 37: carrel.v1.TaskLimits
-	(*Task)(nil),                       // 38: carrel.v1.Task
-	(*Ending)(nil),                     // 39: carrel.v1.Ending
-	(*StartTaskRequest)(nil),           // 40: carrel.v1.StartTaskRequest
-	(*StartTaskResponse)(nil),          // 41: carrel.v1.StartTaskResponse
-	(*AttachRequest)(nil),              // 42: carrel.v1.AttachRequest
-	(*AttachOpen)(nil),                 // 43: carrel.v1.AttachOpen
-	(*StdinClose)(nil),                 // 44: carrel.v1.StdinClose
-	(*Resize)(nil),                     // 45: carrel.v1.Resize
-	(*AttachResponse)(nil),             // 46: carrel.v1.AttachResponse
-	(*ListTasksRequest)(nil),           // 47: carrel.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),          // 48: carrel.v1.ListTasksResponse
-	(*WaitTaskRequest)(nil),            // 49: carrel.v1.WaitTaskRequest
-	(*WaitTaskResponse)(nil),           // 50: carrel.v1.WaitTaskResponse
-	(*ReadTaskRequest)(nil),            // 51: carrel.v1.ReadTaskRequest
-	(*ReadTaskResponse)(nil),           // 52: carrel.v1.ReadTaskResponse
-	(*WriteTaskRequest)(nil),           // 53: carrel.v1.WriteTaskRequest
-	(*WriteTaskResponse)(nil),          // 54: carrel.v1.WriteTaskResponse
-	(*SignalTaskRequest)(nil),          // 55: carrel.v1.SignalTaskRequest
-	(*SignalTaskResponse)(nil),         // 56: carrel.v1.SignalTaskResponse
-	(*ResizeTaskRequest)(nil),          // 57: carrel.v1.ResizeTaskRequest
-	(*ResizeTaskResponse)(nil),         // 58: carrel.v1.ResizeTaskResponse
-	(*CancelTaskRequest)(nil),          // 59: carrel.v1.CancelTaskRequest
-	(*CancelTaskResponse)(nil),         // 60: carrel.v1.CancelTaskResponse
-	(*ListFilesRequest)(nil),           // 61: carrel.v1.ListFilesRequest
-	(*ListFilesResponse)(nil),          // 62: carrel.v1.ListFilesResponse
-	(*FileInfo)(nil),                   // 63: carrel.v1.FileInfo
-	(*ReadFileRequest)(nil),            // 64: carrel.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),           // 65: carrel.v1.ReadFileResponse
-	(*PutRequest)(nil),                 // 66: carrel.v1.PutRequest
-	(*PutOpen)(nil),                    // 67: carrel.v1.PutOpen
-	(*PutResponse)(nil),                // 68: carrel.v1.PutResponse
-	(*GetRequest)(nil),                 // 69: carrel.v1.GetRequest
-	(*GetResponse)(nil),                // 70: carrel.v1.GetResponse
-	(*File)(nil),                       // 71: carrel.v1.File
-	(*ListSharesRequest)(nil),          // 72: carrel.v1.ListSharesRequest
-	(*ListSharesResponse)(nil),         // 73: carrel.v1.ListSharesResponse
-	(*SharedFolder)(nil),               // 74: carrel.v1.SharedFolder
-	(*AddShareRequest)(nil),            // 75: carrel.v1.AddShareRequest
-	(*AddShareResponse)(nil),           // 76: carrel.v1.AddShareResponse
-	(*RemoveShareRequest)(nil),         // 77: carrel.v1.RemoveShareRequest
-	(*RemoveShareResponse)(nil),        // 78: carrel.v1.RemoveShareResponse
-	(*RefreshShareRequest)(nil),        // 79: carrel.v1.RefreshShareRequest
-	(*RefreshShareResponse)(nil),       // 80: carrel.v1.RefreshShareResponse
-	(*ExplainShareRequest)(nil),        // 81: carrel.v1.ExplainShareRequest
-	(*ExplainShareResponse)(nil),       // 82: carrel.v1.ExplainShareResponse
-	(*DiffRequest)(nil),                // 83: carrel.v1.DiffRequest
-	(*Change)(nil),                     // 84: carrel.v1.Change
-	(*Beside)(nil),                     // 85: carrel.v1.Beside
-	(*ReviewSummaryRequest)(nil),       // 86: carrel.v1.ReviewSummaryRequest
-	(*ReviewSummary)(nil),              // 87: carrel.v1.ReviewSummary
-	(*ApplyRequest)(nil),               // 88: carrel.v1.ApplyRequest
-	(*ApplyEvent)(nil),                 // 89: carrel.v1.ApplyEvent
-	(*DiscardRequest)(nil),             // 90: carrel.v1.DiscardRequest
-	(*DiscardResponse)(nil),            // 91: carrel.v1.DiscardResponse
-	(*UndoRequest)(nil),                // 92: carrel.v1.UndoRequest
-	(*DiskUsageRequest)(nil),           // 93: carrel.v1.DiskUsageRequest
-	(*DiskUsageResponse)(nil),          // 94: carrel.v1.DiskUsageResponse
-	(*GuestUsage)(nil),                 // 95: carrel.v1.GuestUsage
-	(*PruneRequest)(nil),               // 96: carrel.v1.PruneRequest
-	(*PruneItem)(nil),                  // 97: carrel.v1.PruneItem
-	(*PruneResponse)(nil),              // 98: carrel.v1.PruneResponse
-	(*Volume)(nil),                     // 99: carrel.v1.Volume
-	(*CreateVolumeRequest)(nil),        // 100: carrel.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),       // 101: carrel.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),         // 102: carrel.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),        // 103: carrel.v1.ListVolumesResponse
-	(*RemoveVolumeRequest)(nil),        // 104: carrel.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),       // 105: carrel.v1.RemoveVolumeResponse
-	(*ExplainEgressRequest)(nil),       // 106: carrel.v1.ExplainEgressRequest
-	(*ExplainEgressResponse)(nil),      // 107: carrel.v1.ExplainEgressResponse
-	(*ChangeEgressRequest)(nil),        // 108: carrel.v1.ChangeEgressRequest
-	(*ChangeEgressResponse)(nil),       // 109: carrel.v1.ChangeEgressResponse
-	(*TestEgressRequest)(nil),          // 110: carrel.v1.TestEgressRequest
-	(*TestEgressResponse)(nil),         // 111: carrel.v1.TestEgressResponse
-	(*EgressVerdict)(nil),              // 112: carrel.v1.EgressVerdict
-	(*WatchEgressRequest)(nil),         // 113: carrel.v1.WatchEgressRequest
-	(*EgressEvent)(nil),                // 114: carrel.v1.EgressEvent
-	(*AnswerEgressRequest)(nil),        // 115: carrel.v1.AnswerEgressRequest
-	(*AnswerEgressResponse)(nil),       // 116: carrel.v1.AnswerEgressResponse
-	(*PublishRequest)(nil),             // 117: carrel.v1.PublishRequest
-	(*PublishResponse)(nil),            // 118: carrel.v1.PublishResponse
-	(*UnpublishRequest)(nil),           // 119: carrel.v1.UnpublishRequest
-	(*UnpublishResponse)(nil),          // 120: carrel.v1.UnpublishResponse
-	(*Secret)(nil),                     // 121: carrel.v1.Secret
-	(*SecretDefinition)(nil),           // 122: carrel.v1.SecretDefinition
-	(*SetSecretRequest)(nil),           // 123: carrel.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),          // 124: carrel.v1.SetSecretResponse
-	(*ListSecretsRequest)(nil),         // 125: carrel.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),        // 126: carrel.v1.ListSecretsResponse
-	(*RemoveSecretRequest)(nil),        // 127: carrel.v1.RemoveSecretRequest
-	(*RemoveSecretResponse)(nil),       // 128: carrel.v1.RemoveSecretResponse
-	(*ImportPolicyRequest)(nil),        // 129: carrel.v1.ImportPolicyRequest
-	(*ImportPolicyResponse)(nil),       // 130: carrel.v1.ImportPolicyResponse
-	(*ImportedKey)(nil),                // 131: carrel.v1.ImportedKey
-	(*CheckPolicyRequest)(nil),         // 132: carrel.v1.CheckPolicyRequest
-	(*CheckPolicyResponse)(nil),        // 133: carrel.v1.CheckPolicyResponse
-	(*PolicyProblem)(nil),              // 134: carrel.v1.PolicyProblem
-	(*RequestPolicyRequest)(nil),       // 135: carrel.v1.RequestPolicyRequest
-	(*RequestPolicyResponse)(nil),      // 136: carrel.v1.RequestPolicyResponse
-	(*AgreePolicyRequest)(nil),         // 137: carrel.v1.AgreePolicyRequest
-	(*AgreePolicyResponse)(nil),        // 138: carrel.v1.AgreePolicyResponse
-	(*VerifyAuditRequest)(nil),         // 139: carrel.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),        // 140: carrel.v1.VerifyAuditResponse
-	(*ShowAuditRequest)(nil),           // 141: carrel.v1.ShowAuditRequest
-	(*ShowAuditResponse)(nil),          // 142: carrel.v1.ShowAuditResponse
-	(*Image)(nil),                      // 143: carrel.v1.Image
-	(*ImageBundle)(nil),                // 144: carrel.v1.ImageBundle
-	(*ImageConfig)(nil),                // 145: carrel.v1.ImageConfig
-	(*ImagePart)(nil),                  // 146: carrel.v1.ImagePart
-	(*ListImagesRequest)(nil),          // 147: carrel.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),         // 148: carrel.v1.ListImagesResponse
-	(*BuildImageRequest)(nil),          // 149: carrel.v1.BuildImageRequest
-	(*BuildImageEvent)(nil),            // 150: carrel.v1.BuildImageEvent
-	(*PullImageRequest)(nil),           // 151: carrel.v1.PullImageRequest
-	(*PullImageResponse)(nil),          // 152: carrel.v1.PullImageResponse
-	(*ImportImageRequest)(nil),         // 153: carrel.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),        // 154: carrel.v1.ImportImageResponse
-	(*VerifyImageRequest)(nil),         // 155: carrel.v1.VerifyImageRequest
-	(*VerifyImageResponse)(nil),        // 156: carrel.v1.VerifyImageResponse
-	(*RemoveImageRequest)(nil),         // 157: carrel.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),        // 158: carrel.v1.RemoveImageResponse
-	(*PruneImagesRequest)(nil),         // 159: carrel.v1.PruneImagesRequest
-	(*PruneImagesResponse)(nil),        // 160: carrel.v1.PruneImagesResponse
-	(*ImageSigning)(nil),               // 161: carrel.v1.ImageSigning
-	(*PublishedImage)(nil),             // 162: carrel.v1.PublishedImage
-	(*PushImageRequest)(nil),           // 163: carrel.v1.PushImageRequest
-	(*PushImageResponse)(nil),          // 164: carrel.v1.PushImageResponse
-	(*ExportImageRequest)(nil),         // 165: carrel.v1.ExportImageRequest
-	(*ExportImageResponse)(nil),        // 166: carrel.v1.ExportImageResponse
-	(*RestoreImageRequest)(nil),        // 167: carrel.v1.RestoreImageRequest
-	(*RestoreImageResponse)(nil),       // 168: carrel.v1.RestoreImageResponse
-	(*ImageKey)(nil),                   // 169: carrel.v1.ImageKey
-	(*ListKeysRequest)(nil),            // 170: carrel.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),           // 171: carrel.v1.ListKeysResponse
-	(*CreateKeyRequest)(nil),           // 172: carrel.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),          // 173: carrel.v1.CreateKeyResponse
-	(*TrustKeyRequest)(nil),            // 174: carrel.v1.TrustKeyRequest
-	(*TrustKeyResponse)(nil),           // 175: carrel.v1.TrustKeyResponse
-	(*ForgetKeyRequest)(nil),           // 176: carrel.v1.ForgetKeyRequest
-	(*ForgetKeyResponse)(nil),          // 177: carrel.v1.ForgetKeyResponse
-	(*WatchEventsRequest)(nil),         // 178: carrel.v1.WatchEventsRequest
-	(*ListEventsRequest)(nil),          // 179: carrel.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),         // 180: carrel.v1.ListEventsResponse
-	(*Event)(nil),                      // 181: carrel.v1.Event
-	(*EventGap)(nil),                   // 182: carrel.v1.EventGap
-	(*GuestRemoved)(nil),               // 183: carrel.v1.GuestRemoved
-	(*EgressLeftOut)(nil),              // 184: carrel.v1.EgressLeftOut
-	(*ImageRemoved)(nil),               // 185: carrel.v1.ImageRemoved
-	(*DaemonStarted)(nil),              // 186: carrel.v1.DaemonStarted
-	(*VersionRequest)(nil),             // 187: carrel.v1.VersionRequest
-	(*VersionResponse)(nil),            // 188: carrel.v1.VersionResponse
-	(*StatusRequest)(nil),              // 189: carrel.v1.StatusRequest
-	(*StatusResponse)(nil),             // 190: carrel.v1.StatusResponse
-	(*HealthRequest)(nil),              // 191: carrel.v1.HealthRequest
-	(*HealthResponse)(nil),             // 192: carrel.v1.HealthResponse
-	(*CapabilitiesRequest)(nil),        // 193: carrel.v1.CapabilitiesRequest
-	(*CapabilitiesResponse)(nil),       // 194: carrel.v1.CapabilitiesResponse
-	(*Limits)(nil),                     // 195: carrel.v1.Limits
-	(*DoctorRequest)(nil),              // 196: carrel.v1.DoctorRequest
-	(*Finding)(nil),                    // 197: carrel.v1.Finding
-	(*ShutdownRequest)(nil),            // 198: carrel.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),           // 199: carrel.v1.ShutdownResponse
-	(*WatchRequest)(nil),               // 200: carrel.v1.WatchRequest
-	(*ImportReviewRequest)(nil),        // 201: carrel.v1.ImportReviewRequest
-	(*ImportReviewResponse)(nil),       // 202: carrel.v1.ImportReviewResponse
-	(*DropReviewRequest)(nil),          // 203: carrel.v1.DropReviewRequest
-	(*DropReviewResponse)(nil),         // 204: carrel.v1.DropReviewResponse
-	(*ClaimGuestRequest)(nil),          // 205: carrel.v1.ClaimGuestRequest
-	(*ClaimGuestResponse)(nil),         // 206: carrel.v1.ClaimGuestResponse
-	(*AttachShareRequest)(nil),         // 207: carrel.v1.AttachShareRequest
-	(*AttachShareResponse)(nil),        // 208: carrel.v1.AttachShareResponse
-	(*DetachShareRequest)(nil),         // 209: carrel.v1.DetachShareRequest
-	(*DetachShareResponse)(nil),        // 210: carrel.v1.DetachShareResponse
-	(*ConfigureEdgeRequest)(nil),       // 211: carrel.v1.ConfigureEdgeRequest
-	(*EdgeSecret)(nil),                 // 212: carrel.v1.EdgeSecret
-	(*EdgeUpstream)(nil),               // 213: carrel.v1.EdgeUpstream
-	(*ConfigureEdgeResponse)(nil),      // 214: carrel.v1.ConfigureEdgeResponse
-	(*timestamppb.Timestamp)(nil),      // 215: google.protobuf.Timestamp
-	(*descriptorpb.MethodOptions)(nil), // 216: google.protobuf.MethodOptions
+	(Effect)(0),                        // 1: carrel.v1.Effect
+	(EgressAction)(0),                  // 2: carrel.v1.EgressAction
+	(ShareMode)(0),                     // 3: carrel.v1.ShareMode
+	(GuestKept)(0),                     // 4: carrel.v1.GuestKept
+	(GuestState)(0),                    // 5: carrel.v1.GuestState
+	(TaskState)(0),                     // 6: carrel.v1.TaskState
+	(FileType)(0),                      // 7: carrel.v1.FileType
+	(ChangeKind)(0),                    // 8: carrel.v1.ChangeKind
+	(EntryType)(0),                     // 9: carrel.v1.EntryType
+	(EgressEventKind)(0),               // 10: carrel.v1.EgressEventKind
+	(EgressAnswer)(0),                  // 11: carrel.v1.EgressAnswer
+	(SecretKind)(0),                    // 12: carrel.v1.SecretKind
+	(FindingLevel)(0),                  // 13: carrel.v1.FindingLevel
+	(*ErrorDetail)(nil),                // 14: carrel.v1.ErrorDetail
+	(*GuestSpec)(nil),                  // 15: carrel.v1.GuestSpec
+	(*VolumeMount)(nil),                // 16: carrel.v1.VolumeMount
+	(*EgressSpec)(nil),                 // 17: carrel.v1.EgressSpec
+	(*EgressRule)(nil),                 // 18: carrel.v1.EgressRule
+	(*Share)(nil),                      // 19: carrel.v1.Share
+	(*Guest)(nil),                      // 20: carrel.v1.Guest
+	(*Port)(nil),                       // 21: carrel.v1.Port
+	(*Timings)(nil),                    // 22: carrel.v1.Timings
+	(*Span)(nil),                       // 23: carrel.v1.Span
+	(*StartGuestRequest)(nil),          // 24: carrel.v1.StartGuestRequest
+	(*StartGuestEvent)(nil),            // 25: carrel.v1.StartGuestEvent
+	(*Progress)(nil),                   // 26: carrel.v1.Progress
+	(*StopGuestRequest)(nil),           // 27: carrel.v1.StopGuestRequest
+	(*StopGuestResponse)(nil),          // 28: carrel.v1.StopGuestResponse
+	(*RemoveGuestRequest)(nil),         // 29: carrel.v1.RemoveGuestRequest
+	(*RemoveGuestResponse)(nil),        // 30: carrel.v1.RemoveGuestResponse
+	(*ListGuestsRequest)(nil),          // 31: carrel.v1.ListGuestsRequest
+	(*ListGuestsResponse)(nil),         // 32: carrel.v1.ListGuestsResponse
+	(*InspectGuestRequest)(nil),        // 33: carrel.v1.InspectGuestRequest
+	(*InspectGuestResponse)(nil),       // 34: carrel.v1.InspectGuestResponse
+	(*TraceGuestRequest)(nil),          // 35: carrel.v1.TraceGuestRequest
+	(*TraceGuestResponse)(nil),         // 36: carrel.v1.TraceGuestResponse
+	(*TaskSpec)(nil),                   // 37: carrel.v1.TaskSpec
+	(*TaskLimits)(nil),                 // 38: carrel.v1.TaskLimits
+	(*Task)(nil),                       // 39: carrel.v1.Task
+	(*Ending)(nil),                     // 40: carrel.v1.Ending
+	(*StartTaskRequest)(nil),           // 41: carrel.v1.StartTaskRequest
+	(*StartTaskResponse)(nil),          // 42: carrel.v1.StartTaskResponse
+	(*AttachRequest)(nil),              // 43: carrel.v1.AttachRequest
+	(*AttachOpen)(nil),                 // 44: carrel.v1.AttachOpen
+	(*StdinClose)(nil),                 // 45: carrel.v1.StdinClose
+	(*Resize)(nil),                     // 46: carrel.v1.Resize
+	(*AttachResponse)(nil),             // 47: carrel.v1.AttachResponse
+	(*ListTasksRequest)(nil),           // 48: carrel.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),          // 49: carrel.v1.ListTasksResponse
+	(*WaitTaskRequest)(nil),            // 50: carrel.v1.WaitTaskRequest
+	(*WaitTaskResponse)(nil),           // 51: carrel.v1.WaitTaskResponse
+	(*ReadTaskRequest)(nil),            // 52: carrel.v1.ReadTaskRequest
+	(*ReadTaskResponse)(nil),           // 53: carrel.v1.ReadTaskResponse
+	(*WriteTaskRequest)(nil),           // 54: carrel.v1.WriteTaskRequest
+	(*WriteTaskResponse)(nil),          // 55: carrel.v1.WriteTaskResponse
+	(*SignalTaskRequest)(nil),          // 56: carrel.v1.SignalTaskRequest
+	(*SignalTaskResponse)(nil),         // 57: carrel.v1.SignalTaskResponse
+	(*ResizeTaskRequest)(nil),          // 58: carrel.v1.ResizeTaskRequest
+	(*ResizeTaskResponse)(nil),         // 59: carrel.v1.ResizeTaskResponse
+	(*CancelTaskRequest)(nil),          // 60: carrel.v1.CancelTaskRequest
+	(*CancelTaskResponse)(nil),         // 61: carrel.v1.CancelTaskResponse
+	(*ListFilesRequest)(nil),           // 62: carrel.v1.ListFilesRequest
+	(*ListFilesResponse)(nil),          // 63: carrel.v1.ListFilesResponse
+	(*FileInfo)(nil),                   // 64: carrel.v1.FileInfo
+	(*ReadFileRequest)(nil),            // 65: carrel.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),           // 66: carrel.v1.ReadFileResponse
+	(*PutRequest)(nil),                 // 67: carrel.v1.PutRequest
+	(*PutOpen)(nil),                    // 68: carrel.v1.PutOpen
+	(*PutResponse)(nil),                // 69: carrel.v1.PutResponse
+	(*GetRequest)(nil),                 // 70: carrel.v1.GetRequest
+	(*GetResponse)(nil),                // 71: carrel.v1.GetResponse
+	(*File)(nil),                       // 72: carrel.v1.File
+	(*ListSharesRequest)(nil),          // 73: carrel.v1.ListSharesRequest
+	(*ListSharesResponse)(nil),         // 74: carrel.v1.ListSharesResponse
+	(*SharedFolder)(nil),               // 75: carrel.v1.SharedFolder
+	(*AddShareRequest)(nil),            // 76: carrel.v1.AddShareRequest
+	(*AddShareResponse)(nil),           // 77: carrel.v1.AddShareResponse
+	(*RemoveShareRequest)(nil),         // 78: carrel.v1.RemoveShareRequest
+	(*RemoveShareResponse)(nil),        // 79: carrel.v1.RemoveShareResponse
+	(*RefreshShareRequest)(nil),        // 80: carrel.v1.RefreshShareRequest
+	(*RefreshShareResponse)(nil),       // 81: carrel.v1.RefreshShareResponse
+	(*ExplainShareRequest)(nil),        // 82: carrel.v1.ExplainShareRequest
+	(*ExplainShareResponse)(nil),       // 83: carrel.v1.ExplainShareResponse
+	(*DiffRequest)(nil),                // 84: carrel.v1.DiffRequest
+	(*Change)(nil),                     // 85: carrel.v1.Change
+	(*Beside)(nil),                     // 86: carrel.v1.Beside
+	(*ReviewSummaryRequest)(nil),       // 87: carrel.v1.ReviewSummaryRequest
+	(*ReviewSummary)(nil),              // 88: carrel.v1.ReviewSummary
+	(*ApplyRequest)(nil),               // 89: carrel.v1.ApplyRequest
+	(*ApplyEvent)(nil),                 // 90: carrel.v1.ApplyEvent
+	(*DiscardRequest)(nil),             // 91: carrel.v1.DiscardRequest
+	(*DiscardResponse)(nil),            // 92: carrel.v1.DiscardResponse
+	(*UndoRequest)(nil),                // 93: carrel.v1.UndoRequest
+	(*DiskUsageRequest)(nil),           // 94: carrel.v1.DiskUsageRequest
+	(*DiskUsageResponse)(nil),          // 95: carrel.v1.DiskUsageResponse
+	(*GuestUsage)(nil),                 // 96: carrel.v1.GuestUsage
+	(*PruneRequest)(nil),               // 97: carrel.v1.PruneRequest
+	(*PruneItem)(nil),                  // 98: carrel.v1.PruneItem
+	(*PruneResponse)(nil),              // 99: carrel.v1.PruneResponse
+	(*Volume)(nil),                     // 100: carrel.v1.Volume
+	(*CreateVolumeRequest)(nil),        // 101: carrel.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),       // 102: carrel.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),         // 103: carrel.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),        // 104: carrel.v1.ListVolumesResponse
+	(*RemoveVolumeRequest)(nil),        // 105: carrel.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),       // 106: carrel.v1.RemoveVolumeResponse
+	(*ExplainEgressRequest)(nil),       // 107: carrel.v1.ExplainEgressRequest
+	(*ExplainEgressResponse)(nil),      // 108: carrel.v1.ExplainEgressResponse
+	(*ChangeEgressRequest)(nil),        // 109: carrel.v1.ChangeEgressRequest
+	(*ChangeEgressResponse)(nil),       // 110: carrel.v1.ChangeEgressResponse
+	(*TestEgressRequest)(nil),          // 111: carrel.v1.TestEgressRequest
+	(*TestEgressResponse)(nil),         // 112: carrel.v1.TestEgressResponse
+	(*EgressVerdict)(nil),              // 113: carrel.v1.EgressVerdict
+	(*WatchEgressRequest)(nil),         // 114: carrel.v1.WatchEgressRequest
+	(*EgressEvent)(nil),                // 115: carrel.v1.EgressEvent
+	(*AnswerEgressRequest)(nil),        // 116: carrel.v1.AnswerEgressRequest
+	(*AnswerEgressResponse)(nil),       // 117: carrel.v1.AnswerEgressResponse
+	(*PublishRequest)(nil),             // 118: carrel.v1.PublishRequest
+	(*PublishResponse)(nil),            // 119: carrel.v1.PublishResponse
+	(*UnpublishRequest)(nil),           // 120: carrel.v1.UnpublishRequest
+	(*UnpublishResponse)(nil),          // 121: carrel.v1.UnpublishResponse
+	(*Secret)(nil),                     // 122: carrel.v1.Secret
+	(*SecretDefinition)(nil),           // 123: carrel.v1.SecretDefinition
+	(*SetSecretRequest)(nil),           // 124: carrel.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),          // 125: carrel.v1.SetSecretResponse
+	(*ListSecretsRequest)(nil),         // 126: carrel.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),        // 127: carrel.v1.ListSecretsResponse
+	(*RemoveSecretRequest)(nil),        // 128: carrel.v1.RemoveSecretRequest
+	(*RemoveSecretResponse)(nil),       // 129: carrel.v1.RemoveSecretResponse
+	(*ImportPolicyRequest)(nil),        // 130: carrel.v1.ImportPolicyRequest
+	(*ImportPolicyResponse)(nil),       // 131: carrel.v1.ImportPolicyResponse
+	(*ImportedKey)(nil),                // 132: carrel.v1.ImportedKey
+	(*CheckPolicyRequest)(nil),         // 133: carrel.v1.CheckPolicyRequest
+	(*CheckPolicyResponse)(nil),        // 134: carrel.v1.CheckPolicyResponse
+	(*PolicyProblem)(nil),              // 135: carrel.v1.PolicyProblem
+	(*RequestPolicyRequest)(nil),       // 136: carrel.v1.RequestPolicyRequest
+	(*RequestPolicyResponse)(nil),      // 137: carrel.v1.RequestPolicyResponse
+	(*AgreePolicyRequest)(nil),         // 138: carrel.v1.AgreePolicyRequest
+	(*AgreePolicyResponse)(nil),        // 139: carrel.v1.AgreePolicyResponse
+	(*VerifyAuditRequest)(nil),         // 140: carrel.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),        // 141: carrel.v1.VerifyAuditResponse
+	(*ShowAuditRequest)(nil),           // 142: carrel.v1.ShowAuditRequest
+	(*ShowAuditResponse)(nil),          // 143: carrel.v1.ShowAuditResponse
+	(*Image)(nil),                      // 144: carrel.v1.Image
+	(*ImageBundle)(nil),                // 145: carrel.v1.ImageBundle
+	(*ImageConfig)(nil),                // 146: carrel.v1.ImageConfig
+	(*ImagePart)(nil),                  // 147: carrel.v1.ImagePart
+	(*ListImagesRequest)(nil),          // 148: carrel.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),         // 149: carrel.v1.ListImagesResponse
+	(*BuildImageRequest)(nil),          // 150: carrel.v1.BuildImageRequest
+	(*BuildImageEvent)(nil),            // 151: carrel.v1.BuildImageEvent
+	(*PullImageRequest)(nil),           // 152: carrel.v1.PullImageRequest
+	(*PullImageResponse)(nil),          // 153: carrel.v1.PullImageResponse
+	(*ImportImageRequest)(nil),         // 154: carrel.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),        // 155: carrel.v1.ImportImageResponse
+	(*VerifyImageRequest)(nil),         // 156: carrel.v1.VerifyImageRequest
+	(*VerifyImageResponse)(nil),        // 157: carrel.v1.VerifyImageResponse
+	(*RemoveImageRequest)(nil),         // 158: carrel.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),        // 159: carrel.v1.RemoveImageResponse
+	(*PruneImagesRequest)(nil),         // 160: carrel.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),        // 161: carrel.v1.PruneImagesResponse
+	(*ImageSigning)(nil),               // 162: carrel.v1.ImageSigning
+	(*PublishedImage)(nil),             // 163: carrel.v1.PublishedImage
+	(*PushImageRequest)(nil),           // 164: carrel.v1.PushImageRequest
+	(*PushImageResponse)(nil),          // 165: carrel.v1.PushImageResponse
+	(*ExportImageRequest)(nil),         // 166: carrel.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),        // 167: carrel.v1.ExportImageResponse
+	(*RestoreImageRequest)(nil),        // 168: carrel.v1.RestoreImageRequest
+	(*RestoreImageResponse)(nil),       // 169: carrel.v1.RestoreImageResponse
+	(*ImageKey)(nil),                   // 170: carrel.v1.ImageKey
+	(*ListKeysRequest)(nil),            // 171: carrel.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),           // 172: carrel.v1.ListKeysResponse
+	(*CreateKeyRequest)(nil),           // 173: carrel.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),          // 174: carrel.v1.CreateKeyResponse
+	(*TrustKeyRequest)(nil),            // 175: carrel.v1.TrustKeyRequest
+	(*TrustKeyResponse)(nil),           // 176: carrel.v1.TrustKeyResponse
+	(*ForgetKeyRequest)(nil),           // 177: carrel.v1.ForgetKeyRequest
+	(*ForgetKeyResponse)(nil),          // 178: carrel.v1.ForgetKeyResponse
+	(*WatchEventsRequest)(nil),         // 179: carrel.v1.WatchEventsRequest
+	(*ListEventsRequest)(nil),          // 180: carrel.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),         // 181: carrel.v1.ListEventsResponse
+	(*Event)(nil),                      // 182: carrel.v1.Event
+	(*EventGap)(nil),                   // 183: carrel.v1.EventGap
+	(*GuestRemoved)(nil),               // 184: carrel.v1.GuestRemoved
+	(*EgressLeftOut)(nil),              // 185: carrel.v1.EgressLeftOut
+	(*ImageRemoved)(nil),               // 186: carrel.v1.ImageRemoved
+	(*DaemonStarted)(nil),              // 187: carrel.v1.DaemonStarted
+	(*VersionRequest)(nil),             // 188: carrel.v1.VersionRequest
+	(*VersionResponse)(nil),            // 189: carrel.v1.VersionResponse
+	(*StatusRequest)(nil),              // 190: carrel.v1.StatusRequest
+	(*StatusResponse)(nil),             // 191: carrel.v1.StatusResponse
+	(*HealthRequest)(nil),              // 192: carrel.v1.HealthRequest
+	(*HealthResponse)(nil),             // 193: carrel.v1.HealthResponse
+	(*CapabilitiesRequest)(nil),        // 194: carrel.v1.CapabilitiesRequest
+	(*CapabilitiesResponse)(nil),       // 195: carrel.v1.CapabilitiesResponse
+	(*Limits)(nil),                     // 196: carrel.v1.Limits
+	(*DoctorRequest)(nil),              // 197: carrel.v1.DoctorRequest
+	(*Finding)(nil),                    // 198: carrel.v1.Finding
+	(*ShutdownRequest)(nil),            // 199: carrel.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 200: carrel.v1.ShutdownResponse
+	(*WatchRequest)(nil),               // 201: carrel.v1.WatchRequest
+	(*ImportReviewRequest)(nil),        // 202: carrel.v1.ImportReviewRequest
+	(*ImportReviewResponse)(nil),       // 203: carrel.v1.ImportReviewResponse
+	(*DropReviewRequest)(nil),          // 204: carrel.v1.DropReviewRequest
+	(*DropReviewResponse)(nil),         // 205: carrel.v1.DropReviewResponse
+	(*ClaimGuestRequest)(nil),          // 206: carrel.v1.ClaimGuestRequest
+	(*ClaimGuestResponse)(nil),         // 207: carrel.v1.ClaimGuestResponse
+	(*AttachShareRequest)(nil),         // 208: carrel.v1.AttachShareRequest
+	(*AttachShareResponse)(nil),        // 209: carrel.v1.AttachShareResponse
+	(*DetachShareRequest)(nil),         // 210: carrel.v1.DetachShareRequest
+	(*DetachShareResponse)(nil),        // 211: carrel.v1.DetachShareResponse
+	(*ConfigureEdgeRequest)(nil),       // 212: carrel.v1.ConfigureEdgeRequest
+	(*EdgeSecret)(nil),                 // 213: carrel.v1.EdgeSecret
+	(*EdgeUpstream)(nil),               // 214: carrel.v1.EdgeUpstream
+	(*ConfigureEdgeResponse)(nil),      // 215: carrel.v1.ConfigureEdgeResponse
+	(*timestamppb.Timestamp)(nil),      // 216: google.protobuf.Timestamp
+	(*descriptorpb.MethodOptions)(nil), // 217: google.protobuf.MethodOptions
 }
 var file_carrel_v1_carrel_proto_depIdxs = []int32{
-	18,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
-	16,  // 1: carrel.v1.GuestSpec.egress:type_name -> carrel.v1.EgressSpec
-	15,  // 2: carrel.v1.GuestSpec.volumes:type_name -> carrel.v1.VolumeMount
-	17,  // 3: carrel.v1.EgressSpec.rules:type_name -> carrel.v1.EgressRule
-	1,   // 4: carrel.v1.EgressRule.action:type_name -> carrel.v1.EgressAction
-	2,   // 5: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
-	4,   // 6: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
-	14,  // 7: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
-	215, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
-	215, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
-	38,  // 10: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
-	21,  // 11: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
-	20,  // 12: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
-	87,  // 13: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
-	3,   // 14: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
-	74,  // 15: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
-	22,  // 16: carrel.v1.Timings.spans:type_name -> carrel.v1.Span
-	14,  // 17: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	25,  // 18: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
-	19,  // 19: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
-	19,  // 20: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
-	19,  // 21: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
-	19,  // 22: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
-	22,  // 23: carrel.v1.TraceGuestResponse.spans:type_name -> carrel.v1.Span
-	37,  // 24: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
-	36,  // 25: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
-	5,   // 26: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	215, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	215, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	215, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	39,  // 30: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
-	36,  // 31: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
-	38,  // 32: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
-	43,  // 33: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
-	44,  // 34: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
-	45,  // 35: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
-	38,  // 36: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
-	38,  // 37: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
-	38,  // 38: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
-	38,  // 39: carrel.v1.WaitTaskResponse.task:type_name -> carrel.v1.Task
-	46,  // 40: carrel.v1.ReadTaskResponse.pieces:type_name -> carrel.v1.AttachResponse
-	38,  // 41: carrel.v1.ReadTaskResponse.end:type_name -> carrel.v1.Task
-	38,  // 42: carrel.v1.CancelTaskResponse.task:type_name -> carrel.v1.Task
-	63,  // 43: carrel.v1.ListFilesResponse.self:type_name -> carrel.v1.FileInfo
-	63,  // 44: carrel.v1.ListFilesResponse.entries:type_name -> carrel.v1.FileInfo
-	6,   // 45: carrel.v1.FileInfo.type:type_name -> carrel.v1.FileType
-	215, // 46: carrel.v1.FileInfo.modified:type_name -> google.protobuf.Timestamp
-	63,  // 47: carrel.v1.ReadFileResponse.info:type_name -> carrel.v1.FileInfo
-	67,  // 48: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
-	71,  // 49: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
-	71,  // 50: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
-	6,   // 51: carrel.v1.File.type:type_name -> carrel.v1.FileType
-	74,  // 52: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
-	18,  // 53: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
-	18,  // 54: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
-	74,  // 55: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
-	18,  // 56: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
-	7,   // 57: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
-	8,   // 58: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
-	8,   // 59: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
-	85,  // 60: carrel.v1.Change.beside:type_name -> carrel.v1.Beside
-	7,   // 61: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
-	95,  // 62: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
-	97,  // 63: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
-	97,  // 64: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
-	215, // 65: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	215, // 66: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
-	99,  // 67: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
-	99,  // 68: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
-	17,  // 69: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	17,  // 70: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	17,  // 71: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	17,  // 72: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	112, // 73: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	1,   // 74: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	17,  // 75: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	215, // 76: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	9,   // 77: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	112, // 78: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	10,  // 79: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	20,  // 80: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	20,  // 81: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	122, // 82: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	215, // 83: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	11,  // 84: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	122, // 85: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	121, // 86: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	121, // 87: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	131, // 88: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	134, // 89: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	17,  // 90: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	16,  // 91: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	134, // 92: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	215, // 93: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	146, // 94: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	145, // 95: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
-	144, // 96: carrel.v1.Image.bundle:type_name -> carrel.v1.ImageBundle
-	215, // 97: carrel.v1.ImageBundle.signed:type_name -> google.protobuf.Timestamp
-	215, // 98: carrel.v1.ImageBundle.expires:type_name -> google.protobuf.Timestamp
-	143, // 99: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	25,  // 100: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	143, // 101: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	25,  // 102: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
-	143, // 103: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
-	25,  // 104: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
-	143, // 105: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
-	143, // 106: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	143, // 107: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
-	161, // 108: carrel.v1.PushImageRequest.signing:type_name -> carrel.v1.ImageSigning
-	25,  // 109: carrel.v1.PushImageResponse.progress:type_name -> carrel.v1.Progress
-	162, // 110: carrel.v1.PushImageResponse.published:type_name -> carrel.v1.PublishedImage
-	161, // 111: carrel.v1.ExportImageRequest.signing:type_name -> carrel.v1.ImageSigning
-	25,  // 112: carrel.v1.ExportImageResponse.progress:type_name -> carrel.v1.Progress
-	162, // 113: carrel.v1.ExportImageResponse.published:type_name -> carrel.v1.PublishedImage
-	143, // 114: carrel.v1.RestoreImageResponse.image:type_name -> carrel.v1.Image
-	169, // 115: carrel.v1.ListKeysResponse.keys:type_name -> carrel.v1.ImageKey
-	169, // 116: carrel.v1.CreateKeyResponse.key:type_name -> carrel.v1.ImageKey
-	169, // 117: carrel.v1.TrustKeyResponse.key:type_name -> carrel.v1.ImageKey
-	181, // 118: carrel.v1.ListEventsResponse.events:type_name -> carrel.v1.Event
-	215, // 119: carrel.v1.Event.time:type_name -> google.protobuf.Timestamp
-	182, // 120: carrel.v1.Event.gap:type_name -> carrel.v1.EventGap
-	19,  // 121: carrel.v1.Event.changed:type_name -> carrel.v1.Guest
-	183, // 122: carrel.v1.Event.removed:type_name -> carrel.v1.GuestRemoved
-	38,  // 123: carrel.v1.Event.task:type_name -> carrel.v1.Task
-	114, // 124: carrel.v1.Event.egress:type_name -> carrel.v1.EgressEvent
-	184, // 125: carrel.v1.Event.egress_left_out:type_name -> carrel.v1.EgressLeftOut
-	143, // 126: carrel.v1.Event.image:type_name -> carrel.v1.Image
-	185, // 127: carrel.v1.Event.image_removed:type_name -> carrel.v1.ImageRemoved
-	186, // 128: carrel.v1.Event.daemon_started:type_name -> carrel.v1.DaemonStarted
-	215, // 129: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	188, // 130: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	197, // 131: carrel.v1.HealthResponse.problems:type_name -> carrel.v1.Finding
-	195, // 132: carrel.v1.CapabilitiesResponse.limits:type_name -> carrel.v1.Limits
-	12,  // 133: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	14,  // 134: carrel.v1.ClaimGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	18,  // 135: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	17,  // 136: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	212, // 137: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	213, // 138: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	122, // 139: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	216, // 140: carrel.v1.served_on:extendee -> google.protobuf.MethodOptions
-	0,   // 141: carrel.v1.served_on:type_name -> carrel.v1.Socket
-	23,  // 142: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	26,  // 143: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	28,  // 144: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	30,  // 145: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	32,  // 146: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	34,  // 147: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
-	40,  // 148: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	42,  // 149: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	47,  // 150: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	49,  // 151: carrel.v1.TaskService.Wait:input_type -> carrel.v1.WaitTaskRequest
-	51,  // 152: carrel.v1.TaskService.Read:input_type -> carrel.v1.ReadTaskRequest
-	53,  // 153: carrel.v1.TaskService.Write:input_type -> carrel.v1.WriteTaskRequest
-	55,  // 154: carrel.v1.TaskService.Signal:input_type -> carrel.v1.SignalTaskRequest
-	57,  // 155: carrel.v1.TaskService.Resize:input_type -> carrel.v1.ResizeTaskRequest
-	59,  // 156: carrel.v1.TaskService.Cancel:input_type -> carrel.v1.CancelTaskRequest
-	66,  // 157: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	69,  // 158: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	61,  // 159: carrel.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
-	64,  // 160: carrel.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
-	72,  // 161: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	75,  // 162: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	77,  // 163: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	79,  // 164: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	81,  // 165: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	83,  // 166: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	88,  // 167: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	90,  // 168: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	92,  // 169: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	86,  // 170: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	93,  // 171: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
-	96,  // 172: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
-	100, // 173: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
-	102, // 174: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
-	104, // 175: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
-	106, // 176: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	108, // 177: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	110, // 178: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	113, // 179: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	115, // 180: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	117, // 181: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	119, // 182: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	123, // 183: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	125, // 184: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	127, // 185: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	132, // 186: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	135, // 187: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	137, // 188: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	129, // 189: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	139, // 190: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	141, // 191: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	147, // 192: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	149, // 193: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	151, // 194: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
-	153, // 195: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
-	155, // 196: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	157, // 197: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	159, // 198: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
-	163, // 199: carrel.v1.ImageService.Push:input_type -> carrel.v1.PushImageRequest
-	165, // 200: carrel.v1.ImageService.Export:input_type -> carrel.v1.ExportImageRequest
-	167, // 201: carrel.v1.ImageService.Restore:input_type -> carrel.v1.RestoreImageRequest
-	170, // 202: carrel.v1.ImageService.ListKeys:input_type -> carrel.v1.ListKeysRequest
-	172, // 203: carrel.v1.ImageService.CreateKey:input_type -> carrel.v1.CreateKeyRequest
-	174, // 204: carrel.v1.ImageService.TrustKey:input_type -> carrel.v1.TrustKeyRequest
-	176, // 205: carrel.v1.ImageService.ForgetKey:input_type -> carrel.v1.ForgetKeyRequest
-	178, // 206: carrel.v1.EventService.Watch:input_type -> carrel.v1.WatchEventsRequest
-	179, // 207: carrel.v1.EventService.List:input_type -> carrel.v1.ListEventsRequest
-	187, // 208: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	189, // 209: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	191, // 210: carrel.v1.SystemService.Health:input_type -> carrel.v1.HealthRequest
-	193, // 211: carrel.v1.SystemService.Capabilities:input_type -> carrel.v1.CapabilitiesRequest
-	196, // 212: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	198, // 213: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	200, // 214: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	26,  // 215: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	201, // 216: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	203, // 217: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	205, // 218: carrel.v1.KeeperService.ClaimGuest:input_type -> carrel.v1.ClaimGuestRequest
-	207, // 219: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	209, // 220: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	79,  // 221: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	211, // 222: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	113, // 223: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	115, // 224: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	117, // 225: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	119, // 226: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	24,  // 227: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	27,  // 228: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	29,  // 229: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	31,  // 230: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	33,  // 231: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	35,  // 232: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
-	41,  // 233: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	46,  // 234: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	48,  // 235: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	50,  // 236: carrel.v1.TaskService.Wait:output_type -> carrel.v1.WaitTaskResponse
-	52,  // 237: carrel.v1.TaskService.Read:output_type -> carrel.v1.ReadTaskResponse
-	54,  // 238: carrel.v1.TaskService.Write:output_type -> carrel.v1.WriteTaskResponse
-	56,  // 239: carrel.v1.TaskService.Signal:output_type -> carrel.v1.SignalTaskResponse
-	58,  // 240: carrel.v1.TaskService.Resize:output_type -> carrel.v1.ResizeTaskResponse
-	60,  // 241: carrel.v1.TaskService.Cancel:output_type -> carrel.v1.CancelTaskResponse
-	68,  // 242: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	70,  // 243: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	62,  // 244: carrel.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
-	65,  // 245: carrel.v1.FileService.Read:output_type -> carrel.v1.ReadFileResponse
-	73,  // 246: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	76,  // 247: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	78,  // 248: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	80,  // 249: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	82,  // 250: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	84,  // 251: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	89,  // 252: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	91,  // 253: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	89,  // 254: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	87,  // 255: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	94,  // 256: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
-	98,  // 257: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
-	101, // 258: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
-	103, // 259: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
-	105, // 260: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
-	107, // 261: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	109, // 262: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	111, // 263: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	114, // 264: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	116, // 265: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	118, // 266: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	120, // 267: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	124, // 268: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	126, // 269: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	128, // 270: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	133, // 271: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	136, // 272: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	138, // 273: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	130, // 274: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	140, // 275: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	142, // 276: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	148, // 277: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	150, // 278: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	152, // 279: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
-	154, // 280: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
-	156, // 281: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	158, // 282: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	160, // 283: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
-	164, // 284: carrel.v1.ImageService.Push:output_type -> carrel.v1.PushImageResponse
-	166, // 285: carrel.v1.ImageService.Export:output_type -> carrel.v1.ExportImageResponse
-	168, // 286: carrel.v1.ImageService.Restore:output_type -> carrel.v1.RestoreImageResponse
-	171, // 287: carrel.v1.ImageService.ListKeys:output_type -> carrel.v1.ListKeysResponse
-	173, // 288: carrel.v1.ImageService.CreateKey:output_type -> carrel.v1.CreateKeyResponse
-	175, // 289: carrel.v1.ImageService.TrustKey:output_type -> carrel.v1.TrustKeyResponse
-	177, // 290: carrel.v1.ImageService.ForgetKey:output_type -> carrel.v1.ForgetKeyResponse
-	181, // 291: carrel.v1.EventService.Watch:output_type -> carrel.v1.Event
-	180, // 292: carrel.v1.EventService.List:output_type -> carrel.v1.ListEventsResponse
-	188, // 293: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	190, // 294: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	192, // 295: carrel.v1.SystemService.Health:output_type -> carrel.v1.HealthResponse
-	194, // 296: carrel.v1.SystemService.Capabilities:output_type -> carrel.v1.CapabilitiesResponse
-	197, // 297: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	199, // 298: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	19,  // 299: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	27,  // 300: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	202, // 301: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	204, // 302: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	206, // 303: carrel.v1.KeeperService.ClaimGuest:output_type -> carrel.v1.ClaimGuestResponse
-	208, // 304: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	210, // 305: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	80,  // 306: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	214, // 307: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	114, // 308: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	116, // 309: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	118, // 310: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	120, // 311: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	227, // [227:312] is the sub-list for method output_type
-	142, // [142:227] is the sub-list for method input_type
-	141, // [141:142] is the sub-list for extension type_name
-	140, // [140:141] is the sub-list for extension extendee
+	19,  // 0: carrel.v1.GuestSpec.shares:type_name -> carrel.v1.Share
+	17,  // 1: carrel.v1.GuestSpec.egress:type_name -> carrel.v1.EgressSpec
+	16,  // 2: carrel.v1.GuestSpec.volumes:type_name -> carrel.v1.VolumeMount
+	18,  // 3: carrel.v1.EgressSpec.rules:type_name -> carrel.v1.EgressRule
+	2,   // 4: carrel.v1.EgressRule.action:type_name -> carrel.v1.EgressAction
+	3,   // 5: carrel.v1.Share.mode:type_name -> carrel.v1.ShareMode
+	5,   // 6: carrel.v1.Guest.state:type_name -> carrel.v1.GuestState
+	15,  // 7: carrel.v1.Guest.spec:type_name -> carrel.v1.GuestSpec
+	216, // 8: carrel.v1.Guest.created:type_name -> google.protobuf.Timestamp
+	216, // 9: carrel.v1.Guest.started:type_name -> google.protobuf.Timestamp
+	39,  // 10: carrel.v1.Guest.tasks:type_name -> carrel.v1.Task
+	22,  // 11: carrel.v1.Guest.timings:type_name -> carrel.v1.Timings
+	21,  // 12: carrel.v1.Guest.ports:type_name -> carrel.v1.Port
+	88,  // 13: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
+	4,   // 14: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
+	75,  // 15: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
+	23,  // 16: carrel.v1.Timings.spans:type_name -> carrel.v1.Span
+	15,  // 17: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	26,  // 18: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
+	20,  // 19: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
+	20,  // 20: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
+	20,  // 21: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
+	20,  // 22: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
+	23,  // 23: carrel.v1.TraceGuestResponse.spans:type_name -> carrel.v1.Span
+	38,  // 24: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
+	37,  // 25: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
+	6,   // 26: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
+	216, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	216, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	216, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	40,  // 30: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
+	37,  // 31: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
+	39,  // 32: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
+	44,  // 33: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
+	45,  // 34: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
+	46,  // 35: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
+	39,  // 36: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
+	39,  // 37: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
+	39,  // 38: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
+	39,  // 39: carrel.v1.WaitTaskResponse.task:type_name -> carrel.v1.Task
+	47,  // 40: carrel.v1.ReadTaskResponse.pieces:type_name -> carrel.v1.AttachResponse
+	39,  // 41: carrel.v1.ReadTaskResponse.end:type_name -> carrel.v1.Task
+	39,  // 42: carrel.v1.CancelTaskResponse.task:type_name -> carrel.v1.Task
+	64,  // 43: carrel.v1.ListFilesResponse.self:type_name -> carrel.v1.FileInfo
+	64,  // 44: carrel.v1.ListFilesResponse.entries:type_name -> carrel.v1.FileInfo
+	7,   // 45: carrel.v1.FileInfo.type:type_name -> carrel.v1.FileType
+	216, // 46: carrel.v1.FileInfo.modified:type_name -> google.protobuf.Timestamp
+	64,  // 47: carrel.v1.ReadFileResponse.info:type_name -> carrel.v1.FileInfo
+	68,  // 48: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
+	72,  // 49: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
+	72,  // 50: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
+	7,   // 51: carrel.v1.File.type:type_name -> carrel.v1.FileType
+	75,  // 52: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
+	19,  // 53: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
+	19,  // 54: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
+	75,  // 55: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
+	19,  // 56: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
+	8,   // 57: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
+	9,   // 58: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
+	9,   // 59: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
+	86,  // 60: carrel.v1.Change.beside:type_name -> carrel.v1.Beside
+	8,   // 61: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	96,  // 62: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
+	98,  // 63: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
+	98,  // 64: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
+	216, // 65: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	216, // 66: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
+	100, // 67: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
+	100, // 68: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
+	18,  // 69: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	18,  // 70: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	18,  // 71: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	18,  // 72: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	113, // 73: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	2,   // 74: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	18,  // 75: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	216, // 76: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	10,  // 77: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	113, // 78: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	11,  // 79: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	21,  // 80: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	21,  // 81: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	123, // 82: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	216, // 83: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	12,  // 84: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	123, // 85: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	122, // 86: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	122, // 87: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	132, // 88: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	135, // 89: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	18,  // 90: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	17,  // 91: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	135, // 92: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	216, // 93: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	147, // 94: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	146, // 95: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
+	145, // 96: carrel.v1.Image.bundle:type_name -> carrel.v1.ImageBundle
+	216, // 97: carrel.v1.ImageBundle.signed:type_name -> google.protobuf.Timestamp
+	216, // 98: carrel.v1.ImageBundle.expires:type_name -> google.protobuf.Timestamp
+	144, // 99: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	26,  // 100: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	144, // 101: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	26,  // 102: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
+	144, // 103: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
+	26,  // 104: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
+	144, // 105: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
+	144, // 106: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	144, // 107: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
+	162, // 108: carrel.v1.PushImageRequest.signing:type_name -> carrel.v1.ImageSigning
+	26,  // 109: carrel.v1.PushImageResponse.progress:type_name -> carrel.v1.Progress
+	163, // 110: carrel.v1.PushImageResponse.published:type_name -> carrel.v1.PublishedImage
+	162, // 111: carrel.v1.ExportImageRequest.signing:type_name -> carrel.v1.ImageSigning
+	26,  // 112: carrel.v1.ExportImageResponse.progress:type_name -> carrel.v1.Progress
+	163, // 113: carrel.v1.ExportImageResponse.published:type_name -> carrel.v1.PublishedImage
+	144, // 114: carrel.v1.RestoreImageResponse.image:type_name -> carrel.v1.Image
+	170, // 115: carrel.v1.ListKeysResponse.keys:type_name -> carrel.v1.ImageKey
+	170, // 116: carrel.v1.CreateKeyResponse.key:type_name -> carrel.v1.ImageKey
+	170, // 117: carrel.v1.TrustKeyResponse.key:type_name -> carrel.v1.ImageKey
+	182, // 118: carrel.v1.ListEventsResponse.events:type_name -> carrel.v1.Event
+	216, // 119: carrel.v1.Event.time:type_name -> google.protobuf.Timestamp
+	183, // 120: carrel.v1.Event.gap:type_name -> carrel.v1.EventGap
+	20,  // 121: carrel.v1.Event.changed:type_name -> carrel.v1.Guest
+	184, // 122: carrel.v1.Event.removed:type_name -> carrel.v1.GuestRemoved
+	39,  // 123: carrel.v1.Event.task:type_name -> carrel.v1.Task
+	115, // 124: carrel.v1.Event.egress:type_name -> carrel.v1.EgressEvent
+	185, // 125: carrel.v1.Event.egress_left_out:type_name -> carrel.v1.EgressLeftOut
+	144, // 126: carrel.v1.Event.image:type_name -> carrel.v1.Image
+	186, // 127: carrel.v1.Event.image_removed:type_name -> carrel.v1.ImageRemoved
+	187, // 128: carrel.v1.Event.daemon_started:type_name -> carrel.v1.DaemonStarted
+	216, // 129: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	189, // 130: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	198, // 131: carrel.v1.HealthResponse.problems:type_name -> carrel.v1.Finding
+	196, // 132: carrel.v1.CapabilitiesResponse.limits:type_name -> carrel.v1.Limits
+	13,  // 133: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	15,  // 134: carrel.v1.ClaimGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	19,  // 135: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	18,  // 136: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	213, // 137: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	214, // 138: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	123, // 139: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	217, // 140: carrel.v1.served_on:extendee -> google.protobuf.MethodOptions
+	217, // 141: carrel.v1.effect:extendee -> google.protobuf.MethodOptions
+	0,   // 142: carrel.v1.served_on:type_name -> carrel.v1.Socket
+	1,   // 143: carrel.v1.effect:type_name -> carrel.v1.Effect
+	24,  // 144: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	27,  // 145: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	29,  // 146: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	31,  // 147: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	33,  // 148: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	35,  // 149: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
+	41,  // 150: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	43,  // 151: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	48,  // 152: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	50,  // 153: carrel.v1.TaskService.Wait:input_type -> carrel.v1.WaitTaskRequest
+	52,  // 154: carrel.v1.TaskService.Read:input_type -> carrel.v1.ReadTaskRequest
+	54,  // 155: carrel.v1.TaskService.Write:input_type -> carrel.v1.WriteTaskRequest
+	56,  // 156: carrel.v1.TaskService.Signal:input_type -> carrel.v1.SignalTaskRequest
+	58,  // 157: carrel.v1.TaskService.Resize:input_type -> carrel.v1.ResizeTaskRequest
+	60,  // 158: carrel.v1.TaskService.Cancel:input_type -> carrel.v1.CancelTaskRequest
+	67,  // 159: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	70,  // 160: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	62,  // 161: carrel.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
+	65,  // 162: carrel.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
+	73,  // 163: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	76,  // 164: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	78,  // 165: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	80,  // 166: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	82,  // 167: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	84,  // 168: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	89,  // 169: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	91,  // 170: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	93,  // 171: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	87,  // 172: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	94,  // 173: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
+	97,  // 174: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
+	101, // 175: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
+	103, // 176: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
+	105, // 177: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
+	107, // 178: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	109, // 179: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	111, // 180: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	114, // 181: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	116, // 182: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	118, // 183: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	120, // 184: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	124, // 185: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	126, // 186: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	128, // 187: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	133, // 188: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	136, // 189: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	138, // 190: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	130, // 191: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	140, // 192: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	142, // 193: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	148, // 194: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	150, // 195: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	152, // 196: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
+	154, // 197: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
+	156, // 198: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	158, // 199: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	160, // 200: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
+	164, // 201: carrel.v1.ImageService.Push:input_type -> carrel.v1.PushImageRequest
+	166, // 202: carrel.v1.ImageService.Export:input_type -> carrel.v1.ExportImageRequest
+	168, // 203: carrel.v1.ImageService.Restore:input_type -> carrel.v1.RestoreImageRequest
+	171, // 204: carrel.v1.ImageService.ListKeys:input_type -> carrel.v1.ListKeysRequest
+	173, // 205: carrel.v1.ImageService.CreateKey:input_type -> carrel.v1.CreateKeyRequest
+	175, // 206: carrel.v1.ImageService.TrustKey:input_type -> carrel.v1.TrustKeyRequest
+	177, // 207: carrel.v1.ImageService.ForgetKey:input_type -> carrel.v1.ForgetKeyRequest
+	179, // 208: carrel.v1.EventService.Watch:input_type -> carrel.v1.WatchEventsRequest
+	180, // 209: carrel.v1.EventService.List:input_type -> carrel.v1.ListEventsRequest
+	188, // 210: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	190, // 211: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	192, // 212: carrel.v1.SystemService.Health:input_type -> carrel.v1.HealthRequest
+	194, // 213: carrel.v1.SystemService.Capabilities:input_type -> carrel.v1.CapabilitiesRequest
+	197, // 214: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	199, // 215: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	201, // 216: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	27,  // 217: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	202, // 218: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	204, // 219: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	206, // 220: carrel.v1.KeeperService.ClaimGuest:input_type -> carrel.v1.ClaimGuestRequest
+	208, // 221: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	210, // 222: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	80,  // 223: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	212, // 224: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	114, // 225: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	116, // 226: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	118, // 227: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	120, // 228: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	25,  // 229: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	28,  // 230: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	30,  // 231: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	32,  // 232: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	34,  // 233: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	36,  // 234: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
+	42,  // 235: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	47,  // 236: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	49,  // 237: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	51,  // 238: carrel.v1.TaskService.Wait:output_type -> carrel.v1.WaitTaskResponse
+	53,  // 239: carrel.v1.TaskService.Read:output_type -> carrel.v1.ReadTaskResponse
+	55,  // 240: carrel.v1.TaskService.Write:output_type -> carrel.v1.WriteTaskResponse
+	57,  // 241: carrel.v1.TaskService.Signal:output_type -> carrel.v1.SignalTaskResponse
+	59,  // 242: carrel.v1.TaskService.Resize:output_type -> carrel.v1.ResizeTaskResponse
+	61,  // 243: carrel.v1.TaskService.Cancel:output_type -> carrel.v1.CancelTaskResponse
+	69,  // 244: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	71,  // 245: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	63,  // 246: carrel.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
+	66,  // 247: carrel.v1.FileService.Read:output_type -> carrel.v1.ReadFileResponse
+	74,  // 248: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	77,  // 249: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	79,  // 250: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	81,  // 251: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	83,  // 252: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	85,  // 253: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	90,  // 254: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	92,  // 255: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	90,  // 256: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	88,  // 257: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	95,  // 258: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
+	99,  // 259: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
+	102, // 260: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
+	104, // 261: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
+	106, // 262: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
+	108, // 263: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	110, // 264: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	112, // 265: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	115, // 266: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	117, // 267: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	119, // 268: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	121, // 269: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	125, // 270: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	127, // 271: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	129, // 272: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	134, // 273: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	137, // 274: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	139, // 275: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	131, // 276: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	141, // 277: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	143, // 278: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	149, // 279: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	151, // 280: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	153, // 281: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
+	155, // 282: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
+	157, // 283: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	159, // 284: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	161, // 285: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
+	165, // 286: carrel.v1.ImageService.Push:output_type -> carrel.v1.PushImageResponse
+	167, // 287: carrel.v1.ImageService.Export:output_type -> carrel.v1.ExportImageResponse
+	169, // 288: carrel.v1.ImageService.Restore:output_type -> carrel.v1.RestoreImageResponse
+	172, // 289: carrel.v1.ImageService.ListKeys:output_type -> carrel.v1.ListKeysResponse
+	174, // 290: carrel.v1.ImageService.CreateKey:output_type -> carrel.v1.CreateKeyResponse
+	176, // 291: carrel.v1.ImageService.TrustKey:output_type -> carrel.v1.TrustKeyResponse
+	178, // 292: carrel.v1.ImageService.ForgetKey:output_type -> carrel.v1.ForgetKeyResponse
+	182, // 293: carrel.v1.EventService.Watch:output_type -> carrel.v1.Event
+	181, // 294: carrel.v1.EventService.List:output_type -> carrel.v1.ListEventsResponse
+	189, // 295: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	191, // 296: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	193, // 297: carrel.v1.SystemService.Health:output_type -> carrel.v1.HealthResponse
+	195, // 298: carrel.v1.SystemService.Capabilities:output_type -> carrel.v1.CapabilitiesResponse
+	198, // 299: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	200, // 300: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	20,  // 301: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	28,  // 302: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	203, // 303: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	205, // 304: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	207, // 305: carrel.v1.KeeperService.ClaimGuest:output_type -> carrel.v1.ClaimGuestResponse
+	209, // 306: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	211, // 307: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	81,  // 308: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	215, // 309: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	115, // 310: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	117, // 311: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	119, // 312: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	121, // 313: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	229, // [229:314] is the sub-list for method output_type
+	144, // [144:229] is the sub-list for method input_type
+	142, // [142:144] is the sub-list for extension type_name
+	140, // [140:142] is the sub-list for extension extendee
 	0,   // [0:140] is the sub-list for field type_name
 }
 
@@ -15202,9 +15437,9 @@ func file_carrel_v1_carrel_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_carrel_v1_carrel_proto_rawDesc), len(file_carrel_v1_carrel_proto_rawDesc)),
-			NumEnums:      13,
+			NumEnums:      14,
 			NumMessages:   202,
-			NumExtensions: 1,
+			NumExtensions: 2,
 			NumServices:   15,
 		},
 		GoTypes:           file_carrel_v1_carrel_proto_goTypes,

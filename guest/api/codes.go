@@ -27,12 +27,14 @@ var Codes = map[string]string{
 
 	// Guests.
 	"name_taken":            "A guest or volume of the name is there already, or is there with other settings.",
-	"too_many_guests":       "The table of guests is full.",
+	"too_many_guests":       "The table of guests is full, or as many run as may.",
 	"running":               "The guest runs, and must not for this.",
 	"not_running":           "The guest does not run, and must for this; or no daemon runs.",
 	"busy":                  "Somebody else is at it: starts, removes or reviews the guest. Ask again.",
 	"start_failed":          "The guest did not become ready. The cause says why.",
 	"host":                  "The host lacks what a guest needs. carrel doctor says more.",
+	"queue_full":            "No place to wait, for a start or to run a task, is left for this caller. Ask again after retry_nanos.",
+	"host_memory":           "The host has too little memory available for another guest. The cause says who has it.",
 	"host_full":             "The host's disk has less room than is kept free.",
 	"bad_boundary":          "There is no such wall.",
 	"boundary_too_weak":     "The policy demands a stronger wall.",
@@ -105,6 +107,7 @@ var Codes = map[string]string{
 	"image_remove":      "The image could not be removed.",
 	"image_push":        "The image could not be sent to its registry.",
 	"image_export":      "The image could not be written to a file.",
+	"image_arch":        "The image is for hosts of another architecture.",
 	"image_untrusted":   "The image is not signed as it must be.",
 	"image_rolled_back": "The image is older than one that was here before.",
 	"key":               "A key that signs or verifies images cannot be used.",

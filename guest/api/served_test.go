@@ -10,6 +10,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 var update = flag.Bool("update", false, "write docs/api.md's tables again")
@@ -31,6 +34,50 @@ func TestServed(t *testing.T) {
 	if len(served()) < 70 {
 		t.Fatalf("the schema has only %d methods", len(served()))
 	}
+}
+
+// Every method of the daemon's says what it leaves behind, and each that makes
+// something takes an idempotency key, so that it can be asked again.
+func TestEffects(t *testing.T) {
+	keyed, n := map[string]bool{}, map[Effect]int{}
+	for m, d := range methods() {
+		effect, _ := proto.GetExtension(d.Options(), E_Effect).(Effect)
+		key := d.Input().Fields().ByName("idempotency_key")
+		ours := slices.Contains(served()[m], Socket_SOCKET_DAEMON)
+		switch {
+		case ours && effect == Effect_EFFECT_UNSPECIFIED:
+			t.Errorf("%s does not say what asking a second time does: say so in the schema, with the option effect", m)
+		case ours && effect == Effect_EFFECT_MAKES && (key == nil || key.Kind() != protoreflect.StringKind):
+			t.Errorf("%s makes something, and %s has no string idempotency_key", m, d.Input().Name())
+		case ours && effect != Effect_EFFECT_MAKES && key != nil:
+			t.Errorf("%s takes a key and makes nothing", m)
+		case !ours && effect != Effect_EFFECT_UNSPECIFIED:
+			t.Errorf("%s is not the daemon's, and has an effect", m)
+		}
+		n[effect]++
+		keyed[m] = key != nil
+	}
+	for _, m := range []string{"GuestService/Start", "TaskService/Start", "ShareService/Add", "DiskService/CreateVolume", "EgressService/Publish", "ImageService/CreateKey", "ImageService/Export"} {
+		if !keyed["/carrel.v1."+m] {
+			t.Errorf("%s takes no key", m)
+		}
+	}
+	if n[Effect_EFFECT_MAKES] < 7 || n[Effect_EFFECT_READS] < 20 {
+		t.Errorf("effects: %v", n)
+	}
+}
+
+// methods are those of the schema, by their paths.
+func methods() map[string]protoreflect.MethodDescriptor {
+	all := map[string]protoreflect.MethodDescriptor{}
+	services := File_carrel_v1_carrel_proto.Services()
+	for i := range services.Len() {
+		for j := range services.Get(i).Methods().Len() {
+			m := services.Get(i).Methods().Get(j)
+			all["/"+string(services.Get(i).FullName())+"/"+string(m.Name())] = m
+		}
+	}
+	return all
 }
 
 // Methods of one socket are not served on another, whatever handler is there;
@@ -92,10 +139,15 @@ func TestServedElsewhere(t *testing.T) {
 	}
 }
 
+// asked says what asking a second time does.
+var asked = map[Effect]string{
+	Effect_EFFECT_READS: "reads", Effect_EFFECT_CHANGES: "changes", Effect_EFFECT_PUTS: "puts the same", Effect_EFFECT_MAKES: "**key**",
+}
+
 // matrix is the table of methods and callers, from the schema.
 func matrix() string {
 	var b bytes.Buffer
-	b.WriteString("| method | your programs | the daemon, of a keeper | the daemon, of an egress process | another user, a guest, a keeper, a web page |\n|---|---|---|---|---|\n")
+	b.WriteString("| method | asked twice | your programs | the daemon, of a keeper | the daemon, of an egress process | another user, a guest, a keeper, a web page |\n|---|---|---|---|---|---|\n")
 	mark := func(on []Socket, s Socket) string {
 		if slices.Contains(on, s) {
 			return "yes"
@@ -108,7 +160,8 @@ func matrix() string {
 	}
 	slices.Sort(list)
 	for _, m := range list {
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | no |\n", strings.TrimPrefix(m, "/carrel.v1."), mark(served()[m], Socket_SOCKET_DAEMON), mark(served()[m], Socket_SOCKET_KEEPER), mark(served()[m], Socket_SOCKET_EDGE))
+		effect, _ := proto.GetExtension(methods()[m].Options(), E_Effect).(Effect)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | no |\n", strings.TrimPrefix(m, "/carrel.v1."), asked[effect], mark(served()[m], Socket_SOCKET_DAEMON), mark(served()[m], Socket_SOCKET_KEEPER), mark(served()[m], Socket_SOCKET_EDGE))
 	}
 	return b.String()
 }

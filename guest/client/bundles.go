@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/rand"
 	"time"
 
 	"connectrpc.com/connect"
@@ -17,14 +18,16 @@ type SignOptions struct {
 	Version uint64
 	// Expires is how long the signature is taken for new images; 0: for ever.
 	Expires time.Duration
+	// As is what the bundle, and so the image that it brings, is called; empty: as the first image.
+	As string
 }
 
 func (o SignOptions) message() *api.ImageSigning {
-	return &api.ImageSigning{KeyPath: o.Key, Version: o.Version, ExpiresNanos: int64(o.Expires)}
+	return &api.ImageSigning{KeyPath: o.Key, Version: o.Version, ExpiresNanos: int64(o.Expires), As: o.As}
 }
 
 // PushImages signs built images, one for each architecture, and brings them to a registry as one bundle
-// that is called as the first.
+// that is called as the first, or as o.As.
 func (c *Client) PushImages(ctx context.Context, images []string, reference string, o SignOptions, onProgress func(*api.Progress)) (*api.PublishedImage, error) {
 	op := "push to " + reference
 	st, err := c.images.Push(ctx, connect.NewRequest(&api.PushImageRequest{Names: images, Reference: reference, Signing: o.message()}))
@@ -94,7 +97,10 @@ func (c *Client) Keys(ctx context.Context) ([]*api.ImageKey, error) {
 // CreateKey makes a pair of files to sign with: the private key at an absolute path, the public one beside
 // it with .pub after its name.
 func (c *Client) CreateKey(ctx context.Context, path string) (*api.ImageKey, error) {
-	res, err := c.images.CreateKey(ctx, connect.NewRequest(&api.CreateKeyRequest{Path: path}))
+	req := &api.CreateKeyRequest{Path: path, IdempotencyKey: rand.Text()}
+	res, err := twice(ctx, c, func() (*connect.Response[api.CreateKeyResponse], error) {
+		return c.images.CreateKey(ctx, connect.NewRequest(req))
+	})
 	if err != nil {
 		return nil, wrap("make a key", err)
 	}

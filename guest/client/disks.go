@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/rand"
 
 	"connectrpc.com/connect"
 
@@ -48,7 +49,10 @@ func (c *Client) CreateVolume(ctx context.Context, name string, mib uint32) (*ap
 	if err := CheckName("volume", name); err != nil {
 		return nil, err
 	}
-	res, err := c.disks.CreateVolume(ctx, connect.NewRequest(&api.CreateVolumeRequest{Name: name, SizeMib: mib}))
+	req := &api.CreateVolumeRequest{Name: name, SizeMib: mib, IdempotencyKey: rand.Text()}
+	res, err := twice(ctx, c, func() (*connect.Response[api.CreateVolumeResponse], error) {
+		return c.disks.CreateVolume(ctx, connect.NewRequest(req))
+	})
 	if err != nil {
 		return nil, wrap("make volume "+name, err)
 	}

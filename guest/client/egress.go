@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -138,7 +139,10 @@ func (c *Client) Publish(ctx context.Context, guest string, p *api.Port) (*api.P
 	if err := CheckName("guest", guest); err != nil {
 		return nil, err
 	}
-	res, err := c.egress.Publish(ctx, connect.NewRequest(&api.PublishRequest{Guest: guest, Port: p}))
+	req := &api.PublishRequest{Guest: guest, Port: p, IdempotencyKey: rand.Text()}
+	res, err := twice(ctx, c, func() (*connect.Response[api.PublishResponse], error) {
+		return c.egress.Publish(ctx, connect.NewRequest(req))
+	})
 	if err != nil {
 		return nil, wrap(fmt.Sprintf("open port %d into guest %s", p.GetHostPort(), guest), err)
 	}

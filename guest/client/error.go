@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -21,6 +22,9 @@ type Error struct {
 	Cause string
 	// Cure is a sentence or a command. May be empty.
 	Cure string
+	// Retry is when asking again may go well; 0: nobody knows, or asking again is of
+	// no use.
+	Retry time.Duration
 
 	err error
 }
@@ -82,7 +86,7 @@ func wrap(op string, err error) error {
 		if d.Cause != "" {
 			e.Cause = d.Cause
 		}
-		e.Cure = d.Cure
+		e.Cure, e.Retry = d.Cure, time.Duration(max(d.RetryNanos, 0))
 	}
 	return e
 }
@@ -102,6 +106,19 @@ func detail(ce *connect.Error) *api.ErrorDetail {
 // ended are the daemon's words for a call that it could not bring to its end:
 // they say nothing of what was asked for.
 var ended = []string{"canceled", "closing", "internal", "unavailable"}
+
+// twice makes a call that comes with an idempotency key, and once more if the way
+// to the daemon broke: the second is told what the first one made.
+func twice[T any](ctx context.Context, c *Client, call func() (T, error)) (T, error) {
+	res, err := call()
+	if err != nil && broken(ctx, err) {
+		if again := c.ensure(ctx); again != nil {
+			return res, errors.Join(err, again)
+		}
+		res, err = call()
+	}
+	return res, err
+}
 
 // broken says whether err means that the way to the daemon broke, rather than
 // that the daemon said no.

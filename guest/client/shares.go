@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 
 	"connectrpc.com/connect"
@@ -29,7 +30,10 @@ func (c *Client) AddShare(ctx context.Context, guest string, s *api.Share) (*api
 	if err := CheckName("guest", guest); err != nil {
 		return nil, err
 	}
-	res, err := c.shares.Add(ctx, connect.NewRequest(&api.AddShareRequest{Guest: guest, Share: s}))
+	req := &api.AddShareRequest{Guest: guest, Share: s, IdempotencyKey: rand.Text()}
+	res, err := twice(ctx, c, func() (*connect.Response[api.AddShareResponse], error) {
+		return c.shares.Add(ctx, connect.NewRequest(req))
+	})
 	if err != nil {
 		return nil, wrap(fmt.Sprintf("share %.200q with guest %s", s.GetPath(), guest), err)
 	}

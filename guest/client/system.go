@@ -21,14 +21,26 @@ func (c *Client) Images(ctx context.Context) ([]*api.Image, error) {
 	return res.Msg.Images, nil
 }
 
+// BuildOption says more about an image that is built.
+type BuildOption func(*api.BuildImageRequest)
+
+// ForArch builds an image for hosts of another architecture, as GOARCH calls it: "amd64" or "arm64".
+func ForArch(arch string) BuildOption {
+	return func(r *api.BuildImageRequest) { r.Arch = arch }
+}
+
 // BuildImage makes an image and tells onProgress, which may be nil, how far it
 // is.
-func (c *Client) BuildImage(ctx context.Context, name string, onProgress func(*api.Progress)) (*api.Image, error) {
+func (c *Client) BuildImage(ctx context.Context, name string, onProgress func(*api.Progress), opts ...BuildOption) (*api.Image, error) {
 	if err := CheckName("image", name); err != nil {
 		return nil, err
 	}
 	op := "build image " + name
-	st, err := c.images.Build(ctx, connect.NewRequest(&api.BuildImageRequest{Name: name}))
+	r := &api.BuildImageRequest{Name: name}
+	for _, o := range opts {
+		o(r)
+	}
+	st, err := c.images.Build(ctx, connect.NewRequest(r))
 	if err != nil {
 		return nil, wrap(op, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/images"
 )
 
@@ -38,7 +39,7 @@ func signing(m *api.ImageSigning, progress func(images.Event)) (images.SignOptio
 	if m.ExpiresNanos < 0 {
 		return images.SignOptions{}, api.NewError(connect.CodeInvalidArgument, "bad_time", "a signature that has expired already", "")
 	}
-	return images.SignOptions{Key: m.KeyPath, Version: m.Version, Expires: time.Duration(m.ExpiresNanos), Progress: progress}, nil
+	return images.SignOptions{Key: m.KeyPath, Version: m.Version, Expires: time.Duration(m.ExpiresNanos), As: m.As, Progress: progress}, nil
 }
 
 func published(p *images.Published) *api.PublishedImage {
@@ -79,11 +80,17 @@ func (s *imageService) Export(ctx context.Context, r *connect.Request[api.Export
 	if err != nil {
 		return err
 	}
-	p, err := s.d.opts.Images.ExportBundle(ctx, r.Msg.Names, r.Msg.Path, o)
+	out, err := once(ctx, s.d, apiconnect.ImageServiceExportProcedure, r.Msg, func(made) (*api.PublishedImage, error) {
+		p, err := s.d.opts.Images.ExportBundle(ctx, r.Msg.Names, r.Msg.Path, o)
+		if err != nil {
+			return nil, imageError("image_export", err)
+		}
+		return published(p), nil
+	})
 	if err != nil {
-		return imageError("image_export", err)
+		return err
 	}
-	return st.Send(&api.ExportImageResponse{Kind: &api.ExportImageResponse_Published{Published: published(p)}})
+	return st.Send(&api.ExportImageResponse{Kind: &api.ExportImageResponse_Published{Published: out}})
 }
 
 // Restore implements ImageService.
@@ -118,15 +125,28 @@ func (s *imageService) ListKeys(context.Context, *connect.Request[api.ListKeysRe
 }
 
 // CreateKey implements ImageService.
-func (s *imageService) CreateKey(_ context.Context, r *connect.Request[api.CreateKeyRequest]) (*connect.Response[api.CreateKeyResponse], error) {
+func (s *imageService) CreateKey(ctx context.Context, r *connect.Request[api.CreateKeyRequest]) (*connect.Response[api.CreateKeyResponse], error) {
+	out, err := once(ctx, s.d, apiconnect.ImageServiceCreateKeyProcedure, r.Msg, func(by made) (*api.CreateKeyResponse, error) { return s.createKey(r, by) })
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(out), nil
+}
+
+func (s *imageService) createKey(r *connect.Request[api.CreateKeyRequest], by made) (*api.CreateKeyResponse, error) {
 	if !filepath.IsAbs(r.Msg.Path) {
 		return nil, api.NewError(connect.CodeInvalidArgument, "bad_path", "the path of the key is not absolute", "")
+	}
+	if by.again { // it may have been made
+		if k, err := images.KeyAt(r.Msg.Path); err == nil {
+			return &api.CreateKeyResponse{Key: toKey(k)}, nil
+		}
 	}
 	k, err := images.CreateKey(r.Msg.Path)
 	if err != nil {
 		return nil, keyError(err)
 	}
-	return connect.NewResponse(&api.CreateKeyResponse{Key: toKey(k)}), nil
+	return &api.CreateKeyResponse{Key: toKey(k)}, nil
 }
 
 // TrustKey implements ImageService.

@@ -61,6 +61,11 @@ type Options struct {
 	// Driver is the driver's name, and Doctor looks at what it needs.
 	Driver string
 	Doctor func(ctx context.Context, found func(*api.Finding))
+	// Memory says how much memory the host has available, and in all, in bytes;
+	// Touched how much of a guest's is there, by its keeper's process. nil:
+	// place.Memory and place.Touched.
+	Memory  func() (available, total int64, err error)
+	Touched func(pid int) int64
 	// Version is the build, for people and for the check of skew.
 	Version *api.VersionResponse
 	Log     *slog.Logger
@@ -77,6 +82,12 @@ type Daemon struct {
 
 	policyMu sync.Mutex // held while a file in the config folder is changed
 	volumeMu sync.Mutex // held while a volume comes or goes
+
+	starts queue // of guests
+	rest   rest
+
+	admitting sync.Mutex      // taken before mu
+	promised  map[*entry]bool // guests that start, and were promised their memory; admitting guards it
 
 	ctx context.Context // ends with the daemon; what follows keepers runs under it
 
@@ -99,7 +110,7 @@ type Daemon struct {
 }
 
 // maxGuests bounds the table.
-const maxGuests = 1024
+const maxGuests = policy.MaxGuests
 
 // Run serves until ctx ends or a client shuts it down; guests go on. ready is
 // called once when the socket takes connections.
@@ -167,9 +178,12 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	mux.Handle(apiconnect.NewEventServiceHandler(&eventService{d}, limit))
 	mux.Handle(apiconnect.NewSystemServiceHandler(&systemService{d}, limit))
 	srv := guest.NewServer(api.Socket_SOCKET_DAEMON, mux)
+	srv.ConnContext = withCaller
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
 	ready()
+	d.rest.moved()
+	defer d.rest.end()
 	d.log.Info("serving", "socket", o.Place.Socket, "guests", len(d.table))
 
 	select {
@@ -181,6 +195,10 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	d.closing = true
 	d.mu.Unlock()
 	close(d.events.over)
+	d.starts.close()
+	for _, e := range d.entries() {
+		e.places.close()
+	}
 	d.emptyPool()
 	sctx, scancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer scancel()

@@ -66,6 +66,8 @@ func (d *Daemon) facts(ctx context.Context) doctor.Common {
 	c.Image = doctor.Image{Name: policy.DefaultImage, Elsewhere: runtime.GOOS != "linux"}
 	if img, err := d.opts.Images.Get(ctx, policy.DefaultImage); err != nil {
 		c.Image.Missing, c.Image.Damaged, c.Image.Trouble = errors.Is(err, images.ErrNotFound), errors.Is(err, images.ErrDamaged), err.Error()
+	} else if err := d.opts.Images.Fits(img); err != nil {
+		c.Image.Trouble = err.Error()
 	} else {
 		c.Image.Kernel = img.Manifest.KernelVersion
 	}

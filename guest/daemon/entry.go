@@ -25,6 +25,8 @@ type entry struct {
 	rules  sync.Mutex          // held while the guest's egress rules change; taken before mu
 	review *semaphore.Weighted // of readers: who looks at its changes, or applies them
 
+	places queue // to run a task: whose turn it is to get the next one
+
 	mu      sync.Mutex
 	info    *api.Guest
 	keeper  *keeper       // nil when none runs
@@ -45,6 +47,7 @@ type entry struct {
 	theirs []*api.Span  // what its keeper measured of it
 	over   bool         // it has ended, and what becomes of it is settled
 	cold   string       // why the pool had nothing for it
+	queued time.Time    // since when it waited for its turn to start; zero: it did not
 	since  int64        // nanoseconds since 1970: what its keeper did before is not its trace
 }
 

@@ -50,6 +50,9 @@ func (s *guestService) begin(ctx context.Context, spec *api.GuestSpec, onlyNew b
 	if info != nil || err != nil {
 		return info, err
 	}
+	if err := s.d.mayWait(ctx); err != nil {
+		return nil, err
+	}
 	e, fresh, err := s.d.reserve(spec, onlyNew, by)
 	if err != nil {
 		return nil, err
@@ -63,7 +66,7 @@ func (s *guestService) begin(ctx context.Context, spec *api.GuestSpec, onlyNew b
 	}
 	err = s.d.pin(ctx, e, st)
 	if err == nil {
-		info, err = s.d.start(ctx, e, fresh, notice)
+		info, err = s.inTurn(ctx, e, fresh, notice, st)
 	}
 	if err != nil {
 		if fresh {

@@ -49,10 +49,10 @@ func (s *systemService) Health(context.Context, *connect.Request[api.HealthReque
 
 // Capabilities implements SystemService.
 func (s *systemService) Capabilities(context.Context, *connect.Request[api.CapabilitiesRequest]) (*connect.Response[api.CapabilitiesResponse], error) {
-	o := s.d.opts
+	o, host := s.d.opts, s.d.rulesNow().Host
 	out := &api.CapabilitiesResponse{Api: o.Version.GetApi(), Driver: o.Driver, Limits: &api.Limits{
 		Guests: maxGuests, TasksPerGuest: guest.MaxTasks, RequestBytes: maxRequest, SpoolBytes: guest.SpoolMax,
-		Events: maxEvents, Connections: guest.MaxConns,
+		Events: maxEvents, Connections: guest.MaxConns, Starts: int32(host.AtOnce()), StartsWaiting: int32(host.Places()),
 	}}
 	for _, m := range api.Methods(api.Socket_SOCKET_DAEMON) {
 		out.Methods = append(out.Methods, strings.TrimPrefix(m, "/"))

@@ -95,7 +95,7 @@ func (s *imageService) Build(ctx context.Context, r *connect.Request[api.BuildIm
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	img, err := s.d.opts.Images.Build(ctx, images.BuildOptions{
-		Name: imageName(r.Msg.Name), Agent: s.d.opts.Agent,
+		Name: imageName(r.Msg.Name), Arch: r.Msg.Arch, Agent: s.d.opts.Agent,
 		Progress: func(e images.Event) {
 			p := &api.Progress{Stage: e.Stage, Done: e.Done, Total: e.Total, Line: e.Line}
 			if err := st.Send(&api.BuildImageEvent{Kind: &api.BuildImageEvent_Progress{Progress: p}}); err != nil {

@@ -116,7 +116,7 @@ func (d *Daemon) warmUp(ctx context.Context, e *entry, w *warm) {
 		e.mu.Lock()
 		e.info.Spec.Image = image
 		e.mu.Unlock()
-		_, w.err = d.start(ctx, e, true, func(string) error { return nil })
+		w.err = d.warmStart(ctx, e)
 	}
 	if w.err == nil {
 		e.release()
@@ -155,11 +155,8 @@ func (d *Daemon) fits(e *entry, image string) error {
 	info, _, _ := e.get()
 	spec := proto.Clone(info.Spec).(*api.GuestSpec)
 	spec.Image = image
-	x, err := d.decide(spec)
-	if err != nil {
-		return err
-	}
-	return spare(x.grant.Spec().MemoryMib)
+	_, err := d.decide(spec)
+	return err
 }
 
 // giveUp ends a guest of the pool that was taken, and removes it. Its end does not

@@ -12,7 +12,9 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/guest/policy"
 )
 
@@ -23,6 +25,14 @@ const filePorts = "ports.json"
 
 // Publish implements EgressService.
 func (s *egressService) Publish(ctx context.Context, r *connect.Request[api.PublishRequest]) (*connect.Response[api.PublishResponse], error) {
+	out, err := once(ctx, s.d, apiconnect.EgressServicePublishProcedure, r.Msg, func(made) (*api.PublishResponse, error) { return s.publish(ctx, r) })
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(out), nil
+}
+
+func (s *egressService) publish(ctx context.Context, r *connect.Request[api.PublishRequest]) (*api.PublishResponse, error) {
 	e, edge, err := s.running(r.Msg.Guest)
 	if err != nil {
 		return nil, err
@@ -33,14 +43,18 @@ func (s *egressService) Publish(ctx context.Context, r *connect.Request[api.Publ
 	}
 	ctx, cancel := context.WithTimeout(ctx, edgeTime)
 	defer cancel()
-	res, err := edge.own.Publish(ctx, connect.NewRequest(&api.PublishRequest{Port: p}))
+	res, err := edge.own.Publish(ctx, connect.NewRequest(&api.PublishRequest{Port: p, IdempotencyKey: r.Msg.IdempotencyKey}))
 	if err != nil {
 		return nil, s.d.edgeError(e, err)
 	}
-	s.d.setPorts(e, func(ps []*api.Port) []*api.Port { return append(ps, res.Msg.Port) })
+	guest.Crash("once: a port is open, before it is written down")
+	s.d.setPorts(e, func(ps []*api.Port) []*api.Port {
+		known := func(p *api.Port) bool { return p.HostPort == res.Msg.Port.GetHostPort() }
+		return append(slices.DeleteFunc(ps, known), res.Msg.Port)
+	})
 	s.d.record(e, "port.opened", res.Msg.Port)
 	s.d.log.Info("port published", "guest", e.name, "host", res.Msg.Port.GetHostPort(), "port", res.Msg.Port.GetGuestPort())
-	return connect.NewResponse(res.Msg), nil
+	return res.Msg, nil
 }
 
 // Unpublish implements EgressService.

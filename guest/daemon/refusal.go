@@ -35,6 +35,9 @@ func refusal(err error) error {
 	case errors.Is(err, images.ErrDamaged):
 		cause, cure := apart(err.Error())
 		return api.NewError(connect.CodeDataLoss, "image_damaged", cause, cure)
+	case errors.Is(err, images.ErrArch):
+		cause, cure := apart(err.Error())
+		return api.NewError(connect.CodeFailedPrecondition, "image_arch", cause, cure)
 	case errors.Is(err, images.ErrUntrusted):
 		cause, cure := apart(err.Error())
 		return api.NewError(connect.CodePermissionDenied, "image_untrusted", cause, cure)

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/guest/review"
 	sharerules "github.com/carrel-vm/carrel/guest/share/rules"
@@ -36,6 +37,14 @@ func (s *shareService) List(_ context.Context, r *connect.Request[api.ListShares
 // Add implements ShareService. It is kept with the guest: the next start has
 // the share, too. One that is there already, just so, is no error.
 func (s *shareService) Add(ctx context.Context, r *connect.Request[api.AddShareRequest]) (*connect.Response[api.AddShareResponse], error) {
+	out, err := once(ctx, s.d, apiconnect.ShareServiceAddProcedure, r.Msg, func(made) (*api.AddShareResponse, error) { return s.add(ctx, r) })
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(out), nil
+}
+
+func (s *shareService) add(ctx context.Context, r *connect.Request[api.AddShareRequest]) (*api.AddShareResponse, error) {
 	e, err := s.d.find(r.Msg.Guest)
 	if err != nil {
 		return nil, err
@@ -57,7 +66,7 @@ func (s *shareService) Add(ctx context.Context, r *connect.Request[api.AddShareR
 	}
 	want = alone.grant.Spec().Shares[0]
 	if i := shareAt(info.Spec.GetShares(), want.GuestPath); i >= 0 && proto.Equal(info.Spec.Shares[i], want) {
-		return connect.NewResponse(&api.AddShareResponse{Share: s.d.sharedFolder(e, want)}), nil
+		return &api.AddShareResponse{Share: s.d.sharedFolder(e, want)}, nil
 	}
 	x, err := s.d.decideAgain(spec)
 	if err != nil {
@@ -80,7 +89,7 @@ func (s *shareService) Add(ctx context.Context, r *connect.Request[api.AddShareR
 	}
 	s.d.record(e, "share.added", want)
 	s.d.log.Info("share added", "guest", e.name, "path", want.Path, "mode", want.Mode, "live", k != nil)
-	return connect.NewResponse(&api.AddShareResponse{Share: s.d.sharedFolder(e, want)}), nil
+	return &api.AddShareResponse{Share: s.d.sharedFolder(e, want)}, nil
 }
 
 // Remove implements ShareService. What waits of the share in the review is not

@@ -76,7 +76,10 @@ func (e *entry) begins() *guest.Trace {
 		now := time.Now()
 		e.trace.Add("cold start: "+e.cold, now, now)
 	}
-	e.cold = ""
+	if !e.queued.IsZero() {
+		e.trace.Add("waited for its turn", e.queued, time.Now())
+	}
+	e.cold, e.queued = "", time.Time{}
 	return e.trace
 }
 

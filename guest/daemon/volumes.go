@@ -15,6 +15,7 @@ import (
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/hypervisor"
 )
@@ -30,8 +31,9 @@ func (d *Daemon) volumeDir(name string) string {
 	return filepath.Join(volumesIn(d.opts.Place.State), name)
 }
 
-// makeVolume makes a volume, whole or not at all; fresh is false if it was there.
-func (d *Daemon) makeVolume(ctx context.Context, name string, mib uint32) (fresh bool, err error) {
+// makeVolume makes a volume, whole or not at all; fresh is false if it was there
+// and was not made by this very request.
+func (d *Daemon) makeVolume(ctx context.Context, name string, mib uint32, by made) (fresh bool, err error) {
 	d.volumeMu.Lock()
 	defer d.volumeMu.Unlock()
 	all := volumesIn(d.opts.Place.State)
@@ -40,7 +42,7 @@ func (d *Daemon) makeVolume(ctx context.Context, name string, mib uint32) (fresh
 		if !fi.IsDir() {
 			return false, fmt.Errorf("volume %s: %s is no folder", name, dir)
 		}
-		return false, nil
+		return by.left(dir)
 	}
 	names, err := d.volumeNames()
 	if err != nil {
@@ -56,6 +58,9 @@ func (d *Daemon) makeVolume(ctx context.Context, name string, mib uint32) (fresh
 	defer os.RemoveAll(tmp)
 	if err := makeScratch(ctx, d.opts.Place.Cache, policy.VolumeDisk(tmp, "."), mib); err != nil {
 		return false, err
+	}
+	if err := by.leave(tmp); err != nil {
+		return false, &hypervisor.Error{Op: "make volume " + name, Err: err, Cure: "make room on the disk that holds " + all}
 	}
 	guest.Crash("volume: before the rename")
 	if err := os.Rename(tmp, dir); err != nil {
@@ -89,7 +94,7 @@ func (d *Daemon) readyVolumes(ctx context.Context, e *entry, spec *api.GuestSpec
 		if err != nil {
 			return err
 		}
-		fresh, err := d.makeVolume(ctx, v.Name, mib)
+		fresh, err := d.makeVolume(ctx, v.Name, mib, made{})
 		if err != nil {
 			return err
 		}
@@ -167,6 +172,14 @@ func (d *Daemon) toVolume(name string) (*api.Volume, error) {
 
 // CreateVolume implements DiskService.
 func (s *diskService) CreateVolume(ctx context.Context, r *connect.Request[api.CreateVolumeRequest]) (*connect.Response[api.CreateVolumeResponse], error) {
+	out, err := once(ctx, s.d, apiconnect.DiskServiceCreateVolumeProcedure, r.Msg, func(by made) (*api.CreateVolumeResponse, error) { return s.createVolume(ctx, r, by) })
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(out), nil
+}
+
+func (s *diskService) createVolume(ctx context.Context, r *connect.Request[api.CreateVolumeRequest], by made) (*api.CreateVolumeResponse, error) {
 	rules := s.d.rulesNow()
 	mib, err := rules.Volumes.CheckVolume(r.Msg.Name, r.Msg.SizeMib)
 	if err != nil {
@@ -175,7 +188,7 @@ func (s *diskService) CreateVolume(ctx context.Context, r *connect.Request[api.C
 	if err := s.d.room("make volume "+r.Msg.Name, s.d.guests, rules); err != nil {
 		return nil, err
 	}
-	fresh, err := s.d.makeVolume(ctx, r.Msg.Name, mib)
+	fresh, err := s.d.makeVolume(ctx, r.Msg.Name, mib, by)
 	switch {
 	case err != nil:
 		return nil, refusal(err)
@@ -186,7 +199,7 @@ func (s *diskService) CreateVolume(ctx context.Context, r *connect.Request[api.C
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return connect.NewResponse(&api.CreateVolumeResponse{Volume: v}), nil
+	return &api.CreateVolumeResponse{Volume: v}, nil
 }
 
 // ListVolumes implements DiskService.

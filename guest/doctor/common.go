@@ -103,7 +103,7 @@ func (i Image) findings(f *findings) {
 	case i.Damaged:
 		f.bad(imageDamaged, "image", "image "+i.Name+" is not what was built: no guest starts from it", i.Trouble, build)
 	case i.Trouble != "":
-		f.bad(imageDamaged, "image", "image "+i.Name+" cannot be read", i.Trouble, build)
+		f.bad(imageDamaged, "image", "image "+i.Name+" cannot be used", i.Trouble, build)
 	default:
 		f.good("image", fmt.Sprintf("image %s is whole (kernel %s)", i.Name, i.Kernel))
 	}

@@ -20,6 +20,8 @@ import (
 type port struct {
 	s    *Server
 	spec *api.Port
+	key  string    // of the request that opened it, or empty
+	said *api.Port // what it asked for
 	ln   net.Listener
 	open func(guestPort uint32) (net.Conn, error)
 
@@ -31,8 +33,9 @@ type port struct {
 // Publish listens on a port of the host's loopback (or of an address that was
 // given) and carries each connection to a port of the guest, which open opens.
 // Host port 0 lets the host choose. It returns the port as it is, and is undone
-// by Unpublish or Close.
-func (s *Server) Publish(ctx context.Context, p *api.Port, open func(guestPort uint32) (net.Conn, error)) (*api.Port, error) {
+// by Unpublish or Close. While a port is open that was asked for with the same key,
+// unless that is empty, it is the answer; ErrReused: it was asked for otherwise.
+func (s *Server) Publish(ctx context.Context, p *api.Port, key string, open func(guestPort uint32) (net.Conn, error)) (*api.Port, error) {
 	spec := proto.Clone(p).(*api.Port)
 	if spec.HostAddress == "" {
 		spec.HostAddress = "127.0.0.1"
@@ -43,6 +46,9 @@ func (s *Server) Publish(ctx context.Context, p *api.Port, open func(guestPort u
 	}
 	if spec.HostPort > 65535 || spec.GuestPort == 0 || spec.GuestPort > 65535 {
 		return nil, fmt.Errorf("port %d:%d: ports are 1 to 65535", spec.HostPort, spec.GuestPort)
+	}
+	if was, err := s.openedBy(key, p); was != nil || err != nil {
+		return was, err
 	}
 	s.mu.Lock()
 	full, closed := len(s.ports) >= maxPorts, s.closed
@@ -65,7 +71,7 @@ func (s *Server) Publish(ctx context.Context, p *api.Port, open func(guestPort u
 		return nil, err
 	}
 	spec.HostAddress, spec.HostPort = real.Addr().String(), uint32(real.Port())
-	in := &port{s: s, spec: spec, ln: ln, open: open, conns: map[io.Closer]struct{}{}}
+	in := &port{s: s, spec: spec, key: key, said: proto.Clone(p).(*api.Port), ln: ln, open: open, conns: map[io.Closer]struct{}{}}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed || s.ports[spec.HostPort] != nil || len(s.ports) >= maxPorts {
@@ -79,6 +85,28 @@ func (s *Server) Publish(ctx context.Context, p *api.Port, open func(guestPort u
 		in.accept()
 	}()
 	return proto.Clone(spec).(*api.Port), nil
+}
+
+// ErrReused says that a key came with another request before.
+var ErrReused = errors.New("the idempotency key came with another request before")
+
+// openedBy is the port that a request with the key has opened.
+func (s *Server) openedBy(key string, p *api.Port) (*api.Port, error) {
+	if key == "" {
+		return nil, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, in := range s.ports {
+		switch {
+		case in.key != key:
+		case !proto.Equal(in.said, p):
+			return nil, ErrReused
+		default:
+			return proto.Clone(in.spec).(*api.Port), nil
+		}
+	}
+	return nil, nil
 }
 
 // Unpublish closes a port and its connections.

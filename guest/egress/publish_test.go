@@ -25,7 +25,7 @@ func TestPublish(t *testing.T) {
 		guest <- b
 		return a, nil
 	}
-	p, err := w.Publish(t.Context(), &api.Port{GuestPort: 8080}, open)
+	p, err := w.Publish(t.Context(), &api.Port{GuestPort: 8080}, "", open)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +58,23 @@ func TestPublish(t *testing.T) {
 		t.Errorf("port %d of the guest was opened", got)
 	}
 
-	dead, err := w.Publish(t.Context(), &api.Port{GuestPort: 81}, open)
+	// One that was asked for with a key is opened once, as long as it is open.
+	keyed, err := w.Publish(t.Context(), &api.Port{GuestPort: 82}, "k", open)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := w.Publish(t.Context(), &api.Port{GuestPort: 82}, "k", open); err != nil || again.HostPort != keyed.HostPort {
+		t.Errorf("asked again with its key: %v, %v, first %v", again, err, keyed)
+	}
+	if _, err := w.Publish(t.Context(), &api.Port{GuestPort: 83}, "k", open); !errors.Is(err, ErrReused) {
+		t.Errorf("another port with the key: %v", err)
+	}
+	if other, err := w.Publish(t.Context(), &api.Port{GuestPort: 82}, "l", open); err != nil || other.HostPort == keyed.HostPort {
+		t.Errorf("the control: %v %v", other, err)
+	} else if err := errors.Join(w.Unpublish(keyed.HostPort), w.Unpublish(other.HostPort)); err != nil {
+		t.Error(err)
+	}
+	dead, err := w.Publish(t.Context(), &api.Port{GuestPort: 81}, "", open)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +85,7 @@ func TestPublish(t *testing.T) {
 		t.Errorf("%d ports", n)
 	}
 	for _, bad := range []*api.Port{{}, {GuestPort: 65536}, {HostPort: 65536, GuestPort: 1}, {HostAddress: "localhost", GuestPort: 1}, {HostAddress: "127.0.0.1:1", GuestPort: 1}, {HostPort: p.HostPort, GuestPort: 1}} {
-		if got, err := w.Publish(t.Context(), bad, open); err == nil {
+		if got, err := w.Publish(t.Context(), bad, "", open); err == nil {
 			t.Errorf("%v was published as %v", bad, got)
 		}
 	}
@@ -96,7 +112,7 @@ func TestPublish(t *testing.T) {
 	if _, err := c.Read(make([]byte, 1)); err == nil {
 		t.Error("a port outlives its guest")
 	}
-	if _, err := w.Publish(t.Context(), &api.Port{GuestPort: 1}, open); !errors.Is(err, ErrClosed) {
+	if _, err := w.Publish(t.Context(), &api.Port{GuestPort: 1}, "", open); !errors.Is(err, ErrClosed) {
 		t.Errorf("%v", err)
 	}
 }

@@ -13,6 +13,8 @@ import (
 // between the daemon's environment and its caller's.
 func shortTemp() string { return "/tmp" }
 
+func mkdirPrivate(dir string) error { return os.Mkdir(dir, 0o700) }
+
 func checkOwner(dir string, fi fs.FileInfo) error {
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	if !ok {

@@ -119,15 +119,14 @@ func MakePrivate(dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return fmt.Errorf("make private folder: %w", err)
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := mkdirPrivate(dir); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make private folder: %w", err)
 	}
 	return CheckPrivate(dir)
 }
 
 // CheckPrivate returns an error unless dir is a folder, not a link, that
-// belongs to this user and that nobody else may enter. On Windows the access
-// lists of the user's own profile stand in for mode and owner.
+// belongs to this user and that nobody else may enter.
 func CheckPrivate(dir string) error {
 	fi, err := os.Lstat(dir)
 	if err != nil {

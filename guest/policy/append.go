@@ -82,7 +82,7 @@ func sameFile(old, now *File, rules []*api.EgressRule) bool {
 	a, b := *old, *now
 	return slices.EqualFunc(now.Rules, rules, sameRule) && slices.Equal(a.Presets, b.Presets) && len(a.Defined) == len(b.Defined) &&
 		proto.Equal(a.Upstream, b.Upstream) && a.MaxCPUs == b.MaxCPUs && a.MaxMemoryMiB == b.MaxMemoryMiB && a.MaxDiskMiB == b.MaxDiskMiB &&
-		(a.MaxShares == nil) == (b.MaxShares == nil) && a.MinBoundary == b.MinBoundary
+		(a.MaxShares == nil) == (b.MaxShares == nil) && a.MinBoundary == b.MinBoundary && a.Host.same(b.Host)
 }
 
 func rootOf(content []byte) (*yaml.Node, error) {

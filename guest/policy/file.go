@@ -49,6 +49,8 @@ type File struct {
 	// MaxVolumes and MinFreeMiB are nil if the file does not say.
 	MaxVolumes *int
 	MinFreeMiB *uint32
+	// Host are the limits of all guests together.
+	Host HostLimits
 	// Telemetry is where events, audit records and figures go; nil: nowhere.
 	Telemetry *Telemetry
 	// Pool says which guests are kept warm; the zero value: none.
@@ -183,6 +185,7 @@ func (f *File) Apply(rules Rules) Rules {
 	if f.MinFreeMiB != nil {
 		rules.MinFreeMiB = f.MinFreeMiB
 	}
+	rules.Host = f.Host
 	rules.Egress, rules.Presets, rules.MinBoundary = clone(f.Rules), slices.Clone(f.Presets), f.MinBoundary
 	rules.Shares = f.Shares.clone()
 	rules.Defined = map[string]RuleList{}
@@ -307,14 +310,14 @@ func (r *reader) limits(n *yaml.Node, f *File) {
 	mib := func(what string, low, high int64, into *uint32) field {
 		return field{what, func(v *yaml.Node) { *into = uint32(r.bytes(v, "limits."+what, low<<20, high<<20) >> 20) }}
 	}
-	r.mapping(n, "limits",
+	r.mapping(n, "limits", append(r.hostLimits(f),
 		field{"cpus", func(v *yaml.Node) { f.MaxCPUs = uint32(r.number(v, "limits.cpus", 1, hypervisor.MaxCPUs)) }},
 		mib("memory", hypervisor.MinMemoryMiB, hypervisor.MaxMemoryMiB, &f.MaxMemoryMiB),
 		mib("disk", minDiskMiB, maxDiskMiB, &f.MaxDiskMiB),
 		field{"shares", func(v *yaml.Node) {
 			shares := int(r.number(v, "limits.shares", 0, maxShares))
 			f.MaxShares = &shares
-		}})
+		}})...)
 }
 
 func (r *reader) volumes(n *yaml.Node, f *File) {

@@ -31,7 +31,7 @@ func TestFullFile(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 	want := &api.EgressRule{Action: allow, Host: "api.example.org", Ports: []uint32{443, 8443}, Methods: []string{"GET", "POST"}, Paths: []string{"/v1/*", "/v2/**"},
-		MaxUpBytes: 10 << 20, Rate: 1_000_000, Secret: "example", Origin: "policy.yaml:20"}
+		MaxUpBytes: 10 << 20, Rate: 1_000_000, Secret: "example", Origin: "policy.yaml:24"}
 	if !proto.Equal(f.Rules[4], want) {
 		t.Errorf("got  %v\nwant %v", f.Rules[4], want)
 	}

@@ -51,6 +51,8 @@ type Rules struct {
 	// MinFreeMiB is how much of the host's disk must be free for a start; nil:
 	// the default, see place.Floor.
 	MinFreeMiB *uint32
+	// Host are the limits of all guests together.
+	Host HostLimits
 }
 
 // Default returns the rules without a policy file, for a user's home folder

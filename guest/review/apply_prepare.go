@@ -95,7 +95,9 @@ func (p *prepared) make() error {
 			err = p.want.fill(h)
 		}
 		if err == nil && p.plan.Of == "" { // an undo gives back what is the host's own
-			err = h.MarkForeign(time.Now())
+			if err = h.MarkForeign(time.Now()); err != nil {
+				err = fmt.Errorf("mark it as what came from a guest: %w", err)
+			}
 		}
 		if err == nil {
 			err = h.Chmod(p.want.perm)

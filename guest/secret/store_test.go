@@ -183,9 +183,12 @@ func TestLeftovers(t *testing.T) {
 					t.Errorf("%s: %s holds the value", kind, n.Name())
 				}
 			}
-			fi, err := n.Info()
-			if err != nil || fi.Mode().Perm()&0o077 != 0 {
-				t.Errorf("%s: %s: %v, %v", kind, n.Name(), fi.Mode(), err)
+			f, err := os.Open(filepath.Join(dir, n.Name()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(private(f), f.Close()); err != nil {
+				t.Errorf("%s: %v", kind, err)
 			}
 			if strings.HasPrefix(n.Name(), ".") {
 				t.Errorf("%s: left over: %s", kind, n.Name())
@@ -328,7 +331,7 @@ func TestDamagedStore(t *testing.T) {
 		case c.mode == 0:
 			err = os.Remove(path)
 		case c.content == "":
-			err = os.Chmod(path, c.mode)
+			err = openToOthers(path, c.mode)
 		default:
 			err = os.WriteFile(path, []byte(c.content), c.mode)
 		}

@@ -100,8 +100,23 @@ func KernelARM64(t testing.TB) string {
 	return cachedKernel(t, "kernel-arm64", "make kernel ARCH=arm64")
 }
 
-func cachedKernel(t testing.TB, kind, cure string) string {
+// ImageARM64 returns the parts of the image for that architecture in Carrel's cache.
+func ImageARM64(t testing.TB) (kernel, initrd, root string) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("the third ring needs a built image and emulated machines: make test runs it")
+	}
+	dir := filepath.Join(cacheDir(), "images", "default-arm64")
+	for _, part := range []string{"vmlinuz", "initrd", "root.erofs"} {
+		if _, err := os.Stat(filepath.Join(dir, part)); err != nil {
+			t.Fatalf("%v: make image-arm64", err)
+		}
+	}
+	return filepath.Join(dir, "vmlinuz"), filepath.Join(dir, "initrd"), filepath.Join(dir, "root.erofs")
+}
+
+// cacheDir is where Carrel keeps images.
+func cacheDir() string {
 	cache := os.Getenv("CARREL_CACHE")
 	if home := os.Getenv("CARREL_HOME"); cache == "" && home != "" {
 		cache = filepath.Join(home, "cache")
@@ -109,6 +124,12 @@ func cachedKernel(t testing.TB, kind, cure string) string {
 	if dir, err := os.UserCacheDir(); cache == "" && err == nil {
 		cache = filepath.Join(dir, "carrel")
 	}
+	return cache
+}
+
+func cachedKernel(t testing.TB, kind, cure string) string {
+	t.Helper()
+	cache := cacheDir()
 	var newest string
 	var when int64
 	found, _ := filepath.Glob(filepath.Join(cache, kind, "*", "vmlinuz")) // the pattern is sound

@@ -28,6 +28,7 @@ func TestProcessGolden(t *testing.T) {
 		"share-process-ro": {
 			Program: "/opt/carrel/bin/carreld", Read: []string{`/Users/u/a "quoted" \ name`}, Write: []string{"/Users/u/Library/Carrel/state/guests/otter/review/1"},
 		},
+		"unpack-process":         {Program: "/opt/carrel/bin/carreld", Read: []string{"/Users/u/Library/Caches/Carrel/oci"}},
 		"review-process-of-none": {Program: "/opt/carrel/bin/carreld"},
 		"egress-process":         egressProcess(),
 	} {

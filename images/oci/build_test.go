@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -181,9 +182,11 @@ func writeRoot(t testing.TB, b *Blobs, img *Image, lim Limits) (string, Stats, e
 		t.Fatal(err)
 	}
 	defer f.Close()
+	tmp := func() string { left, _ := os.ReadDir(filepath.Join(b.dir, "tmp")); return fmt.Sprint(left) }
+	before := tmp() // a process that was killed has left something, which Prune removes
 	stats, err := b.WriteRoot(context.Background(), img, f, lim, nil)
-	if left, _ := os.ReadDir(filepath.Join(b.dir, "tmp")); len(left) > 0 {
-		t.Errorf("%v stays in tmp", left)
+	if after := tmp(); after != before {
+		t.Errorf("%s stays in tmp, where %s was before", after, before)
 	}
 	if err != nil {
 		return "", Stats{}, err

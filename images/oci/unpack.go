@@ -141,16 +141,26 @@ func readAnswers(r io.Reader, report func(Progress)) (Stats, error) {
 	return Stats{}, io.ErrUnexpectedEOF
 }
 
-// ServeUnpack is the other process's part: its request is on descriptor 3, its answers go to 4, the root to 5, and
-// contents to 6. Before it opens a layer it calls confine with the folder that it only reads.
-func ServeUnpack(ctx context.Context, confine func(dir string) error) error {
-	in, out := os.NewFile(3, "request"), os.NewFile(4, "answers")
+// Confinement is how the other process gives up what it does not need.
+type Confinement struct {
+	// Enter, which may be nil, has it enter a sandbox in its own place, where it reads its request again. It gets
+	// the folder of blobs, and the request; it returns nil to a process that is within.
+	Enter func(dir string, request []byte) error
+	// Confine leaves it that folder, to read.
+	Confine func(dir string) error
+}
+
+// ServeUnpack is the other process's part: its request is read from in, its answers go to descriptor 4, the root to
+// 5, and contents to 6. Before it opens a layer it has confined itself.
+func ServeUnpack(ctx context.Context, in *os.File, c Confinement) error {
+	out := os.NewFile(4, "answers")
 	dst, spool := os.NewFile(5, "root"), os.NewFile(6, "spool")
 	answers := json.NewEncoder(out)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stats, err := func() (Stats, error) {
 		raw, err := io.ReadAll(io.LimitReader(in, maxUnpackRequest+1))
+		in.Close()
 		if err != nil {
 			return Stats{}, err
 		}
@@ -164,7 +174,13 @@ func ServeUnpack(ctx context.Context, confine func(dir string) error) error {
 		if req.Image == nil || !filepath.IsAbs(req.Dir) {
 			return Stats{}, errors.New("a request without an image or its folder")
 		}
-		if err := confine(req.Dir); err != nil {
+		if c.Enter != nil {
+			err = c.Enter(req.Dir, raw)
+		}
+		if err == nil {
+			err = c.Confine(req.Dir)
+		}
+		if err != nil {
 			return Stats{}, fmt.Errorf("the process that unpacks layers could not give up what it does not need: %w (carrel doctor)", err)
 		}
 		return Open(req.Dir).writeRoot(ctx, req.Image, dst, spoolIn(spool, req.Limits.orDefault().Content), req.Limits, func(p Progress) {

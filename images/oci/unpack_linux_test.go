@@ -23,9 +23,12 @@ func TestUnpackChild(t *testing.T) {
 			os.Exit(4)
 		}
 	}
-	switch os.Getenv(childUnpack) {
-	case "":
+	how := os.Getenv(childUnpack)
+	if how == "" {
 		t.Skip("it is started by TestElsewhere")
+	}
+	in := os.NewFile(3, "request")
+	switch how {
 	case "lie":
 		say([]byte(`{"Stats":{"ImageBytes":4096}}` + "\n"))
 		os.Exit(0)
@@ -40,14 +43,21 @@ func TestUnpackChild(t *testing.T) {
 	case "die":
 		fmt.Fprintln(os.Stderr, "it hurts")
 		os.Exit(3)
+	case "outside":
+		err := ServeUnpack(t.Context(), in, Confinement{
+			Enter:   func(string, []byte) error { return errors.New("there is no sandbox") },
+			Confine: func(string) error { return nil },
+		})
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(0)
 	case "refuse":
-		err := ServeUnpack(t.Context(), func(string) error { return errors.New("it will not be confined") })
+		err := ServeUnpack(t.Context(), in, Confinement{Confine: func(string) error { return errors.New("it will not be confined") }})
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(0)
 	case "hang":
 		select {}
 	}
-	if err := ServeUnpack(t.Context(), func(string) error { return nil }); err != nil {
+	if err := ServeUnpack(t.Context(), in, Confinement{Confine: func(string) error { return nil }}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -93,7 +103,7 @@ func TestElsewhere(t *testing.T) {
 		t.Fatalf("%+v, expected %+v; %v", got, want, err)
 	}
 	for how, want := range map[string]string{
-		"lie": "what is not so", "nonsense": "its answer", "flood": "its answer", "die": `exit status 3: "it hurts`, "refuse": "it will not be confined",
+		"lie": "what is not so", "nonsense": "its answer", "flood": "its answer", "die": `exit status 3: "it hurts`, "refuse": "it will not be confined", "outside": "there is no sandbox",
 	} {
 		if _, _, err := root(elsewhere(how), t.Context()); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", how, err)

@@ -23,13 +23,8 @@ func inherited(args []string, first int) error {
 	return closeInherited(first)
 }
 
-<<<<<<< HEAD
-// requestOf is what a review or an egress process reads its request from.
-func requestOf([]string) *os.File { return inherit.File(3, "request") }
-=======
 // requestOf is what a process of a review, of a way out or of layers reads its request from.
-func requestOf([]string) *os.File { return os.NewFile(3, "request") }
->>>>>>> main
+func requestOf([]string) *os.File { return inherit.File(3, "request") }
 
 // toldShare takes the control socket of a share process and reads what it is to
 // serve.

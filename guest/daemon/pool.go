@@ -51,7 +51,9 @@ func (d *Daemon) wanted() (policy.Pool, error) {
 		return policy.Pool{}, err
 	}
 	if file.Pool.Size > 0 && (len(d.opts.Edge) == 0 || !guest.HandsShares) {
-		d.noPool.Do(func() { d.log.Warn("no guest is kept warm: on this host a guest that runs can be given neither shares nor a way out") })
+		d.noPool.Do(func() {
+			d.log.Warn("no guest is kept warm: on this host a guest that runs can be given neither shares nor a way out")
+		})
 		return policy.Pool{}, nil
 	}
 	return file.Pool, nil

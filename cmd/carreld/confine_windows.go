@@ -151,9 +151,6 @@ func labelLow(dir string) error {
 	return windows.SetNamedSecurityInfo(dir, windows.SE_FILE_OBJECT, windows.LABEL_SECURITY_INFORMATION, nil, nil, nil, sacl)
 }
 
-// lowIntegrity is the last part of S-1-16-4096.
-const lowIntegrity = 0x1000
-
 // lowerIntegrity is for ever: a process cannot raise its own.
 func lowerIntegrity() error {
 	sid, err := windows.CreateWellKnownSid(windows.WinLowLabelSid)

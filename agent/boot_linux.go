@@ -6,29 +6,15 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
-	"strings"
+	"sync"
 	"time"
 
 	"github.com/mdlayher/vsock"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/carrel-vm/carrel/agent/machine"
 	"github.com/carrel-vm/carrel/agent/selftest"
 	"github.com/carrel-vm/carrel/guest/wire"
-)
-
-// Words of the kernel's command line that are meant for the agent.
-const (
-	// probeWord asks for nothing but a sign of life.
-	probeWord = "carrel.probe=1"
-	// selfTestWord asks what the kernel has of what a guest needs.
-	selfTestWord = "carrel.selftest=1"
-	// scratchWord says that there is a disk that takes the guest's changes.
-	scratchWord = "carrel.scratch="
-	// powerOffWord says that the machine ends by a power-off: a reboot starts it
-	// again there.
-	powerOffWord = "carrel.end=poweroff"
 )
 
 // ProbeOK is what a guest started with carrel.probe=1 writes to its console
@@ -42,36 +28,30 @@ const hostPatience = 10 * time.Second
 // Boot is a guest's first process, from the kernel's call of /init to the end
 // of the machine. It never returns.
 //
-//  1. devices, /proc, /sys; the kernel's command line
-//  2. listen for calls, dial the host, be an Agent: say Hello; Setup waits for
-//     what comes meanwhile:
-//     - the network is steered
-//     - the root file system, which then replaces the initrd
-//     - /dev, /run, /tmp; then control groups, kernel settings, loopback
+//  1. devices, /proc, /sys; the kernel's command line: machine.Start, which goes
+//     on with the root file system, control groups and kernel settings
+//  2. the network is steered; listen for calls, dial the host, be an Agent: say
+//     Hello. Setup waits for what goes on meanwhile
 //  3. end the machine
 func Boot() {
-	unix.Umask(0o022)
-	err := early()
+	m := machine.Begun()
+	err := m.Early()
 	if err == nil {
 		console()
-		cmdline, _ := os.ReadFile("/proc/cmdline")
-		words := strings.Fields(string(cmdline))
-		ending = endOf(words)
-		scratch := false
-		for _, w := range words {
-			if w == probeWord {
-				fmt.Println(ProbeOK)
-				reboot()
-			}
-			if w == selfTestWord {
-				_ = selftest.Print(os.Stdout, selftest.Run(selftest.All()))
-				// The serial port is slower than the reboot: tcdrain(3).
-				_ = unix.IoctlSetInt(int(os.Stdout.Fd()), unix.TCSBRK, 1)
-				reboot()
-			}
-			scratch = scratch || strings.HasPrefix(w, scratchWord)
+		if m.Has(machine.PowerOffWord) {
+			ending = unix.LINUX_REBOOT_CMD_POWER_OFF
 		}
-		err = guest(scratch)
+		if m.Has(machine.ProbeWord) {
+			fmt.Println(ProbeOK)
+			reboot()
+		}
+		if m.Has(machine.SelfTestWord) {
+			_ = selftest.Print(os.Stdout, selftest.Run(selftest.All()))
+			// The serial port is slower than the reboot: tcdrain(3).
+			_ = unix.IoctlSetInt(int(os.Stdout.Fd()), unix.TCSBRK, 1)
+			reboot()
+		}
+		err = guest(m)
 	}
 	if err != nil {
 		complain(err)
@@ -80,34 +60,21 @@ func Boot() {
 }
 
 // guest boots the rest and serves the host until the end.
-func guest(scratch bool) error {
+func guest(start *machine.Start) error {
 	var o Options
 	o.ownNetwork()
 	disk := ""
-	if scratch {
+	if start.Scratch() {
 		disk = scratchDir
 	}
-	// The kernel works at these, and waits, longer than the agent does, and they have a processor to
-	// themselves while Hello is on its way. Until the root is in place nothing else may look for a file.
-	rooted := make(chan struct{})
-	var slow errgroup.Group
-	var noRoot error
-	slow.Go(func() error {
-		if noRoot = fileSystem(scratch); noRoot != nil {
-			complain(noRoot)
-		}
-		close(rooted)
-		if noRoot != nil {
-			return noRoot
-		}
-		slow.Go(groups)
-		return errors.Join(harden(), loopback())
-	})
 	settleNames := o.Settle
 	o.Settle = func(s *wire.Setup) ([]string, error) {
-		if <-rooted; noRoot != nil {
-			return nil, noRoot
+		if err := start.Rooted(); err != nil {
+			return nil, err
 		}
+		var name sync.WaitGroup
+		defer name.Wait()
+		name.Go(func() { writeName(s.Hostname) })
 		return settleNames(s)
 	}
 	listener, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, wire.PortAgent, nil)
@@ -123,20 +90,17 @@ func guest(scratch bool) error {
 	o.DialHost = func(_ context.Context, port uint32) (net.Conn, error) { return vsock.Dial(vsock.Host, port, nil) }
 	o.Cgroup, o.User = tasksGroup, defaultUser
 	o.shares = newShares(m, o.DialHost)
-	o.Prepare, o.Name, o.SetTime = slow.Wait, setName, setClock
+	o.Prepare, o.Name, o.SetTime = func() error {
+		err := errors.Join(loopback(), start.Wait())
+		if err != nil {
+			complain(err) // the host may be gone, and the console tells what was wrong
+		}
+		return err
+	}, setName, setClock
 	o.volumes = new(volumes)
-	o.flush = func() { o.volumes.unmount(); unix.Sync() }
+	o.flush = func() { o.volumes.giveBack(disk); o.volumes.unmount(); unix.Sync() }
 	o.PowerOff = func() { flush(disk) }
 	return New(o).Run(context.Background())
-}
-
-// fileSystem makes the guest's file system.
-func fileSystem(scratch bool) error {
-	disk, err := root(scratch)
-	if err != nil {
-		return err
-	}
-	return settle(disk)
 }
 
 // dialHost opens the boot stream.
@@ -151,16 +115,25 @@ func dialHost() (*vsock.Conn, error) {
 	}
 }
 
-// ending is how this machine ends.
+// ending is how this machine ends. Without ACPI there is no power-off; the host
+// starts such a machine so that a reboot ends it.
 var ending = unix.LINUX_REBOOT_CMD_RESTART
 
-// endOf is how the kernel's command line says that the machine ends. Without ACPI
-// there is no power-off; the host starts such a machine so that a reboot ends it.
-func endOf(words []string) int {
-	if slices.Contains(words, powerOffWord) {
-		return unix.LINUX_REBOOT_CMD_POWER_OFF
+// console makes the machine's console this process's output: the kernel could
+// not, if the initrd holds no /dev/console.
+func console() {
+	fd, err := unix.Open("/dev/console", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
 	}
-	return unix.LINUX_REBOOT_CMD_RESTART
+	for i := range 3 {
+		if fd != i {
+			_ = unix.Dup3(fd, i, 0)
+		}
+	}
+	if fd > 2 {
+		_ = unix.Close(fd)
+	}
 }
 
 // reboot ends the machine.
@@ -187,13 +160,18 @@ func setClock(t time.Time) error {
 	return nil
 }
 
-// setName sets the guest's name and the files that tell it.
+// setName sets the guest's name.
 func setName(name string) error {
 	if name == "" {
 		return nil
 	}
-	if err := unix.Sethostname([]byte(name)); err != nil {
-		return err
+	return unix.Sethostname([]byte(name))
+}
+
+// writeName writes the files that tell the guest's name.
+func writeName(name string) {
+	if name == "" {
+		return
 	}
 	// A full disk must not keep the guest from starting.
 	err := errors.Join(
@@ -203,7 +181,6 @@ func setName(name string) error {
 	if err != nil {
 		complain(err)
 	}
-	return nil
 }
 
 // complain tells the console, which the host keeps for people to read.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/carrel-vm/carrel/agent/machine"
 	"github.com/carrel-vm/carrel/agent/stage"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
@@ -19,7 +20,7 @@ import (
 // copyName is the argv[0] of the process that copies for one call. It runs as
 // the call's user, so that the kernel judges each file as it would for that
 // user's own cp.
-const copyName = "carrel-copy"
+const copyName = machine.CopyGroup
 
 // Files of a copy process.
 const (

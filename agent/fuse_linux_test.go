@@ -82,7 +82,7 @@ func TestNoFuse(t *testing.T) {
 	if err := k.attach(t.Context(), mount); err != nil {
 		t.Fatalf("control: %v", err)
 	}
-	if err := (mnt{"dev", "/dev", "tmpfs", fromHost, ""}).do(); err != nil {
+	if err := mnt("dev", "/dev", "tmpfs", fromHost, "").Do(); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Unmount("/dev", unix.MNT_DETACH) }()

@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"path"
+	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -21,11 +23,16 @@ type getter struct {
 	// counts them.
 	odd  string
 	odds int
-	buf  []byte
+	// foreign is the first that has a name, or leads to one, that is not UTF-8, for
+	// which the wire has no form; foreigns counts them.
+	foreign  string
+	foreigns int
+	buf      []byte
 }
 
 // get sends what is at the path, links as links. What is no file, folder or
-// link is left out and makes the copy end with an error that says so.
+// link, or has a name that cannot be sent, is left out and makes the copy end with
+// an error that says so.
 func get(conn io.Writer, req *wire.Get) error {
 	whole := path.Clean(req.Path)
 	base := path.Base(whole)
@@ -36,10 +43,24 @@ func get(conn io.Writer, req *wire.Get) error {
 	if err := g.entry(unix.AT_FDCWD, whole, base, 0); err != nil {
 		return err
 	}
+	var left []string
 	if g.odds > 0 {
-		return fmt.Errorf("%d entries are neither file, folder nor link and were left out; the first is %.200q", g.odds, g.odd)
+		left = append(left, fmt.Sprintf("%d entries are neither file, folder nor link and were left out; the first is %.200q", g.odds, g.odd))
+	}
+	if g.foreigns > 0 {
+		left = append(left, fmt.Sprintf("%d entries have names, or lead to names, that are not UTF-8 and cannot be copied; the first is %.200q (pack them there with tar, and copy that)", g.foreigns, g.foreign))
+	}
+	if len(left) > 0 {
+		return errors.New(strings.Join(left, "; "))
 	}
 	return nil
+}
+
+// leave counts an entry that cannot be sent for its name.
+func (g *getter) leave(name string) {
+	if g.foreigns++; g.foreigns == 1 {
+		g.foreign = name
+	}
 }
 
 func (g *getter) send(f *wire.File) error {
@@ -50,6 +71,10 @@ func (g *getter) send(f *wire.File) error {
 func (g *getter) entry(parent int, base, name string, depth int) error {
 	if depth >= maxDepth || len(name) > maxName {
 		return fmt.Errorf("%.200q is too deep to copy", name)
+	}
+	if !utf8.ValidString(base) {
+		g.leave(name)
+		return nil
 	}
 	fail := func(err error) error { return &os.PathError{Op: "copy from the guest", Path: name, Err: err} }
 	var st unix.Stat_t
@@ -63,6 +88,10 @@ func (g *getter) entry(parent int, base, name string, depth int) error {
 		n, err := unix.Readlinkat(parent, base, target)
 		if err != nil {
 			return fail(err)
+		}
+		if !utf8.Valid(target[:n]) {
+			g.leave(name)
+			return nil
 		}
 		f.Type, f.Target = wire.FileType_FILE_TYPE_SYMLINK, string(target[:n])
 		return g.send(f)

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/carrel-vm/carrel/agent/machine"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -63,7 +64,7 @@ func virtioFS(_ int, s *wire.Mount, at string) error {
 	if s.Type != "virtiofs" {
 		return fmt.Errorf("a share of type %.20q is unknown to this agent", s.Type)
 	}
-	return mnt{s.Tag, at, s.Type, flags(s), ""}.do()
+	return mnt(s.Tag, at, s.Type, flags(s), "").Do()
 }
 
 // lay mounts a share's layer over what is mounted at lower.
@@ -85,11 +86,11 @@ func (m mounter) lay(s *wire.Mount, lower, layer string) error {
 	if m.options != "" {
 		options = "," + m.options
 	}
-	merged := mnt{s.Tag, s.Path, "overlay", fromHost, "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + layer + "/work" + options}
+	merged := mnt(s.Tag, s.Path, "overlay", fromHost, "lowerdir="+lower+",upperdir="+upper+",workdir="+layer+"/work"+options)
 	if s.Layer == "" || m.disk == "" {
-		return merged.do()
+		return merged.Do()
 	}
-	return withSpare(filepath.Join(m.disk, layersDir, spareName), merged.do)
+	return withSpare(filepath.Join(m.disk, layersDir, spareName), merged.Do)
 }
 
 // spareName is a folder of empty files that the disk can do without; no layer
@@ -145,12 +146,12 @@ func (m mounter) layer(i int, s *wire.Mount) (dir string, inMemory bool, err err
 			return "", false, fmt.Errorf("layer of share %s on the scratch disk: %w", s.Tag, err)
 		}
 	default:
-		if fresh, err := freshDir(m.disk, "share"+strconv.Itoa(i), 0o700); err == nil {
+		if fresh, err := machine.FreshDir(m.disk, "share"+strconv.Itoa(i), 0o700); err == nil {
 			return fresh, false, errors.Join(os.Mkdir(fresh+"/upper", 0o755), os.Mkdir(fresh+"/work", 0o755))
 		}
 	}
 	dir = filepath.Join(upperDir, strconv.Itoa(i))
-	if err := (mnt{"layer", dir, "tmpfs", fromHost, "mode=0700,size=" + m.room()}).do(); err != nil {
+	if err := mnt("layer", dir, "tmpfs", fromHost, "mode=0700,size="+m.room()).Do(); err != nil {
 		return "", false, err
 	}
 	return dir, true, errors.Join(os.Mkdir(dir+"/upper", 0o755), os.Mkdir(dir+"/work", 0o755))
@@ -187,7 +188,7 @@ func (m mounter) keptLayer(dir string) error {
 
 // discard moves a folder of the disk to where it is removed in the background.
 func (m mounter) discard(path string) error {
-	trash := filepath.Join(m.disk, trashName)
+	trash := filepath.Join(m.disk, machine.TrashName)
 	if err := os.MkdirAll(trash, 0o700); err != nil {
 		return err
 	}

@@ -125,5 +125,5 @@ func boundOnce(i int, s *wire.Mount, at string) error {
 	if at == from {
 		return nil // it is there
 	}
-	return mnt{from, at, "", unix.MS_BIND, ""}.do()
+	return mnt(from, at, "", unix.MS_BIND, "").Do()
 }

@@ -73,6 +73,18 @@ func askDNS(conf string) (string, bool) {
 	return b.String(), changed
 }
 
+// askAgent makes the folder that an image may lack, and has names asked of the
+// agent.
+func askAgent(resolver string) error {
+	if err := os.MkdirAll("/etc", 0o755); err != nil {
+		return err
+	}
+	if err := replace("/etc/resolv.conf", resolver); err != nil {
+		complain(err)
+	}
+	return nil
+}
+
 // readOnly says whether a file could not be written because its file system
 // cannot: what is there must do then.
 func readOnly(err error) bool { return errors.Is(err, unix.EROFS) }

@@ -227,7 +227,7 @@ func TestLayerKept(t *testing.T) {
 		}
 	}
 	// A disk that is full keeps no guest from starting, and hides no change.
-	if err := (mnt{"small", "/run/small", "tmpfs", fromHost, "size=1m,nr_inodes=16"}).do(); err != nil {
+	if err := mnt("small", "/run/small", "tmpfs", fromHost, "size=1m,nr_inodes=16").Do(); err != nil {
 		t.Fatal(err)
 	}
 	small := *m

@@ -72,7 +72,7 @@ func ownPlaces(t *testing.T, who string) *mounter {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := (mnt{"run", "/run", "tmpfs", fromHost, "mode=0755"}).do(); err != nil {
+	if err := mnt("run", "/run", "tmpfs", fromHost, "mode=0755").Do(); err != nil {
 		t.Fatal(err)
 	}
 	for _, d := range []string{scratchDir, lowerDir, upperDir, emptyDir} {

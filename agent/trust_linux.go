@@ -26,6 +26,8 @@ const (
 	// sourcesDir is what update-ca-certificates reads, which programs that
 	// are installed later may run.
 	sourcesDir = "/usr/local/share/ca-certificates"
+	// sourceFile is certificate n there.
+	sourceFile = sourcesDir + "/" + ourName + "%d.crt"
 	// ourName begins the name of every certificate's file.
 	ourName = "carrel-"
 )
@@ -156,7 +158,7 @@ func trustHashes(root string, certs []certificate) error {
 		return err
 	}
 	for i, c := range certs {
-		file := fmt.Sprintf("%s/%s%d.crt", sourcesDir, ourName, i)
+		file := fmt.Sprintf(sourceFile, i)
 		if err := place(root+file, c.pem); err != nil {
 			return fmt.Errorf("write a certificate from the host: %w", err)
 		}
@@ -170,6 +172,10 @@ func trustHashes(root string, certs []certificate) error {
 // forgetHashes removes what an earlier start of a guest has left on its disk:
 // its CA is another one each time.
 func forgetHashes(root string) error {
+	// They are numbered from 0. In most guests nothing has started before.
+	if _, err := os.Lstat(root + fmt.Sprintf(sourceFile, 0)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	old, err := filepath.Glob(root + sourcesDir + "/" + ourName + "*.crt")
 	if err != nil {
 		return err

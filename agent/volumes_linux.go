@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/carrel-vm/carrel/agent/machine"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -22,7 +25,11 @@ const volumesDir = carrelDir + "/volumes"
 const volumeData = "data"
 
 // volumes are the disks that outlive this guest.
-type volumes struct{ places []string }
+type volumes struct {
+	// places are the mounts, in the order in which they were made; disks those
+	// of them that are whole file systems.
+	places, disks []string
+}
 
 // mount mounts what Setup says. What is on such a disk was written by another
 // guest, perhaps a hostile one: it is this guest's own kernel that reads it.
@@ -39,10 +46,10 @@ func (v *volumes) mount(ms []*wire.Mount) error {
 }
 
 func (v *volumes) one(i int, m *wire.Mount) error {
-	if !strings.HasPrefix(m.Tag, volumeSerial) {
+	if !strings.HasPrefix(m.Tag, machine.VolumeSerial) {
 		return fmt.Errorf("%.40q is no volume's serial number", m.Tag)
 	}
-	found, err := machine.disks(m.Tag)
+	found, err := machine.Disks(m.Tag)
 	if err != nil {
 		return err
 	}
@@ -51,10 +58,10 @@ func (v *volumes) one(i int, m *wire.Mount) error {
 	if err := os.MkdirAll(volumesDir, 0o700); err != nil {
 		return err
 	}
-	if err := (mnt{disk, at, "ext4", fromHost, diskOptions}).do(); err != nil {
+	if err := mnt(disk, at, "ext4", fromHost, machine.DiskOptions).Do(); err != nil {
 		return err
 	}
-	v.places = append(v.places, at)
+	v.places, v.disks = append(v.places, at), append(v.disks, at)
 	data := filepath.Join(at, volumeData)
 	switch err := os.Mkdir(data, 0o755); {
 	case err == nil:
@@ -77,18 +84,37 @@ func (v *volumes) one(i int, m *wire.Mount) error {
 	return nil
 }
 
-// unmount writes the volumes out and closes their file systems. What was deleted
-// on them a moment before may stay taken: the kernel gives it back by a worker in
-// the background, which gives up when the file system is being unmounted
-// (ext4_discard_work, fs/ext4/mballoc.c). One that is still in use can only be made
-// read-only.
+// trimTime bounds how much longer a stop takes for what is given back.
+const trimTime = 5 * time.Second
+
+// giveBack has the volumes and the disk for the guest's changes, if there is one,
+// give back what was deleted on them. The kernel does so by a worker in the
+// background, which gives up when a file system is being unmounted
+// (ext4_discard_work, fs/ext4/mballoc.c).
+func (v *volumes) giveBack(disk string) {
+	places := slices.Clone(v.disks)
+	if disk != "" {
+		places = append(places, disk)
+	}
+	if len(places) == 0 {
+		return
+	}
+	unix.Sync() // free is what the journal has freed
+	end := time.Now().Add(trimTime)
+	for _, p := range places {
+		machine.Trim(p, end)
+	}
+}
+
+// unmount writes the volumes out and closes their file systems. One that is still
+// in use can only be made read-only.
 func (v *volumes) unmount() {
 	for i := len(v.places) - 1; i >= 0; i-- {
 		if unix.Unmount(v.places[i], unix.UMOUNT_NOFOLLOW) != nil {
 			_ = unix.Mount("", v.places[i], "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
 		}
 	}
-	v.places = nil
+	v.places, v.disks = nil, nil
 }
 
 // taskID is the user and group of tasks that ask for none.

@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/carrel-vm/carrel/agent/machine"
 )
 
 // WallOptions say in what kind of process sandbox an agent is.
@@ -58,7 +60,7 @@ func Wall(ctx context.Context, o WallOptions) error {
 			disk = scratchDir
 		}
 		// That of the namespace above is what is seen so far.
-		if err := mountAll(mnt{"proc", "/proc", "proc", quiet, ""}, mnt{"mqueue", "/dev/mqueue", "mqueue", quiet, ""}); err != nil {
+		if err := machine.MountAll(mnt("proc", "/proc", "proc", quiet, ""), mnt("mqueue", "/dev/mqueue", "mqueue", quiet, "")); err != nil {
 			return err
 		}
 	} else {
@@ -287,7 +289,7 @@ func wallGroups() (string, error) {
 	if os.Geteuid() != 0 {
 		return "", nil
 	}
-	if err := (mnt{"cgroup2", groupsDir, "cgroup2", quiet, ""}).do(); err != nil {
+	if err := mnt("cgroup2", groupsDir, "cgroup2", quiet, "").Do(); err != nil {
 		return "", nil // the host has no version 2
 	}
 	for _, d := range []string{agentGroup, tasksGroup, filepath.Join(tasksGroup, copyName)} {
@@ -305,7 +307,7 @@ func wallGroups() (string, error) {
 	}
 	var enable []string
 	for c := range strings.FieldsSeq(string(have)) {
-		if strings.Contains(controllers+" ", "+"+c+" ") {
+		if strings.Contains(machine.Controllers+" ", "+"+c+" ") {
 			enable = append(enable, "+"+c)
 		}
 	}

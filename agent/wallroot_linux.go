@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/carrel-vm/carrel/agent/machine"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -37,7 +38,7 @@ func wallRoot(o WallOptions) (disk string, err error) {
 			return "", err
 		}
 	}
-	if err := ownFolders(newRoot); err != nil {
+	if err := machine.OwnFolders(newRoot); err != nil {
 		return "", err
 	}
 	for _, d := range []string{"/proc", "/dev"} {
@@ -45,7 +46,7 @@ func wallRoot(o WallOptions) (disk string, err error) {
 			return "", fmt.Errorf("move %s: %w", d, err)
 		}
 	}
-	if err := mountAll(mnt{"run", newRoot + "/run", "tmpfs", fromHost, "mode=0755,size=" + part(o.MemoryMiB, 10)}); err != nil {
+	if err := machine.MountAll(mnt("run", newRoot+"/run", "tmpfs", fromHost, "mode=0755,size="+part(o.MemoryMiB, 10))); err != nil {
 		return "", err
 	}
 	for _, d := range []string{scratchDir, lowerDir, upperDir} {
@@ -97,7 +98,7 @@ func layRoot(at string, memoryMiB int) (disk string, err error) {
 	changes := wallChanges
 	if _, err := os.Stat(changes); err == nil {
 		disk = changes
-	} else if err := mountAll(mnt{"changes", changes, "tmpfs", fromHost, "mode=0755,size=" + part(memoryMiB, 75)}); err != nil {
+	} else if err := machine.MountAll(mnt("changes", changes, "tmpfs", fromHost, "mode=0755,size="+part(memoryMiB, 75))); err != nil {
 		return "", err
 	}
 	for _, d := range []string{"/upper", "/work"} {
@@ -105,7 +106,7 @@ func layRoot(at string, memoryMiB int) (disk string, err error) {
 			return "", err
 		}
 	}
-	return disk, mountAll(mnt{"root", at, "overlay", fromHost, "lowerdir=" + wallImage + ",upperdir=" + changes + "/upper,workdir=" + changes + "/work," + plainUser})
+	return disk, machine.MountAll(mnt("root", at, "overlay", fromHost, "lowerdir="+wallImage+",upperdir="+changes+"/upper,workdir="+changes+"/work,"+plainUser))
 }
 
 // part is percent of a guest's memory as a tmpfs takes it.
@@ -113,21 +114,21 @@ func part(memoryMiB, percent int) string { return strconv.Itoa(memoryMiB*percent
 
 // settleWall mounts and writes what programs expect beside their files.
 func settleWall(o WallOptions, disk string) error {
-	tmp := mnt{"tmp", "/tmp", "tmpfs", fromHost, "mode=1777,size=" + part(o.MemoryMiB, 50)}
+	tmp := mnt("tmp", "/tmp", "tmpfs", fromHost, "mode=1777,size="+part(o.MemoryMiB, 50))
 	if disk != "" {
-		emptyTrash(disk, nil)
-		if fresh, err := freshDir(disk, "tmp", 0o1777); err == nil {
-			tmp = mnt{fresh, "/tmp", "", unix.MS_BIND, ""}
+		machine.EmptyTrash(disk, nil)
+		if fresh, err := machine.FreshDir(disk, "tmp", 0o1777); err == nil {
+			tmp = mnt(fresh, "/tmp", "", unix.MS_BIND, "")
 		}
 	}
 	pts := "mode=0620,gid=5,ptmxmode=0666"
 	if o.OneUser {
 		pts = "mode=0620,ptmxmode=0666" // there is no group 5
 	}
-	err := mountAll(tmp,
-		mnt{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, pts},
-		mnt{"shm", "/dev/shm", "tmpfs", fromHost, "mode=1777,size=" + part(o.MemoryMiB, 50)},
-		mnt{"mqueue", "/dev/mqueue", "mqueue", quiet, ""},
+	err := machine.MountAll(tmp,
+		mnt("devpts", "/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, pts),
+		mnt("shm", "/dev/shm", "tmpfs", fromHost, "mode=1777,size="+part(o.MemoryMiB, 50)),
+		mnt("mqueue", "/dev/mqueue", "mqueue", quiet, ""),
 	)
 	if err != nil {
 		return err
@@ -242,7 +243,7 @@ func ownCertificates() error {
 	if err != nil {
 		return fmt.Errorf("copy the host's certificates: %w", err)
 	}
-	return mountAll(mnt{to, certs, "", unix.MS_BIND, ""})
+	return machine.MountAll(mnt(to, certs, "", unix.MS_BIND, ""))
 }
 
 // bindType is the type of a share that the driver has mounted.

@@ -60,6 +60,10 @@ type Options struct {
 	GitHosts []string
 	// Trace gets the parts of the start; nil: nobody asks.
 	Trace *Trace
+	// Confine takes from this process what a guest that runs does not need; nil
+	// does nothing. It is called when the machine runs and all that serves it has
+	// started, before a byte of the guest's is read.
+	Confine func() error
 }
 
 // Guest is one running guest.
@@ -158,17 +162,23 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	o.Trace.Add("machine runs", begun, g.Ran)
 	go g.watch()
 
+	err = <-served
+	served <- err // for the one above
+	if err != nil {
+		return nil, err
+	}
+	if o.Confine != nil { // while the guest boots
+		confined := o.Trace.Begin("keeper confined")
+		if err := o.Confine(); err != nil {
+			return nil, fmt.Errorf("the keeper could not confine itself: %w", err)
+		}
+		confined()
+	}
 	conn, err := g.accept(ctx, ln)
 	if err != nil {
 		return nil, err
 	}
 	g.boot = newBootStream(conn)
-	err = <-served
-	served <- err // for the one above
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
 	if o.Outside != nil {
 		waited := o.Trace.Begin("egress process told what to trust")
 		if setup.Trust, err = o.Outside.trusted(ctx); err != nil {

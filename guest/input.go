@@ -99,7 +99,7 @@ func (in *input) resize(rows, cols uint32) {
 
 func (in *input) send(f *wire.Input) {
 	in.mu.Lock()
-	if len(in.control) < maxControl {
+	if len(in.control) < maxControl && !in.over {
 		in.control = append(in.control, f)
 	}
 	in.cond.Broadcast()
@@ -118,9 +118,10 @@ func (in *input) taken(n uint32) bool {
 	return true
 }
 
+// end lets go of what nobody takes any more: a task is remembered for long after.
 func (in *input) end() {
 	in.mu.Lock()
-	in.over = true
+	in.over, in.stdin, in.control = true, nil, nil
 	in.cond.Broadcast()
 	in.mu.Unlock()
 }

@@ -44,3 +44,31 @@ func TestInputAt(t *testing.T) {
 		t.Error("written after the end")
 	}
 }
+
+// A task that has ended is remembered, and what was on its way to it is not: a
+// keeper with thousands of them would hold a window of input for each.
+func TestEndedInputHoldsNothing(t *testing.T) {
+	in := newInput()
+	if err := in.write(t.Context(), make([]byte, wire.StdinWindow)); err != nil {
+		t.Fatal(err)
+	}
+	in.signal(15)
+	for range 2 { // the signal, and some of the input
+		if in.next() == nil {
+			t.Fatal("control: nothing was on its way")
+		}
+	}
+	in.signal(15)
+	if cap(in.stdin) == 0 || cap(in.control) == 0 {
+		t.Fatal("control: nothing is held")
+	}
+	in.end()
+	in.signal(9)
+	in.resize(24, 80)
+	if err := in.write(t.Context(), []byte("late")); err == nil {
+		t.Error("input was taken after the end")
+	}
+	if cap(in.stdin) != 0 || cap(in.control) != 0 || in.next() != nil {
+		t.Errorf("it holds %d bytes and %d signals", cap(in.stdin), cap(in.control))
+	}
+}

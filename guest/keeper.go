@@ -264,18 +264,13 @@ func (k *Keeper) keep(ctx context.Context) string {
 	}
 	g, err := Start(ctx, Options{
 		Grant: grant, Parts: k.req.Parts, Driver: k.opts.Driver, Shares: shared, Console: con, Log: k.log,
-		Outside: out, Env: env, GitHosts: gitHosts(grant.EgressRules()), Trace: k.trace,
+		Outside: out, Env: env, GitHosts: gitHosts(grant.EgressRules()), Trace: k.trace, Confine: k.opts.Confine,
 	})
 	if err != nil {
 		k.log.Error("start", "error", err)
 		return err.Error()
 	}
 	defer g.Close()
-	confined := k.trace.Begin("keeper confined")
-	if err := k.opts.Confine(); err != nil {
-		return "the keeper could not confine itself: " + err.Error()
-	}
-	confined()
 	Crash("keeper: before ready")
 	if err := k.journal.add(&record{Guest: &guestRecord{State: "ready"}}); err != nil {
 		return err.Error()

@@ -2,11 +2,9 @@ package uevent
 
 import (
 	"errors"
-	"fmt"
 	"os"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // kernelGroup is the multicast group of the kernel's own messages; another is
@@ -19,13 +17,13 @@ type Socket struct{ fd int }
 // Open begins to listen. What was there before is not told again: look for
 // it after Open.
 func Open() (*Socket, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
+	fd, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, syscall.NETLINK_KOBJECT_UEVENT)
 	if err != nil {
-		return nil, fmt.Errorf("hear of devices: %w", os.NewSyscallError("socket", err))
+		return nil, deaf("socket", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: kernelGroup}); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("hear of devices: %w", os.NewSyscallError("bind", err))
+	if err := syscall.Bind(fd, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK, Groups: kernelGroup}); err != nil {
+		syscall.Close(fd)
+		return nil, deaf("bind", err)
 	}
 	return &Socket{fd}, nil
 }
@@ -40,15 +38,15 @@ func (s *Socket) Next(end time.Time) error {
 			return os.ErrDeadlineExceeded
 		}
 		// A time of zero would be none.
-		tv := unix.NsecToTimeval(max(left, time.Millisecond).Nanoseconds())
-		if err := unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		tv := syscall.NsecToTimeval(max(left, time.Millisecond).Nanoseconds())
+		if err := syscall.SetsockoptTimeval(s.fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &tv); err != nil {
 			return os.NewSyscallError("setsockopt", err)
 		}
-		_, _, err := unix.Recvfrom(s.fd, word[:], 0)
+		_, _, err := syscall.Recvfrom(s.fd, word[:], 0)
 		switch {
-		case err == nil || errors.Is(err, unix.ENOBUFS):
+		case err == nil || errors.Is(err, syscall.ENOBUFS):
 			return nil
-		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN):
+		case errors.Is(err, syscall.EINTR) || errors.Is(err, syscall.EAGAIN):
 		default:
 			return os.NewSyscallError("recvfrom", err)
 		}
@@ -56,4 +54,10 @@ func (s *Socket) Next(end time.Time) error {
 }
 
 // Close ends it.
-func (s *Socket) Close() error { return unix.Close(s.fd) }
+func (s *Socket) Close() error { return syscall.Close(s.fd) }
+
+// deaf names the call that kept this from hearing anything. It is no fmt.Errorf
+// because a machine's first process needs this package early: see package machine.
+func deaf(call string, err error) error {
+	return &os.PathError{Op: "hear of devices", Path: call, Err: err}
+}

@@ -15,9 +15,10 @@ type figure struct {
 	// Value is the median where N is more than one.
 	Value float64 `json:"value"`
 	Unit  string  `json:"unit"`
-	// P50 and P95 are of N; Low and High are the least and the greatest.
+	// P50, P95 and P99 are of N; Low and High are the least and the greatest.
 	P50  float64 `json:"p50,omitempty"`
 	P95  float64 `json:"p95,omitempty"`
+	P99  float64 `json:"p99,omitempty"`
 	Low  float64 `json:"low,omitempty"`
 	High float64 `json:"high,omitempty"`
 	// RatioTo names the figure that a ratio is to.
@@ -49,7 +50,9 @@ var nothing = limit{bound: math.SmallestNonzeroFloat64}
 // add finishes a figure, prints it and keeps it.
 func (b *bench) add(f figure, goal limit) {
 	f.Host, f.Commit = b.about.String(), b.commit
-	f.Value, f.P50, f.P95, f.Low, f.High = round(f.Value), round(f.P50), round(f.P95), round(f.Low), round(f.High)
+	for _, x := range []*float64{&f.Value, &f.P50, &f.P95, &f.P99, &f.Low, &f.High} {
+		*x = round(*x)
+	}
 	if !goal.none() {
 		met := f.Value <= goal.bound
 		f.Goal = fmt.Sprintf("≤ %g", goal.bound)
@@ -83,6 +86,14 @@ func (b *bench) latency(name, unit string, values []float64, goal limit, how str
 	s := slices.Sorted(slices.Values(values))
 	p50, p95 := quantile(s, 0.5), quantile(s, 0.95)
 	b.add(figure{Name: name, Value: p50, Unit: unit, P50: p50, P95: p95, Low: s[0], High: s[len(s)-1], N: len(s), How: how}, goal)
+}
+
+// tail adds so many measurements of one thing, in ms, that p99 says something.
+func (b *bench) tail(name string, values []float64, goal limit, how string) {
+	s := slices.Sorted(slices.Values(values))
+	f := figure{Name: name, Unit: "ms", P50: quantile(s, 0.5), P95: quantile(s, 0.95), P99: quantile(s, 0.99), Low: s[0], High: s[len(s)-1], N: len(s), How: how}
+	f.Value = f.P50
+	b.add(f, goal)
 }
 
 // ratio adds the median of the ratios of pairs, each measured back to back.

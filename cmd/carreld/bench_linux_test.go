@@ -57,6 +57,21 @@ func TestBench(t *testing.T) {
 	if b.part("layers") {
 		b.carriers(w, true)
 	}
+	if b.part("backend") {
+		b.calls()
+		b.holders()
+	}
+	for _, wall := range b.backendWalls() {
+		if b.part("tasks") {
+			b.tasks(wall)
+		}
+		if b.part("output") {
+			b.output(wall)
+		}
+		if b.part("pool") {
+			b.throughPool(wall)
+		}
+	}
 	if b.part("exec") || b.part("vsock") || b.part("share") {
 		m := newBenchMachine(b, w)
 		if b.part("exec") {

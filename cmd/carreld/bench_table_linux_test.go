@@ -87,6 +87,8 @@ func (b *bench) table() string {
 	for _, f := range b.all {
 		spread, goal, value := "", f.Goal, fmt.Sprintf("%g %s", f.Value, f.Unit)
 		switch {
+		case f.P99 != 0:
+			spread = fmt.Sprintf("p95 %g, p99 %g", f.P95, f.P99)
 		case f.P95 != 0:
 			spread = fmt.Sprintf("p95 %g", f.P95)
 		case f.N > 1:

@@ -86,6 +86,7 @@ var egressCases = []egressCase{
 	{"SecondPath", testEgressSecondPath},
 	{"CrossGuest", testEgressCrossGuest},
 	{"Flood", testEgressFlood},
+	{"NetworkChanges", testEgressNetworkChanges},
 	{"DaemonKilled", testEgressDaemonKilled},
 	{"StopStart", testEgressStopStart},
 	{"AgentDies", testEgressAgentDies},
@@ -96,7 +97,7 @@ var egressCases = []egressCase{
 // alone, for the time that they take under software emulation: all of them are
 // six to seven minutes on an idle machine, the others three to four. Behind the
 // process wall they run each time.
-var notInMachine = []string{"Rebinding", "Placeholder", "SecretAbsent", "Flood"}
+var notInMachine = []string{"Rebinding", "Placeholder", "SecretAbsent", "Flood", "NetworkChanges"}
 
 // onlyFull are the cases that run with CARREL_SCALE=full alone behind every
 // wall: they need what scripts/setup does not install (a JDK, 300 MB).

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"unicode/utf8"
 
@@ -13,7 +15,7 @@ import (
 
 // A13, H11: names with every byte that a name may have. Those that the API has a
 // form for (UTF-8) are listed, read and copied as they are; the others are
-// counted as left out by a look, a copy says so by name, and nothing else comes
+// counted as left out by a look and by a copy, which says one by name, and nothing else comes
 // of them: the daemon, the keeper and the guest go on.
 func TestEveryByteInNames(t *testing.T) {
 	w := newRing2(t)
@@ -99,7 +101,26 @@ func TestEveryByteInNames(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("a copy of names that are not UTF-8: %v", c.Get(t.Context(), "box", bad, filepath.Join(w.work, "none"), client.CopyOptions{}))
+	// What cannot be named is not copied, and the error says how much of it there is, and one.
+	if err := os.Symlink("to\xff", filepath.Join(bad, "leads")); err != nil {
+		t.Fatal(err)
+	}
+	err := c.Get(t.Context(), "box", bad, filepath.Join(w.work, "none"), client.CopyOptions{})
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%d entries have names", odd+1)) || !strings.Contains(err.Error(), `\x`) && !strings.Contains(err.Error(), "bad/leads") {
+		t.Errorf("a copy of names that are not UTF-8: %v", err)
+	}
+	in := filepath.Join(w.work, "in")
+	for what, make := range map[string]func() error{
+		"a name":        func() error { return os.WriteFile(filepath.Join(in, "a\xffb"), nil, 0o600) },
+		"a link's goal": func() error { return os.Symlink("a\xffb", filepath.Join(in, "link")) },
+	} {
+		if err := errors.Join(os.RemoveAll(in), os.Mkdir(in, 0o700), make()); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Put(t.Context(), "box", in, filepath.Join(w.work, "in2"), client.CopyOptions{}); err == nil || !strings.Contains(err.Error(), `"a\xffb"`) {
+			t.Errorf("%s that is not UTF-8, into the guest: %v", what, err)
+		}
+	}
 	if r := sh(t, c, "box", "", "echo still here"); r.out != "still here\n" {
 		t.Errorf("afterwards: %+v", r)
 	}

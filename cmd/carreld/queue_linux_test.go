@@ -16,7 +16,9 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
+	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/client"
 )
 
 // policy writes the home's policy.yaml.
@@ -374,5 +376,59 @@ func TestStartQueueKilled(t *testing.T) {
 	}
 	if got := names(); len(got) != 2 {
 		t.Errorf("asked again with the key: %v", got)
+	}
+}
+
+// Where as many tasks run as may, one that waits gets the next place; one that does
+// not wait gets none before it.
+func TestTaskQueue(t *testing.T) {
+	w := newRing2(t)
+	w.start()
+	c := w.client()
+	w.guest(c, "box")
+	var last *client.Process
+	for range guest.MaxTasks {
+		var err error
+		if last, err = c.StartTask(t.Context(), client.Task{Guest: "box", Args: []string{"sleep", "1000"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := w.raw()
+	ask := func(ctx context.Context, wait bool, key string) (*api.Task, error) {
+		return r.run(ctx, &api.StartTaskRequest{Guest: "box", Wait: wait, IdempotencyKey: key, Spec: &api.TaskSpec{Argv: []string{"sleep", "1000"}}})
+	}
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := ask(short, true, ""); connect.CodeOf(err) != connect.CodeDeadlineExceeded {
+		t.Errorf("a deadline: %v", err)
+	}
+	type answer struct {
+		t   *api.Task
+		err error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		x, err := ask(t.Context(), true, "k")
+		got <- answer{x, err}
+	}()
+	eventually(t, "who does not wait is told that others do", func() bool {
+		_, err := ask(t.Context(), false, "")
+		if word(err) != "too_many_tasks" {
+			t.Fatalf("one too many: %v", err)
+		}
+		return strings.Contains(err.Error(), "others wait")
+	})
+	if _, err := r.tasks.Cancel(t.Context(), connect.NewRequest(&api.CancelTaskRequest{Guest: "box", Task: last.ID, GraceNanos: -1})); err != nil {
+		t.Fatal(err)
+	}
+	a := <-got
+	if a.err != nil {
+		t.Fatalf("one that waited: %v", a.err)
+	}
+	if again, err := ask(t.Context(), false, "k"); err != nil || again.Id != a.t.Id { // how to ask is no part of what is asked for
+		t.Errorf("asked again with its key: %v %v", again, err)
+	}
+	if list, err := c.Tasks(t.Context(), "box"); err != nil || len(list) != guest.MaxTasks+1 {
+		t.Errorf("%d tasks: %v", len(list), err)
 	}
 }

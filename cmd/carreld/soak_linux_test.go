@@ -179,6 +179,20 @@ func (w *world) soakRound(t *testing.T, c *client.Client, i int, fault string) (
 			var ee *client.ExitError
 			switch {
 			case x.mine && suffers && errors.As(err, &ee) && ee.Interrupted:
+			case fault == "daemon killed" && x.want == big && errors.Is(err, client.ErrInputLost):
+				// The daemon died with input on its way, which nobody sends twice. The task
+				// has seen all of it, or waits for the rest until somebody ends it.
+				var out bytes.Buffer
+				p, err := c.Attach(ctx, x.p.Guest, x.p.ID, client.AttachOptions{Stdout: &out})
+				if err == nil {
+					p.Signal(client.Signal(syscall.SIGKILL)) // fails where the task has ended
+					err = p.Wait()
+				}
+				whole := err == nil && out.String() == big
+				part := errors.As(err, &ee) && !ee.Interrupted && ee.Signal == client.Signal(syscall.SIGKILL) && strings.HasPrefix(big, out.String())
+				if !whole && !part {
+					t.Errorf("task %d, whose input was lost: %v, with %d bytes of output", n, err, out.Len())
+				}
 			case err == nil && x.code == 0 || errors.As(err, &ee) && !ee.Interrupted && ee.Status == x.code:
 				if x.out.String() != x.want {
 					t.Errorf("task %d: %d bytes of output, want %d", n, x.out.Len(), len(x.want))

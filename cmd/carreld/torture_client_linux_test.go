@@ -283,6 +283,10 @@ func (x *torture) check(ctx context.Context) {
 		// Status 3 says that the job could not write down that it ran: its machine was
 		// ending, and the share had gone first.
 		good := k.State == api.TaskState_TASK_STATE_EXITED && (!j.sleep && k.Ending.GetSignal() == 0 || j.sleep && j.out.Len() > 0)
+		// A guest whose share process was killed is stopped, which ends its tasks.
+		if good && j.sleep && k.Ending.GetSignal() == 15 {
+			good = false
+		}
 		if good && len(x.spec.Shares) > 0 && k.Ending.GetStatus() == 3 && ran[j.n] == 0 {
 			good = false
 		}
@@ -321,7 +325,7 @@ func (x *torture) reread(ctx context.Context, last map[string]*api.Task) {
 	n := 0
 	for i := len(x.jobs) - 1; i >= 0 && n < 20; i-- {
 		j := x.jobs[i]
-		if k := last[j.id]; k == nil || k.State != api.TaskState_TASK_STATE_EXITED || k.Ending.GetSignal() != 0 || j.sleep {
+		if k := last[j.id]; k == nil || k.State != api.TaskState_TASK_STATE_EXITED || k.Ending.GetSignal() != 0 || k.Ending.GetStatus() != 0 || j.sleep {
 			continue
 		}
 		var out bytes.Buffer
@@ -338,26 +342,17 @@ func (x *torture) reread(ctx context.Context, last map[string]*api.Task) {
 	}
 }
 
-// bounds of a series: the middle, the 99th of a hundred, the largest.
-func bounds(d []time.Duration) string {
-	if len(d) == 0 {
-		return "none"
-	}
-	s := append([]time.Duration(nil), d...)
-	slices.Sort(s)
-	at := func(q float64) time.Duration {
-		return s[min(len(s)-1, int(q*float64(len(s))))].Round(100 * time.Microsecond)
-	}
-	return fmt.Sprintf("p50 %v, p99 %v, max %v (of %d)", at(0.5), at(0.99), s[len(s)-1].Round(100*time.Microsecond), len(s))
-}
-
 // report prints what came of it, and adds a row to the table of
 // docs/reliability.md where it is told the file. With no loss in n kills, the
 // chance of one is below 3/n with 95 % confidence (the rule of three).
 func (r *toll) report(t *testing.T) {
 	bound := fmt.Sprintf("%.2g", 3/float64(r.kills()))
-	t.Logf("kills %d %v, %d times the disk failed, %d processes stood still, in %v; tasks acknowledged %d (exited %d, interrupted %d), requests never answered %d; lost %d, ran twice %d, orphans %d; a daemon served again after %s; a guest was ready again after %s; 95 %% bound of a loss per kill: %s",
-		r.kills(), r.Kills, r.Failures, r.Stood, r.Took.Round(time.Second), r.Exited+r.Broken, r.Exited, r.Broken, r.Unanswered, r.Lost, r.Twice, r.Orphans, bounds(r.Daemon), bounds(r.Guest), bound)
+	stood := 0
+	for _, n := range r.Stood {
+		stood += n
+	}
+	t.Logf("kills %d %v, %d times the disk failed, %d processes stood still %v, in %v; tasks acknowledged %d (exited %d, interrupted %d), requests never answered %d; lost %d, ran twice %d, orphans %d; a daemon served again after %s; a guest was ready again after %s; 95 %% bound of a loss per kill: %s",
+		r.kills(), r.Kills, r.Failures, stood, r.Stood, r.Took.Round(time.Second), r.Exited+r.Broken, r.Exited, r.Broken, r.Unanswered, r.Lost, r.Twice, r.Orphans, bounds(r.Daemon), bounds(r.Guest), bound)
 	path := os.Getenv("CARREL_TORTURE_TABLE")
 	if path == "" || t.Failed() {
 		return
@@ -367,11 +362,13 @@ func (r *toll) report(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	var by []string
-	for _, k := range slices.Sorted(maps.Keys(r.Kills)) {
-		by = append(by, fmt.Sprintf("%s %d", k, r.Kills[k]))
+	each := func(m map[string]int) (by []string) {
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			by = append(by, fmt.Sprintf("%s %d", k, m[k]))
+		}
+		return by
 	}
-	by = append(by, fmt.Sprintf("and the disk failed %d times, %d processes stood still", r.Failures, r.Stood))
+	by := append(each(r.Kills), fmt.Sprintf("and the disk failed %d times, %d processes stood still (%s)", r.Failures, stood, strings.Join(each(r.Stood), ", ")))
 	if _, err := fmt.Fprintf(f, "| %s | %s | %d: %s | %d | %d | %d | %d | %s | %s | %s |\n", time.Now().UTC().Format(time.DateOnly), strings.TrimPrefix(t.Name(), "TestTorture/"), r.kills(), strings.Join(by, ", "),
 		r.Exited+r.Broken, r.Lost, r.Twice, r.Orphans, bounds(r.Daemon), bounds(r.Guest), bound); err != nil {
 		t.Fatal(err)

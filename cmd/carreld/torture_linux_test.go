@@ -63,8 +63,8 @@ type toll struct {
 	Unanswered     int // requests that were never answered
 	Lost, Twice    int
 	Orphans        int
-	Failures       int // times at which the disk failed, or was full
-	Stood          int // processes that stood still for a moment
+	Failures       int            // times at which the disk failed, or was full
+	Stood          map[string]int // processes that stood still for a moment
 }
 
 func (t *toll) kills() (n int) {
@@ -75,8 +75,9 @@ func (t *toll) kills() (n int) {
 }
 
 // F01, F02, F03, F04: clients submit, attach, cancel and read while daemon, keeper,
-// agent, egress process and, where there is one, the process of the wall are
-// killed at random instants, and daemon and keeper at named points too.
+// egress process, agent, and where there are some
+// hypervisor, wall and share process are killed at random instants or stand still,
+// and daemon and keeper are killed at named points too.
 func TestTorture(t *testing.T) {
 	t.Run("bare", func(t *testing.T) {
 		w := newRing2(t)
@@ -135,7 +136,7 @@ func (x *torture) run(t *testing.T, kills int) {
 		seed, _ = strconv.ParseUint(s, 10, 64)
 	}
 	t.Logf("again: CARREL_TORTURE_SEED=%d go test -run '%s' ./cmd/carreld (the instants are never the same)", seed, t.Name())
-	x.r, x.names, x.newer, x.toll.Kills = rand.New(rand.NewPCG(seed, 1)), []string{"one", "two"}, make(chan struct{}), map[string]int{}
+	x.r, x.names, x.newer, x.toll.Kills, x.toll.Stood = rand.New(rand.NewPCG(seed, 1)), []string{"one", "two"}, make(chan struct{}), map[string]int{}, map[string]int{}
 	x.told, x.moved = map[api.TaskState]int{}, make(chan struct{}, 1)
 	if x.marks != "" {
 		if err := os.Mkdir(x.marks, 0o700); err != nil {
@@ -262,9 +263,20 @@ func (x *torture) strike(ctx context.Context) {
 		x.hurt()
 		return
 	}
-	if x.r.IntN(5) < 3 {
+	stands := false
+	if x.r.IntN(16) == 0 {
+		if x.stand("daemon", x.d.Process.Pid) {
+			return
+		}
+		stands = true
+	}
+	if stands || x.r.IntN(5) < 3 {
 		x.count("daemon")
 		x.killDaemon()
+		return
+	}
+	if x.spec.Boundary == wallVM && x.r.IntN(6) == 0 {
+		x.endAgent(ctx)
 		return
 	}
 	kinds := x.victims()
@@ -287,12 +299,7 @@ func (x *torture) strike(ctx context.Context) {
 	kind := names[x.r.IntN(len(names))]
 	pid := kinds[kind][x.r.IntN(len(kinds[kind]))]
 	owner, keeper := x.owner(ctx, pid)
-	if x.r.IntN(8) == 0 { // it stands still for a moment, which is nobody's end
-		if killOne(pid, syscall.SIGSTOP) == nil {
-			x.toll.Stood++
-			time.Sleep(time.Duration(x.r.IntN(50)) * time.Millisecond)
-			killOne(pid, syscall.SIGCONT)
-		}
+	if x.r.IntN(5) == 0 && x.stand(victim(kind), pid) {
 		return
 	}
 	began := time.Now()
@@ -300,6 +307,11 @@ func (x *torture) strike(ctx context.Context) {
 		return
 	}
 	x.count(victim(kind))
+	if kind == "share" && owner != "" { // its guest goes on without it: what is asked for is a guest that has it
+		c := x.raw()
+		c.guests.Stop(ctx, connect.NewRequest(&api.StopGuestRequest{Name: owner}))
+		c.close()
+	}
 	if owner != "" && x.again(ctx, owner, keeper) {
 		x.toll.Guest = append(x.toll.Guest, time.Since(began))
 	}
@@ -308,6 +320,47 @@ func (x *torture) strike(ctx context.Context) {
 		defer c.close()
 		c.guests.Remove(ctx, connect.NewRequest(&api.RemoveGuestRequest{Name: x.names[x.r.IntN(len(x.names))], Force: true}))
 	}
+}
+
+// endAgent ends the agent inside a machine, as only the guest's own root can: it is
+// the first process there, which dies of no signal that it has no handler for, and
+// Go has one for this.
+func (x *torture) endAgent(ctx context.Context) {
+	c := x.raw()
+	defer c.close()
+	name := x.names[x.r.IntN(len(x.names))]
+	r, err := c.guests.Inspect(ctx, connect.NewRequest(&api.InspectGuestRequest{Name: name}))
+	if err != nil || r.Msg.Guest.GetState() != api.GuestState_GUEST_STATE_READY {
+		return
+	}
+	began := time.Now()
+	if _, err := c.run(ctx, &api.StartTaskRequest{Guest: name, Spec: &api.TaskSpec{User: "root", Argv: []string{"/bin/sh", "-c", "kill -TERM 1"}}}); err != nil {
+		return // it may have come to it all the same
+	}
+	x.count("agent")
+	if x.again(ctx, name, r.Msg.Guest.KeeperPid) {
+		x.toll.Guest = append(x.toll.Guest, time.Since(began))
+	}
+}
+
+// stand has a process stand still for a random moment, of two seconds at most, which
+// is nobody's end. In one case of four it is to be killed then, as it stands, and
+// stand says that it goes on no more.
+func (x *torture) stand(kind string, pid int) (goesOn bool) {
+	if killOne(pid, syscall.SIGSTOP) != nil {
+		return true // it has ended
+	}
+	x.toll.Stood[kind]++
+	most := 50
+	if x.r.IntN(4) == 0 {
+		most = 2000
+	}
+	time.Sleep(time.Duration(x.r.IntN(most)) * time.Millisecond)
+	if x.r.IntN(4) == 0 {
+		return false
+	}
+	killOne(pid, syscall.SIGCONT)
+	return true
 }
 
 // hurt has the disk fail, or be full, for a random moment while the clients work.
@@ -389,6 +442,19 @@ func (x *torture) victims() map[string][]int {
 			if pid := childOf(x.t, pid, "-machine"); pid != 0 { // an option of QEMU's
 				kinds["hypervisor"] = append(kinds["hypervisor"], pid)
 			}
+			// What follows has nothing of the daemon's environment, by which processes finds the others.
+			if pid := childOf(x.t, pid, "share"); pid != 0 {
+				kinds["share"] = append(kinds["share"], pid)
+			}
+			if wall := childOf(x.t, pid, "wall"); wall != 0 {
+				kinds["wall"] = append(kinds["wall"], wall)
+				if bwrap := childOf(x.t, wall, "wall"); bwrap != 0 { // which is told what it is to run
+					kinds["bwrap"] = append(kinds["bwrap"], bwrap)
+					if agent := childOf(x.t, bwrap, "wall"); agent != 0 {
+						kinds["serve"] = append(kinds["serve"], agent)
+					}
+				}
+			}
 		}
 	}
 	return kinds
@@ -407,7 +473,7 @@ func parent(pid int) int {
 
 // victim names a kind of process as a reader knows it.
 func victim(verb string) string {
-	if n, ok := map[string]string{"keep": "keeper", "serve": "agent", "egress": "egress process", "wall": "hypervisor (wall)", "share": "share process", "review": "review process"}[verb]; ok {
+	if n, ok := map[string]string{"keep": "keeper", "serve": "agent", "egress": "egress process", "wall": "wall process", "share": "share process", "review": "review process"}[verb]; ok {
 		return n
 	}
 	return verb

@@ -80,9 +80,7 @@ func TestVMDisks(t *testing.T) {
 	mustStart(t, c, &api.GuestSpec{Name: "disks", MemoryMib: 512, DiskMib: 512})
 	t.Run("GivenBack", func(t *testing.T) { testGivenBack(t, w, c) })
 	t.Run("Full", func(t *testing.T) { testFullDisk(t, c) })
-	if _, err := c.StopGuest(t.Context(), "disks", 0); err != nil {
-		t.Error(err)
-	}
+	t.Run("GivenBackAtStop", func(t *testing.T) { testGivenBackAtStop(t, w, c) })
 	t.Run("Volumes", func(t *testing.T) { testVolumes(t, w, c) })
 	t.Run("FullMemory", func(t *testing.T) { testFullMemory(t, c) })
 }
@@ -107,6 +105,25 @@ func testGivenBack(t *testing.T, w *world, c *client.Client) {
 	sh(t, c, "disks", "", "rm ~/big; sync")
 	eventually(t, "the host has back what was deleted", func() bool { return takesOf(t, disk) < empty+20*mib })
 	t.Logf("the disk took %d KiB, with 200 MiB in it %d, without them %d", empty>>10, full>>10, takesOf(t, disk)>>10)
+}
+
+// What a guest deletes in the moment before its stop is free on the host after it.
+func testGivenBackAtStop(t *testing.T, w *world, c *client.Client) {
+	disk := filepath.Join(w.home, "state/guests/disks/scratch.img")
+	const mib = 1 << 20
+	if r := sh(t, c, "disks", "", "dd if=/dev/zero of=$HOME/big bs=1M count=100 conv=fsync 2>&1"); r.status != 0 {
+		t.Fatalf("%s", r.out)
+	}
+	full := takesOf(t, disk)
+	if r := sh(t, c, "disks", "", "rm ~/big"); r.status != 0 {
+		t.Fatalf("%s", r.out)
+	}
+	if _, err := c.StopGuest(t.Context(), "disks", 0); err != nil {
+		t.Fatal(err)
+	}
+	if rest := takesOf(t, disk); full < 100*mib || rest > full-80*mib {
+		t.Errorf("100 MiB were deleted, and the disk takes %d KiB after the stop, before it %d", rest>>10, full>>10)
+	}
 }
 
 // R03: a task that has filled the disk does not keep other tasks from running,
@@ -211,16 +228,20 @@ func testVolumes(t *testing.T, w *world, c *client.Client) {
 		t.Fatal(err)
 	}
 	mustStart(t, c, with("two", &api.VolumeMount{Name: "cache", GuestPath: "/data"}))
-	if r := sh(t, c, "two", "", "cat /data/file && rm /data/big && echo more >> /data/file && sync"); r.out != "kept\n" {
+	disk := filepath.Join(w.home, "state/volumes/cache/disk.img")
+	if full := takesOf(t, disk); full < 60<<20 {
+		t.Errorf("60 MiB written, and the volume takes %d bytes", full)
+	}
+	// Deleted a moment before the stop: the guest's agent gives it back before it
+	// unmounts.
+	if r := sh(t, c, "two", "", "cat /data/file && rm /data/big && echo more >> /data/file"); r.out != "kept\n" {
 		t.Errorf("the next guest with the volume: %q", r.out)
 	}
-	// The guest's kernel says what it has freed after the file system's journal has it,
-	// by a worker that gives up as soon as the file system is unmounted (ext4_discard_work):
-	// a stop that comes before it leaves the room taken.
-	disk := filepath.Join(w.home, "state/volumes/cache/disk.img")
-	eventually(t, "the host has back the 60 MiB that were deleted on the volume", func() bool { return takesOf(t, disk) <= 20<<20 })
 	if _, err := c.StopGuest(t.Context(), "two", 0); err != nil {
 		t.Fatal(err)
+	}
+	if rest := takesOf(t, disk); rest > 20<<20 {
+		t.Errorf("60 MiB were deleted on the volume, and it takes %d bytes after the stop", rest)
 	}
 	// What an ephemeral guest has written is there, though its end is quick.
 	quick := with("quick", cache)

@@ -2909,8 +2909,13 @@ type StartTaskRequest struct {
 	// Two requests with the same key make one task. At most 128 bytes; empty:
 	// none. Error: key_reused, the key came with another request.
 	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Where as many tasks run in the guest as may, wait for a place, in turns with
+	// others that wait, for as long as the call may last (Connect-Timeout-Ms). It is
+	// no part of what a key must come with again. Errors without it:
+	// too_many_tasks; with it: queue_full.
+	Wait          bool `protobuf:"varint,4,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StartTaskRequest) Reset() {
@@ -2962,6 +2967,13 @@ func (x *StartTaskRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *StartTaskRequest) GetWait() bool {
+	if x != nil {
+		return x.Wait
+	}
+	return false
 }
 
 type StartTaskResponse struct {
@@ -13900,11 +13912,12 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x10\n" +
 	"\x03oom\x18\x03 \x01(\bR\x03oom\x12\x1b\n" +
 	"\ttimed_out\x18\x04 \x01(\bR\btimedOut\x12\x14\n" +
-	"\x05cause\x18\x05 \x01(\tR\x05cause\"z\n" +
+	"\x05cause\x18\x05 \x01(\tR\x05cause\"\x8e\x01\n" +
 	"\x10StartTaskRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12'\n" +
 	"\x04spec\x18\x02 \x01(\v2\x13.carrel.v1.TaskSpecR\x04spec\x12'\n" +
-	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\"8\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04wait\x18\x04 \x01(\bR\x04wait\"8\n" +
 	"\x11StartTaskResponse\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.carrel.v1.TaskR\x04task\"\xdd\x01\n" +
 	"\rAttachRequest\x12+\n" +

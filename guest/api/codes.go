@@ -33,7 +33,7 @@ var Codes = map[string]string{
 	"busy":                  "Somebody else is at it: starts, removes or reviews the guest. Ask again.",
 	"start_failed":          "The guest did not become ready. The cause says why.",
 	"host":                  "The host lacks what a guest needs. carrel doctor says more.",
-	"queue_full":            "No place to wait for a start is left for this caller. Ask again after retry_nanos.",
+	"queue_full":            "No place to wait, for a start or to run a task, is left for this caller. Ask again after retry_nanos.",
 	"host_memory":           "The host has too little memory available for another guest. The cause says who has it.",
 	"host_full":             "The host's disk has less room than is kept free.",
 	"bad_boundary":          "There is no such wall.",

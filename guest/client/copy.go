@@ -6,6 +6,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/carrel-vm/carrel/guest/api"
 )
@@ -61,6 +62,8 @@ func cleanName(name string) error {
 		return errors.New("it is not a clean path beneath the copy")
 	case strings.IndexByte(name, 0) >= 0 || filepath.Separator != '/' && strings.ContainsRune(name, filepath.Separator):
 		return errors.New("it has a NUL byte, or a separator of this system")
+	case !utf8.ValidString(name):
+		return errors.New("it is not UTF-8, and the API has no form for it (pack it with tar, and copy that)")
 	case strings.Count(name, "/") >= maxDepth:
 		return fmt.Errorf("it lies more than %d folders deep", maxDepth)
 	}

@@ -10,6 +10,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"connectrpc.com/connect"
 
@@ -114,6 +115,9 @@ func (p *putter) walk(ctx context.Context, base, name string) error {
 		case fs.ModeSymlink:
 			if f.Target, err = p.root.Readlink(at); err != nil {
 				return err
+			}
+			if !utf8.ValidString(f.Target) {
+				return fmt.Errorf("the link %.200q leads to %.200q, which is not UTF-8, and the API has no form for it", at, f.Target)
 			}
 			f.Type, f.Mode = api.FileType_FILE_TYPE_SYMLINK, 0o777
 		default:

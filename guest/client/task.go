@@ -41,6 +41,9 @@ type Task struct {
 	// Timeout kills the task after it; 0: none.
 	Timeout time.Duration
 	Limits  *api.TaskLimits
+	// Queue waits for a place where as many tasks run in the guest as may, in turns
+	// with others that wait, as long as the context of the start lasts.
+	Queue bool
 	// Notice is told, in one line, what is not the task's output: that
 	// output was dropped, that the stream was taken up again. May be nil.
 	Notice func(string)
@@ -139,6 +142,7 @@ func (c *Client) StartTask(ctx context.Context, t Task) (*Process, error) {
 			Argv: t.Args, Env: t.Env, Workdir: t.Dir, User: t.User, Tty: t.TTY, Rows: t.Rows, Cols: t.Cols,
 			Stdin: t.Stdin != nil, Limits: t.Limits, TimeoutNanos: int64(t.Timeout),
 		},
+		Wait: t.Queue,
 		// With it, asking a second time after a broken answer is safe.
 		IdempotencyKey: rand.Text(),
 	}

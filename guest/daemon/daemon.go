@@ -83,6 +83,7 @@ type Daemon struct {
 	volumeMu sync.Mutex // held while a volume comes or goes
 
 	starts queue // of guests
+	rest   rest
 
 	admitting sync.Mutex      // taken before mu
 	promised  map[*entry]bool // guests that start, and were promised their memory; admitting guards it
@@ -180,6 +181,8 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
 	ready()
+	d.rest.moved()
+	defer d.rest.end()
 	d.log.Info("serving", "socket", o.Place.Socket, "guests", len(d.table))
 
 	select {
@@ -192,6 +195,9 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	d.mu.Unlock()
 	close(d.events.over)
 	d.starts.close()
+	for _, e := range d.entries() {
+		e.places.close()
+	}
 	d.emptyPool()
 	sctx, scancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer scancel()

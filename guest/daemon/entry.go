@@ -25,6 +25,8 @@ type entry struct {
 	rules  sync.Mutex          // held while the guest's egress rules change; taken before mu
 	review *semaphore.Weighted // of readers: who looks at its changes, or applies them
 
+	places queue // to run a task: whose turn it is to get the next one
+
 	mu      sync.Mutex
 	info    *api.Guest
 	keeper  *keeper       // nil when none runs

@@ -120,6 +120,7 @@ func (d *Daemon) settle(ctx context.Context, e *entry, dir string, killed bool) 
 	measured()
 	d.log.Info("guest ended", "guest", e.name, "cause", info.Cause)
 	d.leave(ctx, e, hist != nil && hist.Delivered())
+	d.rest.moved()
 	return true
 }
 

@@ -62,7 +62,7 @@ func (d *Daemon) admit(e *entry, host policy.HostLimits) (released func(), err e
 	mine := promise{e.name, memoryOf(info.GetSpec())}
 	held := d.promises(e)
 	if n := len(held); n >= host.Running() {
-		return nil, api.NewError(connect.CodeResourceExhausted, "too_many_guests", fmt.Sprintf("start guest %s: %d guests run or start, which is as many as may", e.name, n),
+		return nil, api.NewError(connect.CodeResourceExhausted, "too_many_guests", fmt.Sprintf("start guest %s: %s, which is as many as may", e.name, guestsRun(n)),
 			"stop one (carrel ls), or raise limits.guests in policy.yaml")
 	}
 	available, total, err := d.opts.memory()
@@ -84,6 +84,13 @@ func (d *Daemon) admit(e *entry, host policy.HostLimits) (released func(), err e
 		defer d.admitting.Unlock()
 		delete(d.promised, e)
 	}, nil
+}
+
+func guestsRun(n int) string {
+	if n == 1 {
+		return "1 guest runs or starts"
+	}
+	return fmt.Sprintf("%d guests run or start", n)
 }
 
 // promises are those of all guests but one: of those that run, and of those that

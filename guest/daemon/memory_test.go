@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"connectrpc.com/connect"
-
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/policy"
 )
@@ -64,19 +62,6 @@ func (h *host) fill(mib uint32, touches int64, limits policy.HostLimits) (n int,
 	return n, nil
 }
 
-// refusedAs is the word of an error, or empty.
-func refusedAs(err error) string {
-	var ce *connect.Error
-	if errors.As(err, &ce) {
-		for _, d := range ce.Details() {
-			if m, err := d.Value(); err == nil {
-				return m.(*api.ErrorDetail).Code
-			}
-		}
-	}
-	return ""
-}
-
 // What fits on which host: the numbers that docs/limits.md gives.
 func TestMemoryFits(t *testing.T) {
 	u := func(n uint32) *uint32 { return &n }
@@ -104,7 +89,7 @@ func TestMemoryFits(t *testing.T) {
 		if c.limits.Guests > 0 {
 			word = "too_many_guests"
 		}
-		if n != c.want || refusedAs(err) != word {
+		if n != c.want || wordOf(err) != word {
 			t.Errorf("%s: %d guests, want %d; then %v", name, n, c.want, err)
 		}
 	}
@@ -126,7 +111,7 @@ func TestMemoryPromised(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = h.admit(b, policy.HostLimits{})
-	if refusedAs(err) != "host_memory" || !strings.Contains(err.Error(), "(a 2.0 GiB)") {
+	if wordOf(err) != "host_memory" || !strings.Contains(err.Error(), "(a 2.0 GiB)") {
 		t.Fatalf("beside one that starts: %v", err)
 	}
 	released() // it failed
@@ -139,7 +124,7 @@ func TestMemoryPromised(t *testing.T) {
 	}
 	// Without a word about memory only the number counts.
 	h.unknown = true
-	if n, err := h.fill(1<<18, 0, policy.HostLimits{Guests: 3}); n != 3 || refusedAs(err) != "too_many_guests" {
+	if n, err := h.fill(1<<18, 0, policy.HostLimits{Guests: 3}); n != 3 || wordOf(err) != "too_many_guests" {
 		t.Errorf("%d guests on a host that says nothing: %v", n, err)
 	}
 }

@@ -122,6 +122,13 @@ func (q *queue) come(who caller, atOnce, places int) (*waiter, error) {
 	return w, nil
 }
 
+// idle says whether nobody goes on and nobody waits.
+func (q *queue) idle() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.running == 0 && len(q.waiting) == 0
+}
+
 // full says whether a caller would be refused now.
 func (q *queue) full(who caller, atOnce, places int) error {
 	q.mu.Lock()

@@ -25,6 +25,11 @@ func notRunning(name string) error {
 
 // Start implements TaskService.
 func (s *taskService) Start(ctx context.Context, r *connect.Request[api.StartTaskRequest]) (*connect.Response[api.StartTaskResponse], error) {
+	wait := r.Msg.Wait
+	if wait { // how to ask is no part of what is asked for
+		r = connect.NewRequest(proto.Clone(r.Msg).(*api.StartTaskRequest))
+		r.Msg.Wait = false
+	}
 	key := r.Msg.IdempotencyKey
 	var sum [32]byte
 	if key != "" {
@@ -52,13 +57,9 @@ func (s *taskService) Start(ctx context.Context, r *connect.Request[api.StartTas
 	if err != nil {
 		return nil, err
 	}
-	_, k, _ := e.get()
-	if k == nil {
-		return nil, notRunning(e.name)
-	}
-	out, err := k.tasks.Start(ctx, connect.NewRequest(r.Msg))
+	out, err := s.d.startTask(ctx, e, r.Msg, wait)
 	if err != nil {
-		return nil, s.d.handOn(e, err)
+		return nil, err
 	}
 	s.d.source.accepted(out.Msg.Task)
 	// The keeper has it on the disk, with its key; the index is not waited for.

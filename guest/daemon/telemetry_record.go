@@ -196,9 +196,8 @@ func auditRecord(guest string, e audit.Entry) telemetry.Record {
 		r.Time, r.Name, r.Warn = now(), "carrel.audit.unreadable", true
 		return f.into(r)
 	}
-	f.add("carrel.audit.sequence", int64(e.Seq))
-	f.add("carrel.audit.kind", e.Kind)
-	f.add("carrel.untrusted", []string{"body"})
+	f.guests("carrel.audit.sequence", int64(e.Seq))
+	f.guests("carrel.audit.kind", e.Kind)
 	return f.into(r)
 }
 

@@ -11,6 +11,9 @@ import (
 	"github.com/carrel-vm/carrel/guest/api"
 )
 
+// startsCure is what helps where too many starts wait.
+const startsCure = "ask again when some of them have started, or raise limits.waiting in policy.yaml"
+
 // poolCaller is who starts the guests of the pool: in the order of turns it is one
 // more client.
 var poolCaller = caller{session: "the pool", conn: "the pool"}
@@ -24,7 +27,7 @@ func (s *guestService) inTurn(ctx context.Context, e *entry, fresh bool, notice 
 		return st.Send(&api.StartGuestEvent{Kind: &api.StartGuestEvent_Progress{Progress: waitingFor(ahead)}})
 	})
 	if err != nil {
-		return nil, queueError("start guest "+e.name, err)
+		return nil, queueError("start guest "+e.name, err, startsCure)
 	}
 	defer leave()
 	released, err := d.admitFor(ctx, e, host)
@@ -65,7 +68,7 @@ func (d *Daemon) warmStart(ctx context.Context, e *entry) error {
 func (d *Daemon) mayWait(ctx context.Context) error {
 	host := d.rulesNow().Host
 	if err := d.starts.full(callerOf(ctx), host.AtOnce(), host.Places()); err != nil {
-		return queueError("start a guest", err)
+		return queueError("start a guest", err, startsCure)
 	}
 	return nil
 }
@@ -79,12 +82,11 @@ func waitingFor(ahead int) *api.Progress {
 }
 
 // queueError is a queue's error in the API's words.
-func queueError(what string, err error) error {
+func queueError(what string, err error, cure string) error {
 	var full *fullError
 	switch {
 	case errors.As(err, &full):
-		return api.NewRetryError(connect.CodeResourceExhausted, "queue_full", fmt.Sprintf("%s: %d starts wait already, %d of them of this session", what, full.waiting, full.mine),
-			"ask again when some of them have started, or raise limits.waiting in policy.yaml", full.retry)
+		return api.NewRetryError(connect.CodeResourceExhausted, "queue_full", fmt.Sprintf("%s: %d wait already, %d of them of this session", what, full.waiting, full.mine), cure, full.retry)
 	case errors.Is(err, errClosing):
 		return api.NewError(connect.CodeUnavailable, "closing", what+": "+err.Error(), "try again")
 	}

@@ -11,13 +11,13 @@ import (
 )
 
 // around stands around every method of the daemon: each error that leaves has a
-// word of api.Codes, and what may have changed the images is looked into.
+// word of api.Codes, each call ends with its deadline, and what may have changed the images is looked into.
 type around struct{ d *Daemon }
 
 // WrapUnary implements connect.Interceptor.
 func (a around) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
-		out, err := next(ctx, r)
+		out, err := a.d.byDeadline(ctx, r, next)
 		a.after(r.Spec().Procedure)
 		return out, worded(err)
 	}
@@ -40,11 +40,28 @@ func (a around) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.
 // after has the images looked at when a method may have changed them, whether it
 // failed or not. A start may bring one, too.
 func (a around) after(procedure string) {
+	a.d.rest.moved()
 	switch {
 	case strings.HasSuffix(procedure, "Service/List"):
 	case strings.HasPrefix(procedure, "/carrel.v1.ImageService/"), procedure == "/carrel.v1.GuestService/Start", procedure == "/carrel.v1.DiskService/Prune":
 		a.d.source.imagesChanged()
 	}
+}
+
+// wordOf is the word that an error has, or empty.
+func wordOf(err error) string {
+	var ce *connect.Error
+	if !errors.As(err, &ce) {
+		return ""
+	}
+	for _, d := range ce.Details() {
+		if m, err := d.Value(); err == nil {
+			if e, ok := m.(*api.ErrorDetail); ok {
+				return e.Code
+			}
+		}
+	}
+	return ""
 }
 
 // worded gives an error that has no word of ours the one for what it is: a call

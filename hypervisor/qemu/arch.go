@@ -48,6 +48,10 @@ var amd64 = architecture{
 		// A panic and a reboot both end QEMU at once: triple fault, -no-reboot.
 		"reboot=t", "panic=-1",
 		"random.trust_cpu=on",
+		// Whoever waits until no processor reads what was replaced (RCU) has the
+		// few processors told rather than waits for their ticks: netfilter, BPF
+		// and control groups do, while the agent sets them up.
+		"rcupdate.rcu_expedited=1",
 	},
 	// The kernel tries whether its timer interrupts, too soon for an emulated
 	// processor on a busy host, and may give up. With KVM it knows better by

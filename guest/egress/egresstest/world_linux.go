@@ -365,3 +365,45 @@ func (w *World) close() {
 		w.ns.Close()
 	}
 }
+
+// Unplug takes the host's one card down, with its routes and its addresses of
+// IPv6, as a laptop's does that leaves its network.
+func (w *World) Unplug() error {
+	l, err := netlink.LinkByName("uplink")
+	if err == nil {
+		err = netlink.LinkSetDown(l)
+	}
+	return err
+}
+
+// Plug brings it back.
+func (w *World) Plug() error {
+	l, err := netlink.LinkByName("uplink")
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return err
+	}
+	if err := addAddr(l, HostAddr6+"/64"); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	for _, gw := range []string{Gateway, Gateway6} {
+		r := &netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(gw)}
+		if err := netlink.RouteReplace(r); err != nil {
+			return fmt.Errorf("route by %s: %w", gw, err)
+		}
+	}
+	return nil
+}
+
+// SetResolver makes another address the host's name server; one that is empty is
+// none at all.
+func (w *World) SetResolver(addr string) error {
+	text := ""
+	if addr != "" {
+		text = "nameserver " + addr + "\n"
+	}
+	// In place: the file is mounted over the machine's.
+	return os.WriteFile(filepath.Join(w.dir, "etc", "resolv.conf"), []byte(text), 0o644)
+}

@@ -22,6 +22,8 @@ export interface TaskOptions {
   timeout?: number;
   /** Its end kills the task. */
   signal?: AbortSignal;
+  /** Where as many tasks run in the guest as may, waits for a place, in turns with others, until signal ends it. */
+  queue?: boolean;
   /** How many bytes of each output the result keeps, from the beginning; 16 MiB without it. */
   maxOutput?: number;
 }
@@ -71,6 +73,7 @@ export class Guest implements AsyncDisposable {
           stdin: o.stdin !== undefined, timeoutNanos: BigInt(Math.round((o.timeout ?? 0) * 1e6)),
         },
         idempotencyKey: crypto.randomUUID(), // with it, asking again after a broken answer is safe
+        wait: o.queue ?? false,
       }, o.signal ? { signal: o.signal } : {});
       if (!res.task?.id) throw new CarrelError("truncated", op, "the daemon did not say which task it started");
       const t = new Task(this.s.tasks, this.s.again, this.name, res.task.id, o.maxOutput ?? 16 << 20, o.signal);

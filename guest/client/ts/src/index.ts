@@ -119,6 +119,7 @@ export class Carrel implements Disposable {
     try {
       for await (const ev of this.services.guests.start({ spec, onlyNew: o.name === undefined }, o.signal ? { signal: o.signal } : {})) {
         if (ev.kind.case === "notice") o.onNotice?.(ev.kind.value);
+        if (ev.kind.case === "progress" && ev.kind.value.ahead > 0n) o.onNotice?.(`${ev.kind.value.stage} ${ev.kind.value.line}`);
         if (ev.kind.case === "guest") made = ev.kind.value;
       }
     } catch (err) {

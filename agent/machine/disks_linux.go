@@ -1,12 +1,11 @@
-package agent
+package machine
 
 import (
+	"bytes"
 	"errors"
-	"fmt"
 	"os"
-	"path/filepath"
+	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/carrel-vm/carrel/agent/uevent"
@@ -17,7 +16,7 @@ import (
 const (
 	imageDisk    = "image"
 	scratchDisk  = "scratch"
-	volumeSerial = "volume" // how that number begins
+	VolumeSerial = "volume" // how that number begins
 )
 
 // Where a hypervisor with SCSI disks attaches them, by logical unit number:
@@ -47,7 +46,7 @@ type listener interface {
 	Close() error
 }
 
-var machine = hardware{"/sys", "/dev", func() (listener, error) { return uevent.Open() }, diskPatience}
+var here = hardware{"/sys", "/dev", func() (listener, error) { return uevent.Open() }, diskPatience}
 
 // disks returns the device of each purpose, and those that are wanted for certain.
 //
@@ -64,7 +63,7 @@ func (h hardware) disks(want ...string) (map[string]string, error) {
 	// tells of its devices, and their drivers look at them, while that runs
 	// (PROBE_PREFER_ASYNCHRONOUS there, and in sd.c).
 	if _, err := os.Lstat(h.sys + "/bus/vmbus"); err != nil {
-		return nil, fmt.Errorf("the guest has no disk for %s", missing)
+		return nil, errors.New("the guest has no disk for " + missing)
 	}
 	news, err := h.listen()
 	if err != nil {
@@ -78,10 +77,13 @@ func (h hardware) disks(want ...string) (map[string]string, error) {
 			return found, err
 		}
 		if err := news.Next(end); err != nil {
-			return nil, fmt.Errorf("wait for the disk for %s: %w", missing, err)
+			return nil, failed("wait for the disk for "+missing, err)
 		}
 	}
 }
+
+// Disks returns the device of each purpose, and those that are wanted for certain.
+func Disks(want ...string) (map[string]string, error) { return here.disks(want...) }
 
 // lacks is the first that is wanted and not there.
 func lacks(found map[string]string, want []string) string {
@@ -96,15 +98,19 @@ func lacks(found map[string]string, want []string) string {
 // look returns the disks that are there now.
 func (h hardware) look() (map[string]string, error) {
 	found := map[string]string{}
+	names, err := listed(h.sys + "/block")
+	if err != nil {
+		return nil, err
+	}
 	for _, kind := range []struct {
-		pattern string
+		prefix  string
 		purpose func(block string) (string, error)
-	}{{"vd*", virtioPurpose}, {"sd*", h.scsiPurpose}} {
-		blocks, err := filepath.Glob(h.sys + "/block/" + kind.pattern)
-		if err != nil {
-			return nil, err
-		}
-		for _, b := range blocks {
+	}{{"vd", virtioPurpose}, {"sd", h.scsiPurpose}} {
+		for _, name := range names {
+			if !begins(name, kind.prefix) {
+				continue
+			}
+			b := h.sys + "/block/" + name
 			purpose, err := kind.purpose(b)
 			if err != nil {
 				return nil, err
@@ -112,14 +118,28 @@ func (h hardware) look() (map[string]string, error) {
 			if purpose == "" {
 				continue
 			}
-			device := h.dev + "/" + filepath.Base(b)
+			device := h.dev + "/" + base(b)
 			if found[purpose] != "" {
-				return nil, fmt.Errorf("disks %s and %s have the same purpose: %s", found[purpose], device, purpose)
+				return nil, errors.New("disks " + found[purpose] + " and " + device + " have the same purpose: " + purpose)
 			}
 			found[purpose] = device
 		}
 	}
 	return found, nil
+}
+
+// listed are the names in a folder, in order; none if there is no folder.
+func listed(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	slices.Sort(names)
+	return names, err
 }
 
 // virtioPurpose: the image is the disk that the host serves read-only, scratch one
@@ -133,7 +153,7 @@ func virtioPurpose(block string) (string, error) {
 		return imageDisk, nil
 	}
 	b, _ := os.ReadFile(block + "/serial") // a disk may have none
-	if serial := strings.TrimRight(string(b), "\n\x00"); strings.HasPrefix(serial, volumeSerial) {
+	if serial := string(bytes.TrimRight(b, "\n\x00")); begins(serial, VolumeSerial) {
 		return serial, nil
 	}
 	return scratchDisk, nil
@@ -150,12 +170,12 @@ func (h hardware) scsiPurpose(block string) (string, error) {
 	} else if err != nil {
 		return "", err
 	}
-	address := strings.Split(filepath.Base(to), ":")
-	lun, err := strconv.ParseUint(address[len(address)-1], 10, 16)
+	address := bytes.Split([]byte(base(to)), []byte(":"))
+	lun, err := strconv.ParseUint(string(address[len(address)-1]), 10, 16)
 	if err != nil || len(address) != 4 {
-		return "", fmt.Errorf("disk %s: %.40q is no address of a SCSI disk", filepath.Base(block), filepath.Base(to))
+		return "", errors.New("disk " + base(block) + ": " + strconv.Quote(clip(base(to), 40)) + " is no address of a SCSI disk")
 	}
-	f, err := os.Open(h.dev + "/" + filepath.Base(block))
+	f, err := os.Open(h.dev + "/" + base(block))
 	if err != nil {
 		return "", nil
 	}
@@ -166,5 +186,5 @@ func (h hardware) scsiPurpose(block string) (string, error) {
 	case scratchLUN:
 		return scratchDisk, nil
 	}
-	return volumeSerial + strconv.FormatUint(lun-firstVolumeLUN, 10), nil
+	return VolumeSerial + strconv.FormatUint(lun-firstVolumeLUN, 10), nil
 }

@@ -1,4 +1,4 @@
-package agent
+package machine
 
 import (
 	"errors"
@@ -163,7 +163,7 @@ func TestLateDisks(t *testing.T) {
 // TestDeviceMessages: the socket's end of waiting is told as such. That a message arrives, the
 // agent's self-test tries in a guest.
 func TestDeviceMessages(t *testing.T) {
-	s, err := machine.listen()
+	s, err := here.listen()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ func (b *bearer) hand(c net.Conn, send func(syscall.Conn) error) error {
 		ours.Close()
 		return fmt.Errorf("more than %d connections at once", cap(b.slots))
 	}
-	if err := send(theirs.(syscall.Conn)); err != nil {
+	if err := send(theirs); err != nil {
 		ours.Close()
 		return err
 	}

@@ -132,10 +132,11 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	} else {
 		// The servers start while the machine does: the guest dials for a share
 		// after Setup only.
-		go func() { served <- o.Shares.take(ctx, mounts) }()
+		sctx, stop := context.WithCancel(ctx) // their own: what failed is said, and not that they were stopped
+		go func() { served <- o.Shares.take(sctx, mounts) }()
 		defer func() {
+			stop()
 			if err != nil { // nothing is left
-				cancel()
 				<-served
 			}
 		}()

@@ -21,10 +21,11 @@ func taker(t *testing.T, got chan<- int64) *control.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := control.NewClient(ours, nil)
+	conn, err := control.New(ours)
 	if err != nil {
 		t.Fatal(err)
 	}
+	c := control.NewClient(conn, nil)
 	p, err := control.New(theirs)
 	if err != nil {
 		t.Fatal(err)

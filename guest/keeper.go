@@ -23,6 +23,7 @@ import (
 	"github.com/carrel-vm/carrel/guest/audit"
 	"github.com/carrel-vm/carrel/guest/egress/link"
 	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/guest/share/control"
 	"github.com/carrel-vm/carrel/hypervisor"
 )
 
@@ -50,7 +51,7 @@ type KeepRequest struct {
 type KeepOptions struct {
 	Driver hypervisor.Driver
 	// Share starts the process of one share; nil: this boundary has none.
-	Share func(ctx context.Context, s ShareSpec) (*os.File, error)
+	Share func(ctx context.Context, s ShareSpec) (*control.Conn, error)
 	// ShareOwner is the user who owns every entry of a share, as the guest's
 	// kernel sees it.
 	ShareOwner uint32

@@ -10,11 +10,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
 
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/packet"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/guest/share/control"
@@ -49,12 +51,15 @@ type handed struct {
 	Error string `json:"error,omitempty"`
 }
 
+// HandsShares says whether a guest that runs can be given shares on this host.
+const HandsShares = shelfNetwork != ""
+
 // handTimeout bounds a hand-over.
 const handTimeout = 15 * time.Second
 
 // HandShare gives the control socket of a share's process to a guest's keeper,
 // for AttachShare with the same tag. control stays the caller's.
-func HandShare(run, name, tag string, control *os.File) error {
+func HandShare(run, name, tag string, control syscall.Conn) error {
 	c, err := net.DialTimeout(shelfNetwork, ShareSocketPath(run, name), handTimeout)
 	if err != nil {
 		return fmt.Errorf("hand a share to the guest's keeper: %w", err)
@@ -96,7 +101,7 @@ type shelf struct {
 	done sync.WaitGroup
 
 	mu    sync.Mutex
-	kept  map[string]*os.File
+	kept  map[string]*inherit.End
 	ended bool
 }
 
@@ -105,7 +110,7 @@ const maxShelf = 64
 
 // openShelf listens on path, where this host can pass files on.
 func openShelf(path string) (*shelf, error) {
-	s := &shelf{kept: map[string]*os.File{}}
+	s := &shelf{kept: map[string]*inherit.End{}}
 	if shelfNetwork == "" {
 		return s, nil
 	}
@@ -166,7 +171,7 @@ func goodTag(s string) bool {
 	return s != "" && len(s) <= 32
 }
 
-func (s *shelf) put(tag string, f *os.File) bool {
+func (s *shelf) put(tag string, f *inherit.End) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended || len(s.kept) >= maxShelf && s.kept[tag] == nil {
@@ -179,7 +184,7 @@ func (s *shelf) put(tag string, f *os.File) bool {
 	return true
 }
 
-func (s *shelf) get(tag string) *os.File {
+func (s *shelf) get(tag string) *inherit.End {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := s.kept[tag]
@@ -202,11 +207,12 @@ func (s *shelf) close() {
 }
 
 // add attaches a share whose server was handed over.
-func (s *shares) add(ctx context.Context, g *Guest, tag string, want *api.Share, f *os.File) error {
-	c, err := control.NewClient(f, s.changed)
+func (s *shares) add(ctx context.Context, g *Guest, tag string, want *api.Share, f *inherit.End) error {
+	conn, err := control.New(f)
 	if err != nil {
 		return err
 	}
+	c := control.NewClient(conn, s.changed)
 	sh := &sharing{share: want, server: c, carrier: carriedByStream, mount: &wire.Mount{
 		Tag: tag, Type: "fuse", Path: want.GuestPath, ReadOnly: !writes(want.Mode), Overlay: want.Mode == api.ShareMode_SHARE_MODE_REVIEW,
 	}}

@@ -115,7 +115,7 @@ func TestSocketIsHandedOver(t *testing.T) {
 	if _, err := theirs.Write([]byte("hi")); err != nil {
 		t.Fatal(err)
 	}
-	theirs.(*net.UnixConn).CloseWrite()
+	theirs.CloseWrite()
 	if b, err := io.ReadAll(outer); err != nil || string(b) != "hi" {
 		t.Fatalf("%q %v", b, err)
 	}
@@ -235,7 +235,7 @@ func TestHostileEdge(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			edge.Send(m, b.(*net.UnixConn))
+			edge.Send(m, b)
 			a.Close()
 			b.Close()
 		} else {
@@ -385,7 +385,7 @@ func TestForward(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ours.Close()
-	if err := edge.Send(&link.Message{Kind: link.Forward, Port: 80}, theirs.(*net.UnixConn)); err != nil {
+	if err := edge.Send(&link.Message{Kind: link.Forward, Port: 80}, theirs); err != nil {
 		t.Fatal(err)
 	}
 	theirs.Close()

@@ -13,7 +13,7 @@ import (
 // socketPair returns two connected ends: a connection of ours, and what is
 // handed to another process. Not every host can make them close on exec at once,
 // so no process is started meanwhile.
-func socketPair() (ours, theirs net.Conn, err error) {
+func socketPair() (ours net.Conn, theirs *net.UnixConn, err error) {
 	syscall.ForkLock.RLock()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 	if err == nil {
@@ -24,7 +24,7 @@ func socketPair() (ours, theirs net.Conn, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	var ends [2]net.Conn
+	var ends [2]*net.UnixConn
 	for i, fd := range fds {
 		f := os.NewFile(uintptr(fd), "stream")
 		c, cerr := net.FileConn(f)
@@ -33,7 +33,7 @@ func socketPair() (ours, theirs net.Conn, err error) {
 			err = cerr
 			continue
 		}
-		ends[i] = c
+		ends[i] = c.(*net.UnixConn)
 	}
 	if err != nil {
 		for _, c := range ends {

@@ -5,17 +5,26 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"time"
 
+	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/share/control"
 )
 
 // shareReady bounds how long a share process may take to serve.
 const shareReady = 60 * time.Second
 
+// shareMemory bounds a share process on Windows, in bytes. Its tables are bounded
+// by themselves, far below.
+const shareMemory = 1 << 30
+
 // ShareSpec is what a share process serves.
 type ShareSpec = control.Spec
+
+// ShareControl is a share process's control socket, as who started it has it.
+type ShareControl = control.Conn
 
 // ShareStart says how a share process is started.
 type ShareStart struct {
@@ -29,11 +38,14 @@ type ShareStart struct {
 }
 
 // StartShare starts the process of one share and returns its control socket
-// when it is ready. It makes the folder of its store. The process ends when nobody holds the other end of that any
-// more.
-func StartShare(ctx context.Context, spec ShareSpec, o ShareStart) (_ *os.File, err error) {
+// when it is ready. It makes the folder of its store. The process ends when nobody
+// has that socket any more.
+func StartShare(ctx context.Context, spec ShareSpec, o ShareStart) (_ *control.Conn, err error) {
 	if len(o.Command) == 0 {
 		return nil, errors.New("there is no command that serves shares")
+	}
+	if o.Outlive && shelfNetwork == "" { // nobody could be handed it
+		return nil, errors.ErrUnsupported
 	}
 	if spec.Store != "" {
 		if err := os.MkdirAll(spec.Store, 0o700); err != nil {
@@ -45,17 +57,20 @@ func StartShare(ctx context.Context, spec ShareSpec, o ShareStart) (_ *os.File, 
 		return nil, err
 	}
 	defer theirs.Close()
+	c, err := control.New(ours)
+	if err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
-			ours.Close()
+			c.Close()
 		}
 	}()
 	cmd := exec.Command(o.Command[0], o.Command[1:]...)
-	cmd.Env, cmd.Dir, cmd.Stderr = []string{}, "/", os.Stderr
+	cmd.Env, cmd.Dir, cmd.Stderr = []string{}, filepath.VolumeName(o.Command[0])+string(filepath.Separator), os.Stderr
 	if o.Log != nil {
 		cmd.Stderr = o.Log
 	}
-	cmd.ExtraFiles = []*os.File{theirs}
 	shareAttributes(cmd, o.Outlive)
 	started := make(chan error, 1)
 	go func() {
@@ -63,11 +78,19 @@ func StartShare(ctx context.Context, spec ShareSpec, o ShareStart) (_ *os.File, 
 		// the process ends (prctl(2), PR_SET_PDEATHSIG).
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
+		err := inherit.Start(cmd, theirs)
 		if err == nil {
+			var done func()
+			if done, err = inherit.Hold(cmd, inherit.Limits{Memory: shareMemory, Outlive: o.Outlive}); err == nil {
+				started <- nil
+				cmd.Wait()
+				done()
+				return
+			}
+			cmd.Process.Kill()
 			cmd.Wait()
 		}
+		started <- err
 	}()
 	if err := <-started; err != nil {
 		return nil, err
@@ -75,18 +98,9 @@ func StartShare(ctx context.Context, spec ShareSpec, o ShareStart) (_ *os.File, 
 	theirs.Close()
 	ctx, cancel := context.WithTimeoutCause(ctx, shareReady, errors.New("its server was not ready in time"))
 	defer cancel()
-	dup, err := duplicate(ours)
-	if err != nil {
-		return nil, err
-	}
-	c, err := control.New(dup)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
 	if err := c.Tell(ctx, spec); err != nil {
 		cmd.Process.Kill()
 		return nil, err
 	}
-	return ours, nil
+	return c, nil
 }

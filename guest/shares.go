@@ -68,7 +68,7 @@ type sharing struct {
 // shares are a guest's, as its keeper has them: which there are, what serves
 // them, and by what they are carried.
 type shares struct {
-	start   func(context.Context, ShareSpec) (*os.File, error)
+	start   func(context.Context, ShareSpec) (*control.Conn, error)
 	log     *slog.Logger
 	changed func()
 	streams *bearer
@@ -89,7 +89,7 @@ type shares struct {
 
 // newShares returns those that a guest starts with. start starts the process of
 // one, changed is called when what is shown of them may be another.
-func newShares(list []*sharing, start func(context.Context, ShareSpec) (*os.File, error), log *slog.Logger, changed func()) *shares {
+func newShares(list []*sharing, start func(context.Context, ShareSpec) (*control.Conn, error), log *slog.Logger, changed func()) *shares {
 	s := &shares{start: start, log: log, changed: changed, streams: newBearer(maxShareStreams), attaching: make(chan struct{}, maxAttaching), list: list}
 	s.imports.shares = s
 	return s
@@ -108,15 +108,12 @@ func (s *shares) begin(ctx context.Context, i int) (*control.Client, error) {
 		return nil, fmt.Errorf("share %s: this boundary has nothing that serves it", sh.share.Path)
 	}
 	started := s.trace.Begin("share process starts")
-	f, err := s.start(ctx, sh.spec)
+	conn, err := s.start(ctx, sh.spec)
 	started()
 	if err != nil {
 		return nil, fmt.Errorf("share %s: %w", sh.share.Path, err)
 	}
-	c, err := control.NewClient(f, s.changed)
-	if err != nil {
-		return nil, fmt.Errorf("share %s: %w", sh.share.Path, err)
-	}
+	c := control.NewClient(conn, s.changed)
 	s.mu.Lock()
 	sh.server = c
 	s.mu.Unlock()

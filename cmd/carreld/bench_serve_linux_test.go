@@ -34,10 +34,7 @@ func (m *benchMachine) startOurs(tag string, s planned) *control.Client {
 	if err != nil {
 		m.b.Fatal(err)
 	}
-	c, err := control.NewClient(f, nil)
-	if err != nil {
-		m.b.Fatal(err)
-	}
+	c := control.NewClient(f, nil)
 	m.b.Cleanup(func() { c.Close(context.Background()) })
 	if s.rules.Mode.Writes() && spec.Store != "" {
 		if err := c.Session(m.b.Context(), "bench"); err != nil {

@@ -64,7 +64,7 @@ func keeperOptions(p place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.
 		return guest.KeepOptions{}, err
 	}
 	return guest.KeepOptions{
-		Driver: d, Confine: func() error { return nil }, Absence: 10 * time.Minute,
+		Driver: d, Confine: func() error { return nil }, Share: startShare, Absence: 10 * time.Minute,
 		Describe: func(g *api.Guest) {
 			g.Accelerator, g.AcceleratorReason = "none", "a fake for tests, without any boundary"
 		},
@@ -98,10 +98,10 @@ func init() {
 	}
 }
 
-// fakeGuest speaks as an agent does. Its tasks print their arguments; the task
-// "wait" does not end by itself.
+// fakeGuest speaks as an agent does. Its tasks print their arguments, or what
+// fakeFile says of them; the task "wait" does not end by itself.
 func fakeGuest(id string) error {
-	if err := hcstest.Serve(id, func(port uint32) bool { return port == wire.PortAgent }, func(_ uint32, c net.Conn) { fakeCall(c) }); err != nil {
+	if err := hcstest.Serve(id, func(port uint32) bool { return port == wire.PortAgent }, func(_ uint32, c net.Conn) { fakeCall(id, c) }); err != nil {
 		return err
 	}
 	console, err := hcstest.Reach(id, hcstest.Console)
@@ -117,7 +117,11 @@ func fakeGuest(id string) error {
 	if err := wire.Write(boot, &wire.FromGuest{Kind: &wire.FromGuest_Hello{Hello: &wire.Hello{Version: wire.Version, Agent: "fake"}}}); err != nil {
 		return err
 	}
-	if err := r.Read(new(wire.FromHost)); err != nil {
+	setup := new(wire.FromHost)
+	if err := r.Read(setup); err != nil {
+		return err
+	}
+	if err := fakeAttach(id, setup.GetSetup().GetMounts()); err != nil {
 		return err
 	}
 	if err := wire.Write(boot, &wire.FromGuest{Kind: &wire.FromGuest_Ready{Ready: &wire.Ready{Steering: "none"}}}); err != nil {
@@ -137,7 +141,7 @@ func fakeGuest(id string) error {
 	}
 }
 
-func fakeCall(c net.Conn) {
+func fakeCall(id string, c net.Conn) {
 	defer c.Close()
 	call := new(wire.Call)
 	r := wire.NewReader(c)
@@ -150,8 +154,15 @@ func fakeCall(c net.Conn) {
 		say(&wire.Output{Kind: &wire.Output_Failed{Failed: &wire.Failed{Code: 127, Message: "a fake guest has no such call"}}})
 		return
 	}
+	words := fakeFile(argv)
+	if argv[0] == "echo" && len(argv) == 3 {
+		words = fakeEcho(id, argv[1], argv[2])
+	}
+	if words == "" {
+		words = strings.Join(argv, " ")
+	}
 	ok := say(&wire.Output{Kind: &wire.Output_Started{Started: &wire.Started{Pid: 1}}}) &&
-		say(&wire.Output{Kind: &wire.Output_Stdout{Stdout: []byte(strings.Join(argv, " ") + "\n")}})
+		say(&wire.Output{Kind: &wire.Output_Stdout{Stdout: []byte(words + "\n")}})
 	if !ok {
 		return
 	}

@@ -35,6 +35,7 @@ func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.
 		Driver: d,
 		// A keeper has no sandbox of its own here: docs/hcs.md.
 		Confine: func() error { return nil },
+		Share:   startShare,
 		Describe: func(g *api.Guest) {
 			g.Accelerator, g.AcceleratorReason = "hyper-v", "Windows' own hypervisor"
 			g.Boundary = "vm"

@@ -20,13 +20,14 @@ import (
 	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/guest/egress"
 	"github.com/carrel-vm/carrel/guest/egress/link"
+	"github.com/carrel-vm/carrel/guest/inherit"
 )
 
 // runEgress is a guest's egress process: its request is on descriptor 3, its
 // link to the keeper on 4, its first word goes to 5. It lives as long as the
 // keeper's end of the link.
 func runEgress(args []string) error {
-	in, lk, out := requestOf(args), os.NewFile(4, "link"), os.NewFile(5, "word")
+	in, lk, out := requestOf(args), inherit.Take(4, "link"), inherit.File(5, "word")
 	err := func() error {
 		req, err := guest.ReadEdgeRequest(in)
 		in.Close()

@@ -77,14 +77,14 @@ func (s *edgeService) Unpublish(_ context.Context, r *connect.Request[api.Unpubl
 // forward opens a connection to a port of the guest: the keeper gets the other
 // end and connects it.
 func (s *edgeService) forward(port uint32) (net.Conn, error) {
-	ours, theirs, err := streamPair()
+	ours, theirs, err := forwardPair()
 	if err != nil {
 		return nil, fmt.Errorf("connect to port %d of the guest: %w", port, err)
 	}
-	defer ours.Close()
 	defer theirs.Close()
 	if err := s.link.Send(&link.Message{Kind: link.Forward, Port: uint16(port)}, theirs); err != nil {
+		ours.Close()
 		return nil, fmt.Errorf("connect to port %d of the guest: %w", port, err)
 	}
-	return net.FileConn(ours)
+	return ours, nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/review"
 	"github.com/carrel-vm/carrel/guest/share/control"
 )
@@ -23,12 +24,12 @@ func inherited(args []string, first int) error {
 }
 
 // requestOf is what a process of a review, of a way out or of layers reads its request from.
-func requestOf([]string) *os.File { return os.NewFile(3, "request") }
+func requestOf([]string) *os.File { return inherit.File(3, "request") }
 
 // toldShare takes the control socket of a share process and reads what it is to
 // serve.
 func toldShare([]string) (*control.Conn, control.Spec, error) {
-	c, err := control.New(os.NewFile(3, "control"))
+	c, err := control.New(inherit.Take(3, "control"))
 	if err != nil {
 		return nil, control.Spec{}, err
 	}

@@ -20,7 +20,7 @@ import (
 // goes to descriptor 4, and 5 leads to the guest's egress process. Where there
 // is none, on Windows, the guest reaches nothing.
 func runKeeper() error {
-	in, out, lk := inherit.File(3, "request"), inherit.File(4, "word"), inherit.File(5, "link")
+	in, out, lk := inherit.File(3, "request"), inherit.File(4, "word"), inherit.Take(5, "link")
 	var req guest.KeepRequest
 	dec := json.NewDecoder(io.LimitReader(in, 4<<20))
 	dec.DisallowUnknownFields()

@@ -10,19 +10,13 @@ import (
 // lacking refuses a guest for which this host has no process: none is started
 // with less than it was granted.
 func lacking(spec *api.GuestSpec) error {
-	if len(spec.GetShares()) > 0 {
-		return &hypervisor.Error{
-			Op: "start the guest", Err: errors.New("nothing serves folders to guests on this host yet"),
-			Cure: "start it with --no-share, and bring files in and out by carrel cp",
+	for _, s := range spec.GetShares() {
+		if s.Mode == api.ShareMode_SHARE_MODE_REVIEW {
+			return &hypervisor.Error{
+				Op: "start the guest", Err: errors.New("share " + s.Path + " is in review, and nothing applies a guest's changes on this host yet"),
+				Cure: "share it read-only or to be written (--share " + s.Path + ":ro, or :rw), or start the guest with --no-share",
+			}
 		}
 	}
 	return nil
 }
-
-// The processes that let a guest out and that serve its shares confine
-// themselves, and here they could not: there are none. A guest reaches nothing
-// then, and has no shares.
-
-func egressCommand(string) []string { return nil }
-
-func shareCommand(string) []string { return nil }

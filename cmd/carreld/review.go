@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/review"
 	"github.com/carrel-vm/carrel/guest/share"
 )
@@ -21,7 +22,7 @@ func runReview(args []string) error {
 	// It does one thing and ends: most of what it makes is never collected.
 	debug.SetGCPercent(400)
 	debug.SetMemoryLimit(256 << 20)
-	in, out := requestOf(args), os.NewFile(4, "answers")
+	in, out := requestOf(args), inherit.File(4, "answers")
 	answers := review.NewAnswers(out)
 	err := func() error {
 		req, err := review.ReadRequest(in)

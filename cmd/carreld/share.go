@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"time"
 
+	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/packet"
 	"github.com/carrel-vm/carrel/guest/share"
 	"github.com/carrel-vm/carrel/guest/share/control"
@@ -122,7 +122,7 @@ func (p *shareServer) done(id uint64, err error) {
 }
 
 // carry serves one carrier at a time: each begins the session anew.
-func (p *shareServer) carry(kind control.Kind, f *os.File) {
+func (p *shareServer) carry(kind control.Kind, f *inherit.End) {
 	if !p.carrying.TryLock() {
 		f.Close()
 		return
@@ -147,7 +147,7 @@ func (p *shareServer) carry(kind control.Kind, f *os.File) {
 	})
 }
 
-func (p *shareServer) carrier(kind control.Kind, f *os.File) (func() error, error) {
+func (p *shareServer) carrier(kind control.Kind, f *inherit.End) (func() error, error) {
 	if kind != control.Stream {
 		return p.carryDevice(kind, f)
 	}
@@ -156,7 +156,7 @@ func (p *shareServer) carrier(kind control.Kind, f *os.File) (func() error, erro
 }
 
 // review keeps what the guest says on a stream that it has changed.
-func (p *shareServer) review(f *os.File, task string, ignored bool) error {
+func (p *shareServer) review(f *inherit.End, task string, ignored bool) error {
 	c, err := packet.Stream(f)
 	if err != nil {
 		return err

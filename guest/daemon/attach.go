@@ -39,26 +39,26 @@ func (d *Daemon) attach(ctx context.Context, e *entry, k *keeper, g *policy.Gran
 // that came after another inside it would cover that.
 func (d *Daemon) attachAll(ctx context.Context, e *entry, k *keeper, g *policy.Grant) error {
 	n := len(g.Spec().Shares)
-	controls, errs := make([]*os.File, n), make([]error, n)
+	controls, errs := make([]*guest.ShareControl, n), make([]error, n)
 	var all sync.WaitGroup
 	for i := range n {
 		all.Go(func() { controls[i], errs[i] = d.serveShare(ctx, e, g, i) })
 	}
 	all.Wait()
 	err := errors.Join(errs...)
-	for i, control := range controls {
+	for i, c := range controls {
 		switch {
 		case err == nil:
-			err = d.mountShare(ctx, e, k, g, i, control)
-		case control != nil:
-			control.Close()
+			err = d.mountShare(ctx, e, k, g, i, c)
+		case c != nil:
+			c.Close()
 		}
 	}
 	return err
 }
 
 // serveShare starts the process of share i of the grant.
-func (d *Daemon) serveShare(ctx context.Context, e *entry, g *policy.Grant, i int) (*os.File, error) {
+func (d *Daemon) serveShare(ctx context.Context, e *entry, g *policy.Grant, i int) (*guest.ShareControl, error) {
 	if len(d.opts.Share) == 0 {
 		return nil, notLive(e.name)
 	}
@@ -70,7 +70,7 @@ func (d *Daemon) serveShare(ctx context.Context, e *entry, g *policy.Grant, i in
 		return nil, attachFailed(e.name, err)
 	}
 	defer log.Close()
-	control, err := guest.StartShare(ctx, guest.ShareSpec{
+	c, err := guest.StartShare(ctx, guest.ShareSpec{
 		Tag: tagOf(g, i), Path: pin.Path, Dev: pin.Dev, Ino: pin.Ino, Owner: d.opts.ShareOwner,
 		Store: guest.ReviewDir(d.dir(e), g.Layer(i)), Rules: g.ShareRules(i),
 	}, guest.ShareStart{Command: d.opts.Share, Log: log, Outlive: true})
@@ -80,17 +80,17 @@ func (d *Daemon) serveShare(ctx context.Context, e *entry, g *policy.Grant, i in
 	if err != nil {
 		return nil, attachFailed(e.name, err)
 	}
-	return control, nil
+	return c, nil
 }
 
 func tagOf(g *policy.Grant, i int) string { return "l" + g.Layer(i) }
 
 // mountShare has the guest mount share i, and closes its control socket.
-func (d *Daemon) mountShare(ctx context.Context, e *entry, k *keeper, g *policy.Grant, i int, control *os.File) error {
+func (d *Daemon) mountShare(ctx context.Context, e *entry, k *keeper, g *policy.Grant, i int, c *guest.ShareControl) error {
 	ctx, cancel := context.WithTimeout(ctx, attachTime)
 	defer cancel()
-	err := guest.HandShare(d.opts.Place.Run, e.name, tagOf(g, i), control)
-	control.Close()
+	err := guest.HandShare(d.opts.Place.Run, e.name, tagOf(g, i), c)
+	c.Close()
 	if err != nil {
 		return attachFailed(e.name, err)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/guest/daemon/store"
+	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/place"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/guest/secret"
@@ -54,7 +55,7 @@ type Options struct {
 	Share      []string
 	ShareOwner uint32
 	// Link makes what the two have between them.
-	Link func() (keeper, edge *os.File, err error)
+	Link func() (keeper, edge *inherit.End, err error)
 	// Agent is the path of the static carrel-agent that image build uses.
 	Agent string
 	// Driver is the driver's name, and Doctor looks at what it needs.

@@ -18,6 +18,10 @@ import (
 // wordTimeout bounds how long a process of ours may take to say its first word.
 const wordTimeout = 60 * time.Second
 
+// egressMemory bounds an egress process on Windows, in bytes: a thousand
+// connections and the requests that are judged take less.
+const egressMemory = 2 << 30
+
 // child is a process that was started for a guest, until its first word.
 type child struct {
 	what string
@@ -30,7 +34,7 @@ type child struct {
 // launch starts one of a guest's processes, in a session of its own: it
 // outlives this daemon. Its files are, from descriptor 3 on, those that are
 // given, where nil stands for its request and after that for its word.
-func (d *Daemon) launch(what string, command []string, env []string, dir string, request func(io.Writer) error, files ...*os.File) (*child, error) {
+func (d *Daemon) launch(what string, command []string, env []string, dir string, request func(io.Writer) error, files ...inherit.Handed) (*child, error) {
 	if len(command) == 0 {
 		return nil, fmt.Errorf("start the %s: this daemon knows no command for it", what)
 	}
@@ -69,8 +73,20 @@ func (d *Daemon) launch(what string, command []string, env []string, dir string,
 		out.Close()
 		return nil, fmt.Errorf("start the %s: %w", what, err)
 	}
+	ended := func() {}
+	if what == "egress" {
+		// Before it reads its request. A keeper is in none: it starts processes.
+		if ended, err = inherit.Hold(c.cmd, inherit.Limits{Memory: egressMemory, Outlive: true}); err != nil {
+			c.cmd.Process.Kill()
+			c.cmd.Wait()
+			inW.Close()
+			out.Close()
+			return nil, fmt.Errorf("start the %s: %w", what, err)
+		}
+	}
 	go func() { // reaps it; it may well outlive this daemon
 		c.cmd.Wait()
+		ended()
 		close(c.done)
 	}()
 	go func() { // ends with the pipe, at the latest with the process

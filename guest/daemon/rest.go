@@ -14,8 +14,7 @@ const quiet = 3 * time.Second
 // rest gives memory back after work: once for each pause, by one timer that each
 // call moves, so that nothing wakes up while nothing happens. The runtime gives heap
 // back by itself, but not below what the last collection aimed at, and what a burst
-// of calls needed stays with it. The pages of the program's own file that were read
-// on the way are clean: they come back from the page cache when they are needed.
+// of calls needed stays with it.
 type rest struct {
 	mu    sync.Mutex
 	timer *time.Timer
@@ -55,7 +54,6 @@ func (r *rest) now() {
 		r.least = heapHeld()
 		r.mu.Unlock()
 	}
-	dropProgram() // last: a collection reads the runtime's tables
 }
 
 // heapHeld is what the heap has of the system, in bytes: objects, dead ones too, and

@@ -12,6 +12,13 @@ import (
 	"time"
 )
 
+// Limits are what a process is held to on Windows, by a job of its own.
+type Limits struct {
+	Memory uint64 // bytes that it may commit
+	// Outlive: it goes on when the process that started it has ended.
+	Outlive bool
+}
+
 // Line reads one line, of at most limit bytes and without its end, of what a process
 // that was started says, and closes f. It is context.DeadlineExceeded when
 // nothing came in time, and the cause of ctx when that ended. A pipe of Windows

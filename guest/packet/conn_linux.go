@@ -59,6 +59,9 @@ func (c *Conn) Close() error {
 	return nil
 }
 
+// SyscallConn implements syscall.Conn, so that this end can be handed on.
+func (c *Conn) SyscallConn() (syscall.RawConn, error) { return c.c.SyscallConn() }
+
 // CloseWrite tells the other end that no more comes; it may go on sending.
 func (c *Conn) CloseWrite() error { return c.c.CloseWrite() }
 

@@ -69,6 +69,9 @@ func (f *framed) Close() error {
 	return nil
 }
 
+// SyscallConn implements syscall.Conn, so that this end can be handed on.
+func (f *framed) SyscallConn() (syscall.RawConn, error) { return f.c.SyscallConn() }
+
 // CloseWrite tells the other end that no more comes; it may go on sending.
 func (f *framed) CloseWrite() error { return f.c.CloseWrite() }
 

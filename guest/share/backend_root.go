@@ -54,11 +54,16 @@ func pinPortable(name string) (backend, stat, error) {
 	if err == nil && !os.SameFile(info, seen) {
 		err = errors.New("the folder was replaced while it was opened")
 	}
+	st := stat{}
+	if err == nil {
+		st = infoStat(info)
+		err = identify(root, &st)
+	}
 	if err != nil {
 		root.Close()
 		return nil, stat{}, err
 	}
-	return &rootBackend{root: root}, infoStat(info), nil
+	return &rootBackend{root: root}, st, nil
 }
 
 func (b *rootBackend) seal() { b.readOnly = true }

@@ -1,6 +1,7 @@
 package share
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"syscall"
@@ -15,6 +16,27 @@ func infoStat(info fs.FileInfo) stat {
 		st.remote = recalled(sys.FileAttributes)
 	}
 	return st
+}
+
+// identify gives the root the numbers by which a grant knows its folder, which
+// only a handle has.
+func identify(root *os.Root, st *stat) error {
+	f, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var is syscall.ByHandleFileInformation
+	cerr := c.Control(func(h uintptr) { err = syscall.GetFileInformationByHandle(syscall.Handle(h), &is) })
+	if err := errors.Join(cerr, err); err != nil {
+		return err
+	}
+	st.dev, st.ino = uint64(is.VolumeSerialNumber), uint64(is.FileIndexHigh)<<32|uint64(is.FileIndexLow)
+	return nil
 }
 
 // rootStatfs tells plausible figures: 1 TiB, all of it free; the quota is what limits.

@@ -4,21 +4,21 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
-	"os"
 	"syscall"
 
+	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/packet"
 )
 
 // Pair returns the two ends of a new link, close-on-exec, for two processes
 // that are to be started.
-func Pair() (keeper, edge *os.File, err error) { return packet.Pair() }
+func Pair() (keeper, edge *inherit.End, err error) { return packet.Pair() }
 
 // Conn is one end of a link. One goroutine may receive while others send.
 type Conn struct{ c *packet.Conn }
 
 // New takes an end of a link. f is closed, also on an error.
-func New(f *os.File) (*Conn, error) {
+func New(f *inherit.End) (*Conn, error) {
 	c, err := packet.New(f)
 	if err != nil {
 		return nil, err

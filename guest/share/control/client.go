@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"syscall"
 )
@@ -26,19 +25,15 @@ type Client struct {
 	changed func()
 }
 
-// NewClient takes a keeper's end. f is closed, also on an error. changed is
-// called when Cause may have something to say, or is nil.
-func NewClient(f *os.File, changed func()) (*Client, error) {
-	c, err := New(f)
-	if err != nil {
-		return nil, err
-	}
+// NewClient takes a keeper's end. changed is called when Cause may have something
+// to say, or is nil.
+func NewClient(c *Conn, changed func()) *Client {
 	if changed == nil {
 		changed = func() {}
 	}
 	k := &Client{c: c, gone: make(chan struct{}), waiting: map[uint64]chan string{}, changed: changed}
 	go k.listen()
-	return k, nil
+	return k
 }
 
 // listen reads answers until the process is gone.

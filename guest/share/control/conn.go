@@ -7,22 +7,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"syscall"
 	"time"
 
+	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/packet"
 )
 
 // Pair returns the two ends of a control socket.
-func Pair() (keeper, process *os.File, err error) { return packet.Pair() }
+func Pair() (keeper, process *inherit.End, err error) { return packet.Pair() }
 
 // Conn is one end of a control socket. One goroutine may receive while others
 // send.
 type Conn struct{ c *packet.Conn }
 
 // New takes an end. f is closed, also on an error.
-func New(f *os.File) (*Conn, error) {
+func New(f *inherit.End) (*Conn, error) {
 	c, err := packet.New(f)
 	if err != nil {
 		return nil, err
@@ -32,6 +32,10 @@ func New(f *os.File) (*Conn, error) {
 
 // Close ends it. It may be called twice.
 func (c *Conn) Close() error { return c.c.Close() }
+
+// SyscallConn implements syscall.Conn, so that a control socket can be handed to
+// another process.
+func (c *Conn) SyscallConn() (syscall.RawConn, error) { return c.c.SyscallConn() }
 
 // Send sends a message, with file's descriptor if it brings one; file stays the
 // caller's.
@@ -51,7 +55,7 @@ func (c *Conn) Send(m *Message, file syscall.Conn) error {
 
 // Receive returns the next message and the file that came with it, which is
 // then the caller's. io.EOF says that the other end is gone.
-func (c *Conn) Receive() (*Message, *os.File, error) {
+func (c *Conn) Receive() (*Message, *inherit.End, error) {
 	b, f, err := c.c.Receive()
 	if err != nil {
 		return nil, nil, errLink(err)

@@ -76,10 +76,11 @@ func TestTell(t *testing.T) {
 func TestClient(t *testing.T) {
 	p, ours := process(t)
 	changed := make(chan struct{}, 16)
-	k, err := NewClient(ours, func() { changed <- struct{}{} })
+	keeper, err := New(ours)
 	if err != nil {
 		t.Fatal(err)
 	}
+	k := NewClient(keeper, func() { changed <- struct{}{} })
 	answers := make(chan error, 2)
 	go func() { answers <- k.Session(within(t), "01A") }()
 	m, f, err := p.Receive()
@@ -134,10 +135,11 @@ func TestClient(t *testing.T) {
 func TestClientRefuses(t *testing.T) {
 	for _, m := range []*Message{{Kind: Close, ID: 1}, {Kind: Session, ID: 1}, {Kind: Ready}} {
 		p, ours := process(t)
-		k, err := NewClient(ours, nil)
+		keeper, err := New(ours)
 		if err != nil {
 			t.Fatal(err)
 		}
+		k := NewClient(keeper, nil)
 		if err := p.Send(m, nil); err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,10 @@
+package main
+
+// egressCommand runs a guest's egress process.
+func egressCommand(self string) []string { return []string{self, "egress"} }
+
+// shareCommand runs a share process.
+func shareCommand(self string) []string { return []string{self, "share"} }
+
+// reviewCommand is empty: no review process was written for here.
+func reviewCommand(string) []string { return nil }

@@ -65,6 +65,17 @@ func (b *bench) cold(w *world) {
 		goal = limit{}
 	}
 	b.ratio("cold_run_over_bare_boot", "bare_boot", run, boot, goal, "pairs of the two above")
+	for _, p := range []struct{ name, path, what string }{
+		{"image_kernel", b.image.Kernel, "the default image's kernel, as it is booted"},
+		{"image_initrd", b.image.Initrd, "its initrd: the agent, not packed"},
+		{"image_root", b.image.Root, "its root, one file that all guests map"},
+	} {
+		fi, err := os.Stat(p.path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.add(figure{Name: p.name, Value: float64(fi.Size()) / 1e6, Unit: "MB", N: 1, How: p.what}, limit{})
+	}
 }
 
 // bareArgs leaves of a guest's command line what makes the machine.

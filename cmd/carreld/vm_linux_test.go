@@ -455,7 +455,7 @@ func testShareServerKilled(t *testing.T, w *world, c *client.Client) {
 	eventually(t, "only the daemon runs", func() bool { return len(w.processes()) == 1 })
 }
 
-// F03, F05, F23: QEMU is killed, the kernel panics, the guest ignores a stop:
+// F03, F05, F23: QEMU is killed, or stands still, the kernel panics, the guest ignores a stop:
 // each is noticed, the task is interrupted with the cause, nothing is left.
 func TestVMEnds(t *testing.T) {
 	w, c, _, _ := newVM(t, &api.GuestSpec{Name: "vm", MemoryMib: 512})
@@ -514,6 +514,33 @@ func TestVMEnds(t *testing.T) {
 	}
 	t.Logf("the stop of a task that ignores it took %v", time.Since(begin)) // on a quiet machine no more than guest.StopBound
 	p.Wait()
+
+	again()
+	p = running("", "sleep 1000")
+	if g, err = c.Guest(t.Context(), "vm"); err != nil {
+		t.Fatal(err)
+	}
+	// A QEMU that stands still for a moment goes on with all that it had; one that
+	// goes on no more is given up, and its task with it.
+	qemu := childOf(t, int(g.KeeperPid), "-nodefaults")
+	if err := killOne(qemu, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if gs, err := c.Guests(t.Context()); err != nil || len(gs) != 1 || gs[0].State != api.GuestState_GUEST_STATE_READY {
+		t.Errorf("beside a QEMU that stands still: %v %v", gs, err)
+	}
+	if err := killOne(qemu, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if r := sh(t, c, "vm", "", "echo on"); r.out != "on\n" {
+		t.Errorf("a machine that stood still and went on: %+v", r)
+	}
+	begin = time.Now()
+	if err := killOne(qemu, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	interrupted(p)
+	t.Logf("a QEMU that stands still was given up after %v", time.Since(begin))
 
 	again()
 	p = running("", "sleep 1000")

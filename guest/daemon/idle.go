@@ -34,6 +34,13 @@ func (d *Daemon) up(ctx context.Context, name string) (*entry, *keeper, error) {
 			if _, err := e.wait(ctx, func(_ *api.Guest, now *keeper) bool { return now != k }); err != nil {
 				return nil, nil, err
 			}
+		case k != nil && info.State == api.GuestState_GUEST_STATE_STARTING && e.wakes():
+			_, err := e.wait(ctx, func(i *api.Guest, now *keeper) bool {
+				return now != k || i.State != api.GuestState_GUEST_STATE_STARTING
+			})
+			if err != nil {
+				return nil, nil, err
+			}
 		case k != nil:
 			return e, k, nil
 		case !info.StoppedIdle:
@@ -81,6 +88,8 @@ func (d *Daemon) restart(ctx context.Context, e *entry, who caller) error {
 		}
 		return nil
 	}
+	e.wake(true)
+	defer e.wake(false)
 	d.log.Info("started again, since somebody needs it", "guest", e.name)
 	host := d.rulesNow().Host
 	leave, err := d.starts.enter(ctx, who, host.AtOnce(), host.Places(), func(int) error { return nil })
@@ -101,6 +110,19 @@ func (d *Daemon) restart(ctx context.Context, e *entry, who caller) error {
 		return refusal(err)
 	}
 	return nil
+}
+
+// wakes says whether the guest is being started for whoever needs it.
+func (e *entry) wakes() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.waking
+}
+
+func (e *entry) wake(is bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.waking = is
 }
 
 // again says whether a request that a keeper did not take is to be made again: its

@@ -85,6 +85,11 @@ func (k *Keeper) ClaimGuest(ctx context.Context, r *connect.Request[api.ClaimGue
 	if !mine {
 		return nil, refused(errors.New("it is somebody's already, or does not run"))
 	}
+	end, err := g.rest.use(ctx)
+	if err != nil {
+		return nil, refused(err)
+	}
+	defer end()
 	hosts := gitHosts(grant.EgressRules())
 	if len(r.Msg.Env) > 0 || !slices.Equal(before, hosts) {
 		actx, cancel := context.WithTimeoutCause(ctx, claimTime, errors.New("the guest's agent does not answer"))
@@ -107,6 +112,7 @@ func (k *Keeper) ClaimGuest(ctx context.Context, r *connect.Request[api.ClaimGue
 	}
 	k.changedLocked()
 	k.mu.Unlock()
+	k.rest.set(idleOf(spec, rules))
 	k.say("guest.claimed", nil)
 	return connect.NewResponse(&api.ClaimGuestResponse{}), nil
 }

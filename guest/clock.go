@@ -35,6 +35,10 @@ type clock struct {
 	// runs on.
 	read func() (wall time.Time, run time.Duration)
 
+	// runs holds a guest that is to be told, unless it stands still: it is told when
+	// it goes on. nil: it never does.
+	runs func() (end func(), ok bool)
+
 	watch *clockWatch // nil: the host says nothing
 
 	mu     sync.Mutex // held while the guest is told
@@ -64,6 +68,7 @@ func newClock(g *Guest) *clock {
 			g.vm.Kill()
 		},
 		log:  g.log,
+		runs: g.rest.runs,
 		read: func() (time.Time, time.Duration) { now := time.Now(); return now.Round(0), now.Sub(base) },
 	}
 	c.parted = c.apart()
@@ -93,7 +98,15 @@ func (c *clock) follow(gone <-chan struct{}) {
 		case <-gone:
 			return
 		case <-c.watch.jumped:
+			end := func() {}
+			if c.runs != nil {
+				var ok bool
+				if end, ok = c.runs(); !ok {
+					continue
+				}
+			}
 			c.tell(true)
+			end()
 		}
 	}
 }

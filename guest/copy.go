@@ -82,6 +82,17 @@ func (f keeperFiles) Get(ctx context.Context, r *connect.Request[api.GetRequest]
 	return f.k.get(ctx, r, st)
 }
 
+// inUse is guest, of which the caller wants something until it calls end.
+func (k *Keeper) inUse(ctx context.Context) (g *Guest, end func(), err error) {
+	if g, err = k.guest(); err != nil {
+		return nil, nil, err
+	}
+	if end, err = g.rest.use(ctx); errors.Is(err, errLeaving) {
+		err = k.leaving()
+	}
+	return g, end, err
+}
+
 // guest returns the running guest, or the error that says there is none.
 func (k *Keeper) guest() (*Guest, error) {
 	k.mu.Lock()
@@ -130,10 +141,11 @@ func (k *Keeper) put(ctx context.Context, st *connect.ClientStream[api.PutReques
 	if err := checkCopy(open.Path, open.User); err != nil {
 		return nil, err
 	}
-	g, err := k.guest()
+	g, end, err := k.inUse(ctx)
 	if err != nil {
 		return nil, err
 	}
+	defer end()
 	conn, err := g.call(ctx, &wire.Call{Kind: &wire.Call_Put{Put: &wire.Put{Path: open.Path, User: open.User, Mkdir: open.Mkdir}}})
 	if err != nil {
 		return nil, g.brokenCopy(err)
@@ -237,10 +249,11 @@ func (k *Keeper) get(ctx context.Context, r *connect.Request[api.GetRequest], st
 	if err := checkCopy(r.Msg.Path, r.Msg.User); err != nil {
 		return err
 	}
-	g, err := k.guest()
+	g, end, err := k.inUse(ctx)
 	if err != nil {
 		return err
 	}
+	defer end()
 	conn, err := g.call(ctx, &wire.Call{Kind: &wire.Call_Get{Get: &wire.Get{Path: r.Msg.Path, User: r.Msg.User}}})
 	if err != nil {
 		return g.brokenCopy(err)

@@ -60,6 +60,8 @@ type Options struct {
 	GitHosts []string
 	// Trace gets the parts of the start; nil: nobody asks.
 	Trace *Trace
+	// Rest lets it stand still while nobody wants anything; nil: it never does.
+	Rest *rest
 	// Confine takes from this process what a guest that runs does not need; nil
 	// does nothing. It is called when the machine runs and all that serves it has
 	// started, before a byte of the guest's is read.
@@ -86,6 +88,7 @@ type Guest struct {
 	trace    *Trace
 	beat     heartbeat
 	clock    *clock
+	rest     *rest // nil: it never stands still
 	refusals refusals
 	gone     chan struct{} // closed when the machine is gone
 	asked    atomic.Bool   // Stop or Close ends it
@@ -100,7 +103,7 @@ type Guest struct {
 func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, BootTimeout, fmt.Errorf("the guest was not ready within %v", BootTimeout))
 	defer cancel()
-	g := &Guest{beat: heartbeat{wake: make(chan struct{}, 1)}, refusals: refusals{wake: make(chan struct{}, 1)}, log: o.Log, console: o.Console, trace: o.Trace, gone: make(chan struct{}), Created: time.Now()}
+	g := &Guest{beat: heartbeat{wake: make(chan struct{}, 1)}, refusals: refusals{wake: make(chan struct{}, 1)}, log: o.Log, console: o.Console, trace: o.Trace, rest: o.Rest, gone: make(chan struct{}), Created: time.Now()}
 	spec := o.Grant.Spec()
 	h := hypervisor.Handlers{Console: o.Console.write, Took: o.Trace.Add}
 	if o.Shares != nil {
@@ -366,6 +369,7 @@ func (g *Guest) Close() error {
 	g.asked.Store(true)
 	g.vm.Kill()
 	<-g.gone
+	g.rest.end()
 	g.boot.conn.Close()
 	g.tasks.Wait()
 	return g.vm.Close()

@@ -60,6 +60,9 @@ type guestRecord struct {
 	Cause string `json:"cause,omitempty"`
 	// Delivered: an ephemeral guest's caller has its result.
 	Delivered bool `json:"delivered,omitempty"`
+	// Idle: it was stopped because nobody wanted anything from it, and starts again
+	// when somebody does.
+	Idle bool `json:"idle,omitempty"`
 }
 
 // History is what a journal says.

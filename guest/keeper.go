@@ -90,6 +90,9 @@ type Keeper struct {
 	audit   *audit.Log
 	shelf   *shelf
 
+	rest *rest
+	idle chan struct{} // closed when nobody has wanted anything for too long
+
 	mu       sync.Mutex
 	g        *Guest // nil until the guest is ready
 	shares   *shares
@@ -155,6 +158,8 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 		req: req, opts: opts, dir: dir, log: opts.Log, journal: j, audit: l, info: loaded, keys: h.Keys,
 		warm: req.Warm, changed: make(chan struct{}), tasks: map[string]*task{}, finished: make(chan struct{}), trace: NewTrace("keeper"),
 	}
+	k.idle = make(chan struct{})
+	k.rest = newRest(k.log, idleOf(req.Spec, req.Rules), k.stands, func() { close(k.idle) })
 	if !opts.Began.IsZero() {
 		k.trace.Add("keeper begins", opts.Began, time.Now())
 	}
@@ -171,6 +176,7 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 		k.tasks[t.Id] = old
 		k.order = append(k.order, t.Id)
 	}
+	k.info.StoppedIdle = false
 	k.info.State, k.info.Cause, k.info.KeeperPid = api.GuestState_GUEST_STATE_STARTING, "", int32(os.Getpid())
 	k.info.Driver = opts.Driver.Name()
 	if err := j.add(&record{Guest: &guestRecord{State: "starting"}}); err != nil {
@@ -211,7 +217,9 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	cause := k.keep(ctx)
 	Crash("keeper: before gone")
 	k.mu.Lock()
-	rec := &guestRecord{State: "gone", Cause: cause, Delivered: k.done}
+	// One that broke while it was stopped is not started again by itself.
+	k.info.StoppedIdle = k.info.StoppedIdle && cause == ""
+	rec := &guestRecord{State: "gone", Cause: cause, Delivered: k.done, Idle: k.info.StoppedIdle}
 	k.mu.Unlock()
 	jerr := j.add(&record{Guest: rec})
 	k.update(func(i *api.Guest) {
@@ -250,7 +258,7 @@ func (k *Keeper) keep(ctx context.Context) string {
 	defer con.close()
 	var out *outside
 	if k.opts.Link != nil {
-		out = newOutside(k.opts.Link, k.log, k.tell)
+		out = newOutside(k.opts.Link, k.log, k.tell, k.rest)
 		defer out.close()
 	}
 	shared := newShares(k.sharings(grant), k.opts.Share, k.log, k.shareChanged)
@@ -265,7 +273,7 @@ func (k *Keeper) keep(ctx context.Context) string {
 	}
 	g, err := Start(ctx, Options{
 		Grant: grant, Parts: k.req.Parts, Driver: k.opts.Driver, Shares: shared, Console: con, Log: k.log,
-		Outside: out, Env: env, GitHosts: gitHosts(grant.EgressRules()), Trace: k.trace, Confine: k.opts.Confine,
+		Outside: out, Env: env, GitHosts: gitHosts(grant.EgressRules()), Trace: k.trace, Rest: k.rest, Confine: k.opts.Confine,
 	})
 	if err != nil {
 		k.log.Error("start", "error", err)
@@ -298,8 +306,10 @@ func (k *Keeper) keep(ctx context.Context) string {
 		k.opts.Describe(i)
 	})
 
+	k.rest.begin(g)
+
 	k.stay(ctx, g, out)
-	k.update(func(i *api.Guest) { i.State = api.GuestState_GUEST_STATE_STOPPING })
+	k.update(func(i *api.Guest) { i.State, i.Paused = api.GuestState_GUEST_STATE_STOPPING, nil })
 	closed := k.trace.Begin("machine gone")
 	if err := g.Close(); err != nil {
 		k.log.Error("close", "error", err)
@@ -373,6 +383,13 @@ func (k *Keeper) stay(ctx context.Context, g *Guest, out *outside) {
 			return
 		case <-ctx.Done():
 			k.stop(g, StopGrace)
+			return
+		case <-k.idle:
+			k.update(func(i *api.Guest) {
+				i.State, i.Paused, i.StoppedIdle = api.GuestState_GUEST_STATE_STOPPING, nil, true
+			})
+			k.say("guest.idle", map[string]any{"then": "stop"})
+			k.stop(g, StopBound)
 			return
 		case <-shut:
 			shut = nil

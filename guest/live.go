@@ -343,7 +343,7 @@ func (k *Keeper) ending(g *Guest) bool {
 }
 
 // with runs f for a running guest's shares.
-func (k *Keeper) with(code, what string, f func(*Guest, *shares) error) error {
+func (k *Keeper) with(ctx context.Context, code, what string, f func(*Guest, *shares) error) error {
 	k.mu.Lock()
 	g, s, name := k.g, k.shares, k.info.Name
 	k.mu.Unlock()
@@ -351,6 +351,13 @@ func (k *Keeper) with(code, what string, f func(*Guest, *shares) error) error {
 	if g == nil || s == nil {
 		return gone
 	}
+	end, err := g.rest.use(ctx)
+	if errors.Is(err, errLeaving) {
+		return gone
+	} else if err != nil {
+		return err
+	}
+	defer end()
 	if err := f(g, s); err != nil {
 		if errors.Is(err, hypervisor.ErrGone) || k.ending(g) {
 			return gone
@@ -362,7 +369,7 @@ func (k *Keeper) with(code, what string, f func(*Guest, *shares) error) error {
 
 // ImportReview implements the keeper's service.
 func (k *Keeper) ImportReview(ctx context.Context, r *connect.Request[api.ImportReviewRequest]) (*connect.Response[api.ImportReviewResponse], error) {
-	err := k.with("import", "the guest's changes could not be read", func(g *Guest, s *shares) error {
+	err := k.with(ctx, "import", "the guest's changes could not be read", func(g *Guest, s *shares) error {
 		if !s.hasReviews() {
 			return nil
 		}
@@ -373,7 +380,7 @@ func (k *Keeper) ImportReview(ctx context.Context, r *connect.Request[api.Import
 
 // DropReview implements the keeper's service.
 func (k *Keeper) DropReview(ctx context.Context, r *connect.Request[api.DropReviewRequest]) (*connect.Response[api.DropReviewResponse], error) {
-	err := k.with("drop", "the guest could not be made to forget its changes", func(g *Guest, s *shares) error {
+	err := k.with(ctx, "drop", "the guest could not be made to forget its changes", func(g *Guest, s *shares) error {
 		return s.forget(ctx, g, r.Msg.Share, r.Msg.Names)
 	})
 	return connect.NewResponse(&api.DropReviewResponse{}), err
@@ -381,7 +388,7 @@ func (k *Keeper) DropReview(ctx context.Context, r *connect.Request[api.DropRevi
 
 // AttachShare implements the keeper's service.
 func (k *Keeper) AttachShare(ctx context.Context, r *connect.Request[api.AttachShareRequest]) (*connect.Response[api.AttachShareResponse], error) {
-	err := k.with("attach", "the folder could not be shared", func(g *Guest, s *shares) error {
+	err := k.with(ctx, "attach", "the folder could not be shared", func(g *Guest, s *shares) error {
 		f := k.shelf.get(r.Msg.Tag)
 		if f == nil {
 			return errors.New("no server was handed over for it")
@@ -401,7 +408,7 @@ func (k *Keeper) AttachShare(ctx context.Context, r *connect.Request[api.AttachS
 
 // DetachShare implements the keeper's service.
 func (k *Keeper) DetachShare(ctx context.Context, r *connect.Request[api.DetachShareRequest]) (*connect.Response[api.DetachShareResponse], error) {
-	err := k.with("detach", "the share could not be taken away", func(g *Guest, s *shares) error {
+	err := k.with(ctx, "detach", "the share could not be taken away", func(g *Guest, s *shares) error {
 		err := s.remove(ctx, g, r.Msg.Tag)
 		if err == nil {
 			k.say("share.detached", map[string]any{"tag": r.Msg.Tag})
@@ -413,7 +420,7 @@ func (k *Keeper) DetachShare(ctx context.Context, r *connect.Request[api.DetachS
 
 // RefreshShare implements the keeper's service.
 func (k *Keeper) RefreshShare(ctx context.Context, r *connect.Request[api.RefreshShareRequest]) (*connect.Response[api.RefreshShareResponse], error) {
-	err := k.with("refresh", "the shares could not be refreshed", func(g *Guest, s *shares) error {
+	err := k.with(ctx, "refresh", "the shares could not be refreshed", func(g *Guest, s *shares) error {
 		return s.refresh(ctx, g, r.Msg.Path)
 	})
 	return connect.NewResponse(&api.RefreshShareResponse{}), err

@@ -34,7 +34,7 @@ func TestFailsAsTheGuestEnds(t *testing.T) {
 		if c.gone {
 			close(g.gone)
 		}
-		err := k.with("import", "not read", func(*Guest, *shares) error { return c.err })
+		err := k.with(t.Context(), "import", "not read", func(*Guest, *shares) error { return c.err })
 		if got := connect.CodeOf(err); got != c.want {
 			t.Errorf("%s: %v, wanted %v", c.name, err, c.want)
 		}

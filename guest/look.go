@@ -96,10 +96,11 @@ func (k *Keeper) ask(ctx context.Context, get *wire.Get, file func(*wire.File) e
 	if err := checkCopy(get.Path, get.User); err != nil {
 		return 0, err
 	}
-	g, err := k.guest()
+	g, end, err := k.inUse(ctx)
 	if err != nil {
 		return 0, err
 	}
+	defer end()
 	conn, err := g.call(ctx, &wire.Call{Kind: &wire.Call_Get{Get: get}})
 	if err != nil {
 		return 0, g.brokenCopy(err)

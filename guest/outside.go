@@ -35,10 +35,15 @@ type outside struct {
 
 	lines   chan refusal
 	streams *bearer
+	rest    *rest // held while a stream is open
 
 	mu sync.Mutex
-	g  *Guest       // takes forwarded connections once it is set
-	ln net.Listener // closed when the egress process is gone
+	g  *Guest // takes forwarded connections once it is set
+	// open is how many streams the egress process has by its own word, and end ends
+	// the hold for all of them.
+	open int
+	end  func()
+	ln   net.Listener // closed when the egress process is gone
 }
 
 type refusal struct{ task, line string }
@@ -55,10 +60,10 @@ const (
 	forwardTimeout = 15 * time.Second
 )
 
-func newOutside(l *link.Conn, log *slog.Logger, tell func(task, line string)) *outside {
+func newOutside(l *link.Conn, log *slog.Logger, tell func(task, line string), rest *rest) *outside {
 	o := &outside{
 		link: l, log: log, tell: tell, heard: make(chan struct{}), gone: make(chan struct{}),
-		lines: make(chan refusal, maxLines), streams: newBearer(maxStreams),
+		lines: make(chan refusal, maxLines), streams: newBearer(maxStreams), rest: rest,
 	}
 	o.streams.carried.Go(func() {
 		for r := range o.lines {
@@ -104,6 +109,11 @@ func (o *outside) listen() {
 	close(o.gone)
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.open > 0 {
+		o.open = 1
+		o.endedLocked()
+	}
+	o.rest.published(0)
 	if o.ln != nil {
 		o.ln.Close()
 	}
@@ -141,6 +151,12 @@ func (o *outside) read() error {
 			if !o.streams.carry(c, func() { o.forward(c, port) }) {
 				c.Close()
 			}
+		case link.Ended:
+			o.mu.Lock()
+			o.endedLocked()
+			o.mu.Unlock()
+		case link.Ports:
+			o.rest.published(m.Count)
 		default:
 			if c != nil {
 				c.Close()
@@ -188,9 +204,33 @@ func (o *outside) serve(ln net.Listener) {
 	}
 }
 
-// hand gives one stream to the egress process.
-func (o *outside) hand(c net.Conn) error {
+// hand gives one stream to the egress process, which says when it has ended.
+func (o *outside) hand(c net.Conn) (err error) {
+	o.mu.Lock()
+	if o.open++; o.open == 1 {
+		o.end, _ = o.rest.hold() // of a guest that ends it is of no use
+	}
+	o.mu.Unlock()
+	defer func() {
+		if err != nil {
+			o.mu.Lock()
+			o.endedLocked()
+			o.mu.Unlock()
+		}
+	}()
 	return o.streams.hand(c, func(theirs syscall.Conn) error { return o.link.Send(&link.Message{Kind: link.Stream}, theirs) })
+}
+
+// endedLocked counts the end of a stream. An egress process that says too often
+// that one has ended has the guest paused under another: that is its own stream.
+func (o *outside) endedLocked() {
+	if o.open == 0 {
+		return
+	}
+	if o.open--; o.open == 0 {
+		o.end()
+		o.end = nil
+	}
 }
 
 // forward connects c to a port of the guest's loopback and copies.
@@ -202,6 +242,11 @@ func (o *outside) forward(c net.Conn, port uint16) {
 	if g == nil {
 		return
 	}
+	end, err := g.rest.use(context.Background()) // which is bounded
+	if err != nil {
+		return
+	}
+	defer end()
 	in, err := g.forward(port)
 	if err != nil {
 		o.log.Info("forward", "port", port, "error", err)

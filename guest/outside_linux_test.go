@@ -32,7 +32,7 @@ func edgeEnd(t *testing.T, tell func(task, line string)) (*outside, *link.Conn) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := newOutside(keeper, slog.New(slog.DiscardHandler), tell)
+	o := newOutside(keeper, slog.New(slog.DiscardHandler), tell, nil)
 	t.Cleanup(func() { o.close(); edge.Close() })
 	return o, edge
 }

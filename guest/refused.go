@@ -103,9 +103,14 @@ func (g *Guest) sayRefusals() {
 		if len(lines) == 0 {
 			continue
 		}
+		end, ok := g.rest.runs()
+		if !ok { // they are late, and not worth to let it go on
+			continue
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), refusalsTimeout)
 		err := g.boot.ask(ctx, &wire.Control{Kind: &wire.Control_Refused{Refused: &wire.Refused{Lines: lines}}})
 		cancel()
+		end()
 		if err != nil {
 			g.log.Info("the agent takes no refusals", "error", err)
 		}

@@ -277,6 +277,7 @@ func Load(dir string) (*api.Guest, *History, error) {
 	}
 	if h.last != nil {
 		g.Cause = h.last.Cause
+		g.StoppedIdle = h.last.State == "gone" && h.last.Idle
 	}
 	h.By = s.Making
 	return g, h, nil
@@ -318,6 +319,30 @@ func Settle(dir, cause string) error {
 	}
 	Crash("settle: after the tasks")
 	return j.add(&record{Guest: &guestRecord{State: "gone", Cause: cause}})
+}
+
+// StayStopped has a guest that was stopped for idleness be one that was asked to
+// stop.
+func StayStopped(dir string) error {
+	unlock, ok, err := Lock(dir)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errors.New("the guest has a keeper")
+	}
+	defer unlock()
+	j, h, err := openJournal(filepath.Join(dir, fileJournal))
+	if err != nil {
+		return err
+	}
+	defer j.close()
+	if h.last == nil || h.last.State != "gone" || !h.last.Idle {
+		return nil
+	}
+	last := *h.last
+	last.Idle = false
+	return j.add(&record{Guest: &last})
 }
 
 func open(h *History) bool {

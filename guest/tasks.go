@@ -99,6 +99,9 @@ func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskReques
 			return connect.NewResponse(&api.StartTaskResponse{Task: t.get()}), nil
 		}
 	}
+	if k.info.State == api.GuestState_GUEST_STATE_STOPPING {
+		return nil, k.leaving()
+	}
 	if k.g == nil || k.info.State != api.GuestState_GUEST_STATE_READY {
 		return nil, api.NewError(connect.CodeFailedPrecondition, "not_running", "guest "+k.info.Name+" is not running", "carrel start "+k.info.Name)
 	}
@@ -108,6 +111,16 @@ func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskReques
 	if n := k.liveLocked(); n >= MaxTasks {
 		return nil, api.NewError(connect.CodeResourceExhausted, "too_many_tasks", fmt.Sprintf("%d tasks run in guest %s, which is the limit", n, k.info.Name), "wait for one to end")
 	}
+	end, ok := k.rest.hold() // as long as the task lives
+	if !ok {
+		return nil, k.leaving()
+	}
+	accepted := false
+	defer func() {
+		if !accepted {
+			end()
+		}
+	}()
 	id := ulid.Make().String()
 	t := &task{id: id, done: make(chan struct{}), ended: make(chan struct{}), in: newInput(), now: &api.Task{
 		Id: id, Guest: k.info.Name, Spec: spec,
@@ -144,8 +157,9 @@ func (k *Keeper) Start(_ context.Context, r *connect.Request[api.StartTaskReques
 	}
 	answer := t.get()
 	Crash("task: recorded, before it runs")
+	accepted = true
 	k.running.Add(1)
-	go k.run(k.g, t)
+	go k.run(k.g, t, end)
 	k.changedLocked()
 	return connect.NewResponse(&api.StartTaskResponse{Task: answer}), nil
 }
@@ -209,9 +223,11 @@ func (k *Keeper) forgetLocked() {
 	}
 }
 
-// run takes one task from queued to its one ending.
-func (k *Keeper) run(g *Guest, t *task) {
+// run takes one task from queued to its one ending, and then ends its hold on the
+// guest.
+func (k *Keeper) run(g *Guest, t *task, end func()) {
 	defer k.running.Done()
+	defer end()
 	begun := time.Now()
 	k.record(t, k.journal.note, func(a *api.Task) { a.State, a.Started = api.TaskState_TASK_STATE_RUNNING, timestamppb.Now() })
 	// Never the environment: it may hold what the user gave with -e.
@@ -225,6 +241,7 @@ func (k *Keeper) run(g *Guest, t *task) {
 				e = &api.Ending{Status: StatusOurs, Cause: g.Cause()}
 			}
 		}()
+		g.rest.awake(context.Background()) // which is bounded
 		k.shares.taskBegins(t.id)
 		defer k.shares.taskEnds(t.id)
 		return g.Exec(t.ctx, t.id, t.now.Spec, t.spool, t.in)

@@ -75,7 +75,8 @@ func (k *Keeper) live() (list []*task) {
 
 // stop ends the guest in order: its tasks, its reviews, its machine.
 func (k *Keeper) stop(g *Guest, grace time.Duration) {
-	k.update(func(i *api.Guest) { i.State = api.GuestState_GUEST_STATE_STOPPING })
+	k.update(func(i *api.Guest) { i.State, i.Paused = api.GuestState_GUEST_STATE_STOPPING, nil })
+	g.rest.leave()
 	k.windDown(g, grace)
 	g.Stop(grace)
 }

@@ -78,7 +78,7 @@ func what(ev *api.Event) string {
 	case *api.Event_Gap:
 		return fmt.Sprintf("events %d to %d are not kept any more", k.Gap.First, ev.Sequence)
 	case *api.Event_Changed:
-		s := stateWord(k.Changed.State)
+		s := guestWord(k.Changed)
 		if k.Changed.Cause != "" {
 			s += ": " + k.Changed.Cause
 		}

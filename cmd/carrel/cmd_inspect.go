@@ -55,7 +55,7 @@ func guestReport(w io.Writer, width int, g *api.Guest, now time.Time) error {
 	}
 	s := g.GetSpec()
 	row("name", "%s", g.Name)
-	row("state", "%s", stateWord(g.State))
+	row("state", "%s", idleWord(g))
 	row("cause", "%s", g.Cause)
 	row("image", "%s", s.GetImage())
 	row("size", "%d cpus, %s memory, %s", s.GetCpus(), humanize.IBytes(uint64(s.GetMemoryMib())<<20), diskWord(s))
@@ -171,3 +171,15 @@ func when(t *timestamppb.Timestamp) string {
 }
 
 func ms(nanos int64) time.Duration { return time.Duration(nanos).Round(time.Millisecond) }
+
+// idleWord is a guest's state, and why it is that if nobody has asked for it.
+func idleWord(g *api.Guest) string {
+	switch word := guestWord(g); {
+	case word == "paused":
+		return word + " since " + g.Paused.AsTime().Local().Format(time.DateTime) + ", because nobody wanted anything from it: it goes on when somebody does"
+	case g.StoppedIdle:
+		return word + ", because nobody wanted anything from it: it starts again when somebody does"
+	default:
+		return word
+	}
+}

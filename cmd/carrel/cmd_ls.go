@@ -69,7 +69,7 @@ func (a *app) lsSizes(ctx context.Context, c *client.Client, gs []*api.Guest) er
 func sizeTable(w io.Writer, gs []*api.Guest, u *api.DiskUsageResponse) error {
 	states := map[string]string{}
 	for _, g := range gs {
-		states[g.Name] = stateWord(g.State)
+		states[g.Name] = guestWord(g)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tSTATE\tDISK\tREVIEW\tOUTPUT\tOTHER\tALL")
@@ -91,7 +91,7 @@ func guestTable(w io.Writer, gs []*api.Guest, now time.Time) error {
 	fmt.Fprintln(t, "NAME\tSTATE\tWALL\tIMAGE\tCPUS\tMEMORY\tSHARES\tREVIEW\tAGE\tTASK")
 	for _, g := range gs {
 		s := g.GetSpec()
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", safe(g.Name), stateWord(g.State), wallWord(g), safe(s.GetImage()), s.GetCpus(),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", safe(g.Name), guestWord(g), wallWord(g), safe(s.GetImage()), s.GetCpus(),
 			humanize.IBytes(uint64(s.GetMemoryMib())<<20), sharesWord(s.GetShares()), waitsWord(g), age(g, now), taskWord(g.Tasks))
 	}
 	return t.Flush()
@@ -106,6 +106,14 @@ func wallWord(g *api.Guest) string {
 		}
 	}
 	return "-"
+}
+
+// guestWord is a guest's state; one that is paused is ready for whoever needs it.
+func guestWord(g *api.Guest) string {
+	if g.Paused != nil && g.State == api.GuestState_GUEST_STATE_READY {
+		return "paused"
+	}
+	return stateWord(g.State)
 }
 
 func stateWord(s api.GuestState) string {

@@ -127,7 +127,7 @@ func guestNames(max int) cobra.CompletionFunc {
 		if len(args) >= max {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
-		return complete((*client.Client).Guests, func(g *api.Guest) (name, about string) { return g.Name, stateWord(g.State) })
+		return complete((*client.Client).Guests, func(g *api.Guest) (name, about string) { return g.Name, guestWord(g) })
 	}
 }
 

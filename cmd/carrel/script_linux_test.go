@@ -233,6 +233,7 @@ func (h *home) processes() (left []string) {
 
 var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"appears":  appears,
+	"becomes":  becomes,
 	"ends":     ends,
 	"json":     isJSON,
 	"signal":   signalled,
@@ -265,6 +266,27 @@ func appears(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: appears FILE...")
 	}
 	ts.Check(waitForFiles(ts, args))
+}
+
+// becomes STATE GUEST... waits until carrel ls shows each guest in that state.
+func becomes(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: becomes STATE GUEST...")
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(scriptPatience); ; <-tick.C {
+		out, err := command(ts, []string{"carrel", "ls"}).Output()
+		missing := slices.IndexFunc(args[1:], func(name string) bool {
+			return !regexp.MustCompile(`(?m)^` + name + ` +` + args[0] + ` `).Match(out)
+		})
+		if err == nil && missing < 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%v went by, and %s is not %s: %v\n%s", scriptPatience, args[1+missing], args[0], err, out)
+		}
+	}
 }
 
 func waitForFiles(ts *testscript.TestScript, files []string) error {

@@ -36,6 +36,9 @@ func TestBench(t *testing.T) {
 		b.cold(w)
 		b.idle(w)
 	}
+	if b.part("rest") {
+		b.rest()
+	}
 	if b.part("boundary") {
 		b.boundary()
 	}

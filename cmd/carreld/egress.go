@@ -122,6 +122,7 @@ func serveEgress(req guest.EdgeRequest, l *link.Conn, ready func()) error {
 			return
 		}
 		srv.Serve(ctx, c)
+		l.Send(&link.Message{Kind: link.Ended}, nil) // or the keeper is gone, and with it who counts
 	})
 	cancel()
 	log.Info("the way out is closed", "why", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 
 	"connectrpc.com/connect"
 
@@ -19,6 +20,8 @@ type edgeService struct {
 	srv  *egress.Server
 	link *link.Conn
 	rec  *record
+
+	ports sync.Mutex // held while they are counted and told
 }
 
 // Configure implements EdgeService.
@@ -63,6 +66,7 @@ func (s *edgeService) Publish(ctx context.Context, r *connect.Request[api.Publis
 	if err != nil {
 		return nil, api.NewError(connect.CodeFailedPrecondition, "port", err.Error(), "choose another port")
 	}
+	s.sayPorts()
 	return connect.NewResponse(&api.PublishResponse{Port: p}), nil
 }
 
@@ -71,7 +75,16 @@ func (s *edgeService) Unpublish(_ context.Context, r *connect.Request[api.Unpubl
 	if err := s.srv.Unpublish(r.Msg.HostPort); err != nil {
 		return nil, api.NewError(connect.CodeNotFound, "not_found", err.Error(), "")
 	}
+	s.sayPorts()
 	return connect.NewResponse(&api.UnpublishResponse{}), nil
+}
+
+// sayPorts tells the keeper how many ports lead into the guest: it is not stopped
+// for idleness while one does.
+func (s *edgeService) sayPorts() {
+	s.ports.Lock()
+	defer s.ports.Unlock()
+	s.link.Send(&link.Message{Kind: link.Ports, Count: len(s.srv.Ports())}, nil) // or the keeper is gone
 }
 
 // forward opens a connection to a port of the guest: the keeper gets the other

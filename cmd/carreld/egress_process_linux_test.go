@@ -239,7 +239,9 @@ func startEdge(t *testing.T, conf *api.ConfigureEdgeRequest) (*edgeProcess, erro
 			if c != nil {
 				p.inward <- c
 			}
-			p.said <- m
+			if m.Kind != link.Ended && m.Kind != link.Ports { // which is the keeper's book-keeping
+				p.said <- m
+			}
 		}
 	}()
 	p.api = apiconnect.NewEdgeServiceClient(guest.NewHTTPClient(socket), "http://edge")

@@ -1418,7 +1418,14 @@ type Guest struct {
 	Kept GuestKept `protobuf:"varint,20,opt,name=kept,proto3,enum=carrel.v1.GuestKept" json:"kept,omitempty"`
 	// Its shares, each with how it is carried; those that were added while it
 	// runs come last.
-	Shares        []*SharedFolder `protobuf:"bytes,21,rep,name=shares,proto3" json:"shares,omitempty"`
+	Shares []*SharedFolder `protobuf:"bytes,21,rep,name=shares,proto3" json:"shares,omitempty"`
+	// Since when it stands still, because nobody wanted anything from it (idle.pause
+	// of policy.yaml). Its state is READY all the same: the next request that needs
+	// it, and a connection to one of its ports, lets it go on. Unset: it runs.
+	Paused *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=paused,proto3" json:"paused,omitempty"`
+	// It was stopped because nobody wanted anything from it (idle.stop): the next
+	// request that needs it starts it again.
+	StoppedIdle   bool `protobuf:"varint,23,opt,name=stopped_idle,json=stoppedIdle,proto3" json:"stopped_idle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1598,6 +1605,20 @@ func (x *Guest) GetShares() []*SharedFolder {
 		return x.Shares
 	}
 	return nil
+}
+
+func (x *Guest) GetPaused() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Paused
+	}
+	return nil
+}
+
+func (x *Guest) GetStoppedIdle() bool {
+	if x != nil {
+		return x.StoppedIdle
+	}
+	return false
 }
 
 // Port is one way into a guest.
@@ -13794,7 +13815,7 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\x0e2\x14.carrel.v1.ShareModeR\x04mode\x12\x14\n" +
 	"\x05plain\x18\x05 \x01(\bR\x05plain\x12\x12\n" +
 	"\x04hide\x18\x06 \x03(\tR\x04hide\x12\x18\n" +
-	"\aprotect\x18\a \x03(\tR\aprotectJ\x04\b\x04\x10\x05\"\xaa\x06\n" +
+	"\aprotect\x18\a \x03(\tR\aprotectJ\x04\b\x04\x10\x05\"\x81\a\n" +
 	"\x05Guest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.carrel.v1.GuestStateR\x05state\x12(\n" +
@@ -13818,7 +13839,9 @@ const file_carrel_v1_carrel_proto_rawDesc = "" +
 	"\x05ports\x18\x12 \x03(\v2\x0f.carrel.v1.PortR\x05ports\x120\n" +
 	"\x06review\x18\x13 \x01(\v2\x18.carrel.v1.ReviewSummaryR\x06review\x12(\n" +
 	"\x04kept\x18\x14 \x01(\x0e2\x14.carrel.v1.GuestKeptR\x04kept\x12/\n" +
-	"\x06shares\x18\x15 \x03(\v2\x17.carrel.v1.SharedFolderR\x06shares\"e\n" +
+	"\x06shares\x18\x15 \x03(\v2\x17.carrel.v1.SharedFolderR\x06shares\x122\n" +
+	"\x06paused\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x06paused\x12!\n" +
+	"\fstopped_idle\x18\x17 \x01(\bR\vstoppedIdle\"e\n" +
 	"\x04Port\x12!\n" +
 	"\fhost_address\x18\x01 \x01(\tR\vhostAddress\x12\x1b\n" +
 	"\thost_port\x18\x02 \x01(\rR\bhostPort\x12\x1d\n" +
@@ -15061,309 +15084,310 @@ var file_carrel_v1_carrel_proto_depIdxs = []int32{
 	88,  // 13: carrel.v1.Guest.review:type_name -> carrel.v1.ReviewSummary
 	4,   // 14: carrel.v1.Guest.kept:type_name -> carrel.v1.GuestKept
 	75,  // 15: carrel.v1.Guest.shares:type_name -> carrel.v1.SharedFolder
-	23,  // 16: carrel.v1.Timings.spans:type_name -> carrel.v1.Span
-	15,  // 17: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	26,  // 18: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
-	20,  // 19: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
-	20,  // 20: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
-	20,  // 21: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
-	20,  // 22: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
-	23,  // 23: carrel.v1.TraceGuestResponse.spans:type_name -> carrel.v1.Span
-	38,  // 24: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
-	37,  // 25: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
-	6,   // 26: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
-	216, // 27: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
-	216, // 28: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
-	216, // 29: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	40,  // 30: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
-	37,  // 31: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
-	39,  // 32: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
-	44,  // 33: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
-	45,  // 34: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
-	46,  // 35: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
-	39,  // 36: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
-	39,  // 37: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
-	39,  // 38: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
-	39,  // 39: carrel.v1.WaitTaskResponse.task:type_name -> carrel.v1.Task
-	47,  // 40: carrel.v1.ReadTaskResponse.pieces:type_name -> carrel.v1.AttachResponse
-	39,  // 41: carrel.v1.ReadTaskResponse.end:type_name -> carrel.v1.Task
-	39,  // 42: carrel.v1.CancelTaskResponse.task:type_name -> carrel.v1.Task
-	64,  // 43: carrel.v1.ListFilesResponse.self:type_name -> carrel.v1.FileInfo
-	64,  // 44: carrel.v1.ListFilesResponse.entries:type_name -> carrel.v1.FileInfo
-	7,   // 45: carrel.v1.FileInfo.type:type_name -> carrel.v1.FileType
-	216, // 46: carrel.v1.FileInfo.modified:type_name -> google.protobuf.Timestamp
-	64,  // 47: carrel.v1.ReadFileResponse.info:type_name -> carrel.v1.FileInfo
-	68,  // 48: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
-	72,  // 49: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
-	72,  // 50: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
-	7,   // 51: carrel.v1.File.type:type_name -> carrel.v1.FileType
-	75,  // 52: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
-	19,  // 53: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
-	19,  // 54: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
-	75,  // 55: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
-	19,  // 56: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
-	8,   // 57: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
-	9,   // 58: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
-	9,   // 59: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
-	86,  // 60: carrel.v1.Change.beside:type_name -> carrel.v1.Beside
-	8,   // 61: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
-	96,  // 62: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
-	98,  // 63: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
-	98,  // 64: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
-	216, // 65: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	216, // 66: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
-	100, // 67: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
-	100, // 68: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
-	18,  // 69: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	18,  // 70: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
-	18,  // 71: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
-	18,  // 72: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
-	113, // 73: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
-	2,   // 74: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
-	18,  // 75: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
-	216, // 76: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
-	10,  // 77: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
-	113, // 78: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
-	11,  // 79: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
-	21,  // 80: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
-	21,  // 81: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
-	123, // 82: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
-	216, // 83: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
-	12,  // 84: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
-	123, // 85: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
-	122, // 86: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
-	122, // 87: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
-	132, // 88: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
-	135, // 89: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	18,  // 90: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
-	17,  // 91: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
-	135, // 92: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
-	216, // 93: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
-	147, // 94: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
-	146, // 95: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
-	145, // 96: carrel.v1.Image.bundle:type_name -> carrel.v1.ImageBundle
-	216, // 97: carrel.v1.ImageBundle.signed:type_name -> google.protobuf.Timestamp
-	216, // 98: carrel.v1.ImageBundle.expires:type_name -> google.protobuf.Timestamp
-	144, // 99: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
-	26,  // 100: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
-	144, // 101: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
-	26,  // 102: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
-	144, // 103: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
-	26,  // 104: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
-	144, // 105: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
-	144, // 106: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
-	144, // 107: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
-	162, // 108: carrel.v1.PushImageRequest.signing:type_name -> carrel.v1.ImageSigning
-	26,  // 109: carrel.v1.PushImageResponse.progress:type_name -> carrel.v1.Progress
-	163, // 110: carrel.v1.PushImageResponse.published:type_name -> carrel.v1.PublishedImage
-	162, // 111: carrel.v1.ExportImageRequest.signing:type_name -> carrel.v1.ImageSigning
-	26,  // 112: carrel.v1.ExportImageResponse.progress:type_name -> carrel.v1.Progress
-	163, // 113: carrel.v1.ExportImageResponse.published:type_name -> carrel.v1.PublishedImage
-	144, // 114: carrel.v1.RestoreImageResponse.image:type_name -> carrel.v1.Image
-	170, // 115: carrel.v1.ListKeysResponse.keys:type_name -> carrel.v1.ImageKey
-	170, // 116: carrel.v1.CreateKeyResponse.key:type_name -> carrel.v1.ImageKey
-	170, // 117: carrel.v1.TrustKeyResponse.key:type_name -> carrel.v1.ImageKey
-	182, // 118: carrel.v1.ListEventsResponse.events:type_name -> carrel.v1.Event
-	216, // 119: carrel.v1.Event.time:type_name -> google.protobuf.Timestamp
-	183, // 120: carrel.v1.Event.gap:type_name -> carrel.v1.EventGap
-	20,  // 121: carrel.v1.Event.changed:type_name -> carrel.v1.Guest
-	184, // 122: carrel.v1.Event.removed:type_name -> carrel.v1.GuestRemoved
-	39,  // 123: carrel.v1.Event.task:type_name -> carrel.v1.Task
-	115, // 124: carrel.v1.Event.egress:type_name -> carrel.v1.EgressEvent
-	185, // 125: carrel.v1.Event.egress_left_out:type_name -> carrel.v1.EgressLeftOut
-	144, // 126: carrel.v1.Event.image:type_name -> carrel.v1.Image
-	186, // 127: carrel.v1.Event.image_removed:type_name -> carrel.v1.ImageRemoved
-	187, // 128: carrel.v1.Event.daemon_started:type_name -> carrel.v1.DaemonStarted
-	216, // 129: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	189, // 130: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
-	198, // 131: carrel.v1.HealthResponse.problems:type_name -> carrel.v1.Finding
-	196, // 132: carrel.v1.CapabilitiesResponse.limits:type_name -> carrel.v1.Limits
-	13,  // 133: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
-	15,  // 134: carrel.v1.ClaimGuestRequest.spec:type_name -> carrel.v1.GuestSpec
-	19,  // 135: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
-	18,  // 136: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
-	213, // 137: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
-	214, // 138: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
-	123, // 139: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
-	217, // 140: carrel.v1.served_on:extendee -> google.protobuf.MethodOptions
-	217, // 141: carrel.v1.effect:extendee -> google.protobuf.MethodOptions
-	0,   // 142: carrel.v1.served_on:type_name -> carrel.v1.Socket
-	1,   // 143: carrel.v1.effect:type_name -> carrel.v1.Effect
-	24,  // 144: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
-	27,  // 145: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
-	29,  // 146: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
-	31,  // 147: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
-	33,  // 148: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
-	35,  // 149: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
-	41,  // 150: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
-	43,  // 151: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
-	48,  // 152: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
-	50,  // 153: carrel.v1.TaskService.Wait:input_type -> carrel.v1.WaitTaskRequest
-	52,  // 154: carrel.v1.TaskService.Read:input_type -> carrel.v1.ReadTaskRequest
-	54,  // 155: carrel.v1.TaskService.Write:input_type -> carrel.v1.WriteTaskRequest
-	56,  // 156: carrel.v1.TaskService.Signal:input_type -> carrel.v1.SignalTaskRequest
-	58,  // 157: carrel.v1.TaskService.Resize:input_type -> carrel.v1.ResizeTaskRequest
-	60,  // 158: carrel.v1.TaskService.Cancel:input_type -> carrel.v1.CancelTaskRequest
-	67,  // 159: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
-	70,  // 160: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
-	62,  // 161: carrel.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
-	65,  // 162: carrel.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
-	73,  // 163: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
-	76,  // 164: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
-	78,  // 165: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
-	80,  // 166: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
-	82,  // 167: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
-	84,  // 168: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
-	89,  // 169: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
-	91,  // 170: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
-	93,  // 171: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
-	87,  // 172: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
-	94,  // 173: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
-	97,  // 174: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
-	101, // 175: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
-	103, // 176: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
-	105, // 177: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
-	107, // 178: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
-	109, // 179: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
-	111, // 180: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
-	114, // 181: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	116, // 182: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	118, // 183: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
-	120, // 184: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	124, // 185: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
-	126, // 186: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
-	128, // 187: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
-	133, // 188: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
-	136, // 189: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
-	138, // 190: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
-	130, // 191: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
-	140, // 192: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
-	142, // 193: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
-	148, // 194: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
-	150, // 195: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
-	152, // 196: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
-	154, // 197: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
-	156, // 198: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
-	158, // 199: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
-	160, // 200: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
-	164, // 201: carrel.v1.ImageService.Push:input_type -> carrel.v1.PushImageRequest
-	166, // 202: carrel.v1.ImageService.Export:input_type -> carrel.v1.ExportImageRequest
-	168, // 203: carrel.v1.ImageService.Restore:input_type -> carrel.v1.RestoreImageRequest
-	171, // 204: carrel.v1.ImageService.ListKeys:input_type -> carrel.v1.ListKeysRequest
-	173, // 205: carrel.v1.ImageService.CreateKey:input_type -> carrel.v1.CreateKeyRequest
-	175, // 206: carrel.v1.ImageService.TrustKey:input_type -> carrel.v1.TrustKeyRequest
-	177, // 207: carrel.v1.ImageService.ForgetKey:input_type -> carrel.v1.ForgetKeyRequest
-	179, // 208: carrel.v1.EventService.Watch:input_type -> carrel.v1.WatchEventsRequest
-	180, // 209: carrel.v1.EventService.List:input_type -> carrel.v1.ListEventsRequest
-	188, // 210: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
-	190, // 211: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
-	192, // 212: carrel.v1.SystemService.Health:input_type -> carrel.v1.HealthRequest
-	194, // 213: carrel.v1.SystemService.Capabilities:input_type -> carrel.v1.CapabilitiesRequest
-	197, // 214: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
-	199, // 215: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
-	201, // 216: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
-	27,  // 217: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
-	202, // 218: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
-	204, // 219: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
-	206, // 220: carrel.v1.KeeperService.ClaimGuest:input_type -> carrel.v1.ClaimGuestRequest
-	208, // 221: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
-	210, // 222: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
-	80,  // 223: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
-	212, // 224: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
-	114, // 225: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
-	116, // 226: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
-	118, // 227: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
-	120, // 228: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
-	25,  // 229: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
-	28,  // 230: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
-	30,  // 231: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
-	32,  // 232: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
-	34,  // 233: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
-	36,  // 234: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
-	42,  // 235: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
-	47,  // 236: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
-	49,  // 237: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
-	51,  // 238: carrel.v1.TaskService.Wait:output_type -> carrel.v1.WaitTaskResponse
-	53,  // 239: carrel.v1.TaskService.Read:output_type -> carrel.v1.ReadTaskResponse
-	55,  // 240: carrel.v1.TaskService.Write:output_type -> carrel.v1.WriteTaskResponse
-	57,  // 241: carrel.v1.TaskService.Signal:output_type -> carrel.v1.SignalTaskResponse
-	59,  // 242: carrel.v1.TaskService.Resize:output_type -> carrel.v1.ResizeTaskResponse
-	61,  // 243: carrel.v1.TaskService.Cancel:output_type -> carrel.v1.CancelTaskResponse
-	69,  // 244: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
-	71,  // 245: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
-	63,  // 246: carrel.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
-	66,  // 247: carrel.v1.FileService.Read:output_type -> carrel.v1.ReadFileResponse
-	74,  // 248: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
-	77,  // 249: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
-	79,  // 250: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
-	81,  // 251: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
-	83,  // 252: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
-	85,  // 253: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
-	90,  // 254: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
-	92,  // 255: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
-	90,  // 256: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
-	88,  // 257: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
-	95,  // 258: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
-	99,  // 259: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
-	102, // 260: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
-	104, // 261: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
-	106, // 262: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
-	108, // 263: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
-	110, // 264: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
-	112, // 265: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
-	115, // 266: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
-	117, // 267: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	119, // 268: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
-	121, // 269: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	125, // 270: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
-	127, // 271: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
-	129, // 272: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
-	134, // 273: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
-	137, // 274: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
-	139, // 275: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
-	131, // 276: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
-	141, // 277: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
-	143, // 278: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
-	149, // 279: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
-	151, // 280: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
-	153, // 281: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
-	155, // 282: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
-	157, // 283: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
-	159, // 284: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
-	161, // 285: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
-	165, // 286: carrel.v1.ImageService.Push:output_type -> carrel.v1.PushImageResponse
-	167, // 287: carrel.v1.ImageService.Export:output_type -> carrel.v1.ExportImageResponse
-	169, // 288: carrel.v1.ImageService.Restore:output_type -> carrel.v1.RestoreImageResponse
-	172, // 289: carrel.v1.ImageService.ListKeys:output_type -> carrel.v1.ListKeysResponse
-	174, // 290: carrel.v1.ImageService.CreateKey:output_type -> carrel.v1.CreateKeyResponse
-	176, // 291: carrel.v1.ImageService.TrustKey:output_type -> carrel.v1.TrustKeyResponse
-	178, // 292: carrel.v1.ImageService.ForgetKey:output_type -> carrel.v1.ForgetKeyResponse
-	182, // 293: carrel.v1.EventService.Watch:output_type -> carrel.v1.Event
-	181, // 294: carrel.v1.EventService.List:output_type -> carrel.v1.ListEventsResponse
-	189, // 295: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
-	191, // 296: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
-	193, // 297: carrel.v1.SystemService.Health:output_type -> carrel.v1.HealthResponse
-	195, // 298: carrel.v1.SystemService.Capabilities:output_type -> carrel.v1.CapabilitiesResponse
-	198, // 299: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
-	200, // 300: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
-	20,  // 301: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
-	28,  // 302: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
-	203, // 303: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
-	205, // 304: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
-	207, // 305: carrel.v1.KeeperService.ClaimGuest:output_type -> carrel.v1.ClaimGuestResponse
-	209, // 306: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
-	211, // 307: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
-	81,  // 308: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
-	215, // 309: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
-	115, // 310: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
-	117, // 311: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
-	119, // 312: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
-	121, // 313: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
-	229, // [229:314] is the sub-list for method output_type
-	144, // [144:229] is the sub-list for method input_type
-	142, // [142:144] is the sub-list for extension type_name
-	140, // [140:142] is the sub-list for extension extendee
-	0,   // [0:140] is the sub-list for field type_name
+	216, // 16: carrel.v1.Guest.paused:type_name -> google.protobuf.Timestamp
+	23,  // 17: carrel.v1.Timings.spans:type_name -> carrel.v1.Span
+	15,  // 18: carrel.v1.StartGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	26,  // 19: carrel.v1.StartGuestEvent.progress:type_name -> carrel.v1.Progress
+	20,  // 20: carrel.v1.StartGuestEvent.guest:type_name -> carrel.v1.Guest
+	20,  // 21: carrel.v1.StopGuestResponse.guest:type_name -> carrel.v1.Guest
+	20,  // 22: carrel.v1.ListGuestsResponse.guests:type_name -> carrel.v1.Guest
+	20,  // 23: carrel.v1.InspectGuestResponse.guest:type_name -> carrel.v1.Guest
+	23,  // 24: carrel.v1.TraceGuestResponse.spans:type_name -> carrel.v1.Span
+	38,  // 25: carrel.v1.TaskSpec.limits:type_name -> carrel.v1.TaskLimits
+	37,  // 26: carrel.v1.Task.spec:type_name -> carrel.v1.TaskSpec
+	6,   // 27: carrel.v1.Task.state:type_name -> carrel.v1.TaskState
+	216, // 28: carrel.v1.Task.created:type_name -> google.protobuf.Timestamp
+	216, // 29: carrel.v1.Task.started:type_name -> google.protobuf.Timestamp
+	216, // 30: carrel.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	40,  // 31: carrel.v1.Task.ending:type_name -> carrel.v1.Ending
+	37,  // 32: carrel.v1.StartTaskRequest.spec:type_name -> carrel.v1.TaskSpec
+	39,  // 33: carrel.v1.StartTaskResponse.task:type_name -> carrel.v1.Task
+	44,  // 34: carrel.v1.AttachRequest.open:type_name -> carrel.v1.AttachOpen
+	45,  // 35: carrel.v1.AttachRequest.stdin_close:type_name -> carrel.v1.StdinClose
+	46,  // 36: carrel.v1.AttachRequest.resize:type_name -> carrel.v1.Resize
+	39,  // 37: carrel.v1.AttachResponse.end:type_name -> carrel.v1.Task
+	39,  // 38: carrel.v1.AttachResponse.task:type_name -> carrel.v1.Task
+	39,  // 39: carrel.v1.ListTasksResponse.tasks:type_name -> carrel.v1.Task
+	39,  // 40: carrel.v1.WaitTaskResponse.task:type_name -> carrel.v1.Task
+	47,  // 41: carrel.v1.ReadTaskResponse.pieces:type_name -> carrel.v1.AttachResponse
+	39,  // 42: carrel.v1.ReadTaskResponse.end:type_name -> carrel.v1.Task
+	39,  // 43: carrel.v1.CancelTaskResponse.task:type_name -> carrel.v1.Task
+	64,  // 44: carrel.v1.ListFilesResponse.self:type_name -> carrel.v1.FileInfo
+	64,  // 45: carrel.v1.ListFilesResponse.entries:type_name -> carrel.v1.FileInfo
+	7,   // 46: carrel.v1.FileInfo.type:type_name -> carrel.v1.FileType
+	216, // 47: carrel.v1.FileInfo.modified:type_name -> google.protobuf.Timestamp
+	64,  // 48: carrel.v1.ReadFileResponse.info:type_name -> carrel.v1.FileInfo
+	68,  // 49: carrel.v1.PutRequest.open:type_name -> carrel.v1.PutOpen
+	72,  // 50: carrel.v1.PutRequest.file:type_name -> carrel.v1.File
+	72,  // 51: carrel.v1.GetResponse.file:type_name -> carrel.v1.File
+	7,   // 52: carrel.v1.File.type:type_name -> carrel.v1.FileType
+	75,  // 53: carrel.v1.ListSharesResponse.shares:type_name -> carrel.v1.SharedFolder
+	19,  // 54: carrel.v1.SharedFolder.share:type_name -> carrel.v1.Share
+	19,  // 55: carrel.v1.AddShareRequest.share:type_name -> carrel.v1.Share
+	75,  // 56: carrel.v1.AddShareResponse.share:type_name -> carrel.v1.SharedFolder
+	19,  // 57: carrel.v1.ExplainShareRequest.share:type_name -> carrel.v1.Share
+	8,   // 58: carrel.v1.Change.kind:type_name -> carrel.v1.ChangeKind
+	9,   // 59: carrel.v1.Change.type:type_name -> carrel.v1.EntryType
+	9,   // 60: carrel.v1.Change.old_type:type_name -> carrel.v1.EntryType
+	86,  // 61: carrel.v1.Change.beside:type_name -> carrel.v1.Beside
+	8,   // 62: carrel.v1.ApplyEvent.kind:type_name -> carrel.v1.ChangeKind
+	96,  // 63: carrel.v1.DiskUsageResponse.guests:type_name -> carrel.v1.GuestUsage
+	98,  // 64: carrel.v1.PruneRequest.only:type_name -> carrel.v1.PruneItem
+	98,  // 65: carrel.v1.PruneResponse.items:type_name -> carrel.v1.PruneItem
+	216, // 66: carrel.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	216, // 67: carrel.v1.Volume.written:type_name -> google.protobuf.Timestamp
+	100, // 68: carrel.v1.CreateVolumeResponse.volume:type_name -> carrel.v1.Volume
+	100, // 69: carrel.v1.ListVolumesResponse.volumes:type_name -> carrel.v1.Volume
+	18,  // 70: carrel.v1.ExplainEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	18,  // 71: carrel.v1.ChangeEgressRequest.add:type_name -> carrel.v1.EgressRule
+	18,  // 72: carrel.v1.ChangeEgressRequest.remove:type_name -> carrel.v1.EgressRule
+	18,  // 73: carrel.v1.ChangeEgressResponse.rules:type_name -> carrel.v1.EgressRule
+	113, // 74: carrel.v1.TestEgressResponse.verdict:type_name -> carrel.v1.EgressVerdict
+	2,   // 75: carrel.v1.EgressVerdict.action:type_name -> carrel.v1.EgressAction
+	18,  // 76: carrel.v1.EgressVerdict.rule:type_name -> carrel.v1.EgressRule
+	216, // 77: carrel.v1.EgressEvent.time:type_name -> google.protobuf.Timestamp
+	10,  // 78: carrel.v1.EgressEvent.kind:type_name -> carrel.v1.EgressEventKind
+	113, // 79: carrel.v1.EgressEvent.verdict:type_name -> carrel.v1.EgressVerdict
+	11,  // 80: carrel.v1.AnswerEgressRequest.answer:type_name -> carrel.v1.EgressAnswer
+	21,  // 81: carrel.v1.PublishRequest.port:type_name -> carrel.v1.Port
+	21,  // 82: carrel.v1.PublishResponse.port:type_name -> carrel.v1.Port
+	123, // 83: carrel.v1.Secret.definition:type_name -> carrel.v1.SecretDefinition
+	216, // 84: carrel.v1.Secret.updated:type_name -> google.protobuf.Timestamp
+	12,  // 85: carrel.v1.SecretDefinition.kind:type_name -> carrel.v1.SecretKind
+	123, // 86: carrel.v1.SetSecretRequest.definition:type_name -> carrel.v1.SecretDefinition
+	122, // 87: carrel.v1.SetSecretResponse.secret:type_name -> carrel.v1.Secret
+	122, // 88: carrel.v1.ListSecretsResponse.secrets:type_name -> carrel.v1.Secret
+	132, // 89: carrel.v1.ImportPolicyResponse.keys:type_name -> carrel.v1.ImportedKey
+	135, // 90: carrel.v1.CheckPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	18,  // 91: carrel.v1.CheckPolicyResponse.rules:type_name -> carrel.v1.EgressRule
+	17,  // 92: carrel.v1.RequestPolicyResponse.egress:type_name -> carrel.v1.EgressSpec
+	135, // 93: carrel.v1.RequestPolicyResponse.problems:type_name -> carrel.v1.PolicyProblem
+	216, // 94: carrel.v1.Image.created:type_name -> google.protobuf.Timestamp
+	147, // 95: carrel.v1.Image.parts:type_name -> carrel.v1.ImagePart
+	146, // 96: carrel.v1.Image.config:type_name -> carrel.v1.ImageConfig
+	145, // 97: carrel.v1.Image.bundle:type_name -> carrel.v1.ImageBundle
+	216, // 98: carrel.v1.ImageBundle.signed:type_name -> google.protobuf.Timestamp
+	216, // 99: carrel.v1.ImageBundle.expires:type_name -> google.protobuf.Timestamp
+	144, // 100: carrel.v1.ListImagesResponse.images:type_name -> carrel.v1.Image
+	26,  // 101: carrel.v1.BuildImageEvent.progress:type_name -> carrel.v1.Progress
+	144, // 102: carrel.v1.BuildImageEvent.image:type_name -> carrel.v1.Image
+	26,  // 103: carrel.v1.PullImageResponse.progress:type_name -> carrel.v1.Progress
+	144, // 104: carrel.v1.PullImageResponse.image:type_name -> carrel.v1.Image
+	26,  // 105: carrel.v1.ImportImageResponse.progress:type_name -> carrel.v1.Progress
+	144, // 106: carrel.v1.ImportImageResponse.image:type_name -> carrel.v1.Image
+	144, // 107: carrel.v1.VerifyImageResponse.image:type_name -> carrel.v1.Image
+	144, // 108: carrel.v1.PruneImagesResponse.images:type_name -> carrel.v1.Image
+	162, // 109: carrel.v1.PushImageRequest.signing:type_name -> carrel.v1.ImageSigning
+	26,  // 110: carrel.v1.PushImageResponse.progress:type_name -> carrel.v1.Progress
+	163, // 111: carrel.v1.PushImageResponse.published:type_name -> carrel.v1.PublishedImage
+	162, // 112: carrel.v1.ExportImageRequest.signing:type_name -> carrel.v1.ImageSigning
+	26,  // 113: carrel.v1.ExportImageResponse.progress:type_name -> carrel.v1.Progress
+	163, // 114: carrel.v1.ExportImageResponse.published:type_name -> carrel.v1.PublishedImage
+	144, // 115: carrel.v1.RestoreImageResponse.image:type_name -> carrel.v1.Image
+	170, // 116: carrel.v1.ListKeysResponse.keys:type_name -> carrel.v1.ImageKey
+	170, // 117: carrel.v1.CreateKeyResponse.key:type_name -> carrel.v1.ImageKey
+	170, // 118: carrel.v1.TrustKeyResponse.key:type_name -> carrel.v1.ImageKey
+	182, // 119: carrel.v1.ListEventsResponse.events:type_name -> carrel.v1.Event
+	216, // 120: carrel.v1.Event.time:type_name -> google.protobuf.Timestamp
+	183, // 121: carrel.v1.Event.gap:type_name -> carrel.v1.EventGap
+	20,  // 122: carrel.v1.Event.changed:type_name -> carrel.v1.Guest
+	184, // 123: carrel.v1.Event.removed:type_name -> carrel.v1.GuestRemoved
+	39,  // 124: carrel.v1.Event.task:type_name -> carrel.v1.Task
+	115, // 125: carrel.v1.Event.egress:type_name -> carrel.v1.EgressEvent
+	185, // 126: carrel.v1.Event.egress_left_out:type_name -> carrel.v1.EgressLeftOut
+	144, // 127: carrel.v1.Event.image:type_name -> carrel.v1.Image
+	186, // 128: carrel.v1.Event.image_removed:type_name -> carrel.v1.ImageRemoved
+	187, // 129: carrel.v1.Event.daemon_started:type_name -> carrel.v1.DaemonStarted
+	216, // 130: carrel.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	189, // 131: carrel.v1.StatusResponse.version:type_name -> carrel.v1.VersionResponse
+	198, // 132: carrel.v1.HealthResponse.problems:type_name -> carrel.v1.Finding
+	196, // 133: carrel.v1.CapabilitiesResponse.limits:type_name -> carrel.v1.Limits
+	13,  // 134: carrel.v1.Finding.level:type_name -> carrel.v1.FindingLevel
+	15,  // 135: carrel.v1.ClaimGuestRequest.spec:type_name -> carrel.v1.GuestSpec
+	19,  // 136: carrel.v1.AttachShareRequest.share:type_name -> carrel.v1.Share
+	18,  // 137: carrel.v1.ConfigureEdgeRequest.rules:type_name -> carrel.v1.EgressRule
+	213, // 138: carrel.v1.ConfigureEdgeRequest.secrets:type_name -> carrel.v1.EdgeSecret
+	214, // 139: carrel.v1.ConfigureEdgeRequest.upstream:type_name -> carrel.v1.EdgeUpstream
+	123, // 140: carrel.v1.EdgeSecret.definition:type_name -> carrel.v1.SecretDefinition
+	217, // 141: carrel.v1.served_on:extendee -> google.protobuf.MethodOptions
+	217, // 142: carrel.v1.effect:extendee -> google.protobuf.MethodOptions
+	0,   // 143: carrel.v1.served_on:type_name -> carrel.v1.Socket
+	1,   // 144: carrel.v1.effect:type_name -> carrel.v1.Effect
+	24,  // 145: carrel.v1.GuestService.Start:input_type -> carrel.v1.StartGuestRequest
+	27,  // 146: carrel.v1.GuestService.Stop:input_type -> carrel.v1.StopGuestRequest
+	29,  // 147: carrel.v1.GuestService.Remove:input_type -> carrel.v1.RemoveGuestRequest
+	31,  // 148: carrel.v1.GuestService.List:input_type -> carrel.v1.ListGuestsRequest
+	33,  // 149: carrel.v1.GuestService.Inspect:input_type -> carrel.v1.InspectGuestRequest
+	35,  // 150: carrel.v1.GuestService.Trace:input_type -> carrel.v1.TraceGuestRequest
+	41,  // 151: carrel.v1.TaskService.Start:input_type -> carrel.v1.StartTaskRequest
+	43,  // 152: carrel.v1.TaskService.Attach:input_type -> carrel.v1.AttachRequest
+	48,  // 153: carrel.v1.TaskService.List:input_type -> carrel.v1.ListTasksRequest
+	50,  // 154: carrel.v1.TaskService.Wait:input_type -> carrel.v1.WaitTaskRequest
+	52,  // 155: carrel.v1.TaskService.Read:input_type -> carrel.v1.ReadTaskRequest
+	54,  // 156: carrel.v1.TaskService.Write:input_type -> carrel.v1.WriteTaskRequest
+	56,  // 157: carrel.v1.TaskService.Signal:input_type -> carrel.v1.SignalTaskRequest
+	58,  // 158: carrel.v1.TaskService.Resize:input_type -> carrel.v1.ResizeTaskRequest
+	60,  // 159: carrel.v1.TaskService.Cancel:input_type -> carrel.v1.CancelTaskRequest
+	67,  // 160: carrel.v1.FileService.Put:input_type -> carrel.v1.PutRequest
+	70,  // 161: carrel.v1.FileService.Get:input_type -> carrel.v1.GetRequest
+	62,  // 162: carrel.v1.FileService.List:input_type -> carrel.v1.ListFilesRequest
+	65,  // 163: carrel.v1.FileService.Read:input_type -> carrel.v1.ReadFileRequest
+	73,  // 164: carrel.v1.ShareService.List:input_type -> carrel.v1.ListSharesRequest
+	76,  // 165: carrel.v1.ShareService.Add:input_type -> carrel.v1.AddShareRequest
+	78,  // 166: carrel.v1.ShareService.Remove:input_type -> carrel.v1.RemoveShareRequest
+	80,  // 167: carrel.v1.ShareService.Refresh:input_type -> carrel.v1.RefreshShareRequest
+	82,  // 168: carrel.v1.ShareService.Explain:input_type -> carrel.v1.ExplainShareRequest
+	84,  // 169: carrel.v1.ReviewService.Diff:input_type -> carrel.v1.DiffRequest
+	89,  // 170: carrel.v1.ReviewService.Apply:input_type -> carrel.v1.ApplyRequest
+	91,  // 171: carrel.v1.ReviewService.Discard:input_type -> carrel.v1.DiscardRequest
+	93,  // 172: carrel.v1.ReviewService.Undo:input_type -> carrel.v1.UndoRequest
+	87,  // 173: carrel.v1.ReviewService.Summary:input_type -> carrel.v1.ReviewSummaryRequest
+	94,  // 174: carrel.v1.DiskService.Usage:input_type -> carrel.v1.DiskUsageRequest
+	97,  // 175: carrel.v1.DiskService.Prune:input_type -> carrel.v1.PruneRequest
+	101, // 176: carrel.v1.DiskService.CreateVolume:input_type -> carrel.v1.CreateVolumeRequest
+	103, // 177: carrel.v1.DiskService.ListVolumes:input_type -> carrel.v1.ListVolumesRequest
+	105, // 178: carrel.v1.DiskService.RemoveVolume:input_type -> carrel.v1.RemoveVolumeRequest
+	107, // 179: carrel.v1.EgressService.Explain:input_type -> carrel.v1.ExplainEgressRequest
+	109, // 180: carrel.v1.EgressService.Change:input_type -> carrel.v1.ChangeEgressRequest
+	111, // 181: carrel.v1.EgressService.Test:input_type -> carrel.v1.TestEgressRequest
+	114, // 182: carrel.v1.EgressService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	116, // 183: carrel.v1.EgressService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	118, // 184: carrel.v1.EgressService.Publish:input_type -> carrel.v1.PublishRequest
+	120, // 185: carrel.v1.EgressService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	124, // 186: carrel.v1.SecretService.Set:input_type -> carrel.v1.SetSecretRequest
+	126, // 187: carrel.v1.SecretService.List:input_type -> carrel.v1.ListSecretsRequest
+	128, // 188: carrel.v1.SecretService.Remove:input_type -> carrel.v1.RemoveSecretRequest
+	133, // 189: carrel.v1.PolicyService.Check:input_type -> carrel.v1.CheckPolicyRequest
+	136, // 190: carrel.v1.PolicyService.Request:input_type -> carrel.v1.RequestPolicyRequest
+	138, // 191: carrel.v1.PolicyService.Agree:input_type -> carrel.v1.AgreePolicyRequest
+	130, // 192: carrel.v1.PolicyService.Import:input_type -> carrel.v1.ImportPolicyRequest
+	140, // 193: carrel.v1.AuditService.Verify:input_type -> carrel.v1.VerifyAuditRequest
+	142, // 194: carrel.v1.AuditService.Show:input_type -> carrel.v1.ShowAuditRequest
+	148, // 195: carrel.v1.ImageService.List:input_type -> carrel.v1.ListImagesRequest
+	150, // 196: carrel.v1.ImageService.Build:input_type -> carrel.v1.BuildImageRequest
+	152, // 197: carrel.v1.ImageService.Pull:input_type -> carrel.v1.PullImageRequest
+	154, // 198: carrel.v1.ImageService.Import:input_type -> carrel.v1.ImportImageRequest
+	156, // 199: carrel.v1.ImageService.Verify:input_type -> carrel.v1.VerifyImageRequest
+	158, // 200: carrel.v1.ImageService.Remove:input_type -> carrel.v1.RemoveImageRequest
+	160, // 201: carrel.v1.ImageService.Prune:input_type -> carrel.v1.PruneImagesRequest
+	164, // 202: carrel.v1.ImageService.Push:input_type -> carrel.v1.PushImageRequest
+	166, // 203: carrel.v1.ImageService.Export:input_type -> carrel.v1.ExportImageRequest
+	168, // 204: carrel.v1.ImageService.Restore:input_type -> carrel.v1.RestoreImageRequest
+	171, // 205: carrel.v1.ImageService.ListKeys:input_type -> carrel.v1.ListKeysRequest
+	173, // 206: carrel.v1.ImageService.CreateKey:input_type -> carrel.v1.CreateKeyRequest
+	175, // 207: carrel.v1.ImageService.TrustKey:input_type -> carrel.v1.TrustKeyRequest
+	177, // 208: carrel.v1.ImageService.ForgetKey:input_type -> carrel.v1.ForgetKeyRequest
+	179, // 209: carrel.v1.EventService.Watch:input_type -> carrel.v1.WatchEventsRequest
+	180, // 210: carrel.v1.EventService.List:input_type -> carrel.v1.ListEventsRequest
+	188, // 211: carrel.v1.SystemService.Version:input_type -> carrel.v1.VersionRequest
+	190, // 212: carrel.v1.SystemService.Status:input_type -> carrel.v1.StatusRequest
+	192, // 213: carrel.v1.SystemService.Health:input_type -> carrel.v1.HealthRequest
+	194, // 214: carrel.v1.SystemService.Capabilities:input_type -> carrel.v1.CapabilitiesRequest
+	197, // 215: carrel.v1.SystemService.Doctor:input_type -> carrel.v1.DoctorRequest
+	199, // 216: carrel.v1.SystemService.Shutdown:input_type -> carrel.v1.ShutdownRequest
+	201, // 217: carrel.v1.KeeperService.Watch:input_type -> carrel.v1.WatchRequest
+	27,  // 218: carrel.v1.KeeperService.Stop:input_type -> carrel.v1.StopGuestRequest
+	202, // 219: carrel.v1.KeeperService.ImportReview:input_type -> carrel.v1.ImportReviewRequest
+	204, // 220: carrel.v1.KeeperService.DropReview:input_type -> carrel.v1.DropReviewRequest
+	206, // 221: carrel.v1.KeeperService.ClaimGuest:input_type -> carrel.v1.ClaimGuestRequest
+	208, // 222: carrel.v1.KeeperService.AttachShare:input_type -> carrel.v1.AttachShareRequest
+	210, // 223: carrel.v1.KeeperService.DetachShare:input_type -> carrel.v1.DetachShareRequest
+	80,  // 224: carrel.v1.KeeperService.RefreshShare:input_type -> carrel.v1.RefreshShareRequest
+	212, // 225: carrel.v1.EdgeService.Configure:input_type -> carrel.v1.ConfigureEdgeRequest
+	114, // 226: carrel.v1.EdgeService.Watch:input_type -> carrel.v1.WatchEgressRequest
+	116, // 227: carrel.v1.EdgeService.Answer:input_type -> carrel.v1.AnswerEgressRequest
+	118, // 228: carrel.v1.EdgeService.Publish:input_type -> carrel.v1.PublishRequest
+	120, // 229: carrel.v1.EdgeService.Unpublish:input_type -> carrel.v1.UnpublishRequest
+	25,  // 230: carrel.v1.GuestService.Start:output_type -> carrel.v1.StartGuestEvent
+	28,  // 231: carrel.v1.GuestService.Stop:output_type -> carrel.v1.StopGuestResponse
+	30,  // 232: carrel.v1.GuestService.Remove:output_type -> carrel.v1.RemoveGuestResponse
+	32,  // 233: carrel.v1.GuestService.List:output_type -> carrel.v1.ListGuestsResponse
+	34,  // 234: carrel.v1.GuestService.Inspect:output_type -> carrel.v1.InspectGuestResponse
+	36,  // 235: carrel.v1.GuestService.Trace:output_type -> carrel.v1.TraceGuestResponse
+	42,  // 236: carrel.v1.TaskService.Start:output_type -> carrel.v1.StartTaskResponse
+	47,  // 237: carrel.v1.TaskService.Attach:output_type -> carrel.v1.AttachResponse
+	49,  // 238: carrel.v1.TaskService.List:output_type -> carrel.v1.ListTasksResponse
+	51,  // 239: carrel.v1.TaskService.Wait:output_type -> carrel.v1.WaitTaskResponse
+	53,  // 240: carrel.v1.TaskService.Read:output_type -> carrel.v1.ReadTaskResponse
+	55,  // 241: carrel.v1.TaskService.Write:output_type -> carrel.v1.WriteTaskResponse
+	57,  // 242: carrel.v1.TaskService.Signal:output_type -> carrel.v1.SignalTaskResponse
+	59,  // 243: carrel.v1.TaskService.Resize:output_type -> carrel.v1.ResizeTaskResponse
+	61,  // 244: carrel.v1.TaskService.Cancel:output_type -> carrel.v1.CancelTaskResponse
+	69,  // 245: carrel.v1.FileService.Put:output_type -> carrel.v1.PutResponse
+	71,  // 246: carrel.v1.FileService.Get:output_type -> carrel.v1.GetResponse
+	63,  // 247: carrel.v1.FileService.List:output_type -> carrel.v1.ListFilesResponse
+	66,  // 248: carrel.v1.FileService.Read:output_type -> carrel.v1.ReadFileResponse
+	74,  // 249: carrel.v1.ShareService.List:output_type -> carrel.v1.ListSharesResponse
+	77,  // 250: carrel.v1.ShareService.Add:output_type -> carrel.v1.AddShareResponse
+	79,  // 251: carrel.v1.ShareService.Remove:output_type -> carrel.v1.RemoveShareResponse
+	81,  // 252: carrel.v1.ShareService.Refresh:output_type -> carrel.v1.RefreshShareResponse
+	83,  // 253: carrel.v1.ShareService.Explain:output_type -> carrel.v1.ExplainShareResponse
+	85,  // 254: carrel.v1.ReviewService.Diff:output_type -> carrel.v1.Change
+	90,  // 255: carrel.v1.ReviewService.Apply:output_type -> carrel.v1.ApplyEvent
+	92,  // 256: carrel.v1.ReviewService.Discard:output_type -> carrel.v1.DiscardResponse
+	90,  // 257: carrel.v1.ReviewService.Undo:output_type -> carrel.v1.ApplyEvent
+	88,  // 258: carrel.v1.ReviewService.Summary:output_type -> carrel.v1.ReviewSummary
+	95,  // 259: carrel.v1.DiskService.Usage:output_type -> carrel.v1.DiskUsageResponse
+	99,  // 260: carrel.v1.DiskService.Prune:output_type -> carrel.v1.PruneResponse
+	102, // 261: carrel.v1.DiskService.CreateVolume:output_type -> carrel.v1.CreateVolumeResponse
+	104, // 262: carrel.v1.DiskService.ListVolumes:output_type -> carrel.v1.ListVolumesResponse
+	106, // 263: carrel.v1.DiskService.RemoveVolume:output_type -> carrel.v1.RemoveVolumeResponse
+	108, // 264: carrel.v1.EgressService.Explain:output_type -> carrel.v1.ExplainEgressResponse
+	110, // 265: carrel.v1.EgressService.Change:output_type -> carrel.v1.ChangeEgressResponse
+	112, // 266: carrel.v1.EgressService.Test:output_type -> carrel.v1.TestEgressResponse
+	115, // 267: carrel.v1.EgressService.Watch:output_type -> carrel.v1.EgressEvent
+	117, // 268: carrel.v1.EgressService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	119, // 269: carrel.v1.EgressService.Publish:output_type -> carrel.v1.PublishResponse
+	121, // 270: carrel.v1.EgressService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	125, // 271: carrel.v1.SecretService.Set:output_type -> carrel.v1.SetSecretResponse
+	127, // 272: carrel.v1.SecretService.List:output_type -> carrel.v1.ListSecretsResponse
+	129, // 273: carrel.v1.SecretService.Remove:output_type -> carrel.v1.RemoveSecretResponse
+	134, // 274: carrel.v1.PolicyService.Check:output_type -> carrel.v1.CheckPolicyResponse
+	137, // 275: carrel.v1.PolicyService.Request:output_type -> carrel.v1.RequestPolicyResponse
+	139, // 276: carrel.v1.PolicyService.Agree:output_type -> carrel.v1.AgreePolicyResponse
+	131, // 277: carrel.v1.PolicyService.Import:output_type -> carrel.v1.ImportPolicyResponse
+	141, // 278: carrel.v1.AuditService.Verify:output_type -> carrel.v1.VerifyAuditResponse
+	143, // 279: carrel.v1.AuditService.Show:output_type -> carrel.v1.ShowAuditResponse
+	149, // 280: carrel.v1.ImageService.List:output_type -> carrel.v1.ListImagesResponse
+	151, // 281: carrel.v1.ImageService.Build:output_type -> carrel.v1.BuildImageEvent
+	153, // 282: carrel.v1.ImageService.Pull:output_type -> carrel.v1.PullImageResponse
+	155, // 283: carrel.v1.ImageService.Import:output_type -> carrel.v1.ImportImageResponse
+	157, // 284: carrel.v1.ImageService.Verify:output_type -> carrel.v1.VerifyImageResponse
+	159, // 285: carrel.v1.ImageService.Remove:output_type -> carrel.v1.RemoveImageResponse
+	161, // 286: carrel.v1.ImageService.Prune:output_type -> carrel.v1.PruneImagesResponse
+	165, // 287: carrel.v1.ImageService.Push:output_type -> carrel.v1.PushImageResponse
+	167, // 288: carrel.v1.ImageService.Export:output_type -> carrel.v1.ExportImageResponse
+	169, // 289: carrel.v1.ImageService.Restore:output_type -> carrel.v1.RestoreImageResponse
+	172, // 290: carrel.v1.ImageService.ListKeys:output_type -> carrel.v1.ListKeysResponse
+	174, // 291: carrel.v1.ImageService.CreateKey:output_type -> carrel.v1.CreateKeyResponse
+	176, // 292: carrel.v1.ImageService.TrustKey:output_type -> carrel.v1.TrustKeyResponse
+	178, // 293: carrel.v1.ImageService.ForgetKey:output_type -> carrel.v1.ForgetKeyResponse
+	182, // 294: carrel.v1.EventService.Watch:output_type -> carrel.v1.Event
+	181, // 295: carrel.v1.EventService.List:output_type -> carrel.v1.ListEventsResponse
+	189, // 296: carrel.v1.SystemService.Version:output_type -> carrel.v1.VersionResponse
+	191, // 297: carrel.v1.SystemService.Status:output_type -> carrel.v1.StatusResponse
+	193, // 298: carrel.v1.SystemService.Health:output_type -> carrel.v1.HealthResponse
+	195, // 299: carrel.v1.SystemService.Capabilities:output_type -> carrel.v1.CapabilitiesResponse
+	198, // 300: carrel.v1.SystemService.Doctor:output_type -> carrel.v1.Finding
+	200, // 301: carrel.v1.SystemService.Shutdown:output_type -> carrel.v1.ShutdownResponse
+	20,  // 302: carrel.v1.KeeperService.Watch:output_type -> carrel.v1.Guest
+	28,  // 303: carrel.v1.KeeperService.Stop:output_type -> carrel.v1.StopGuestResponse
+	203, // 304: carrel.v1.KeeperService.ImportReview:output_type -> carrel.v1.ImportReviewResponse
+	205, // 305: carrel.v1.KeeperService.DropReview:output_type -> carrel.v1.DropReviewResponse
+	207, // 306: carrel.v1.KeeperService.ClaimGuest:output_type -> carrel.v1.ClaimGuestResponse
+	209, // 307: carrel.v1.KeeperService.AttachShare:output_type -> carrel.v1.AttachShareResponse
+	211, // 308: carrel.v1.KeeperService.DetachShare:output_type -> carrel.v1.DetachShareResponse
+	81,  // 309: carrel.v1.KeeperService.RefreshShare:output_type -> carrel.v1.RefreshShareResponse
+	215, // 310: carrel.v1.EdgeService.Configure:output_type -> carrel.v1.ConfigureEdgeResponse
+	115, // 311: carrel.v1.EdgeService.Watch:output_type -> carrel.v1.EgressEvent
+	117, // 312: carrel.v1.EdgeService.Answer:output_type -> carrel.v1.AnswerEgressResponse
+	119, // 313: carrel.v1.EdgeService.Publish:output_type -> carrel.v1.PublishResponse
+	121, // 314: carrel.v1.EdgeService.Unpublish:output_type -> carrel.v1.UnpublishResponse
+	230, // [230:315] is the sub-list for method output_type
+	145, // [145:230] is the sub-list for method input_type
+	143, // [143:145] is the sub-list for extension type_name
+	141, // [141:143] is the sub-list for extension extendee
+	0,   // [0:141] is the sub-list for field type_name
 }
 
 func init() { file_carrel_v1_carrel_proto_init() }

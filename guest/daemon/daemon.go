@@ -16,6 +16,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/gofrs/flock"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
@@ -105,6 +106,7 @@ type Daemon struct {
 	stop      chan struct{}            // closed by Shutdown
 	stopped   sync.Once
 	slow      sync.Once
+	waking    singleflight.Group // starts of guests that were stopped for idleness, by name
 	noPool    sync.Once
 	owned     sync.WaitGroup // goroutines that follow keepers
 }

@@ -40,6 +40,7 @@ type entry struct {
 	expire  *time.Timer   // an ended ephemeral guest's removal
 	kept    kept          // why such a guest is still there
 	waits   *api.ReviewSummary
+	waking  bool // it is being started for whoever needs it
 	looking bool // what waits is being counted
 	again   bool // and is to be once more
 

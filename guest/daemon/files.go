@@ -16,13 +16,9 @@ func (s *fileService) Put(ctx context.Context, st *connect.ClientStream[api.PutR
 	if !st.Receive() {
 		return nil, st.Err()
 	}
-	e, err := s.d.find(st.Msg().GetOpen().GetGuest())
+	e, k, err := s.d.up(ctx, st.Msg().GetOpen().GetGuest())
 	if err != nil {
 		return nil, err
-	}
-	_, k, _ := e.get()
-	if k == nil {
-		return nil, notRunning(e.name)
 	}
 	up := k.files.Put(ctx)
 	for more := true; more; more = st.Receive() {
@@ -43,13 +39,9 @@ func (s *fileService) Put(ctx context.Context, st *connect.ClientStream[api.PutR
 
 // Get implements FileService.
 func (s *fileService) Get(ctx context.Context, r *connect.Request[api.GetRequest], st *connect.ServerStream[api.GetResponse]) error {
-	e, err := s.d.find(r.Msg.Guest)
+	e, k, err := s.d.up(ctx, r.Msg.Guest)
 	if err != nil {
 		return err
-	}
-	_, k, _ := e.get()
-	if k == nil {
-		return notRunning(e.name)
 	}
 	down, err := k.files.Get(ctx, connect.NewRequest(r.Msg))
 	if err != nil {
@@ -69,7 +61,7 @@ func (s *fileService) Get(ctx context.Context, r *connect.Request[api.GetRequest
 
 // List implements FileService.
 func (s *fileService) List(ctx context.Context, r *connect.Request[api.ListFilesRequest]) (*connect.Response[api.ListFilesResponse], error) {
-	e, k, err := s.d.keeperOf(r.Msg.Guest)
+	e, k, err := s.d.up(ctx, r.Msg.Guest)
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +74,7 @@ func (s *fileService) List(ctx context.Context, r *connect.Request[api.ListFiles
 
 // Read implements FileService.
 func (s *fileService) Read(ctx context.Context, r *connect.Request[api.ReadFileRequest]) (*connect.Response[api.ReadFileResponse], error) {
-	e, k, err := s.d.keeperOf(r.Msg.Guest)
+	e, k, err := s.d.up(ctx, r.Msg.Guest)
 	if err != nil {
 		return nil, err
 	}
@@ -91,17 +83,4 @@ func (s *fileService) Read(ctx context.Context, r *connect.Request[api.ReadFileR
 		return nil, s.d.handOn(e, err)
 	}
 	return connect.NewResponse(out.Msg), nil
-}
-
-// keeperOf returns the keeper of a guest that runs.
-func (d *Daemon) keeperOf(name string) (*entry, *keeper, error) {
-	e, err := d.find(name)
-	if err != nil {
-		return nil, nil, err
-	}
-	_, k, _ := e.get()
-	if k == nil {
-		return nil, nil, notRunning(e.name)
-	}
-	return e, k, nil
 }

@@ -83,8 +83,13 @@ func (s *guestService) Stop(ctx context.Context, r *connect.Request[api.StopGues
 	if err != nil {
 		return nil, err
 	}
-	if _, k, _ := e.get(); k == nil {
-		info, _, _ := e.get()
+	if info, k, _ := e.get(); k == nil {
+		if info.StoppedIdle {
+			if err := s.d.staysStopped(e); err != nil {
+				return nil, err
+			}
+			info, _, _ = e.get()
+		}
 		return connect.NewResponse(&api.StopGuestResponse{Guest: info}), nil
 	}
 	grace := guest.StopGrace
@@ -93,6 +98,11 @@ func (s *guestService) Stop(ctx context.Context, r *connect.Request[api.StopGues
 	}
 	s.d.end(ctx, e, grace)
 	info, err := e.wait(ctx, func(_ *api.Guest, k *keeper) bool { return k == nil })
+	if err == nil && info.StoppedIdle { // it was about to stop by itself
+		if err = s.d.staysStopped(e); err == nil {
+			info, _, _ = e.get()
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -17,14 +17,20 @@ const maxTasksWaiting = 128
 // the others wait for their turn. While somebody waits nobody else gets a place.
 func (d *Daemon) startTask(ctx context.Context, e *entry, r *api.StartTaskRequest, wait bool) (*connect.Response[api.StartTaskResponse], error) {
 	ask := func() (out *connect.Response[api.StartTaskResponse], full bool, changed <-chan struct{}, err error) {
-		_, k, changed := e.get()
-		if k == nil {
-			return nil, false, nil, notRunning(e.name)
+		for {
+			at, k, err := d.up(ctx, e.name)
+			if err != nil {
+				return nil, false, nil, err
+			}
+			_, _, changed = at.get()
+			if out, err = k.tasks.Start(ctx, connect.NewRequest(r)); err == nil {
+				return out, false, changed, nil
+			}
+			if !d.again(ctx, at, k, err) {
+				err = d.handOn(at, err)
+				return nil, wordOf(err) == "too_many_tasks", changed, err
+			}
 		}
-		if out, err = k.tasks.Start(ctx, connect.NewRequest(r)); err != nil {
-			err = d.handOn(e, err)
-		}
-		return out, wordOf(err) == "too_many_tasks", changed, err
 	}
 	if e.places.idle() {
 		if out, full, _, err := ask(); !full || !wait {

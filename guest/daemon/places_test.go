@@ -46,6 +46,7 @@ func TestPlacesFair(t *testing.T) {
 	defer srv.Close()
 	d := &Daemon{ctx: t.Context()}
 	e := newEntry("box", &api.Guest{Name: "box"})
+	d.table = map[string]*entry{"box": e}
 	e.keeper = &keeper{tasks: apiconnect.NewTaskServiceClient(srv.Client(), srv.URL)}
 	start := func(ctx context.Context, session, name string, wait bool) error {
 		ctx = context.WithValue(ctx, callerKey{}, caller{session, session})

@@ -33,6 +33,9 @@ func (s *egressService) Publish(ctx context.Context, r *connect.Request[api.Publ
 }
 
 func (s *egressService) publish(ctx context.Context, r *connect.Request[api.PublishRequest]) (*api.PublishResponse, error) {
+	if _, _, err := s.d.up(ctx, r.Msg.Guest); err != nil {
+		return nil, err
+	}
 	e, edge, err := s.running(r.Msg.Guest)
 	if err != nil {
 		return nil, err

@@ -77,6 +77,9 @@ func (s *taskService) Start(ctx context.Context, r *connect.Request[api.StartTas
 func (d *Daemon) handOn(e *entry, err error) error {
 	var ce *connect.Error
 	if errors.As(err, &ce) && len(ce.Details()) > 0 {
+		if ce.Code() == connect.CodeUnavailable { // it was about to stop: see again
+			return notRunning(e.name)
+		}
 		return ce
 	}
 	switch code := connect.CodeOf(err); {

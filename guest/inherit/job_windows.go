@@ -12,6 +12,8 @@ import (
 // the desktop, the clipboard, other programs' windows, the end of the session.
 const allUI = 0xff
 
+var isProcessInJob = windows.NewLazySystemDLL("kernel32.dll").NewProc("IsProcessInJob")
+
 // Hold puts a process that was just started, and has not been told what to do,
 // into a job in which it may start no other; without Outlive it ends with this
 // process, whatever the way. ended is called when the process has.
@@ -36,10 +38,20 @@ func Hold(cmd *exec.Cmd, l Limits) (ended func(), err error) {
 	if _, err = windows.SetInformationJobObject(job, windows.JobObjectExtendedLimitInformation, uintptr(unsafe.Pointer(&info)), uint32(unsafe.Sizeof(info))); err != nil {
 		return nil, fmt.Errorf("limit the job of %s: %w", cmd.Path, err)
 	}
-	if _, err = windows.SetInformationJobObject(job, windows.JobObjectBasicUIRestrictions, uintptr(unsafe.Pointer(&ui)), uint32(unsafe.Sizeof(ui))); err != nil {
-		return nil, fmt.Errorf("limit the job of %s: %w", cmd.Path, err)
-	}
-	herr := cmd.Process.WithHandle(func(h uintptr) { err = windows.AssignProcessToJobObject(job, windows.Handle(h)) })
+	herr := cmd.Process.WithHandle(func(h uintptr) {
+		var nested int32
+		if r, _, e := isProcessInJob.Call(h, 0, uintptr(unsafe.Pointer(&nested))); r == 0 {
+			err = e
+			return
+		}
+		// A job within another cannot have these (AssignProcessToJobObject, Remarks).
+		if nested == 0 {
+			if _, err = windows.SetInformationJobObject(job, windows.JobObjectBasicUIRestrictions, uintptr(unsafe.Pointer(&ui)), uint32(unsafe.Sizeof(ui))); err != nil {
+				return
+			}
+		}
+		err = windows.AssignProcessToJobObject(job, windows.Handle(h))
+	})
 	if herr != nil {
 		err = herr
 	}

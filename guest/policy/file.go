@@ -55,6 +55,8 @@ type File struct {
 	Telemetry *Telemetry
 	// Pool says which guests are kept warm; the zero value: none.
 	Pool Pool
+	// Idle says what becomes of idle guests.
+	Idle Idle
 }
 
 // ParseFile reads a user's policy file. If there is a problem, the file is not
@@ -185,6 +187,7 @@ func (f *File) Apply(rules Rules) Rules {
 	if f.MinFreeMiB != nil {
 		rules.MinFreeMiB = f.MinFreeMiB
 	}
+	rules.Idle = f.Idle
 	rules.Host = f.Host
 	rules.Egress, rules.Presets, rules.MinBoundary = clone(f.Rules), slices.Clone(f.Presets), f.MinBoundary
 	rules.Shares = f.Shares.clone()
@@ -225,7 +228,8 @@ func (r *reader) file(content []byte, k kind) (*File, []*api.PolicyProblem) {
 				field{"volumes", func(v *yaml.Node) { r.volumes(v, f) }},
 				field{"host", func(v *yaml.Node) { r.host(v, f) }},
 				field{"telemetry", func(v *yaml.Node) { r.telemetry(v, f) }},
-				field{"pool", func(v *yaml.Node) { r.pool(v, f) }})
+				field{"pool", func(v *yaml.Node) { r.pool(v, f) }},
+				field{"idle", func(v *yaml.Node) { r.idle(v, f) }})
 		}
 		what := "a policy file"
 		if k == aRequest {

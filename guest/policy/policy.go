@@ -51,6 +51,8 @@ type Rules struct {
 	// MinFreeMiB is how much of the host's disk must be free for a start; nil:
 	// the default, see place.Floor.
 	MinFreeMiB *uint32
+	// Idle says what becomes of a guest from which nobody wants anything.
+	Idle Idle
 	// Host are the limits of all guests together.
 	Host HostLimits
 }

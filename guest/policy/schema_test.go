@@ -198,6 +198,7 @@ func TestSchema(t *testing.T) {
 		"version: 1\nlimits: {guests: 0}", "version: 1\nlimits: {guests: 1025}", "version: 1\nlimits: {starts: 0}", "version: 1\nlimits: {starts: 65}", "version: 1\nlimits: {waiting: -1}", "version: 1\nlimits: {waiting: 1025}", "version: 1\nlimits: {memory-free: 1}", "version: 1\nlimits: {memory-free: x}",
 		"version: 1\nvolumes: {names: x}", "version: 1\nvolumes: {names: ['A']}", "version: 1\nvolumes: {names: ['../x']}", "version: 1\nvolumes: {count: 5}", "version: 1\nvolumes: {size: 1}", "version: 1\nvolumes: {x: 1}", "version: 1\nhost: {free: 1}",
 		"version: 1\npool: {size: 33}", "version: 1\npool: {size: -1}", "version: 1\npool: {boundary: chroot}", "version: 1\npool: {memory: 1}", "version: 1\npool: {image: [x]}", "version: 1\npool: {shares: [x]}",
+		"version: 1\nidle: 5m", "version: 1\nidle: {pause: 5}", "version: 1\nidle: {pause: -5m}", "version: 1\nidle: {pause: 500ms}", "version: 1\nidle: {stop: soon}", "version: 1\nidle: {x: 5m}",
 		"version: 1\nshares: [x]", "version: 1\nshares: {hidden: []}", "version: 1\nshares: {hide: x}", "version: 1\nshares: {hide: [1]}", "version: 1\nshares: {hide: ['']}", "version: 1\nshares: {protect: ['a\\b']}", "version: 1\nshares: {protect: ['c:']}",
 	} {
 		var v any
@@ -232,7 +233,7 @@ func TestSchemaKeys(t *testing.T) {
 	}{
 		{"policy/full.yaml", theUsers, map[string][]string{
 			"a policy file": keys(top("policy")), "egress": keys(s.def("egress")), "a rule": keys(s.def("rule")), "egress.upstream": keys(s.def("upstream")),
-			"boundary": keys(policy["boundary"]), "limits": keys(policy["limits"]), "volumes": keys(policy["volumes"]), "host": keys(policy["host"]), "pool": keys(policy["pool"]), "shares": keys(s.def("shares")),
+			"boundary": keys(policy["boundary"]), "limits": keys(policy["limits"]), "volumes": keys(policy["volumes"]), "host": keys(policy["host"]), "pool": keys(policy["pool"]), "idle": keys(policy["idle"]), "shares": keys(s.def("shares")),
 			"telemetry": keys(policy["telemetry"]), "a header": {"file"},
 		}},
 		{"request/full.yaml", aRequest, map[string][]string{"a repository's request": keys(top("request")), "egress": keys(s.def("requestEgress")), "a rule": keys(s.def("requestRule")), "shares": keys(s.def("requestShares"))}},

@@ -21,7 +21,7 @@ import (
 //
 //	keeper -> egress process: stream, with the stream
 //	egress process -> keeper: hello, in one or more pieces, first of all;
-//	                          refused; forward, with the connection
+//	                          refused; forward, with the connection; ended; ports
 
 // Kind says what a message is about.
 type Kind string
@@ -36,6 +36,10 @@ const (
 	Refused Kind = "refused"
 	// Forward hands over a connection that is meant for a port of the guest.
 	Forward Kind = "forward"
+	// Ended says that one of the streams that were handed over has ended.
+	Ended Kind = "ended"
+	// Ports says how many ports of the host lead into the guest.
+	Ports Kind = "ports"
 )
 
 // Bounds, in bytes.
@@ -48,6 +52,7 @@ const (
 	MaxTrust = 512 << 10
 
 	maxTask  = 64
+	maxPorts = 1 << 16
 	trustBit = 32 << 10 // of Trust in one message: base64 makes a third more of it
 )
 
@@ -63,6 +68,8 @@ type Message struct {
 	Line string `json:"line,omitempty"`
 	// Port, of Forward, is the guest's.
 	Port uint16 `json:"port,omitempty"`
+	// Count, of Ports.
+	Count int `json:"count,omitempty"`
 }
 
 // ErrMessage is returned for a message that is not one.
@@ -105,7 +112,7 @@ func (m *Message) check() error {
 		if len(m.Trust) > trustBit {
 			return bad("a piece of %d bytes", len(m.Trust))
 		}
-		if m.Task != "" || m.Line != "" || m.Port != 0 {
+		if m.Task != "" || m.Line != "" || m.Port != 0 || m.Count != 0 {
 			return bad("a field that %s does not have", m.Kind)
 		}
 		return nil
@@ -122,10 +129,15 @@ func (m *Message) check() error {
 		if m.Port == 0 {
 			return bad("no port")
 		}
+	case Ended:
+	case Ports:
+		if only.Count = m.Count; m.Count < 0 || m.Count > maxPorts {
+			return bad("%d ports", m.Count)
+		}
 	default:
 		return bad("the kind %.40q", m.Kind)
 	}
-	if len(m.Trust) != 0 || m.More != only.More || m.Task != only.Task || m.Line != only.Line || m.Port != only.Port {
+	if m.Count != only.Count || len(m.Trust) != 0 || m.More != only.More || m.Task != only.Task || m.Line != only.Line || m.Port != only.Port {
 		return bad("a field that %s does not have", m.Kind)
 	}
 	return nil

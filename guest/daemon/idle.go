@@ -1,0 +1,164 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+
+	"connectrpc.com/connect"
+
+	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/api"
+)
+
+// A guest from which nobody wants anything is paused, and then stopped, by its
+// keeper, which alone knows that and outlives this daemon. One that is paused is
+// let go on by its keeper, too. One that was stopped is started again here:
+//
+//	ready ── its keeper: idle ──> stopping ──> stopped, stopped_idle
+//	  ↑                                          │        └─ carrel stop ──> stopped
+//	  └───────────── up, carrel start ───────────┘
+
+// up returns a guest that somebody needs, and its keeper. One that was stopped for
+// idleness, or is just being, is started again; several who need it are one start.
+func (d *Daemon) up(ctx context.Context, name string) (*entry, *keeper, error) {
+	for {
+		e, err := d.find(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		info, k, _ := e.get()
+		switch {
+		case k != nil && info.StoppedIdle && info.State == api.GuestState_GUEST_STATE_STOPPING:
+			if _, err := e.wait(ctx, func(_ *api.Guest, now *keeper) bool { return now != k }); err != nil {
+				return nil, nil, err
+			}
+		case k != nil && info.State == api.GuestState_GUEST_STATE_STARTING && e.wakes():
+			_, err := e.wait(ctx, func(i *api.Guest, now *keeper) bool {
+				return now != k || i.State != api.GuestState_GUEST_STATE_STARTING
+			})
+			if err != nil {
+				return nil, nil, err
+			}
+		case k != nil:
+			return e, k, nil
+		case !info.StoppedIdle:
+			return nil, nil, notRunning(e.name)
+		default:
+			if err := d.startAgain(ctx, e); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+}
+
+// startAgain returns when a guest that was stopped for idleness is up. The start
+// goes on when its caller leaves, since others may wait for it.
+func (d *Daemon) startAgain(ctx context.Context, e *entry) error {
+	who := callerOf(ctx) // who comes first waits for all
+	done := d.waking.DoChan(e.name, func() (any, error) {
+		end := make(chan error, 1)
+		d.owned.Go(func() { end <- d.restart(d.ctx, e, who) })
+		return nil, <-end
+	})
+	select {
+	case r := <-done:
+		return r.Err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// restart starts a guest that was stopped for idleness, with the same request, on
+// which policy decides again. It waits for its turn and is refused like any other
+// start.
+func (d *Daemon) restart(ctx context.Context, e *entry, who caller) error {
+	if e.take("started") != nil { // somebody starts it, or removes it
+		_, err := e.wait(ctx, func(i *api.Guest, k *keeper) bool { return k != nil || !i.StoppedIdle || !e.isBusy() })
+		return err
+	}
+	defer e.release()
+	d.mu.Lock()
+	mine := d.table[e.name] == e && !d.closing
+	d.mu.Unlock()
+	if info, k, _ := e.get(); !mine || k != nil || !info.StoppedIdle {
+		if !mine {
+			return notRunning(e.name)
+		}
+		return nil
+	}
+	e.wake(true)
+	defer e.wake(false)
+	d.log.Info("started again, since somebody needs it", "guest", e.name)
+	host := d.rulesNow().Host
+	leave, err := d.starts.enter(ctx, who, host.AtOnce(), host.Places(), func(int) error { return nil })
+	if err != nil {
+		return queueError("start guest "+e.name, err, startsCure)
+	}
+	defer leave()
+	released, err := d.admitFor(ctx, e, host)
+	if err != nil {
+		return err
+	}
+	defer released()
+	_, err = d.start(ctx, e, false, func(said string) error {
+		d.log.Info("started again", "guest", e.name, "notice", said)
+		return nil
+	})
+	if err != nil {
+		return refusal(err)
+	}
+	return nil
+}
+
+// wakes says whether the guest is being started for whoever needs it.
+func (e *entry) wakes() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.waking
+}
+
+func (e *entry) wake(is bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.waking = is
+}
+
+// again says whether a request that a keeper did not take is to be made again: its
+// guest was just being stopped for idleness, and has stopped when this returns.
+func (d *Daemon) again(ctx context.Context, e *entry, k *keeper, err error) bool {
+	var ce *connect.Error
+	var dial *net.OpError
+	switch {
+	case ctx.Err() != nil:
+		return false
+	case errors.As(err, &ce) && ce.Code() == connect.CodeUnavailable && len(ce.Details()) > 0: // guest.Keeper's word for it
+	case errors.As(err, &dial) && dial.Op == "dial", errors.Is(err, os.ErrNotExist): // it has taken nothing
+	default:
+		return false
+	}
+	info, werr := e.wait(ctx, func(_ *api.Guest, now *keeper) bool { return now != k })
+	return werr == nil && info.StoppedIdle
+}
+
+// staysStopped has a guest that was stopped for idleness be one that its user
+// stopped.
+func (d *Daemon) staysStopped(e *entry) error {
+	if err := e.take("stopped"); err != nil {
+		return err
+	}
+	defer e.release()
+	info, k, _ := e.get()
+	if k != nil || !info.StoppedIdle {
+		return nil
+	}
+	if err := guest.StayStopped(d.dir(e)); err != nil {
+		return api.NewError(connect.CodeInternal, "disk", "guest "+e.name+" is stopped, and would be started again by whoever needs it: "+err.Error(), "make room on the disk that holds "+d.guests)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.info.StoppedIdle = false
+	e.changedLocked()
+	return nil
+}

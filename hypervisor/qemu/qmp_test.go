@@ -176,6 +176,7 @@ func TestQMPLate(t *testing.T) {
 				var ctx context.Context
 				ctx, giveUp = context.WithCancelCause(t.Context())
 				_, err := q.Do(ctx, "stop")
+				giveUp(nil)
 				if alone {
 					goesOn <- struct{}{}
 				}

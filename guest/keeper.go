@@ -45,6 +45,10 @@ type KeepRequest struct {
 	// Warm says that the guest is started for nobody: ClaimGuest makes it that of a
 	// request.
 	Warm bool `json:",omitempty"`
+	// Wake says that the guest was stopped for idleness and is started for whoever
+	// needs it. One that does not become ready is stopped for idleness still: the
+	// next one who needs it tries again.
+	Wake bool `json:",omitempty"`
 }
 
 // KeepOptions are what the process around a keeper gives it.

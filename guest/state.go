@@ -286,6 +286,9 @@ func Load(dir string) (*api.Guest, *History, error) {
 // Delivered says whether an ephemeral guest's caller has its result.
 func (h *History) Delivered() bool { return h.last != nil && h.last.Delivered }
 
+// Starting says whether the guest's last start has not come to ready, nor to an end.
+func (h *History) Starting() bool { return h.last != nil && h.last.State == "starting" }
+
 // Lock takes a guest's folder for this process; ok is false if a keeper has it.
 func Lock(dir string) (unlock func(), ok bool, err error) {
 	l := flock.New(filepath.Join(dir, fileLock), flock.SetPermissions(0o600))

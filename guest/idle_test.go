@@ -60,8 +60,9 @@ func (m *resting) do(what string, still bool, err error) error {
 		m.t.Errorf("it is to %s while it does something else", what)
 	}
 	m.busy = true
+	slow := m.slow
 	m.mu.Unlock()
-	time.Sleep(m.slow)
+	time.Sleep(slow)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.busy = false
@@ -72,8 +73,30 @@ func (m *resting) do(what string, still bool, err error) error {
 	return err
 }
 
-func (m *resting) pause(context.Context) error  { return m.do("pause", true, m.pauses) }
-func (m *resting) resume(context.Context) error { return m.do("resume", false, m.conts) }
+func (m *resting) pause(context.Context) error {
+	_, _, pauses, _ := m.now()
+	return m.do("pause", true, pauses)
+}
+
+func (m *resting) resume(context.Context) error {
+	_, _, _, conts := m.now()
+	return m.do("resume", false, conts)
+}
+
+// now is what has happened, and what pauses and resumes fail with.
+func (m *resting) now() (said []string, ended, pauses, conts error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.said), m.ended, m.pauses, m.conts
+}
+
+// fails has them fail from now on.
+func (m *resting) fails(pauses, conts error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.pauses, m.conts = pauses, conts
+}
+
 func (m *resting) lost(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -150,7 +173,8 @@ func TestIdlePausesAndGoesOn(t *testing.T) {
 		if !m.stands() || m.isOver() {
 			t.Error("it is not as it was")
 		}
-		if got, want := strings.Join(m.said, ", "), "pause, told still, resume, told runs, pause, told still"; got != want {
+		said, _, _, _ := m.now()
+		if got, want := strings.Join(said, ", "), "pause, told still, resume, told runs, pause, told still"; got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
 	})
@@ -190,7 +214,7 @@ func TestIdleRaces(t *testing.T) {
 			all.Wait()
 			time.Sleep(minute + time.Second)
 			if !m.stands() {
-				t.Errorf("%v: it does not stand still afterwards: %v", at, m.said)
+				t.Errorf("%v: it does not stand still afterwards", at)
 			}
 			time.Sleep(10 * minute)
 			if !m.isOver() {
@@ -268,8 +292,8 @@ func TestIdleWithoutAWord(t *testing.T) {
 		time.Sleep(1000 * time.Hour)
 		m.use(minute)
 		time.Sleep(1000 * time.Hour)
-		if len(m.said) > 0 || m.isOver() {
-			t.Errorf("%v", m.said)
+		if said, _, _, _ := m.now(); len(said) > 0 || m.isOver() {
+			t.Errorf("%v", said)
 		}
 		m.r.set(policy.Idle{Pause: minute})
 		time.Sleep(minute + time.Second)
@@ -304,12 +328,13 @@ func TestIdleWithoutAWord(t *testing.T) {
 func TestIdleFails(t *testing.T) {
 	broken := errors.New("broken")
 	inTime(t, policy.Idle{Pause: minute, Stop: 10 * minute}, func(t *testing.T, m *resting) {
-		m.pauses = broken
+		m.fails(broken, nil)
 		time.Sleep(2 * minute)
 		m.use(0)
 		time.Sleep(2 * minute)
-		if got, want := m.said, []string{"pause", "resume", "told runs"}; !slices.Equal(got, want) || m.ended != nil {
-			t.Errorf("%v, %v", got, m.ended)
+		said, ended, _, _ := m.now()
+		if want := []string{"pause", "resume", "told runs"}; !slices.Equal(said, want) || ended != nil {
+			t.Errorf("%v, %v", said, ended)
 		}
 		time.Sleep(10 * minute)
 		if !m.isOver() {
@@ -318,18 +343,19 @@ func TestIdleFails(t *testing.T) {
 	})
 	for _, err := range []error{broken, fmt.Errorf("resume: %w", hypervisor.ErrGone)} {
 		inTime(t, policy.Idle{Pause: minute}, func(t *testing.T, m *resting) {
-			m.conts = err
+			m.fails(nil, err)
 			time.Sleep(2 * minute)
 			end, uerr := m.r.use(t.Context()) // and finds out for itself
 			if uerr != nil {
 				t.Fatal(uerr)
 			}
 			end()
+			_, ended, _, _ := m.now()
 			switch {
-			case err == broken && (!errors.Is(m.ended, broken) || !strings.Contains(m.ended.Error(), "does not go on")):
-				t.Errorf("it ended by %v", m.ended)
-			case err != broken && m.ended != nil: // its machine has its own reason
-				t.Errorf("it ended by %v", m.ended)
+			case err == broken && (!errors.Is(ended, broken) || !strings.Contains(ended.Error(), "does not go on")):
+				t.Errorf("it ended by %v", ended)
+			case err != broken && ended != nil: // its machine has its own reason
+				t.Errorf("it ended by %v", ended)
 			}
 		})
 	}
@@ -339,7 +365,9 @@ func TestIdleFails(t *testing.T) {
 func TestIdleWaitEnds(t *testing.T) {
 	inTime(t, policy.Idle{Pause: minute}, func(t *testing.T, m *resting) {
 		time.Sleep(2 * minute)
+		m.mu.Lock()
 		m.slow = time.Hour
+		m.mu.Unlock()
 		ctx, cancel := context.WithTimeout(t.Context(), minute)
 		defer cancel()
 		if _, err := m.r.use(ctx); !errors.Is(err, context.DeadlineExceeded) {

@@ -319,7 +319,8 @@ func Settle(dir, cause string) error {
 		}
 	}
 	Crash("settle: after the tasks")
-	return j.add(&record{Guest: &guestRecord{State: "gone", Cause: cause}})
+	waking := h.last != nil && h.last.State == "starting" && h.last.Idle
+	return j.add(&record{Guest: &guestRecord{State: "gone", Cause: cause, Idle: waking}})
 }
 
 // StayStopped has a guest that was stopped for idleness be one that was asked to

@@ -40,9 +40,9 @@ type entry struct {
 	expire  *time.Timer   // an ended ephemeral guest's removal
 	kept    kept          // why such a guest is still there
 	waits   *api.ReviewSummary
-	waking  bool // it is being started for whoever needs it
-	looking bool // what waits is being counted
-	again   bool // and is to be once more
+	waking  context.CancelCauseFunc // of its start for whoever needs it; nil: there is none
+	looking bool                    // what waits is being counted
+	again   bool                    // and is to be once more
 
 	trace  *guest.Trace // of its last start
 	theirs []*api.Span  // what its keeper measured of it
@@ -117,19 +117,22 @@ func (e *entry) get() (*api.Guest, *keeper, <-chan struct{}) {
 }
 
 // take marks the entry as busy with one thing; it fails if it is already.
-func (e *entry) take(what string) error {
+func (e *entry) take(what string) error { return e.takeTo(what, nil) }
+
+// takeTo is take for what ends with giveUp, too.
+func (e *entry) takeTo(what string, giveUp context.CancelCauseFunc) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.busy != "" {
 		return api.NewError(connect.CodeAborted, "busy", "guest "+e.name+" is being "+e.busy+" by somebody else", "try again when that is done")
 	}
-	e.busy = what
+	e.busy, e.waking = what, giveUp
 	return nil
 }
 
 func (e *entry) release() {
 	e.mu.Lock()
-	e.busy = ""
+	e.busy, e.waking = "", nil
 	e.changedLocked()
 	e.mu.Unlock()
 }

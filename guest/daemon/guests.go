@@ -85,7 +85,7 @@ func (s *guestService) Stop(ctx context.Context, r *connect.Request[api.StopGues
 	}
 	if info, k, _ := e.get(); k == nil {
 		if info.StoppedIdle {
-			if err := s.d.staysStopped(e); err != nil {
+			if err := s.d.staysStopped(ctx, e); err != nil {
 				return nil, err
 			}
 			info, _, _ = e.get()
@@ -99,7 +99,7 @@ func (s *guestService) Stop(ctx context.Context, r *connect.Request[api.StopGues
 	s.d.end(ctx, e, grace)
 	info, err := e.wait(ctx, func(_ *api.Guest, k *keeper) bool { return k == nil })
 	if err == nil && info.StoppedIdle { // it was about to stop by itself
-		if err = s.d.staysStopped(e); err == nil {
+		if err = s.d.staysStopped(ctx, e); err == nil {
 			info, _, _ = e.get()
 		}
 	}

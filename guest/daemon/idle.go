@@ -22,6 +22,9 @@ import (
 
 // up returns a guest that somebody needs, and its keeper. One that was stopped for
 // idleness, or is just being, is started again; several who need it are one start.
+// One that is being started by anybody is waited for to the end of that: it is ready
+// before it has forgotten what was applied or discarded while it did not run
+// (replayDrops), and what a task changed in between would be thrown away with it.
 func (d *Daemon) up(ctx context.Context, name string) (*entry, *keeper, error) {
 	for {
 		e, err := d.find(name)
@@ -34,9 +37,9 @@ func (d *Daemon) up(ctx context.Context, name string) (*entry, *keeper, error) {
 			if _, err := e.wait(ctx, func(_ *api.Guest, now *keeper) bool { return now != k }); err != nil {
 				return nil, nil, err
 			}
-		case k != nil && info.State == api.GuestState_GUEST_STATE_STARTING && e.wakes():
+		case k != nil && (info.State == api.GuestState_GUEST_STATE_STARTING || e.starts()):
 			_, err := e.wait(ctx, func(i *api.Guest, now *keeper) bool {
-				return now != k || i.State != api.GuestState_GUEST_STATE_STARTING
+				return now != k || i.State != api.GuestState_GUEST_STATE_STARTING && !e.starts()
 			})
 			if err != nil {
 				return nil, nil, err
@@ -70,11 +73,16 @@ func (d *Daemon) startAgain(ctx context.Context, e *entry) error {
 	}
 }
 
+// errStays is why a start for whoever needs the guest ends: its user stops it.
+var errStays = errors.New("the guest was stopped")
+
 // restart starts a guest that was stopped for idleness, with the same request, on
 // which policy decides again. It waits for its turn and is refused like any other
 // start.
 func (d *Daemon) restart(ctx context.Context, e *entry, who caller) error {
-	if e.take("started") != nil { // somebody starts it, or removes it
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if e.takeTo("started", cancel) != nil { // somebody starts it, or removes it
 		_, err := e.wait(ctx, func(i *api.Guest, k *keeper) bool { return k != nil || !i.StoppedIdle || !e.isBusy() })
 		return err
 	}
@@ -88,9 +96,18 @@ func (d *Daemon) restart(ctx context.Context, e *entry, who caller) error {
 		}
 		return nil
 	}
-	e.wake(true)
-	defer e.wake(false)
 	d.log.Info("started again, since somebody needs it", "guest", e.name)
+	err := d.wake(ctx, e, who)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(context.Cause(ctx), errStays):
+		return notRunning(e.name)
+	}
+	return refusal(err)
+}
+
+func (d *Daemon) wake(ctx context.Context, e *entry, who caller) error {
 	host := d.rulesNow().Host
 	leave, err := d.starts.enter(ctx, who, host.AtOnce(), host.Places(), func(int) error { return nil })
 	if err != nil {
@@ -106,23 +123,14 @@ func (d *Daemon) restart(ctx context.Context, e *entry, who caller) error {
 		d.log.Info("started again", "guest", e.name, "notice", said)
 		return nil
 	})
-	if err != nil {
-		return refusal(err)
-	}
-	return nil
+	return err
 }
 
-// wakes says whether the guest is being started for whoever needs it.
-func (e *entry) wakes() bool {
+// wakes returns what ends the guest's start for whoever needs it; nil: there is none.
+func (e *entry) wakes() context.CancelCauseFunc {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.waking
-}
-
-func (e *entry) wake(is bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.waking = is
 }
 
 // again says whether a request that a keeper did not take is to be made again: its
@@ -143,10 +151,22 @@ func (d *Daemon) again(ctx context.Context, e *entry, k *keeper, err error) bool
 }
 
 // staysStopped has a guest that was stopped for idleness be one that its user
-// stopped.
-func (d *Daemon) staysStopped(e *entry) error {
-	if err := e.take("stopped"); err != nil {
-		return err
+// stopped. A start for whoever needs it is given up for that.
+func (d *Daemon) staysStopped(ctx context.Context, e *entry) error {
+	for {
+		if giveUp := e.wakes(); giveUp != nil {
+			giveUp(errStays)
+		}
+		if _, err := e.wait(ctx, func(*api.Guest, *keeper) bool { return e.wakes() == nil }); err != nil {
+			return err
+		}
+		err := e.take("stopped")
+		if err == nil {
+			break
+		}
+		if e.wakes() == nil {
+			return err
+		}
 	}
 	defer e.release()
 	info, k, _ := e.get()

@@ -17,6 +17,7 @@ import (
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/hypervisor"
 )
 
 // A guest's folder, <state>/guests/<name>, mode 0700:
@@ -26,7 +27,7 @@ import (
 //	lock           held by the keeper as long as it lives
 //	keeper.json    which process that is
 //	tasks/<id>/    spools
-//	scratch.img    the disk, if there is one
+//	scratch.img    the disk, if there is one (Windows: scratch.vhdx)
 //	console.log    what the kernel printed
 //	egress.json    what was changed about its egress; only the daemon writes it
 //	ports.json     which ports lead into it while it runs; likewise
@@ -39,7 +40,7 @@ const (
 	fileJournal = "journal"
 	fileLock    = "lock"
 	fileKeeper  = "keeper.json"
-	fileScratch = "scratch.img"
+	fileScratch = "scratch" + hypervisor.DiskExt
 	dirTasks    = "tasks"
 	dirAudit    = "audit"
 	// DirReview holds the stores of a guest's shares, each in a folder that is

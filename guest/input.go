@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -141,7 +142,11 @@ func (in *input) pump(conn net.Conn) {
 		}
 		conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 		if err := wire.Write(conn, f); err != nil {
-			conn.Close() // the reader of the output says why
+			// A task that has ended reads no input, and its exit may still be on its way
+			// here: only a guest that takes nothing any more is hung up on.
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				conn.Close() // the reader of the output says why
+			}
 			in.end()
 			return
 		}

@@ -3,8 +3,12 @@ package guest
 import (
 	"context"
 	"errors"
+	"net"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/carrel-vm/carrel/guest/wire"
 )
@@ -70,5 +74,43 @@ func TestEndedInputHoldsNothing(t *testing.T) {
 	}
 	if cap(in.stdin) != 0 || cap(in.control) != 0 || in.next() != nil {
 		t.Errorf("it holds %d bytes and %d signals", cap(in.stdin), cap(in.control))
+	}
+}
+
+// deaf is a stream whose other end takes nothing.
+type deaf struct {
+	net.Conn
+	err    error
+	closed bool
+}
+
+func (d *deaf) SetWriteDeadline(time.Time) error { return nil }
+func (d *deaf) Write([]byte) (int, error)        { return 0, d.err }
+func (d *deaf) Close() error                     { d.closed = true; return nil }
+
+// A task that ends before it has read its input has said its exit by then: the
+// stream on which that comes is left to its reader. One that takes nothing and does
+// not end either is hung up on.
+func TestInputThatNobodyTakes(t *testing.T) {
+	for _, c := range []struct {
+		err    error
+		closed bool
+	}{
+		{&net.OpError{Op: "write", Err: syscall.EPIPE}, false},
+		{&net.OpError{Op: "write", Err: syscall.ECONNRESET}, false},
+		{&net.OpError{Op: "write", Err: os.ErrDeadlineExceeded}, true},
+	} {
+		in := newInput()
+		if err := in.write(t.Context(), []byte("input")); err != nil {
+			t.Fatal(err)
+		}
+		conn := &deaf{err: c.err}
+		in.pump(conn)
+		if conn.closed != c.closed {
+			t.Errorf("%v: closed %v", c.err, conn.closed)
+		}
+		if err := in.write(t.Context(), []byte("more")); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("%v: input after that: %v", c.err, err)
+		}
 	}
 }

@@ -61,7 +61,8 @@ type guestRecord struct {
 	// Delivered: an ephemeral guest's caller has its result.
 	Delivered bool `json:"delivered,omitempty"`
 	// Idle: it was stopped because nobody wanted anything from it, and starts again
-	// when somebody does.
+	// when somebody does. Of a start: somebody does, and if nothing comes of it the
+	// guest is as it was.
 	Idle bool `json:"idle,omitempty"`
 }
 

@@ -99,6 +99,7 @@ type Keeper struct {
 
 	mu       sync.Mutex
 	g        *Guest // nil until the guest is ready
+	ready    bool   // it was, if only for a moment
 	shares   *shares
 	info     *api.Guest
 	changed  chan struct{} // closed and replaced at every change of info
@@ -183,7 +184,7 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	k.info.StoppedIdle = false
 	k.info.State, k.info.Cause, k.info.KeeperPid = api.GuestState_GUEST_STATE_STARTING, "", int32(os.Getpid())
 	k.info.Driver = opts.Driver.Name()
-	if err := j.add(&record{Guest: &guestRecord{State: "starting"}}); err != nil {
+	if err := j.add(&record{Guest: &guestRecord{State: "starting", Idle: req.Wake}}); err != nil {
 		return err
 	}
 
@@ -222,7 +223,7 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	Crash("keeper: before gone")
 	k.mu.Lock()
 	// One that broke while it was stopped is not started again by itself.
-	k.info.StoppedIdle = k.info.StoppedIdle && cause == ""
+	k.info.StoppedIdle = k.info.StoppedIdle && cause == "" || req.Wake && !k.ready
 	rec := &guestRecord{State: "gone", Cause: cause, Delivered: k.done, Idle: k.info.StoppedIdle}
 	k.mu.Unlock()
 	jerr := j.add(&record{Guest: rec})
@@ -291,7 +292,7 @@ func (k *Keeper) keep(ctx context.Context) string {
 	Crash("keeper: after ready")
 	out.lead(g)
 	k.mu.Lock()
-	k.g = g
+	k.g, k.ready = g, true
 	if k.req.Spec.Ephemeral {
 		k.away = time.AfterFunc(k.absence(), k.finish)
 		if k.warm && k.watchers > 0 {

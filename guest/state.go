@@ -17,6 +17,7 @@ import (
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/hypervisor"
 )
 
 // A guest's folder, <state>/guests/<name>, mode 0700:
@@ -26,7 +27,7 @@ import (
 //	lock           held by the keeper as long as it lives
 //	keeper.json    which process that is
 //	tasks/<id>/    spools
-//	scratch.img    the disk, if there is one
+//	scratch.img    the disk, if there is one (Windows: scratch.vhdx)
 //	console.log    what the kernel printed
 //	egress.json    what was changed about its egress; only the daemon writes it
 //	ports.json     which ports lead into it while it runs; likewise
@@ -39,7 +40,7 @@ const (
 	fileJournal = "journal"
 	fileLock    = "lock"
 	fileKeeper  = "keeper.json"
-	fileScratch = "scratch.img"
+	fileScratch = "scratch" + hypervisor.DiskExt
 	dirTasks    = "tasks"
 	dirAudit    = "audit"
 	// DirReview holds the stores of a guest's shares, each in a folder that is
@@ -321,7 +322,8 @@ func Settle(dir, cause string) error {
 		}
 	}
 	Crash("settle: after the tasks")
-	return j.add(&record{Guest: &guestRecord{State: "gone", Cause: cause}})
+	waking := h.last != nil && h.last.State == "starting" && h.last.Idle
+	return j.add(&record{Guest: &guestRecord{State: "gone", Cause: cause, Idle: waking}})
 }
 
 // StayStopped has a guest that was stopped for idleness be one that was asked to

@@ -5,14 +5,12 @@ import (
 	"debug/elf"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
-	"golang.org/x/sys/unix"
 )
 
 // otherArch is one that is not this host's.
@@ -99,60 +97,5 @@ func TestAgentForOtherArch(t *testing.T) {
 	}
 	if elf.EM_AARCH64 != machines["arm64"] {
 		t.Error("arm64 is not AArch64")
-	}
-}
-
-// What a recipe tells its kernel about another architecture's programs, the rest of the machine does not hear of.
-func TestOwnTable(t *testing.T) {
-	if testing.Short() {
-		t.Skip("this needs Linux 6.7 and what scripts/setup installs: make test runs it")
-	}
-	script := `mount -t binfmt_misc binfmt_misc $out; echo ":carrel-test:E::carreltest::/bin/true:" >$out/register; ` +
-		`printf x >$out.carreltest; chmod 755 $out.carreltest; $out.carreltest; ls $out; umount $out`
-	if os.Geteuid() != 0 { // who is not root gets the namespace from mmdebstrap, here from unshare
-		script = "export out\nunshare --user --map-root-user --mount sh -ec '" + script + "'"
-	}
-	var said []string
-	recipes, _ := fakeRecipes(t, archKernel, script+"\n"+archRoot)
-	_, err := Open(t.TempDir()).Build(t.Context(), BuildOptions{Name: "x", Arch: otherArch, Recipes: recipes, Agent: fakeAgent(t, "agent"),
-		Progress: func(e Event) { said = append(said, e.Line) }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(strings.Join(said, "\n"), "carrel-test") {
-		t.Errorf("the build's own table has no entry: %q", said)
-	}
-	if _, err := os.Stat("/proc/sys/fs/binfmt_misc/carrel-test"); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the entry is the machine's: %v", err)
-	}
-}
-
-// Where the kernel gives the build no table of its own, the recipe says so before it fetches anything: which kernel it
-// is, and what would do. The control is this machine as it is.
-func TestNoTable(t *testing.T) {
-	if testing.Short() {
-		t.Skip("this needs Linux 6.7 and what scripts/setup installs: make test runs it")
-	}
-	dir := t.TempDir()
-	if err := extractRecipes(dir); err != nil {
-		t.Fatal(err)
-	}
-	build := filepath.Join(dir, "default", "build")
-	if out, err := exec.CommandContext(t.Context(), "bash", build, "--inputs", otherArch).CombinedOutput(); err != nil {
-		t.Fatalf("the control: %v\n%s", err, out)
-	}
-	script := `echo 0 >/proc/sys/user/max_user_namespaces && exec bash "$0" --inputs "$1"`
-	for arch, want := range map[string]string{runtime.GOARCH: "", otherArch: "programs for " + otherArch + " do not run here: unshare"} {
-		out, err := exec.CommandContext(t.Context(), "unshare", "--user", "--map-root-user", "bash", "-c", script, build, arch).CombinedOutput()
-		if (err != nil) != (want != "") || !strings.Contains(string(out), want) {
-			t.Errorf("%s: %v, expected %q:\n%s", arch, err, want, out)
-		}
-		var u unix.Utsname
-		if err := unix.Uname(&u); err != nil {
-			t.Fatal(err)
-		}
-		if release := unix.ByteSliceToString(u.Release[:]); want != "" && (!strings.Contains(string(out), "Linux "+release) || !strings.Contains(string(out), "6.7")) {
-			t.Errorf("neither this kernel nor the one that it takes is named:\n%s", out)
-		}
 	}
 }

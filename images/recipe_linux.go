@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // What a recipe says to us, on a line of its own: how far it is, and which tool it lacks.
@@ -32,7 +34,7 @@ const (
 func (b *builder) inputs(ctx context.Context, kind, dir string) (string, error) {
 	var out bytes.Buffer
 	lines := &lineWriter{}
-	if err := b.bash(ctx, dir, &out, lines, "--inputs"); err != nil {
+	if err := b.bash(ctx, &syscall.SysProcAttr{}, dir, &out, lines, "--inputs"); err != nil {
 		return "", b.failure(kind, "", lines, err)
 	}
 	return out.String(), nil
@@ -59,9 +61,21 @@ func (b *builder) run(ctx context.Context, kind, dir, out string) error {
 		}
 		b.progress(Event{Stage: kind, Done: done, Total: total, Line: plain(line)})
 	}}
+	attr := &syscall.SysProcAttr{}
+	own := kind == b.kind("root") && b.arch != runtime.GOARCH && os.Geteuid() == 0 && !hostwide(b.arch)
+	if own {
+		if err := apart(attr); err != nil {
+			return fmt.Errorf("%s: %w", kind, err)
+		}
+	}
 	start := time.Now()
 	w := io.MultiWriter(log, lines)
-	if err := b.bash(ctx, dir, w, w, out); err != nil {
+	err = b.bash(ctx, attr, dir, w, w, out)
+	if own && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EINVAL)) { // forbidden, none left, not in this kernel
+		return fmt.Errorf("%s: programs for %s do not run here: the build gets no user namespace of its own: %w\n  "+
+			"Build on a machine where it may have one, or let all of this one run them: apt-get install qemu-user-static binfmt-support", kind, b.arch, err)
+	}
+	if err != nil {
 		return b.failure(kind, logPath, lines, err)
 	}
 	b.progress(Event{Stage: kind, Done: total, Total: total, Line: fmt.Sprintf("built in %.0f s", time.Since(start).Seconds())})
@@ -70,20 +84,17 @@ func (b *builder) run(ctx context.Context, kind, dir, out string) error {
 
 // bash runs dir/build with its own process group, so that ending it ends what it started. The
 // child inherits the store's lock: should we be killed, the next build starts only when the last
-// process of this one is gone (their output then goes nowhere, which ends them soon).
-func (b *builder) bash(ctx context.Context, dir string, stdout, stderr io.Writer, arg string) error {
+// process of this one is gone (their output then goes nowhere, which ends them soon). attr says in
+// which namespaces it runs.
+func (b *builder) bash(ctx context.Context, attr *syscall.SysProcAttr, dir string, stdout, stderr io.Writer, arg string) error {
 	runtime.LockOSThread() // Pdeathsig is about the thread that forked (prctl(2), PR_SET_PDEATHSIG)
 	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, "bash", filepath.Join(dir, "build"), arg, b.arch)
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.ExtraFiles = []*os.File{b.lock}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if b.arch != runtime.GOARCH && os.Geteuid() == 0 {
-		if err := apart(cmd.SysProcAttr); err != nil {
-			return err
-		}
-	}
+	attr.Setpgid, attr.Pdeathsig = true, syscall.SIGKILL
+	cmd.SysProcAttr = attr
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()
@@ -91,6 +102,21 @@ func (b *builder) bash(ctx context.Context, dir string, stdout, stderr io.Writer
 		return context.Cause(ctx)
 	}
 	return err
+}
+
+// What the kernel calls them, and where it says who runs their programs.
+var (
+	kernelNames = map[string]string{"amd64": "x86_64", "arm64": "aarch64"}
+	emulated    = regexp.MustCompile(`(?m)^flags: .*F`)
+)
+
+const machineTable = "/proc/sys/fs/binfmt_misc"
+
+// hostwide is whether all of this machine runs programs of an architecture, with an emulator that was opened in
+// advance. The recipe of the root file system asks the same way, and then makes no table.
+func hostwide(arch string) bool {
+	b, err := os.ReadFile(filepath.Join(machineTable, "qemu-"+kernelNames[arch]))
+	return err == nil && emulated.Match(b)
 }
 
 // apart gives root's build for another architecture a user namespace with the same users, in which binfmt_misc may

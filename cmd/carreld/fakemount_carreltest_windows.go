@@ -146,7 +146,7 @@ func (f *fakeMount) write(path, text string) int32 {
 }
 
 // echoPort is where a fake guest's task "echo" has the host's loopback answer.
-const echoPort = 47631
+const echoPort = 21763
 
 // fakeEcho is what a task "echo HOST TEXT" of a fake guest says: what the host's
 // loopback, or whatever it reached, sent back.

@@ -13,7 +13,7 @@ import (
 
 // words says, for each function that takes the word of an error, which argument
 // that is.
-var words = map[string]int{"NewError": 1, "NewRetryError": 1, "refuse": 0, "imageError": 0, "secretError": 0, "with": 0}
+var words = map[string]int{"NewError": 1, "NewRetryError": 1, "refuse": 0, "imageError": 0, "secretError": 0, "with": 1}
 
 // passedOn are the files in which a word is a value that somebody else chose
 // from the list: a caller, another process, the switch above.

@@ -99,7 +99,7 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 		return nil, &hypervisor.Error{Op: "make the folder of the review", Err: err, Cure: "make room on the disk that holds " + d.guests}
 	}
 	if spec.DiskMib > 0 {
-		parts.Scratch = filepath.Join(parts.Dir, "scratch.img")
+		parts.Scratch = filepath.Join(parts.Dir, "scratch"+hypervisor.DiskExt)
 		if !noMachines && spec.Boundary != processWall { // whose guests have a folder beside that path
 			if err := makeScratch(ctx, d.opts.Place.Cache, parts.Scratch, spec.DiskMib); err != nil {
 				return nil, err

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/windows"
 
@@ -265,29 +266,68 @@ func (c *Conn) hello(b []byte) error {
 }
 
 // take moves two handles of the other process into this one. Whatever they are
-// there, here they have to be pipes.
+// there, here they have to be pipes that somebody can wait for.
 func (c *Conn) take(r, w windows.Handle) (*inherit.End, error) {
+	own, err := c.move(r, w)
+	if err == nil {
+		// A file whose reads are not overlapped answers no question while one is under
+		// way, which the other process can see to.
+		judged := make(chan error, 1)
+		go func() { judged <- errors.Join(overlappedPipe(own[0]), overlappedPipe(own[1])) }()
+		select {
+		case err = <-judged:
+		case <-time.After(SendTimeout):
+			go func() { // its process ends with the link, and then it answers
+				<-judged
+				closeAll(own)
+			}()
+			return nil, bad("a handle that does not say what it is")
+		}
+	}
+	if err != nil {
+		closeAll(own)
+		return nil, bad("a handle that cannot be taken: %v", err)
+	}
+	return inherit.NewEnd("passed", own[0], own[1]), nil
+}
+
+// move duplicates handles of the other process, which then has them no more.
+func (c *Conn) move(from ...windows.Handle) (own [2]windows.Handle, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.peer == 0 {
-		return nil, bad("handles of a process that has not said which it is")
+		return own, errors.New("its process has not said which it is")
 	}
-	var own [2]windows.Handle
-	for i, h := range []windows.Handle{r, w} {
-		err := windows.DuplicateHandle(c.peer, h, windows.CurrentProcess(), &own[i], 0, false, windows.DUPLICATE_SAME_ACCESS|windows.DUPLICATE_CLOSE_SOURCE)
-		if err == nil {
-			if kind, kerr := windows.GetFileType(own[i]); kerr != nil || kind != windows.FILE_TYPE_PIPE {
-				err = errors.New("no pipe")
-			}
-		}
-		if err != nil {
-			for _, h := range own {
-				if h != 0 {
-					windows.CloseHandle(h)
-				}
-			}
-			return nil, bad("a handle that cannot be taken: %v", err)
+	for i, h := range from {
+		if err := windows.DuplicateHandle(c.peer, h, windows.CurrentProcess(), &own[i], 0, false, windows.DUPLICATE_SAME_ACCESS|windows.DUPLICATE_CLOSE_SOURCE); err != nil {
+			return own, err
 		}
 	}
-	return inherit.NewEnd("passed", own[0], own[1]), nil
+	return own, nil
+}
+
+func closeAll(own [2]windows.Handle) {
+	for _, h := range own {
+		if h != 0 {
+			windows.CloseHandle(h)
+		}
+	}
+}
+
+// fileModeInformation is a file's flags, by wdm.h.
+const fileModeInformation = 16
+
+// overlappedPipe returns an error unless h is a pipe whose calls do not wait for
+// one another. It may not return while a call is under way.
+func overlappedPipe(h windows.Handle) error {
+	if kind, err := windows.GetFileType(h); err != nil || kind != windows.FILE_TYPE_PIPE {
+		return errors.New("no pipe")
+	}
+	var status windows.IO_STATUS_BLOCK
+	var mode uint32
+	err := windows.NtQueryInformationFile(h, &status, (*byte)(unsafe.Pointer(&mode)), uint32(unsafe.Sizeof(mode)), fileModeInformation)
+	if err == nil && mode&(windows.FILE_SYNCHRONOUS_IO_ALERT|windows.FILE_SYNCHRONOUS_IO_NONALERT) != 0 {
+		return errors.New("a pipe whose reads and writes wait for one another")
+	}
+	return nil
 }

@@ -133,6 +133,11 @@ func TestHostilePackets(t *testing.T) {
 	}
 	defer windows.CloseHandle(own)
 	defer windows.CloseHandle(other)
+	var waitsR, waitsW windows.Handle
+	if err := windows.CreatePipe(&waitsR, &waitsW, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer windows.CloseHandle(waitsW) // the other end is taken
 	event, err := windows.CreateEvent(nil, 0, 0, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -143,6 +148,7 @@ func TestHostilePackets(t *testing.T) {
 		"a handle of the keeper": frame(framePut, []uint64{uint64(own), uint64(other)}, 1, "x"),
 		"a handle of nothing":    frame(frameTake, []uint64{0xfffffff0, 0xfffffff0}, 1, "x"),
 		"a handle of no pipe":    frame(frameTake, []uint64{uint64(event), uint64(event)}, 1, "x"),
+		"a pipe that waits":      frame(frameTake, []uint64{uint64(waitsR), uint64(waitsR)}, 1, "x"),
 		"a second hello":         frame(frameHello, nil, 4, "\x00\x00\x00\x04"),
 		"an unknown frame":       frame(9, nil, 1, "x"),
 		"the end in a frame":     frame(framePacket, nil, 9, "x"),

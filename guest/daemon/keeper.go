@@ -104,7 +104,7 @@ func (d *Daemon) settle(ctx context.Context, e *entry, dir string, killed bool) 
 	if err != nil {
 		d.log.Error("settle", "guest", e.name, "error", err)
 		info, _, _ = e.get()
-		info.State, info.Cause = api.GuestState_GUEST_STATE_DAMAGED, err.Error()
+		info.State, info.Cause, info.StoppedIdle = api.GuestState_GUEST_STATE_DAMAGED, err.Error(), false
 	}
 	d.removeSockets(e.name)
 	d.dropPorts(e.name)

@@ -39,7 +39,7 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	e.rules.Lock() // what changes before the egress process is known would be lost
 	held := sync.OnceFunc(e.rules.Unlock)
 	defer held()
-	x, err := d.decide(info.Spec)
+	x, err := d.decideSoon(ctx, info.Spec)
 	if err != nil {
 		return nil, err
 	}
@@ -169,10 +169,10 @@ func (d *Daemon) becomesReady(ctx context.Context, e *entry) (*api.Guest, error)
 	switch {
 	case err != nil && d.ctx.Err() != nil:
 		return nil, err
-	case err != nil: // the caller went away
+	case err != nil: // the caller went away, or it takes too long
 		d.end(context.WithoutCancel(ctx), e, 0)
 		e.wait(d.ctx, func(_ *api.Guest, k *keeper) bool { return k == nil })
-		return nil, err
+		return nil, context.Cause(ctx)
 	case info.State != api.GuestState_GUEST_STATE_READY:
 		return nil, startFailed(e.name, info.Cause)
 	}

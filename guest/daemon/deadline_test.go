@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -52,16 +53,18 @@ func TestByDeadline(t *testing.T) {
 	}
 	d.late.Store(maxLate)
 	ends, waited := make(chan struct{}), make(chan error, 1)
+	end := sync.OnceFunc(func() { close(ends) })
+	defer end()
 	go func() {
 		_, err := d.byDeadline(soon(), req, func(context.Context, connect.AnyRequest) (connect.AnyResponse, error) { <-ends; return nil, own })
 		waited <- err
 	}()
 	select {
 	case err := <-waited:
-		t.Errorf("one too many was answered for with %v", err)
+		t.Fatalf("one too many was answered for with %v", err)
 	case <-time.After(lateness + 500*time.Millisecond):
 	}
-	close(ends)
+	end()
 	if err := <-waited; !errors.Is(err, own) {
 		t.Errorf("one that was waited for ended with %v", err)
 	}

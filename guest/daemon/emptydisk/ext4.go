@@ -133,7 +133,11 @@ func (e *ext4) take(n int64) int64 {
 	}
 	at := e.next
 	e.next += n
-	e.used = append(e.used, span{at, n})
+	if last := &e.used[len(e.used)-1]; last.from+last.n == at {
+		last.n += n
+	} else {
+		e.used = append(e.used, span{at, n})
+	}
 	return at
 }
 

@@ -1,10 +1,13 @@
 package guest
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -94,6 +97,35 @@ func TestRestOfMachine(t *testing.T) {
 			end()
 		}
 	})
+
+	// A pause that is given up, since QEMU is slow, is no end of anything.
+	t.Run("PauseLate", func(t *testing.T) {
+		pid, err := strconv.Atoi(newHypervisorMemory(t).pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mark := g.run(t, "cat", "/proc/sys/kernel/random/boot_id")
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err = g.vm.Pause(ctx)
+		if kerr := syscall.Kill(pid, syscall.SIGCONT); kerr != nil {
+			t.Fatal(kerr)
+		}
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the control: a QEMU that stands still has paused its guest: %v", err)
+		}
+		ctx, cancel = context.WithTimeout(t.Context(), testPatience)
+		defer cancel()
+		if err := g.vm.Resume(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if now := g.run(t, "cat", "/proc/sys/kernel/random/boot_id"); now != mark {
+			t.Errorf("it is another boot: %q, not %q", now, mark)
+		}
+	})
 }
 
 // hypervisorMemory is what the host has for this process's one QEMU.
@@ -150,16 +182,21 @@ func (h hypervisorMemory) resident() string {
 	return strings.Join(out, ", ")
 }
 
-// wakeups is how often QEMU's threads are put on a processor in a while.
-func (h hypervisorMemory) wakeups(in time.Duration) int {
+// wakeups is how often QEMU's threads are put on a processor in a while, without
+// those that end meanwhile.
+func (h hypervisorMemory) wakeups(in time.Duration) (n int) {
 	h.t.Helper()
 	before := h.switches()
 	time.Sleep(in)
-	return h.switches() - before
+	for thread, k := range h.switches() {
+		n += k - before[thread]
+	}
+	return n
 }
 
-func (h hypervisorMemory) switches() (n int) {
+func (h hypervisorMemory) switches() map[string]int {
 	h.t.Helper()
+	n := map[string]int{}
 	files, _ := filepath.Glob("/proc/" + h.pid + "/task/*/status") // the pattern is sound
 	for _, f := range files {
 		b, err := os.ReadFile(f)
@@ -170,7 +207,7 @@ func (h hypervisorMemory) switches() (n int) {
 			if name, value, _ := strings.Cut(line, ":"); strings.HasSuffix(name, "voluntary_ctxt_switches") {
 				var k int
 				fmt.Sscan(value, &k)
-				n += k
+				n[f] += k
 			}
 		}
 	}

@@ -64,7 +64,9 @@ type Options struct {
 	Rest *rest
 	// Confine takes from this process what a guest that runs does not need; nil
 	// does nothing. It is called when the machine runs and all that serves it has
-	// started, before a byte of the guest's is read.
+	// started, before the guest's first frame is read. What the driver itself reads of
+	// the guest's, as its console and the rings of its devices, it reads from the
+	// machine's first moment on.
 	Confine func() error
 }
 
@@ -166,8 +168,12 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 	o.Trace.Add("machine runs", begun, g.Ran)
 	go g.watch()
 
-	err = <-served
-	served <- err // for the one above
+	select {
+	case err = <-served:
+		served <- err // for the one above
+	case <-g.gone: // a machine that dies at once is not waited for
+		err = errEarly
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -16,11 +16,17 @@ import (
 	"github.com/carrel-vm/carrel/hypervisor"
 )
 
-// Bounds of what a driver may take to let a guest stand still, or go on.
+// Bounds of what a driver may take to let a guest stand still, or go on. QEMU writes
+// down first what it has of the guest's disks, however long the host's disk takes for
+// it, and goes on only after that: what was late for the one is waited for by the other.
 const (
 	pauseBound  = 15 * time.Second
-	resumeBound = 15 * time.Second
+	resumeBound = 30 * time.Second
 )
+
+// StopResume is how much longer than StopBound the stop of a guest takes at most that
+// stands still, or is about to: it goes on first.
+const StopResume = pauseBound + resumeBound
 
 // rest lets a guest's processors stand still while nobody wants anything from it,
 // and says when nobody has for so long that it is to be stopped. Whoever wants
@@ -192,7 +198,7 @@ func (r *rest) runs() (end func(), ok bool) {
 }
 
 // leave lets the guest go on for the last time, since it is to be stopped, and
-// returns when it runs. Nobody gets hold of it any more.
+// returns when it runs, or after StopResume. Nobody gets hold of it any more.
 func (r *rest) leave() {
 	if r == nil {
 		return
@@ -204,7 +210,10 @@ func (r *rest) leave() {
 		r.turnLocked(resuming)
 	}
 	r.mu.Unlock()
-	r.awake(context.Background())
+	// It is told the time, too, which one that does not answer has longer for.
+	ctx, cancel := context.WithTimeout(context.Background(), StopResume)
+	defer cancel()
+	r.awake(ctx)
 }
 
 // end is for a guest that is gone.

@@ -286,6 +286,24 @@ func TestIdleLeaves(t *testing.T) {
 	}
 }
 
+// A stop is not held up for ever by one that does not go on.
+func TestIdleLeavesInTime(t *testing.T) {
+	for _, at := range []time.Duration{minute + 50*time.Millisecond, 2 * minute} {
+		inTime(t, policy.Idle{Pause: minute}, func(t *testing.T, m *resting) {
+			time.Sleep(at)
+			m.mu.Lock()
+			m.slow = time.Hour
+			m.mu.Unlock()
+			begun := time.Now()
+			m.r.leave()
+			if took := time.Since(begun); took != StopResume {
+				t.Errorf("%v: the stop goes on after %v", at, took)
+			}
+			m.r.leave() // which is once more
+		})
+	}
+}
+
 // Without a word nothing becomes of it, and what changes meanwhile counts.
 func TestIdleWithoutAWord(t *testing.T) {
 	inTime(t, policy.Idle{}, func(t *testing.T, m *resting) {

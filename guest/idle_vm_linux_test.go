@@ -20,6 +20,16 @@ func TestRestOfMachine(t *testing.T) {
 	r := newRest(slog.New(slog.DiscardHandler), policy.Idle{}, func(since time.Time) { told <- since }, func() { t.Error("it is to be stopped") })
 	g := newRealMachine(t, "rest", 1024, r)
 	r.begin(g.Guest)
+	hear := func(t *testing.T) time.Time {
+		t.Helper()
+		select {
+		case since := <-told:
+			return since
+		case <-time.After(testPatience):
+			t.Fatalf("after %v it was not told to stand still, or to go on", testPatience)
+			return time.Time{}
+		}
+	}
 
 	t.Run("FreedMemory", func(t *testing.T) {
 		hv := newHypervisorMemory(t)
@@ -51,7 +61,7 @@ func TestRestOfMachine(t *testing.T) {
 		mark := g.run(t, "cat", "/proc/sys/kernel/random/boot_id")
 		for range 5 {
 			r.set(policy.Idle{Pause: time.Second})
-			since := <-told
+			since := hear(t)
 			if since.IsZero() {
 				t.Fatal("it goes on before it was paused")
 			}
@@ -78,7 +88,7 @@ func TestRestOfMachine(t *testing.T) {
 			if now != mark {
 				t.Errorf("it is another boot: %q, not %q", now, mark)
 			}
-			if since := <-told; !since.IsZero() {
+			if since := hear(t); !since.IsZero() {
 				t.Errorf("it is said to stand still since %v", since)
 			}
 			end()

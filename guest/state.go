@@ -17,6 +17,7 @@ import (
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/hypervisor"
 )
 
 // A guest's folder, <state>/guests/<name>, mode 0700:
@@ -26,7 +27,7 @@ import (
 //	lock           held by the keeper as long as it lives
 //	keeper.json    which process that is
 //	tasks/<id>/    spools
-//	scratch.img    the disk, if there is one
+//	scratch.img    the disk, if there is one (Windows: scratch.vhdx)
 //	console.log    what the kernel printed
 //	egress.json    what was changed about its egress; only the daemon writes it
 //	ports.json     which ports lead into it while it runs; likewise
@@ -39,7 +40,7 @@ const (
 	fileJournal = "journal"
 	fileLock    = "lock"
 	fileKeeper  = "keeper.json"
-	fileScratch = "scratch.img"
+	fileScratch = "scratch" + hypervisor.DiskExt
 	dirTasks    = "tasks"
 	dirAudit    = "audit"
 	// DirReview holds the stores of a guest's shares, each in a folder that is
@@ -285,6 +286,9 @@ func Load(dir string) (*api.Guest, *History, error) {
 
 // Delivered says whether an ephemeral guest's caller has its result.
 func (h *History) Delivered() bool { return h.last != nil && h.last.Delivered }
+
+// Starting says whether the guest's last start has not come to ready, nor to an end.
+func (h *History) Starting() bool { return h.last != nil && h.last.State == "starting" }
 
 // Lock takes a guest's folder for this process; ok is false if a keeper has it.
 func Lock(dir string) (unlock func(), ok bool, err error) {

@@ -12,7 +12,7 @@ import (
 
 // A volume's folder, <state>/volumes/<name>, mode 0700:
 //
-//	disk.img    an ext4 that only guests read; sparse
+//	disk.img    an ext4 that only guests read; sparse (Windows: disk.vhdx)
 //	lock        held by the keeper whose guest has it
 //	holder      that guest's name; it means something while the lock is held
 const fileHolder = "holder"

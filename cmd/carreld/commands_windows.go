@@ -6,5 +6,5 @@ func egressCommand(self string) []string { return []string{self, "egress"} }
 // shareCommand runs a share process.
 func shareCommand(self string) []string { return []string{self, "share"} }
 
-// reviewCommand is empty: no review process was written for here.
-func reviewCommand(string) []string { return nil }
+// reviewCommand runs a review process.
+func reviewCommand(self string) []string { return []string{self, "review"} }

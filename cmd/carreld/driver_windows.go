@@ -24,9 +24,6 @@ func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.
 	if wall := req.Spec.GetBoundary(); wall != "" && wall != "vm" {
 		return guest.KeepOptions{}, &hypervisor.Error{Op: "start the guest", Err: fmt.Errorf("there is no wall %q on Windows", wall), Cure: "use vm"}
 	}
-	if err := lacking(req.Spec); err != nil {
-		return guest.KeepOptions{}, err
-	}
 	d := hcs.New()
 	if err := d.Check(); err != nil {
 		return guest.KeepOptions{}, err

@@ -3,10 +3,13 @@
 package main
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +24,11 @@ type fakeMount struct {
 	mu     sync.Mutex
 	c      net.Conn
 	unique uint64
+
+	// layer is what the guest has written where the share is in review, and what
+	// it has removed, which is nil.
+	laying sync.Mutex
+	layer  map[string]*string
 }
 
 // Operations of FUSE.
@@ -50,6 +58,9 @@ func fakeAttach(id string, mounts []*wire.Mount) error {
 			return err
 		}
 		f := &fakeMount{c: c}
+		if m.Overlay {
+			f.layer = map[string]*string{}
+		}
 		if _, errno := f.ask(fuseInit, 0, uint32(7), uint32(38), uint32(1<<20), uint32(0)); errno != 0 {
 			return fmt.Errorf("mount %s: error %d", m.Path, errno)
 		}
@@ -111,7 +122,81 @@ func (f *fakeMount) walk(path string) (node uint64, name string, errno int32) {
 	return node, parts[len(parts)-1], 0
 }
 
+// laid is what the layer has of a file.
+func (f *fakeMount) laid(path string) (text *string, has bool) {
+	f.laying.Lock()
+	defer f.laying.Unlock()
+	text, has = f.layer[path]
+	return text, has
+}
+
+// lay changes the layer, and says whether there is one. What the host has is
+// read before, as overlayfs does.
+func (f *fakeMount) lay(path string, text *string) bool {
+	if f.layer == nil {
+		return false
+	}
+	f.read(path)
+	f.laying.Lock()
+	defer f.laying.Unlock()
+	f.layer[path] = text
+	return true
+}
+
+// fakeReview says what the layer of a share has, as the agent does. Its files lie
+// in the folder itself.
+func fakeReview(c net.Conn, r *wire.Reader, path string) {
+	m, is := fakeMounts.Load(path)
+	if !is {
+		return
+	}
+	f := m.(*fakeMount)
+	say := func(m *wire.Reviewed) bool { return wire.Write(c, m) == nil }
+	done := func() bool { return say(&wire.Reviewed{Kind: &wire.Reviewed_Done{Done: &wire.Done{}}}) }
+	f.laying.Lock()
+	layer := maps.Clone(f.layer)
+	f.laying.Unlock()
+	names := slices.Sorted(maps.Keys(layer))
+	for _, name := range names {
+		ch := &wire.Changed{Name: name, Type: wire.ChangedType_CHANGED_TYPE_REMOVED, Stamp: []byte("gone")}
+		if text := layer[name]; text != nil {
+			sum := sha256.Sum256([]byte(*text))
+			ch = &wire.Changed{Name: name, Type: wire.ChangedType_CHANGED_TYPE_REGULAR, Mode: 0o666, Size: int64(len(*text)), Stamp: sum[:]}
+		}
+		if !say(&wire.Reviewed{Kind: &wire.Reviewed_Change{Change: ch}}) {
+			return
+		}
+	}
+	for ok := done(); ok; ok = done() {
+		in := new(wire.Reviewing)
+		if r.Read(in) != nil {
+			return
+		}
+		if w := in.GetWant(); w != nil && int(w.Index) < len(names) {
+			if text := layer[names[w.Index]]; text != nil && *text != "" && !say(&wire.Reviewed{Kind: &wire.Reviewed_Data{Data: []byte(*text)}}) {
+				return
+			}
+		}
+		if d := in.GetDrop(); d != nil {
+			f.laying.Lock()
+			for _, name := range d.Names {
+				delete(f.layer, name)
+			}
+			if len(d.Names) == 0 {
+				clear(f.layer)
+			}
+			f.laying.Unlock()
+		}
+	}
+}
+
 func (f *fakeMount) read(path string) (string, int32) {
+	if text, has := f.laid(path); has {
+		if text == nil {
+			return "", 2
+		}
+		return *text, 0
+	}
 	node, name, e := f.walk(path)
 	if e != 0 {
 		return "", e
@@ -131,6 +216,9 @@ func (f *fakeMount) read(path string) (string, int32) {
 }
 
 func (f *fakeMount) write(path, text string) int32 {
+	if f.lay(path, &text) {
+		return 0
+	}
 	node, name, e := f.walk(path)
 	if e != 0 {
 		return e
@@ -200,6 +288,7 @@ func fakeFile(argv []string) string {
 		said, e = f.read(argv[2])
 	case argv[0] == "write" && len(argv) == 4:
 		e = f.write(argv[2], argv[3])
+	case argv[0] == "remove" && f.lay(argv[2], nil):
 	case argv[0] == "remove":
 		var node uint64
 		var name string

@@ -1,5 +1,4 @@
 package main
 
-// machinesBuilt says whether a machine can be started: one without shares and
-// without a way out, whose processes are missing here.
+// machinesBuilt says whether a machine can be started.
 const machinesBuilt = true

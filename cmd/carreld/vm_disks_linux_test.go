@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/client"
+	"github.com/carrel-vm/carrel/guest/daemon/emptydisk"
 	"github.com/carrel-vm/carrel/guest/place"
 )
 
@@ -83,6 +85,50 @@ func TestVMDisks(t *testing.T) {
 	t.Run("GivenBackAtStop", func(t *testing.T) { testGivenBackAtStop(t, w, c) })
 	t.Run("Volumes", func(t *testing.T) { testVolumes(t, w, c) })
 	t.Run("FullMemory", func(t *testing.T) { testFullMemory(t, c) })
+	t.Run("MadeWithoutMkfs", func(t *testing.T) { testMadeWithoutMkfs(t, w, c) })
+}
+
+// The disk that is made where there is no mkfs, as on Windows, is one that a
+// guest's kernel mounts, fills and leaves in order.
+func testMadeWithoutMkfs(t *testing.T, w *world, c *client.Client) {
+	const mib = 1 << 20
+	spec := &api.GuestSpec{Name: "made", MemoryMib: 512, DiskMib: 8192}
+	run := func(script string) string {
+		t.Helper()
+		mustStart(t, c, spec)
+		r := sh(t, c, spec.Name, "", script)
+		if _, err := c.StopGuest(t.Context(), spec.Name, 0); err != nil {
+			t.Fatal(err)
+		}
+		if r.status != 0 {
+			t.Fatalf("%s: %s", script, r.out)
+		}
+		return strings.TrimSpace(r.out)
+	}
+	run("true") // which makes a disk as ever
+	disk := filepath.Join(w.home, "state/guests", spec.Name, "scratch.img")
+	f, err := os.Create(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := emptydisk.Make(f, emptydisk.Options{Size: 8192 * mib, Reserved: 64 * mib, Journal: 32 * mib, Raw: true}); err != nil {
+		t.Fatal(err)
+	}
+	const look = "sha256sum < ~/big && ls ~/many | wc -l"
+	wrote := run("dd if=/dev/urandom of=$HOME/big bs=1M count=40 conv=fsync 2>/dev/null && mkdir ~/many && cd ~/many && seq 3000 | xargs touch && " + look)
+	if !strings.HasSuffix(wrote, "\n3000") {
+		t.Errorf("it wrote %q", wrote)
+	}
+	fsck := exec.Command("sh", "-c", `PATH=$PATH:/usr/sbin:/sbin exec e2fsck -fn "$1"`, "sh", disk)
+	out, err := fsck.CombinedOutput()
+	if err != nil {
+		t.Errorf("e2fsck (Debian package e2fsprogs, scripts/setup): %v: %s", err, out)
+	}
+	t.Logf("%s", out)
+	if read := run(look); read != wrote {
+		t.Errorf("it wrote %q, and reads %q", wrote, read)
+	}
 }
 
 // What a guest deletes is free on the host, while it runs.

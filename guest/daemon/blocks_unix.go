@@ -15,3 +15,9 @@ func blocksOf(fi fs.FileInfo) int64 {
 	}
 	return fi.Size()
 }
+
+// diskSize is how large a disk is for its guest: as its file, which has holes.
+func diskSize(_ string, fi fs.FileInfo) (int64, error) { return fi.Size(), nil }
+
+// lockedMoves: a folder in which a file is open can be renamed.
+const lockedMoves = true

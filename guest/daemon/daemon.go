@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -84,7 +85,8 @@ type Daemon struct {
 	policyMu sync.Mutex // held while a file in the config folder is changed
 	volumeMu sync.Mutex // held while a volume comes or goes
 
-	starts queue // of guests
+	starts queue        // of guests
+	late   atomic.Int64 // calls that go on after their deadline was answered for
 	rest   rest
 
 	admitting sync.Mutex      // taken before mu
@@ -319,6 +321,9 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 	info.State = api.GuestState_GUEST_STATE_STARTING
 	e.keeper = newKeeper(guest.SocketPath(d.opts.Place.Run, name))
 	e.edge, e.ports = d.edgeAt(guest.EdgeSocketPath(d.opts.Place.Run, name)), d.loadPorts(e)
+	if hist.Starting() {
+		d.finishStart(e)
+	}
 	d.table[name] = e
 	_, refused := d.decideAgain(info.Spec)
 	d.owned.Go(func() { d.follow(ctx, e) })

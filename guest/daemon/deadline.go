@@ -9,13 +9,18 @@ import (
 	"connectrpc.com/connect"
 )
 
+// maxLate is how many calls may go on that were answered for, each with its request
+// of maxRequest at most.
+const maxLate = 256
+
 // lateness is how long after its deadline a call may take to end in its own words.
 const lateness = time.Second
 
 // byDeadline makes a call of one answer, and answers for it when its deadline is
 // past: most of what is waited for ends with its context, but not a lock, nor a file
 // system. What was begun then goes on, and its answer is nobody's. A caller that
-// went away is answered by nobody anyhow.
+// went away is answered by nobody anyhow. What goes on keeps its request, and net/http
+// does not count it any more: beyond maxLate of them a call is waited for.
 func (d *Daemon) byDeadline(ctx context.Context, r connect.AnyRequest, next connect.UnaryFunc) (connect.AnyResponse, error) {
 	if _, has := ctx.Deadline(); !has {
 		return next(ctx, r)
@@ -51,7 +56,13 @@ func (d *Daemon) byDeadline(ctx context.Context, r connect.AnyRequest, next conn
 			defer t.Stop()
 			late = t.C
 		case <-late:
+			if d.late.Add(1) > maxLate {
+				d.late.Add(-1)
+				late = nil
+				continue
+			}
 			go func() {
+				defer d.late.Add(-1)
 				if a := <-done; a.fault != nil {
 					d.log.Error("a call failed after its deadline", "procedure", r.Spec().Procedure, "fault", a.fault)
 				}

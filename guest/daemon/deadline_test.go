@@ -45,6 +45,29 @@ func TestByDeadline(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, out, err)
 		}
 	}
+	// One that stays away holds a place until it ends. Where none is left the call is
+	// waited for.
+	if n := d.late.Load(); n != 1 {
+		t.Errorf("%d calls go on after their deadline", n)
+	}
+	d.late.Store(maxLate)
+	ends, waited := make(chan struct{}), make(chan error, 1)
+	go func() {
+		_, err := d.byDeadline(soon(), req, func(context.Context, connect.AnyRequest) (connect.AnyResponse, error) { <-ends; return nil, own })
+		waited <- err
+	}()
+	select {
+	case err := <-waited:
+		t.Errorf("one too many was answered for with %v", err)
+	case <-time.After(lateness + 500*time.Millisecond):
+	}
+	close(ends)
+	if err := <-waited; !errors.Is(err, own) {
+		t.Errorf("one that was waited for ended with %v", err)
+	}
+	if n := d.late.Load(); n != maxLate {
+		t.Errorf("then there were %d places taken", n)
+	}
 	defer func() {
 		if p, ok := recover().(string); !ok || !strings.Contains(p, "deadline_test.go") {
 			t.Errorf("a fault in a call: %v", p)

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protodelim"
 
+	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
 )
 
@@ -85,6 +87,36 @@ func noteDrops(dir string, drops []*api.DropReviewRequest) error {
 		}
 	}
 	return errors.Join(w.Flush(), f.Sync())
+}
+
+// forget is replayDrops for a start. It is done to its end, since nobody else does it
+// before tasks change what it is about: without a caller, and for a moment also when
+// this daemon ends.
+func (d *Daemon) forget(ctx context.Context, e *entry) error {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(d.ctx, func() { time.AfterFunc(guest.StopBound, cancel) })()
+	err := d.replayDrops(ctx, e)
+	if err != nil {
+		d.log.Error("a guest does not forget", "guest", e.name, "error", err)
+	}
+	return err
+}
+
+// finishStart finishes a start that the daemon before this one began, as far as it is the
+// daemon's: the guest is its keeper's already, and was not ready. It is as busy
+// meanwhile as when it is started here.
+func (d *Daemon) finishStart(e *entry) {
+	e.busy = "started" // nobody else has it yet
+	d.owned.Go(func() {
+		defer e.release()
+		info, err := e.wait(d.ctx, func(i *api.Guest, k *keeper) bool {
+			return k == nil || i.State == api.GuestState_GUEST_STATE_READY
+		})
+		if err == nil && info.State == api.GuestState_GUEST_STATE_READY {
+			d.forget(d.ctx, e)
+		}
+	})
 }
 
 // replayDrops has a guest that has just started forget what was noted. It is

@@ -39,48 +39,52 @@ func (s *fileService) Put(ctx context.Context, st *connect.ClientStream[api.PutR
 
 // Get implements FileService.
 func (s *fileService) Get(ctx context.Context, r *connect.Request[api.GetRequest], st *connect.ServerStream[api.GetResponse]) error {
-	e, k, err := s.d.up(ctx, r.Msg.Guest)
-	if err != nil {
-		return err
-	}
-	down, err := k.files.Get(ctx, connect.NewRequest(r.Msg))
-	if err != nil {
-		return s.d.handOn(e, err)
-	}
-	defer down.Close()
-	for down.Receive() {
-		if err := st.Send(down.Msg()); err != nil {
-			return err
+	var begun, ended error // what is not made again: a copy of which something was handed on
+	_, err := needs(ctx, s.d, r.Msg.Guest, func(k *keeper) (any, error) {
+		sent := false
+		down, err := k.files.Get(ctx, connect.NewRequest(r.Msg))
+		if err != nil {
+			return nil, err
 		}
+		defer down.Close()
+		for down.Receive() {
+			sent = true
+			if ended = st.Send(down.Msg()); ended != nil {
+				return nil, nil
+			}
+		}
+		if err = down.Err(); sent {
+			begun, err = err, nil
+		}
+		return nil, err
+	})
+	switch {
+	case ended != nil:
+		return ended
+	case begun != nil:
+		return s.d.handOn(&entry{name: r.Msg.Guest}, begun)
 	}
-	if err := down.Err(); err != nil {
-		return s.d.handOn(e, err)
-	}
-	return nil
+	return err
 }
 
 // List implements FileService.
 func (s *fileService) List(ctx context.Context, r *connect.Request[api.ListFilesRequest]) (*connect.Response[api.ListFilesResponse], error) {
-	e, k, err := s.d.up(ctx, r.Msg.Guest)
-	if err != nil {
-		return nil, err
-	}
-	out, err := k.files.List(ctx, connect.NewRequest(r.Msg))
-	if err != nil {
-		return nil, s.d.handOn(e, err)
-	}
-	return connect.NewResponse(out.Msg), nil
+	return asked(needs(ctx, s.d, r.Msg.Guest, func(k *keeper) (*connect.Response[api.ListFilesResponse], error) {
+		return k.files.List(ctx, connect.NewRequest(r.Msg))
+	}))
 }
 
 // Read implements FileService.
 func (s *fileService) Read(ctx context.Context, r *connect.Request[api.ReadFileRequest]) (*connect.Response[api.ReadFileResponse], error) {
-	e, k, err := s.d.up(ctx, r.Msg.Guest)
+	return asked(needs(ctx, s.d, r.Msg.Guest, func(k *keeper) (*connect.Response[api.ReadFileResponse], error) {
+		return k.files.Read(ctx, connect.NewRequest(r.Msg))
+	}))
+}
+
+// asked is a keeper's answer without what else came with it.
+func asked[A any](out *connect.Response[A], err error) (*connect.Response[A], error) {
 	if err != nil {
 		return nil, err
-	}
-	out, err := k.files.Read(ctx, connect.NewRequest(r.Msg))
-	if err != nil {
-		return nil, s.d.handOn(e, err)
 	}
 	return connect.NewResponse(out.Msg), nil
 }

@@ -62,7 +62,13 @@ func (d *Daemon) startAgain(ctx context.Context, e *entry) error {
 	who := callerOf(ctx) // who comes first waits for all
 	done := d.waking.DoChan(e.name, func() (any, error) {
 		end := make(chan error, 1)
+		d.mu.Lock() // whoever waits for what is owned has set closing before
+		if d.closing {
+			d.mu.Unlock()
+			return nil, queueError("start guest "+e.name, errClosing, "")
+		}
 		d.owned.Go(func() { end <- d.restart(d.ctx, e, who) })
+		d.mu.Unlock()
 		return nil, <-end
 	})
 	select {
@@ -108,8 +114,11 @@ func (d *Daemon) restart(ctx context.Context, e *entry, who caller) error {
 }
 
 func (d *Daemon) wake(ctx context.Context, e *entry, who caller) error {
+	if err := d.grantable(ctx, e); err != nil {
+		return err
+	}
 	host := d.rulesNow().Host
-	leave, err := d.starts.enter(ctx, who, host.AtOnce(), host.Places(), func(int) error { return nil })
+	ctx, leave, err := d.startTurn(ctx, who, host, host.Places(), func(int) error { return nil })
 	if err != nil {
 		return queueError("start guest "+e.name, err, startsCure)
 	}
@@ -133,21 +142,48 @@ func (e *entry) wakes() context.CancelCauseFunc {
 	return e.waking
 }
 
+// needs makes a request of the keeper of a guest that somebody needs, once more if the
+// guest was just about to stop.
+func needs[A any](ctx context.Context, d *Daemon, name string, make func(*keeper) (A, error)) (none A, err error) {
+	for {
+		e, k, err := d.up(ctx, name)
+		if err != nil {
+			return none, err
+		}
+		out, err := make(k)
+		if err == nil {
+			return out, nil
+		}
+		if !d.again(ctx, e, k, err) {
+			return none, d.handOn(e, err)
+		}
+	}
+}
+
 // again says whether a request that a keeper did not take is to be made again: its
 // guest was just being stopped for idleness, and has stopped when this returns.
 func (d *Daemon) again(ctx context.Context, e *entry, k *keeper, err error) bool {
 	var ce *connect.Error
 	var dial *net.OpError
+	var now *keeper
+	gone := func(_ *api.Guest, k2 *keeper) bool { now = k2; return k2 != k }
 	switch {
 	case ctx.Err() != nil:
 		return false
+	case errors.As(err, &ce) && ce.Code() == connect.CodeFailedPrecondition && wordOf(err) == "not_running": // it stops, or has, for some reason
+		info, werr := e.wait(ctx, func(i *api.Guest, k2 *keeper) bool {
+			return gone(i, k2) || i.State == api.GuestState_GUEST_STATE_STOPPING
+		})
+		if werr != nil || now == k && !info.StoppedIdle {
+			return false
+		}
 	case errors.As(err, &ce) && ce.Code() == connect.CodeUnavailable && len(ce.Details()) > 0: // guest.Keeper's word for it
 	case errors.As(err, &dial) && dial.Op == "dial", errors.Is(err, os.ErrNotExist): // it has taken nothing
 	default:
 		return false
 	}
-	info, werr := e.wait(ctx, func(_ *api.Guest, now *keeper) bool { return now != k })
-	return werr == nil && info.StoppedIdle
+	info, werr := e.wait(ctx, gone)
+	return werr == nil && (info.StoppedIdle || now != nil) // or it has been started again already
 }
 
 // staysStopped has a guest that was stopped for idleness be one that its user

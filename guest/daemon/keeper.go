@@ -104,7 +104,7 @@ func (d *Daemon) settle(ctx context.Context, e *entry, dir string, killed bool) 
 	if err != nil {
 		d.log.Error("settle", "guest", e.name, "error", err)
 		info, _, _ = e.get()
-		info.State, info.Cause = api.GuestState_GUEST_STATE_DAMAGED, err.Error()
+		info.State, info.Cause, info.StoppedIdle = api.GuestState_GUEST_STATE_DAMAGED, err.Error(), false
 	}
 	d.removeSockets(e.name)
 	d.dropPorts(e.name)
@@ -213,14 +213,15 @@ func (d *Daemon) unkept(e *entry) error {
 		"end the process that "+filepath.Join(dir, "keeper.json")+" names, and try again")
 }
 
-// end stops a guest and returns when its keeper is gone, within guest.StopBound,
-// or what its last writes and an import of its reviews take more, and a little more.
+// end stops a guest and returns when its keeper is gone, within guest.StopBound, or
+// what it takes more to go on, to write its last and to import its reviews, and a
+// little more.
 func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 	info, k, _ := e.get()
 	if k == nil {
 		return
 	}
-	bound := stopBound(info.Spec, grace)
+	bound := stopBound(info, grace)
 	sctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	_, err := k.own.Stop(sctx, connect.NewRequest(&api.StopGuestRequest{Name: e.name, GraceNanos: int64(grace)}))
@@ -238,10 +239,13 @@ func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 }
 
 // stopBound is how long the stop of a guest takes at most.
-func stopBound(spec *api.GuestSpec, grace time.Duration) time.Duration {
-	bound := guest.StopBound
+func stopBound(info *api.Guest, grace time.Duration) time.Duration {
+	bound, spec := guest.StopBound, info.Spec
 	if grace <= 0 {
 		return bound
+	}
+	if !spec.GetEphemeral() && info.State != api.GuestState_GUEST_STATE_STARTING { // else it does not stand still
+		bound += guest.StopResume
 	}
 	if inReview(spec) {
 		bound += guest.StopImport

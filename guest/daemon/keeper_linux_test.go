@@ -84,6 +84,7 @@ func TestSettleNeedsProof(t *testing.T) {
 		k := new(keeper)
 		e.info.State, e.keeper = api.GuestState_GUEST_STATE_READY, k
 		begun := time.Now()
+		e.info.StoppedIdle = true // it was about to stop by itself
 		if d.settle(t.Context(), e, dir, false) {
 			t.Error("nobody can tell whether its keeper lives, and it was taken for gone")
 		}
@@ -97,8 +98,8 @@ func TestSettleNeedsProof(t *testing.T) {
 		if !d.settle(t.Context(), e, dir, true) {
 			t.Error("control: its keeper was killed")
 		}
-		if info, got, _ := e.get(); got != nil || info.State != api.GuestState_GUEST_STATE_DAMAGED {
-			t.Errorf("control: it is %v, with the keeper %v", info.State, got)
+		if info, got, _ := e.get(); got != nil || info.State != api.GuestState_GUEST_STATE_DAMAGED || info.StoppedIdle {
+			t.Errorf("control: it is %v, with the keeper %v; whoever needs it starts it again: %v", info.State, got, info.StoppedIdle)
 		}
 	})
 }

@@ -18,9 +18,10 @@ import (
 // wordTimeout bounds how long a process of ours may take to say its first word.
 const wordTimeout = 60 * time.Second
 
-// egressMemory bounds an egress process on Windows, in bytes: a thousand
-// connections and the requests that are judged take less.
-const egressMemory = 2 << 30
+// held bounds the processes that a job holds on Windows, in bytes: a thousand
+// connections and the requests that are judged take less, and so does the
+// largest change set. A keeper is in none: it starts processes.
+var held = map[string]uint64{"egress": 2 << 30, "review": 2 << 30}
 
 // child is a process that was started for a guest, until its first word.
 type child struct {
@@ -74,9 +75,9 @@ func (d *Daemon) launch(what string, command []string, env []string, dir string,
 		return nil, fmt.Errorf("start the %s: %w", what, err)
 	}
 	ended := func() {}
-	if what == "egress" {
-		// Before it reads its request. A keeper is in none: it starts processes.
-		if ended, err = inherit.Hold(c.cmd, inherit.Limits{Memory: egressMemory, Outlive: true}); err != nil {
+	if memory := held[what]; memory > 0 {
+		// Before it reads its request.
+		if ended, err = inherit.Hold(c.cmd, inherit.Limits{Memory: memory, Outlive: true}); err != nil {
 			c.cmd.Process.Kill()
 			c.cmd.Wait()
 			inW.Close()

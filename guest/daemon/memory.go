@@ -60,20 +60,8 @@ func (d *Daemon) admit(e *entry, host policy.HostLimits) (released func(), err e
 	defer d.admitting.Unlock()
 	info, _, _ := e.get()
 	mine := promise{e.name, memoryOf(info.GetSpec())}
-	held := d.promises(e)
-	if n := len(held); n >= host.Running() {
-		return nil, api.NewError(connect.CodeResourceExhausted, "too_many_guests", fmt.Sprintf("start guest %s: %s, which is as many as may", e.name, guestsRun(n)),
-			"stop one (carrel ls), or raise limits.guests in policy.yaml")
-	}
-	available, total, err := d.opts.memory()
-	if err == nil {
-		floor := place.Floor(total)
-		if host.MemoryFreeMiB != nil {
-			floor = int64(*host.MemoryFreeMiB) << 20
-		}
-		if need := aroundMiB<<20 + promisedOf(append(held, mine)); need > available-floor {
-			return nil, noMemory(mine, held, need, available, floor)
-		}
+	if err := d.refuses(mine, d.promises(e, nil), 0, host); err != nil {
+		return nil, err
 	}
 	if d.promised == nil {
 		d.promised = map[*entry]bool{}
@@ -86,6 +74,27 @@ func (d *Daemon) admit(e *entry, host policy.HostLimits) (released func(), err e
 	}, nil
 }
 
+// refuses says why a guest gets no memory beside what is held, where so many bytes
+// more than now would be available.
+func (d *Daemon) refuses(mine promise, held []promise, more int64, host policy.HostLimits) error {
+	if n := len(held); n >= host.Running() {
+		return api.NewError(connect.CodeResourceExhausted, "too_many_guests", fmt.Sprintf("start guest %s: %s, which is as many as may", mine.guest, guestsRun(n)),
+			"stop one (carrel ls), or raise limits.guests in policy.yaml")
+	}
+	available, total, err := d.opts.memory()
+	if err != nil {
+		return nil
+	}
+	floor := place.Floor(total)
+	if host.MemoryFreeMiB != nil {
+		floor = int64(*host.MemoryFreeMiB) << 20
+	}
+	if need := aroundMiB<<20 + promisedOf(append(held, mine)); need > available+more-floor {
+		return noMemory(mine, held, need, available, floor)
+	}
+	return nil
+}
+
 func guestsRun(n int) string {
 	if n == 1 {
 		return "1 guest runs or starts"
@@ -93,12 +102,12 @@ func guestsRun(n int) string {
 	return fmt.Sprintf("%d guests run or start", n)
 }
 
-// promises are those of all guests but one: of those that run, and of those that
-// were admitted and start.
-func (d *Daemon) promises(but *entry) (held []promise) {
+// promises are those of all guests but one, and without others: of those that run,
+// and of those that were admitted and start.
+func (d *Daemon) promises(but *entry, without map[*entry]bool) (held []promise) {
 	for _, e := range d.everyEntry() {
 		info, k, _ := e.get()
-		if e == but || k == nil && !d.promised[e] {
+		if e == but || without[e] || k == nil && !d.promised[e] {
 			continue
 		}
 		rest := memoryOf(info.GetSpec())
@@ -140,12 +149,16 @@ func noMemory(mine promise, held []promise, need, available, floor int64) error 
 }
 
 // admitFor is admit for a request: it gives guests of the pool up, one after the
-// other, before it refuses somebody's.
+// other, before it refuses somebody's. Where all of them would not be enough it gives
+// up none: they would only be started again.
 func (d *Daemon) admitFor(ctx context.Context, e *entry, host policy.HostLimits) (released func(), err error) {
 	for {
 		released, err = d.admit(e, host)
 		if err == nil {
 			return released, nil
+		}
+		if !d.wouldFit(e, host) {
+			return nil, err
 		}
 		w := d.giveOneUp()
 		if w == nil {
@@ -157,6 +170,36 @@ func (d *Daemon) admitFor(ctx context.Context, e *entry, host policy.HostLimits)
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// wouldFit says whether a guest would be admitted without the pool. What is not known
+// is taken for the best.
+func (d *Daemon) wouldFit(e *entry, host policy.HostLimits) bool {
+	d.admitting.Lock()
+	defer d.admitting.Unlock()
+	pool := map[*entry]bool{}
+	d.mu.Lock()
+	for _, x := range d.table {
+		if w := x.warm; w != nil && (!w.taken || w.left) {
+			pool[x] = true
+		}
+	}
+	d.mu.Unlock()
+	var more int64
+	for x := range pool {
+		info, k, _ := x.get()
+		if k == nil {
+			continue
+		}
+		more += aroundMiB << 20
+		if n := d.opts.touched(int(info.GetKeeperPid())); n > 0 {
+			more += n
+		} else {
+			more += memoryOf(info.GetSpec())
+		}
+	}
+	info, _, _ := e.get()
+	return d.refuses(promise{e.name, memoryOf(info.GetSpec())}, d.promises(e, pool), more, host) == nil
 }
 
 // giveOneUp begins to give a guest of the pool up that is nobody's; nil: there is

@@ -139,3 +139,55 @@ func TestMemoryRefusal(t *testing.T) {
 		}
 	}
 }
+
+// The pool gives way to a guest that fits without it, and is left alone for one that
+// would not.
+func TestMemoryOfThePool(t *testing.T) {
+	for name, c := range map[string]struct {
+		mib  uint32
+		host policy.HostLimits
+		word string // of the refusal
+		left int    // of the pool
+	}{
+		"fits beside it":         {4096, policy.HostLimits{}, "", 2},
+		"without one of it":      {5900, policy.HostLimits{}, "", 1},
+		"without all of it":      {6200, policy.HostLimits{}, "", 0},
+		"nowhere":                {9000, policy.HostLimits{}, "host_memory", 2},
+		"too many, with it":      {256, policy.HostLimits{Guests: 3}, "", 1},
+		"too many, also without": {256, policy.HostLimits{Guests: 1}, "too_many_guests", 2},
+	} {
+		h := newHostWith(t, 8192, 1024)
+		if err := h.start(256, 256, policy.HostLimits{}); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := h.start(1024, 100, policy.HostLimits{}); err != nil {
+				t.Fatal(err)
+			}
+			n := len(h.table)
+			e := h.table[fmt.Sprint("g", n)]
+			made := make(chan struct{})
+			close(made)
+			e.warm = &warm{made: made, gone: make(chan struct{}), err: errors.New("it goes"), stop: func() {
+				h.mu.Lock()
+				defer h.mu.Unlock()
+				delete(h.table, e.name)
+				delete(h.touched, n)
+			}}
+		}
+		mine := newEntry("mine", &api.Guest{Spec: &api.GuestSpec{MemoryMib: c.mib}})
+		released, err := h.admitFor(t.Context(), mine, c.host)
+		if err == nil {
+			released()
+		}
+		left := 0
+		for _, e := range h.table {
+			if e.warm != nil && !e.warm.taken {
+				left++
+			}
+		}
+		if wordOf(err) != c.word || left != c.left {
+			t.Errorf("%s: %v, and %d of the pool are left, not %d", name, err, left, c.left)
+		}
+	}
+}

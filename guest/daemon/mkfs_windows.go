@@ -1,15 +1,17 @@
 package daemon
 
 import (
-	"errors"
+	"context"
+	"os"
 
-	"github.com/carrel-vm/carrel/hypervisor"
+	"github.com/carrel-vm/carrel/guest/daemon/emptydisk"
 )
 
-// mkfsProgram is not there: what has that name in a Windows' PATH is no program of Windows.
-func mkfsProgram() (string, error) {
-	return "", &hypervisor.Error{
-		Op: "make the guest's disk", Err: errors.New("a guest that stays or has a share in review has one, and nothing makes disks on Windows yet"),
-		Cure: "use carrel run without --name and --keep, and share folders read-only or to be written (--share PATH:ro, or :rw): such a guest needs none",
-	}
+// makeDisk makes of an empty file a disk with an empty file system, as mkfs makes
+// it elsewhere: there is no such program on Windows.
+func makeDisk(_ context.Context, f *os.File, mib uint32) error {
+	size := int64(mib) << 20
+	return emptydisk.Make(f, emptydisk.Options{
+		Size: size, Reserved: int64(float64(size) * reserved(mib) / 100), Journal: int64(journalMiB(mib)) << 20,
+	})
 }

@@ -33,22 +33,30 @@ func (s *egressService) Publish(ctx context.Context, r *connect.Request[api.Publ
 }
 
 func (s *egressService) publish(ctx context.Context, r *connect.Request[api.PublishRequest]) (*api.PublishResponse, error) {
-	if _, _, err := s.d.up(ctx, r.Msg.Guest); err != nil {
-		return nil, err
-	}
-	e, edge, err := s.running(r.Msg.Guest)
-	if err != nil {
-		return nil, err
-	}
 	p := r.Msg.GetPort()
 	if p.GetGuestPort() == 0 || p.GetGuestPort() > 65535 || p.GetHostPort() > 65535 {
 		return nil, api.NewError(connect.CodeInvalidArgument, "bad_port", fmt.Sprintf("port %d:%d is not possible", p.GetHostPort(), p.GetGuestPort()), "HOSTPORT:GUESTPORT, each 1 to 65535")
 	}
-	ctx, cancel := context.WithTimeout(ctx, edgeTime)
-	defer cancel()
-	res, err := edge.own.Publish(ctx, connect.NewRequest(&api.PublishRequest{Port: p, IdempotencyKey: r.Msg.IdempotencyKey}))
-	if err != nil {
-		return nil, s.d.edgeError(e, err)
+	var e *entry
+	var res *connect.Response[api.PublishResponse]
+	for stays := false; !stays; {
+		at, k, err := s.d.up(ctx, r.Msg.Guest)
+		if err != nil {
+			return nil, err
+		}
+		edge := at.edgeOf()
+		if edge == nil {
+			return nil, notRunning(at.name)
+		}
+		pctx, cancel := context.WithTimeout(ctx, edgeTime)
+		var perr error
+		e = at
+		res, perr = edge.own.Publish(pctx, connect.NewRequest(&api.PublishRequest{Port: p, IdempotencyKey: r.Msg.IdempotencyKey}))
+		cancel()
+		stays = s.d.stays(ctx, at, k)
+		if stays && perr != nil {
+			return nil, s.d.edgeError(e, perr)
+		}
 	}
 	guest.Crash("once: a port is open, before it is written down")
 	s.d.setPorts(e, func(ps []*api.Port) []*api.Port {
@@ -58,6 +66,15 @@ func (s *egressService) publish(ctx context.Context, r *connect.Request[api.Publ
 	s.d.record(e, "port.opened", res.Msg.Port)
 	s.d.log.Info("port published", "guest", e.name, "host", res.Msg.Port.GetHostPort(), "port", res.Msg.Port.GetGuestPort())
 	return res.Msg, nil
+}
+
+// stays is false of a guest that was just being stopped for idleness, and has stopped:
+// a port that was opened then has gone with it. Of one that stays the keeper counts
+// anew from here on, and with a port it is not stopped. It is asked to forget a share
+// that there is not, which changes nothing, and is taken up by a guest that stays.
+func (d *Daemon) stays(ctx context.Context, e *entry, k *keeper) bool {
+	_, err := k.own.DropReview(ctx, connect.NewRequest(&api.DropReviewRequest{}))
+	return err == nil || !d.again(ctx, e, k, err)
 }
 
 // Unpublish implements EgressService.

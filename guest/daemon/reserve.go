@@ -71,7 +71,7 @@ func (d *Daemon) restartable(ctx context.Context, e *entry, spec *api.GuestSpec)
 		if k.alive(ctx) {
 			return api.NewError(connect.CodeAlreadyExists, "running", "guest "+e.name+" is running already", "carrel exec "+e.name+" -- COMMAND")
 		}
-		wctx, cancel := context.WithTimeout(ctx, guest.StopBound+stopBound(info.Spec, guest.StopGrace))
+		wctx, cancel := context.WithTimeout(ctx, guest.StopBound+stopBound(info, guest.StopGrace))
 		defer cancel()
 		if _, err := e.wait(wctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err != nil {
 			return api.NewError(connect.CodeAborted, "busy", "guest "+e.name+" is still ending", "try again in a moment")

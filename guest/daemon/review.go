@@ -330,7 +330,11 @@ func (d *Daemon) runReviewOf(ctx context.Context, e *entry, req review.Request, 
 		return api.NewError(connect.CodeInternal, "review_failed", err.Error(), "")
 	}
 	defer c.leave()
-	defer context.AfterFunc(ctx, func() { c.word.Close() })()
+	defer context.AfterFunc(ctx, func() {
+		c.word.Close()
+		// On Windows that does not end a read that waits.
+		time.AfterFunc(leaveTime, func() { c.cmd.Process.Kill() })
+	})()
 	in := bufio.NewReaderSize(c.word, 64<<10)
 	for {
 		proto.Reset(m)

@@ -17,21 +17,14 @@ import (
 	"github.com/carrel-vm/carrel/hypervisor"
 )
 
-// mkfsOptions make an empty file system of mib MiB that takes little room and no
-// time to speak of in the guest. It has a journal, a small one: a guest may be
-// killed at any instant, and what waits in its reviews lies on this disk. The
-// name of a template ends in the options' version.
-func mkfsOptions(mib uint32) []string {
-	return []string{"-q", "-F", "-m", reserved(mib), "-O", "^resize_inode", "-J", fmt.Sprintf("size=%d", min(32, mib/8)),
-		"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"}
-}
-
-const mkfsVersion = "3"
+// journalMiB is the size of a disk's journal. There is one, a small one: a guest
+// may be killed at any instant, and what waits in its reviews lies on this disk.
+func journalMiB(mib uint32) uint32 { return min(32, mib/8) }
 
 // reserved is the part of a disk, in per cent, that only the guest's root may
 // fill: up to 64 MiB, so that in a guest whose task has filled its disk there is
 // room for root to look around and mend it.
-func reserved(mib uint32) string { return fmt.Sprintf("%.4f", min(5, 6400/float64(mib))) }
+func reserved(mib uint32) float64 { return min(5, 6400/float64(mib)) }
 
 // maxTemplates bounds the templates that are kept, each of a few hundred KiB.
 const maxTemplates = 8
@@ -83,6 +76,9 @@ func fromTemplate(ctx context.Context, cache, path string, mib uint32) error {
 	}
 	return copySparse(template, path, int64(mib)<<20)
 }
+
+// mkfsVersion is that of mkfsOptions.
+const mkfsVersion = "3"
 
 func templatesIn(cache string) string { return filepath.Join(cache, "scratch") }
 
@@ -158,18 +154,10 @@ func mkfs(ctx context.Context, path string, mib uint32) error {
 	}
 	defer f.Close()
 	defer os.Remove(tmp)
-	if err := f.Truncate(int64(mib) << 20); err != nil {
+	if err := makeDisk(ctx, f, mib); err != nil {
 		return err
 	}
-	program, err := mkfsProgram()
-	if err != nil {
-		return err
-	}
-	out, err := exec.CommandContext(ctx, program, append(mkfsOptions(mib), tmp)...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("mkfs.ext4: %w: %.300q", err, out)
-	}
-	if err := f.Sync(); err != nil {
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(tmp, path)

@@ -39,7 +39,7 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	e.rules.Lock() // what changes before the egress process is known would be lost
 	held := sync.OnceFunc(e.rules.Unlock)
 	defer held()
-	x, err := d.decide(info.Spec)
+	x, err := d.decideSoon(ctx, info.Spec)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +99,7 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 		return nil, &hypervisor.Error{Op: "make the folder of the review", Err: err, Cure: "make room on the disk that holds " + d.guests}
 	}
 	if spec.DiskMib > 0 {
-		parts.Scratch = filepath.Join(parts.Dir, "scratch.img")
+		parts.Scratch = filepath.Join(parts.Dir, "scratch"+hypervisor.DiskExt)
 		if !noMachines && spec.Boundary != processWall { // whose guests have a folder beside that path
 			if err := makeScratch(ctx, d.opts.Place.Cache, parts.Scratch, spec.DiskMib); err != nil {
 				return nil, err
@@ -128,7 +128,7 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	socket, outer := guest.SocketPath(d.opts.Place.Run, e.name), guest.EdgeSocketPath(d.opts.Place.Run, e.name)
 	e.setCause("")
 	err = d.spawn(trace,
-		guest.KeepRequest{Spec: granted, Rules: x.rules, Pins: x.grant.Pins(), Parts: parts, Socket: socket, Env: placeholders(conf.Secrets), Warm: w != nil},
+		guest.KeepRequest{Spec: granted, Rules: x.rules, Pins: x.grant.Pins(), Parts: parts, Socket: socket, Env: placeholders(conf.Secrets), Warm: w != nil, Wake: e.wakes() != nil},
 		guest.EdgeRequest{Guest: e.name, Socket: outer, Audit: audit, Configure: conf})
 	if err != nil {
 		return nil, err
@@ -145,24 +145,36 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	d.owned.Go(func() { d.follow(d.ctx, e) })
 
 	ready := trace.Begin("keeper says ready")
-	info, err = e.wait(ctx, func(i *api.Guest, k *keeper) bool {
-		return k == nil || i.State == api.GuestState_GUEST_STATE_READY
-	})
+	info, err = d.becomesReady(ctx, e)
 	ready()
-	if err != nil { // the caller went away
-		d.end(context.WithoutCancel(ctx), e, 0)
-		e.wait(d.ctx, func(_ *api.Guest, k *keeper) bool { return k == nil })
+	if err != nil {
 		return nil, err
 	}
-	if info.State != api.GuestState_GUEST_STATE_READY {
-		return nil, startFailed(e.name, info.Cause)
-	}
-	if err := d.replayDrops(ctx, e); err != nil {
-		d.log.Error("a guest does not forget", "guest", e.name, "error", err)
+	if err := d.forget(ctx, e); err != nil {
 		notice("what was applied or discarded while guest " + e.name + " did not run is still as it left it in the guest: " + err.Error())
 	}
 	if w == nil { // else it is said to who gets the guest
 		d.saySlow(info, notice)
+	}
+	return info, nil
+}
+
+// becomesReady returns when the guest that starts is ready, or why it is not going to
+// be. Without a caller it is ended. When this daemon ends it goes on, and the next one
+// adopts it.
+func (d *Daemon) becomesReady(ctx context.Context, e *entry) (*api.Guest, error) {
+	info, err := e.wait(ctx, func(i *api.Guest, k *keeper) bool {
+		return k == nil || i.State == api.GuestState_GUEST_STATE_READY
+	})
+	switch {
+	case err != nil && d.ctx.Err() != nil:
+		return nil, err
+	case err != nil: // the caller went away, or it takes too long
+		d.end(context.WithoutCancel(ctx), e, 0)
+		e.wait(d.ctx, func(_ *api.Guest, k *keeper) bool { return k == nil })
+		return nil, context.Cause(ctx)
+	case info.State != api.GuestState_GUEST_STATE_READY:
+		return nil, startFailed(e.name, info.Cause)
 	}
 	return info, nil
 }

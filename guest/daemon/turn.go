@@ -9,10 +9,24 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/policy"
+	"github.com/carrel-vm/carrel/hypervisor"
 )
 
 // startsCure is what helps where too many starts wait.
 const startsCure = "ask again when some of them have started, or raise limits.waiting in policy.yaml"
+
+// Bounds of a start.
+const (
+	// startBound is how long one may take once it is its turn, its boot and what it is
+	// to forget included (guest.BootTimeout, importTime).
+	startBound = 5 * time.Minute
+	// turnBound is how long it keeps its turn at most: it may wait for what does not
+	// end with its context, as a lock or a file system.
+	turnBound = startBound + time.Minute
+	// lookBound is how long policy may take to decide, which looks at shared folders.
+	lookBound = 30 * time.Second
+)
 
 // poolCaller is who starts the guests of the pool: in the order of turns it is one
 // more client.
@@ -22,7 +36,10 @@ var poolCaller = caller{session: "the pool", conn: "the pool"}
 // memory for it then.
 func (s *guestService) inTurn(ctx context.Context, e *entry, fresh bool, notice func(string) error, st *connect.ServerStream[api.StartGuestEvent]) (*api.Guest, error) {
 	d, host, came := s.d, s.d.rulesNow().Host, time.Now()
-	leave, err := d.starts.enter(ctx, callerOf(ctx), host.AtOnce(), host.Places(), func(ahead int) error {
+	if err := d.grantable(ctx, e); err != nil {
+		return nil, err
+	}
+	ctx, leave, err := d.startTurn(ctx, callerOf(ctx), host, host.Places(), func(ahead int) error {
 		e.waited(came)
 		return st.Send(&api.StartGuestEvent{Kind: &api.StartGuestEvent_Progress{Progress: waitingFor(ahead)}})
 	})
@@ -38,6 +55,60 @@ func (s *guestService) inTurn(ctx context.Context, e *entry, fresh bool, notice 
 	return d.start(ctx, e, fresh, notice)
 }
 
+// startTurn returns when it is a start's turn, with the context in which it is to be
+// done.
+func (d *Daemon) startTurn(ctx context.Context, who caller, host policy.HostLimits, places int, tell func(ahead int) error) (_ context.Context, leave func(), err error) {
+	left, err := d.starts.enter(ctx, who, host.AtOnce(), places, tell)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, startBound, fmt.Errorf("it was not ready within %v of its turn", startBound))
+	late := time.AfterFunc(turnBound, left)
+	return ctx, func() {
+		cancel()
+		late.Stop()
+		left()
+	}, nil
+}
+
+// grantable refuses the start of a guest with shared folders that would not be
+// granted, or whose folders do not answer, before it takes anybody's turn.
+func (d *Daemon) grantable(ctx context.Context, e *entry) error {
+	info, _, _ := e.get()
+	if len(info.Spec.GetShares()) == 0 {
+		return nil
+	}
+	_, err := d.decideSoon(ctx, info.Spec)
+	return err
+}
+
+// decideSoon is decide, and does not wait for a file system that does not answer.
+func (d *Daemon) decideSoon(ctx context.Context, spec *api.GuestSpec) (*decision, error) {
+	late := &hypervisor.Error{Op: "look at the guest's shared folders", Err: fmt.Errorf("they do not answer within %v", lookBound),
+		Cure: "see whether the network file systems that they are on do"}
+	return within(ctx, lookBound, late, func() (*decision, error) { return d.decide(spec) })
+}
+
+// within returns what f does, or late after the bound; f goes on then, and what comes
+// of it is nobody's.
+func within[T any](ctx context.Context, bound time.Duration, late error, f func() (T, error)) (out T, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, bound, late)
+	defer cancel()
+	done := make(chan struct{})
+	var it T
+	var ferr error
+	go func() {
+		defer close(done)
+		it, ferr = f()
+	}()
+	select {
+	case <-done:
+		return it, ferr
+	case <-ctx.Done():
+		return out, context.Cause(ctx)
+	}
+}
+
 // waited notes for the trace since when the guest waits for its turn.
 func (e *entry) waited(since time.Time) {
 	e.mu.Lock()
@@ -49,7 +120,7 @@ func (e *entry) waited(since time.Time) {
 // refused like any other.
 func (d *Daemon) warmStart(ctx context.Context, e *entry) error {
 	host := d.rulesNow().Host
-	leave, err := d.starts.enter(ctx, poolCaller, host.AtOnce(), maxGuests, func(int) error { return nil })
+	ctx, leave, err := d.startTurn(ctx, poolCaller, host, maxGuests, func(int) error { return nil })
 	if err != nil {
 		return err
 	}

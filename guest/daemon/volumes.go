@@ -161,11 +161,16 @@ func volumeBusy(err error) error {
 // toVolume is what is known of a volume from outside.
 func (d *Daemon) toVolume(name string) (*api.Volume, error) {
 	dir := d.volumeDir(name)
-	fi, err := os.Lstat(policy.VolumeDisk(filepath.Dir(dir), name))
+	disk := policy.VolumeDisk(filepath.Dir(dir), name)
+	fi, err := os.Lstat(disk)
 	if err != nil {
 		return nil, err
 	}
-	v := &api.Volume{Name: name, SizeMib: uint32(fi.Size() >> 20), UsedBytes: blocksOf(fi), Written: timestamppb.New(fi.ModTime())}
+	size, err := diskSize(disk, fi)
+	if err != nil {
+		return nil, err
+	}
+	v := &api.Volume{Name: name, SizeMib: uint32(size >> 20), UsedBytes: blocksOf(fi), Written: timestamppb.New(fi.ModTime())}
 	v.Guests, v.Holder = d.volumeUsers(name)
 	return v, nil
 }
@@ -258,6 +263,9 @@ func (d *Daemon) removeVolume(name string, force bool) error {
 	tmp, err := os.MkdirTemp(volumesIn(d.opts.Place.State), ".rm-"+name+"-")
 	if err != nil {
 		return err
+	}
+	if !lockedMoves {
+		unlock() // who takes it now keeps it from being moved
 	}
 	if err := os.Rename(dir, filepath.Join(tmp, "v")); err != nil {
 		os.Remove(tmp)

@@ -20,7 +20,7 @@ type VolumeRules struct {
 }
 
 // volumeDisk is the disk of a volume, in the volume's own folder.
-const volumeDisk = "disk.img"
+const volumeDisk = "disk" + hypervisor.DiskExt
 
 // VolumeDisk is where a volume's disk lies beneath the folder of all volumes.
 // The name was checked.

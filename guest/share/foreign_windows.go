@@ -11,7 +11,7 @@ import (
 // MarkForeign marks the file as one that came from a guest. The stream is
 // opened beneath the file's own handle, so that no path is walked again; a file
 // system without streams has no place for the mark. It was compiled for Windows
-// and never ran there.
+// and never ran there: Wine has no streams, and says so.
 func (h *Handle) MarkForeign(time.Time) error {
 	f, is := h.f.(*rootFile)
 	if !is {
@@ -22,13 +22,26 @@ func (h *Handle) MarkForeign(time.Time) error {
 		return err
 	}
 	var failed error
-	if err := c.Control(func(fd uintptr) { failed = writeStream(windows.Handle(fd), zoneStream, zoneIdentifier) }); err != nil {
+	err = c.Control(func(fd uintptr) {
+		if failed = writeStream(windows.Handle(fd), zoneStream, zoneIdentifier); failed != nil && streamless(windows.Handle(fd)) {
+			failed = nil
+		}
+	})
+	if err != nil {
 		return err
 	}
 	if errors.Is(failed, windows.STATUS_OBJECT_NAME_INVALID) || errors.Is(failed, windows.STATUS_INVALID_PARAMETER) || errors.Is(failed, windows.STATUS_NOT_SUPPORTED) {
 		return nil
 	}
 	return failed
+}
+
+// streamless says that the file system which a file is in has no named streams, by
+// its own word.
+func streamless(file windows.Handle) bool {
+	var flags uint32
+	err := windows.GetVolumeInformationByHandle(file, nil, 0, nil, nil, &flags, nil, 0)
+	return err == nil && flags&windows.FILE_NAMED_STREAMS == 0
 }
 
 func writeStream(file windows.Handle, name, content string) error {

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 )
 
 // HCS attaches virtual disks only, and a raw image is one but for its last
@@ -142,14 +144,34 @@ func finish(f *os.File) error {
 	return nil
 }
 
-// makeVHD makes a raw image a VHD where it lies; one that is already stays as
-// it is. Who reads the raw image finds a sector more at its end.
+// isVHDX says whether the file is a VHDX, which is how disks are made on Windows.
+// A raw image may begin as one, as its guest likes: Windows tells the two by the
+// file's name, and so it is done here.
+func isVHDX(f *os.File) (bool, error) {
+	if !strings.EqualFold(filepath.Ext(f.Name()), ".vhdx") {
+		return false, nil
+	}
+	b := make([]byte, 8)
+	if _, err := io.ReadFull(f, b); err != nil {
+		return false, err
+	}
+	if string(b) != "vhdxfile" {
+		return false, fmt.Errorf("%s is no VHDX, as its name says", f.Name())
+	}
+	return true, nil
+}
+
+// makeVHD makes a raw image a VHD where it lies; a virtual disk stays as it is.
+// Who reads the raw image finds a sector more at its end.
 func makeVHD(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if done, err := isVHDX(f); done || err != nil {
+		return err
+	}
 	if done, err := isVHD(f); done || err != nil {
 		return err
 	}

@@ -108,6 +108,18 @@ func TestVHD(t *testing.T) {
 			t.Errorf("%s: it has %d bytes afterwards", name, got)
 		}
 	}
+	// A VHDX stays as it is; what has only its name, or only its beginning, is none.
+	x := append([]byte("vhdxfile"), raw...)
+	if err := makeVHD(write("disk.VHDX", x)); err != nil || size(filepath.Join(dir, "disk.VHDX")) != int64(len(x)) {
+		t.Errorf("a VHDX of %d bytes has %d: %v", len(x), size(filepath.Join(dir, "disk.VHDX")), err)
+	}
+	if err := makeVHD(write("raw.vhdx", raw)); err == nil || size(filepath.Join(dir, "raw.vhdx")) != int64(len(raw)) {
+		t.Error("a raw image is taken for a VHDX")
+	}
+	guests := write("guests", append([]byte("vhdxfile"), raw[8:]...))
+	if err := makeVHD(guests); err != nil || !whole(guests) {
+		t.Errorf("a raw image that begins as a VHDX is no disk: %v", err)
+	}
 	// A copy is filled up to a sector, and the image stays as it is.
 	image := write("image", raw[:sector+1])
 	if err := copyVHD(filepath.Join(dir, "copy"), image); err != nil {

@@ -17,24 +17,26 @@ import (
 // guest.
 const (
 	qmpMaxLine = 1 << 20          // bytes of one line
-	qmpTimeout = 10 * time.Second // for one answer, when the caller's context allows more
+	qmpTimeout = 10 * time.Second // for one answer, when the caller's context has no bound
 )
 
 // qmp is a client of QEMU's monitor: one command at a time, events noted.
-// The protocol is docs/interop/qmp-spec.rst of QEMU.
+// The protocol is docs/interop/qmp-spec.rst of QEMU: each command has one answer,
+// with its id, and the answers come in the order of the commands.
 type qmp struct {
 	conn net.Conn
 
-	end     sync.Once
-	ended   chan struct{}   // closed by Close
 	turn    chan struct{}   // held by the one who asks
-	answers chan qmpMessage // from read to the one who asks
+	greeted chan qmpMessage // has the greeting
 	done    chan struct{}   // closed when read has ended
 	err     error           // why, set before done is closed
 
 	mu    sync.Mutex
 	event qmpEvents
-	next  int64
+	greet bool            // the greeting came
+	asked int64           // id of the last command, from 1 on
+	heard int64           // id of the last answer
+	to    chan qmpMessage // for the answer to the last command; nil: nobody waits for it
 }
 
 // qmpEvents is what QEMU told by itself.
@@ -67,14 +69,13 @@ var errQMP = errors.New("qemu's monitor")
 // newQMP starts reading from conn, which it owns from here on. Greet comes
 // first.
 func newQMP(conn net.Conn) *qmp {
-	q := &qmp{conn: conn, ended: make(chan struct{}), turn: make(chan struct{}, 1), answers: make(chan qmpMessage), done: make(chan struct{})}
+	q := &qmp{conn: conn, turn: make(chan struct{}, 1), greeted: make(chan qmpMessage, 1), done: make(chan struct{})}
 	go q.read()
 	return q
 }
 
 // Close ends the connection and waits for the reader.
 func (q *qmp) Close() {
-	q.end.Do(func() { close(q.ended) })
 	q.conn.Close()
 	<-q.done
 }
@@ -82,10 +83,7 @@ func (q *qmp) Close() {
 // Greet waits for QEMU's greeting and opens the monitor for commands.
 func (q *qmp) Greet(ctx context.Context) (Version, error) {
 	select {
-	case m := <-q.answers:
-		if m.Greeting == nil {
-			return Version{}, fmt.Errorf("%w: spoke before its greeting", errQMP)
-		}
+	case m := <-q.greeted:
 		v := m.Greeting.Version.Qemu
 		_, err := q.Do(ctx, "qmp_capabilities")
 		return Version{v.Major, v.Minor, v.Micro}, err
@@ -96,12 +94,15 @@ func (q *qmp) Greet(ctx context.Context) (Version, error) {
 	}
 }
 
-// Do runs one command that takes no arguments. After an error other than
-// QEMU's own refusal the connection is closed: an answer that comes late must
-// not be taken for another's.
+// Do runs one command that takes no arguments. QEMU does it in its turn also when
+// ctx ends before the answer, which is dropped then when it comes: the next command
+// waits behind it, and is not taken for it.
 func (q *qmp) Do(ctx context.Context, command string) (json.RawMessage, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, qmpTimeout, fmt.Errorf("%w: no answer to %s within %v", errQMP, command, qmpTimeout))
-	defer cancel()
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, qmpTimeout, fmt.Errorf("%w: no answer to %s within %v", errQMP, command, qmpTimeout))
+		defer cancel()
+	}
 	select {
 	case q.turn <- struct{}{}:
 		defer func() { <-q.turn }()
@@ -110,30 +111,39 @@ func (q *qmp) Do(ctx context.Context, command string) (json.RawMessage, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	q.next++
-	id := q.next
+	answer := make(chan qmpMessage, 1)
+	q.mu.Lock()
+	q.asked++
+	id := q.asked
+	q.to = answer
+	q.mu.Unlock()
+	defer func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.to = nil
+	}()
 	deadline, _ := ctx.Deadline()
 	q.conn.SetWriteDeadline(deadline)
 	if _, err := fmt.Fprintf(q.conn, "{\"execute\":%q,\"id\":%d}\n", command, id); err != nil {
-		q.conn.Close()
+		q.conn.Close() // it may have half a line
 		return nil, fmt.Errorf("%w: %s: %v", errQMP, command, err)
 	}
+	var m qmpMessage
 	select {
-	case m := <-q.answers:
-		switch {
-		case m.ID == nil || *m.ID != id:
-			q.conn.Close()
-			return nil, fmt.Errorf("%w: answered %s out of order", errQMP, command)
-		case m.Error != nil:
-			return nil, fmt.Errorf("%w: %s: %s", errQMP, command, Escape([]byte(m.Error.Desc), 200))
-		}
-		return m.Return, nil
+	case m = <-answer:
 	case <-q.done:
-		return nil, q.err
+		select {
+		case m = <-answer: // its last word
+		default:
+			return nil, q.err
+		}
 	case <-ctx.Done():
-		q.conn.Close()
 		return nil, context.Cause(ctx)
 	}
+	if m.Error != nil {
+		return nil, fmt.Errorf("%w: %s: %s", errQMP, command, Escape([]byte(m.Error.Desc), 200))
+	}
+	return m.Return, nil
 }
 
 // Status is QEMU's run state: "running", "paused", ...
@@ -158,8 +168,7 @@ func (q *qmp) Events() qmpEvents {
 	return q.event
 }
 
-// read takes lines until the connection ends. An answer waits for the one who
-// asked; nobody asking ends the connection after a while, see Do.
+// read takes lines until the connection ends, or says what nobody asked for.
 func (q *qmp) read() {
 	defer close(q.done)
 	defer q.conn.Close()
@@ -171,28 +180,40 @@ func (q *qmp) read() {
 			return
 		}
 		m, err := parseQMP(line)
+		if err == nil {
+			err = q.take(m)
+		}
 		if err != nil {
 			q.err = err
 			return
 		}
-		switch {
-		case m.Event != "":
-			q.note(m)
-		default:
-			t := time.NewTimer(qmpTimeout)
-			select {
-			case q.answers <- m:
-				t.Stop()
-			case <-q.ended:
-				t.Stop()
-				q.err = fmt.Errorf("%w: closed", errQMP)
-				return
-			case <-t.C:
-				q.err = fmt.Errorf("%w: an answer that nobody asked for", errQMP)
-				return
-			}
+	}
+}
+
+// take hands a message to the one who waits for it.
+func (q *qmp) take(m qmpMessage) error {
+	if m.Event != "" {
+		q.note(m)
+		return nil
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case m.Greeting != nil && !q.greet:
+		q.greet = true
+		q.greeted <- m
+	case m.Greeting != nil:
+		return fmt.Errorf("%w: a second greeting", errQMP)
+	case m.ID == nil || *m.ID != q.heard+1 || *m.ID > q.asked:
+		return fmt.Errorf("%w: an answer that nobody asked for", errQMP)
+	default:
+		q.heard++
+		if q.heard == q.asked && q.to != nil {
+			q.to <- m
+			q.to = nil
 		}
 	}
+	return nil
 }
 
 func (q *qmp) note(m qmpMessage) {

@@ -74,9 +74,11 @@ type VM struct {
 	reason error         // what Wait returns, set before
 
 	command sync.Mutex // held over Pause and Resume
-	answers chan Word
+	answers chan Word  // to the last command
 
 	mu      sync.Mutex
+	asked   int           // commands
+	heard   int           // answers: there is one to each command, in their order
 	theirs  passing.Guest // until Start hands them on
 	proc    *exec.Cmd     // nil until started
 	ended   chan struct{} // closed when the wall process has been waited for
@@ -226,7 +228,7 @@ func (v *VM) watch(started chan<- error, console *os.File, drained <-chan struct
 		case word.Gone:
 			cause = word.Cause
 		case word.Done:
-			v.answers <- *word // there is room for the one that is waited for
+			v.answered(*word)
 		case word.Err != "" && !told:
 			told = true
 			started <- word.failure()
@@ -358,21 +360,32 @@ func (v *VM) ask(ctx context.Context, command byte, op string) error {
 	defer v.command.Unlock()
 	v.mu.Lock()
 	started := v.proc != nil
+	if started {
+		v.asked++
+		select {
+		case <-v.answers: // of one that was given up as it came
+		default:
+		}
+	}
 	v.mu.Unlock()
 	if !started || v.isGone() {
 		return hypervisor.ErrGone
 	}
-	select {
-	case <-v.answers: // of one that was given up
-	default:
+	ctx, cancel := context.WithTimeoutCause(ctx, commandTimeout, fmt.Errorf("no answer within %v", commandTimeout))
+	defer cancel()
+	by, _ := ctx.Deadline()
+	v.control.SetWriteDeadline(by)
+	if _, err := v.control.Write([]byte{command}); err != nil { // then no answer comes
+		v.mu.Lock()
+		v.asked--
+		v.mu.Unlock()
+		select {
+		case <-v.gone: // soon, where the wall has ended
+			return hypervisor.ErrGone
+		case <-ctx.Done():
+			return &hypervisor.Error{Op: op, Err: err}
+		}
 	}
-	v.control.SetWriteDeadline(time.Now().Add(commandTimeout))
-	if _, err := v.control.Write([]byte{command}); err != nil {
-		<-v.gone // the wall has ended
-		return hypervisor.ErrGone
-	}
-	t := time.NewTimer(commandTimeout)
-	defer t.Stop()
 	select {
 	case word := <-v.answers:
 		return word.failure()
@@ -380,8 +393,22 @@ func (v *VM) ask(ctx context.Context, command byte, op string) error {
 		return hypervisor.ErrGone
 	case <-ctx.Done():
 		return &hypervisor.Error{Op: op, Err: context.Cause(ctx)}
-	case <-t.C:
-		return &hypervisor.Error{Op: op, Err: fmt.Errorf("no answer within %v", commandTimeout)}
+	}
+}
+
+// answered takes what the wall says to a command. Of one that was given up it is
+// dropped: the next one is not answered by it.
+func (v *VM) answered(word Word) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.heard >= v.asked { // nobody has asked
+		return
+	}
+	if v.heard++; v.heard == v.asked {
+		select {
+		case v.answers <- word: // ask has made room
+		default:
+		}
 	}
 }
 

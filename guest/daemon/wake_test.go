@@ -1,0 +1,200 @@
+//go:build unix
+
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"hash/crc32"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
+	"github.com/carrel-vm/carrel/guest/place"
+)
+
+// startingKeeper has a guest that is ready when it is told so. It notes what it is
+// asked for.
+type startingKeeper struct {
+	apiconnect.UnimplementedKeeperServiceHandler
+	ready chan struct{}
+	mu    sync.Mutex
+	told  []string
+	goOn  chan struct{} // an import waits for it
+}
+
+func (k *startingKeeper) note(what string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.told = append(k.told, what)
+}
+
+func (k *startingKeeper) asked() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.told)
+}
+
+func (k *startingKeeper) Watch(ctx context.Context, _ *connect.Request[api.WatchRequest], st *connect.ServerStream[api.Guest]) error {
+	ready := k.ready
+	for state := api.GuestState_GUEST_STATE_STARTING; ; state, ready = api.GuestState_GUEST_STATE_READY, nil {
+		if err := st.Send(&api.Guest{Name: "g", State: state}); err != nil {
+			return err
+		}
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (k *startingKeeper) Stop(context.Context, *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error) {
+	k.note("stop")
+	return connect.NewResponse(&api.StopGuestResponse{}), nil
+}
+
+func (k *startingKeeper) ImportReview(ctx context.Context, _ *connect.Request[api.ImportReviewRequest]) (*connect.Response[api.ImportReviewResponse], error) {
+	k.note("import")
+	select {
+	case <-k.goOn:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	k.note("imported")
+	return connect.NewResponse(&api.ImportReviewResponse{}), nil
+}
+
+// serve gives the bench's guest this keeper, which has its folder, and has a daemon
+// adopt it.
+func (k *startingKeeper) serve(t *testing.T, b *reviewBench, journal string) {
+	t.Helper()
+	if err := place.MakePrivate(b.opts.Place.Run); err != nil {
+		t.Fatal(err)
+	}
+	dir := b.dir(b.e)
+	line := fmt.Sprintf(`{"time":"2026-01-01T00:00:00Z","guest":{"state":%q}}`, journal)
+	if err := os.WriteFile(filepath.Join(dir, "journal"), fmt.Appendf(nil, "%08x %s\n", crc32.ChecksumIEEE([]byte(line)), line), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	unlock, free, err := guest.Lock(dir)
+	if err != nil || !free {
+		t.Fatal(free, err)
+	}
+	ln, err := guest.ListenPrivate(guest.SocketPath(b.opts.Place.Run, "g"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle(apiconnect.NewKeeperServiceHandler(k))
+	srv := guest.NewServer(api.Socket_SOCKET_KEEPER, mux)
+	go srv.Serve(ln)
+	t.Cleanup(func() { unlock(); srv.Close() })
+	b.reload(t)
+}
+
+// A start that the daemon before this one did not see to its end is finished: the
+// guest has forgotten what it is to forget before anybody gets it.
+func TestAdoptedStart(t *testing.T) {
+	b := newReviewBench(t, fakeStore{}, false, inReviewMode)
+	b.dropReview(t.Context(), b.e, []string{filepath.Join(b.project, "a")})
+	k := &startingKeeper{ready: make(chan struct{}), goOn: make(chan struct{})}
+	k.serve(t, b, "starting")
+	up := make(chan error, 1)
+	go func() {
+		_, _, err := b.up(t.Context(), "g")
+		k.note("up")
+		up <- err
+	}()
+	close(k.ready)
+	for end := time.Now().Add(patience); len(k.asked()) == 0 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(10 * time.Millisecond) // for who does not wait
+	close(k.goOn)
+	if err := <-up; err != nil {
+		t.Fatal(err)
+	}
+	if told := k.asked(); !slices.Equal(told, []string{"import", "imported", "up"}) {
+		t.Errorf("in this order: %q", told)
+	}
+	// The control: one that was ready before was somebody's, and nothing is taken from it.
+	b = newReviewBench(t, fakeStore{}, false, inReviewMode)
+	b.dropReview(t.Context(), b.e, []string{filepath.Join(b.project, "a")})
+	ready := &startingKeeper{ready: k.ready, goOn: k.goOn}
+	ready.serve(t, b, "ready")
+	if _, _, err := b.up(t.Context(), "g"); err != nil || len(ready.asked()) > 0 {
+		t.Errorf("the control was asked for %q: %v", ready.asked(), err)
+	}
+}
+
+// A guest that starts ends without its caller, and not with its daemon: the next one
+// adopts it.
+func TestStartOutlivesDaemon(t *testing.T) {
+	for name, c := range map[string]struct {
+		daemon bool // ends, not the caller
+		want   string
+	}{"its daemon ends": {true, ""}, "the control, its caller leaves": {false, "stop"}} {
+		t.Run(name, func(t *testing.T) {
+			k := &startingKeeper{}
+			mux := http.NewServeMux()
+			mux.Handle(apiconnect.NewKeeperServiceHandler(k))
+			srv := httptest.NewServer(mux)
+			defer srv.Close()
+			d := newDaemon(t)
+			var end context.CancelFunc
+			d.ctx, end = context.WithCancel(t.Context())
+			defer end()
+			e := newEntry("box", &api.Guest{Name: "box", State: api.GuestState_GUEST_STATE_STARTING})
+			e.keeper = &keeper{own: apiconnect.NewKeeperServiceClient(srv.Client(), srv.URL)}
+			ctx, leave := context.WithCancel(d.ctx)
+			defer leave()
+			if c.daemon {
+				end()
+			} else {
+				leave()
+				time.AfterFunc(10*time.Millisecond, func() { // as when its keeper has ended
+					for len(k.asked()) == 0 {
+						time.Sleep(time.Millisecond)
+					}
+					e.mu.Lock()
+					defer e.mu.Unlock()
+					e.keeper = nil
+					e.changedLocked()
+				})
+			}
+			if _, err := d.becomesReady(ctx, e); err == nil {
+				t.Error("it is ready")
+			}
+			if got := strings.Join(k.asked(), " "); got != c.want {
+				t.Errorf("its keeper was told %q", got)
+			}
+		})
+	}
+}
+
+// What has begun to be forgotten is, when the caller leaves, and for a moment also
+// when the daemon ends.
+func TestForgetsToItsEnd(t *testing.T) {
+	b := newReviewBench(t, fakeStore{}, false, inReviewMode)
+	b.dropReview(t.Context(), b.e, []string{filepath.Join(b.project, "a")})
+	k := &toldKeeper{}
+	b.runs(t, k)
+	end, cancel := context.WithCancel(context.Background())
+	b.ctx = end
+	cancel()
+	if err := b.forget(end, b.e); err != nil || !slices.Equal(k.told, []string{"import"}) {
+		t.Errorf("it was asked for %q: %v", k.told, err)
+	}
+}

@@ -167,19 +167,37 @@ func newOneByOne(t *testing.T, limits string) *oneByOne {
 	return w
 }
 
-// through lets one start through: it asks how much memory there is.
+// asks waits until a start asks how much memory there is, and returns where to
+// answer. Until then it stands still.
+func (w *oneByOne) asks() (f *os.File) {
+	w.t.Helper()
+	eventually(w.t, "a start asks how much memory there is", func() bool {
+		var err error
+		f, err = os.OpenFile(w.fifo, os.O_WRONLY|unix.O_NONBLOCK, 0)
+		if err != nil && !errors.Is(err, unix.ENXIO) { // nobody reads it
+			w.t.Fatal(err)
+		}
+		return err == nil
+	})
+	return f
+}
+
+// through lets one start through.
 func (w *oneByOne) through() {
 	w.t.Helper()
-	f, err := os.OpenFile(w.fifo, os.O_WRONLY, 0) // returns when it asks
-	if err != nil {
+	f := w.asks()
+	defer f.Close()
+	if _, err := fmt.Fprint(f, "100000 200000"); err != nil {
 		w.t.Fatal(err)
 	}
-	defer f.Close()
-	fmt.Fprint(f, "100000 200000")
 }
 
 func (w *oneByOne) begin(c *raw, req *api.StartGuestRequest) *waiting {
 	ctx, stop := context.WithCancel(w.t.Context())
+	return w.beginIn(ctx, stop, c, req)
+}
+
+func (w *oneByOne) beginIn(ctx context.Context, stop func(), c *raw, req *api.StartGuestRequest) *waiting {
 	x := &waiting{name: req.Spec.Name, told: make(chan int64, 100), ended: make(chan error, 1), stop: stop}
 	go func() {
 		st, err := c.guests.Start(ctx, connect.NewRequest(req))
@@ -218,17 +236,47 @@ func (w *oneByOne) hears(x *waiting, want int64) {
 	}
 }
 
+// end is what x ended with.
+func (w *oneByOne) end(x *waiting) error {
+	w.t.Helper()
+	select {
+	case err := <-x.ended:
+		return err
+	case <-time.After(patience):
+		w.t.Fatalf("%s does not end", x.name)
+		return nil
+	}
+}
+
 func (w *oneByOne) starts(x *waiting) {
 	w.t.Helper()
 	w.through()
-	select {
-	case err := <-x.ended:
-		if err != nil {
-			w.t.Fatalf("%s: %v", x.name, err)
-		}
-	case <-time.After(patience):
-		w.t.Fatalf("%s does not start next", x.name)
+	if err := w.end(x); err != nil {
+		w.t.Fatalf("%s, whose turn it is: %v", x.name, err)
 	}
+}
+
+// placed begins a start until it has a place, and hears how many go before it. The
+// daemon takes out one that went away when it hears of it, and not before.
+func (w *oneByOne) placed(c *raw, name string, ahead int64) (x *waiting) {
+	w.t.Helper()
+	eventually(w.t, name+" finds a place", func() bool {
+		x = w.named(c, name)
+		select {
+		case n := <-x.told:
+			x.told <- n
+			return true
+		case err := <-x.ended:
+			if word(err) != "queue_full" {
+				w.t.Fatalf("%s: %v", name, err)
+			}
+		case <-time.After(patience):
+			w.t.Fatalf("%s is told nothing", name)
+		}
+		return false
+	})
+	w.hears(x, ahead)
+	return x
 }
 
 // Starts wait for their turn, each session in its turn; who goes away frees the
@@ -237,10 +285,7 @@ func TestStartQueue(t *testing.T) {
 	w := newOneByOne(t, "starts: 1, waiting: 8")
 	c := w.raw()
 	a1 := w.named(c, "a1")
-	f, err := os.OpenFile(w.fifo, os.O_WRONLY, 0) // it is its turn
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := w.asks() // it is its turn
 	var a []*waiting
 	for i := range 4 {
 		x := w.named(c, fmt.Sprint("a", i+2))
@@ -248,12 +293,14 @@ func TestStartQueue(t *testing.T) {
 		a = append(a, x)
 	}
 	full := w.named(c, "a6")
-	if err := <-full.ended; word(err) != "queue_full" || detailOf(err).RetryNanos <= 0 || connect.CodeOf(err) != connect.CodeResourceExhausted {
+	if err := w.end(full); word(err) != "queue_full" || detailOf(err).RetryNanos <= 0 || connect.CodeOf(err) != connect.CodeResourceExhausted {
 		t.Errorf("no place for this session: %v: %v", err, detailOf(err))
 	}
 	// Another session still finds a place, and comes before most.
 	var said bytes.Buffer
-	other := exec.Command(filepath.Join(w.bin, "carrel"), "start", "--no-share", "b1")
+	patient, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	other := exec.CommandContext(patient, filepath.Join(w.bin, "carrel"), "start", "--no-share", "b1")
 	other.Env = append(os.Environ(), "CARREL_HOME="+w.home)
 	other.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	pr, pw, err := os.Pipe()
@@ -265,6 +312,10 @@ func TestStartQueue(t *testing.T) {
 		t.Fatal(err)
 	}
 	pw.Close()
+	defer pr.Close()
+	if err := pr.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
 	line := make([]byte, 200)
 	for !strings.Contains(said.String(), "\n") {
 		n, err := pr.Read(line)
@@ -278,28 +329,28 @@ func TestStartQueue(t *testing.T) {
 	}
 	// A deadline and a caller that goes away free the places.
 	a[1].stop()
-	if err := <-a[1].ended; connect.CodeOf(err) != connect.CodeCanceled {
+	if err := w.end(a[1]); connect.CodeOf(err) != connect.CodeCanceled {
 		t.Errorf("one that gave up: %v", err)
 	}
 	w.hears(a[2], 3)
-	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if err := func() error {
-		st, err := w.raw().guests.Start(short, connect.NewRequest(&api.StartGuestRequest{Spec: &api.GuestSpec{Name: "a7"}}))
-		if err != nil {
-			return err
+	begun := time.Now()
+	for limit := 50 * time.Millisecond; ; limit *= 2 { // until it waits when its time is over
+		short, cancel := context.WithTimeout(t.Context(), limit)
+		x := w.beginIn(short, cancel, w.raw(), &api.StartGuestRequest{Spec: &api.GuestSpec{Name: "a7"}})
+		err := w.end(x)
+		cancel()
+		if len(x.told) > 0 && connect.CodeOf(err) == connect.CodeDeadlineExceeded {
+			break
 		}
-		for st.Receive() {
+		// Too short, or the one before is still there.
+		if connect.CodeOf(err) != connect.CodeDeadlineExceeded && word(err) != "queue_full" || time.Since(begun) > patience {
+			t.Fatalf("one with a deadline of %v was told its place %d times: %v", limit, len(x.told), err)
 		}
-		return st.Err()
-	}(); connect.CodeOf(err) != connect.CodeDeadlineExceeded {
-		t.Errorf("one with a deadline: %v", err)
 	}
-	late := w.named(c, "a6")
-	w.hears(late, 5)
+	late := w.placed(c, "a6", 5)
 	fmt.Fprint(f, "100000 200000")
 	f.Close()
-	if err := <-a1.ended; err != nil {
+	if err := w.end(a1); err != nil {
 		t.Fatal(err)
 	}
 	w.starts(a[0])
@@ -328,11 +379,7 @@ func TestStartQueueKilled(t *testing.T) {
 	box := w.named(c, "box")
 	w.starts(box)
 	held := w.named(c, "held")
-	f, err := os.OpenFile(w.fifo, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	defer w.asks().Close()
 	req := &api.StartGuestRequest{Spec: &api.GuestSpec{DiskMib: 64}, IdempotencyKey: "k"}
 	keyed := w.begin(c, req)
 	w.hears(keyed, 1)
@@ -340,7 +387,7 @@ func TestStartQueueKilled(t *testing.T) {
 	w.hears(other, 2)
 	w.kill()
 	for _, x := range []*waiting{held, keyed, other} {
-		if err := <-x.ended; err == nil {
+		if err := w.end(x); err == nil {
 			t.Errorf("%s was acknowledged", x.name)
 		}
 	}
@@ -421,7 +468,12 @@ func TestTaskQueue(t *testing.T) {
 	if _, err := r.tasks.Cancel(t.Context(), connect.NewRequest(&api.CancelTaskRequest{Guest: "box", Task: last.ID, GraceNanos: -1})); err != nil {
 		t.Fatal(err)
 	}
-	a := <-got
+	var a answer
+	select {
+	case a = <-got:
+	case <-time.After(patience):
+		t.Fatal("one that waits is not given the place")
+	}
 	if a.err != nil {
 		t.Fatalf("one that waited: %v", a.err)
 	}

@@ -18,6 +18,7 @@ import (
 func testDaemonKilled(t *testing.T, w *world, c *client.Client) {
 	kills := scaled(50, 200)
 	acked := map[string]int{}
+	var starts []time.Duration
 	for n := range kills {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		now, err := client.Connect(ctx, client.Options{Home: w.home, Daemon: filepath.Join(w.bin, "carreld"), NoStart: true})
@@ -38,7 +39,9 @@ func testDaemonKilled(t *testing.T, w *world, c *client.Client) {
 			time.Sleep(time.Duration(rand.IntN(60)) * time.Millisecond) // the random instant
 		}
 		w.kill()
+		begin := time.Now()
 		w.start()
+		starts = append(starts, time.Since(begin))
 		cancel()
 		<-done
 		now.Close()
@@ -64,6 +67,7 @@ func testDaemonKilled(t *testing.T, w *world, c *client.Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	lost, wrong := 0, 0
 	for id, n := range acked {
 		found := false
 		for _, x := range tasks {
@@ -72,14 +76,16 @@ func testDaemonKilled(t *testing.T, w *world, c *client.Client) {
 			}
 			found = true
 			if x.State != api.TaskState_TASK_STATE_EXITED || x.Ending.Status != 0 || ran[fmt.Sprint(n)] != 1 {
+				wrong++
 				t.Errorf("task %d is %v %v and ran %d times", n, x.State, x.Ending, ran[fmt.Sprint(n)])
 			}
 		}
 		if !found {
+			lost++
 			t.Errorf("acknowledged task %d is lost", n)
 		}
 	}
-	t.Logf("%d kills, %d acknowledged tasks, 0 lost", kills, len(acked))
+	t.Logf("%d kills, %d acknowledged tasks, %d lost, %d with another ending than theirs; a daemon served again after %s%s", kills, len(acked), lost, wrong, bounds(starts), lossBound(kills, lost))
 	if len(acked) == 0 {
 		t.Fatal("no task was ever acknowledged: the test shows nothing")
 	}

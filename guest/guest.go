@@ -123,6 +123,7 @@ func Start(ctx context.Context, o Options) (_ *Guest, err error) {
 		if err != nil {
 			err = g.explain(ctx, err)
 			g.vm.Close()
+			g.tasks.Wait() // what serves its streams ends with it
 		}
 	}()
 	ln, err := g.vm.Listen(wire.PortBoot)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -161,14 +160,4 @@ func mkfs(ctx context.Context, path string, mib uint32) error {
 		return err
 	}
 	return os.Rename(tmp, path)
-}
-
-// lookTool finds a system tool that an ordinary user's PATH may lack.
-func lookTool(name string) (string, error) {
-	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/bin"} {
-		if p, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return p, nil
-		}
-	}
-	return exec.LookPath(name)
 }

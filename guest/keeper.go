@@ -15,68 +15,17 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/gofrs/flock"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 	"github.com/carrel-vm/carrel/guest/audit"
-	"github.com/carrel-vm/carrel/guest/egress/link"
 	"github.com/carrel-vm/carrel/guest/policy"
-	"github.com/carrel-vm/carrel/guest/share/control"
-	"github.com/carrel-vm/carrel/hypervisor"
 )
 
 // usualAbsence is how long an ephemeral guest waits for its caller to come back, if
 // its KeepOptions say nothing else.
 const usualAbsence = 30 * time.Second
-
-// KeepRequest is what a daemon hands to a keeper over an inherited descriptor.
-// The keeper decides again on the same request and rules.
-type KeepRequest struct {
-	Spec   *api.GuestSpec
-	Rules  policy.Rules
-	Pins   []policy.Pin
-	Parts  policy.Parts
-	Socket string
-	// Env is NAME=value for every task that does not set them itself: the
-	// placeholders of secrets. Values of secrets never come here.
-	Env []string
-	// Warm says that the guest is started for nobody: ClaimGuest makes it that of a
-	// request.
-	Warm bool `json:",omitempty"`
-	// Wake says that the guest was stopped for idleness and is started for whoever
-	// needs it. One that does not become ready is stopped for idleness still: the
-	// next one who needs it tries again.
-	Wake bool `json:",omitempty"`
-}
-
-// KeepOptions are what the process around a keeper gives it.
-type KeepOptions struct {
-	Driver hypervisor.Driver
-	// Share starts the process of one share; nil: this boundary has none.
-	Share func(ctx context.Context, s ShareSpec) (*control.Conn, error)
-	// ShareOwner is the user who owns every entry of a share, as the guest's
-	// kernel sees it.
-	ShareOwner uint32
-	// OneUser says that tasks of this boundary can be one user only.
-	OneUser bool
-	Log     *slog.Logger
-	// Link leads to the guest's egress process; nil: the guest reaches nothing.
-	Link *link.Conn
-	// Confine gives up what a keeper with a running guest does not need. A
-	// failure stops the start.
-	Confine func() error
-	// Listening is called once when the socket takes connections.
-	Listening func()
-	// Describe fills in what the driver knows of the guest for inspection.
-	Describe func(*api.Guest)
-	// Began is when this process began, for the trace.
-	Began time.Time
-	// Absence is how long an ephemeral guest waits for its caller to come back;
-	// 0: half a minute. Tests on slow machines give it more.
-	Absence time.Duration
-}
 
 // Keeper keeps one guest and serves it to the daemon.
 //
@@ -415,72 +364,5 @@ func (k *Keeper) absence() time.Duration { return cmp.Or(k.opts.Absence, usualAb
 
 // finish ends an ephemeral guest.
 func (k *Keeper) finish() { k.once.Do(func() { close(k.finished) }) }
-
-// update changes what watchers see.
-func (k *Keeper) update(f func(*api.Guest)) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	f(k.info)
-	k.changedLocked()
-}
-
-func (k *Keeper) changedLocked() {
-	close(k.changed)
-	k.changed = make(chan struct{})
-}
-
-// snapshot returns the guest as it is, with the tasks that have not ended, and
-// a channel that is closed when that is no longer true.
-func (k *Keeper) snapshot() (*api.Guest, <-chan struct{}) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	i := proto.Clone(k.info).(*api.Guest)
-	if i.Timings != nil {
-		i.Timings.Spans = k.trace.Spans()
-	}
-	i.Tasks = nil
-	for _, id := range k.order {
-		if t := k.tasks[id]; !t.over() {
-			i.Tasks = append(i.Tasks, t.get())
-		}
-	}
-	return i, k.changed
-}
-
-// Watch implements the keeper's service.
-func (k *Keeper) Watch(ctx context.Context, _ *connect.Request[api.WatchRequest], st *connect.ServerStream[api.Guest]) error {
-	defer k.watched()()
-	for {
-		i, changed := k.snapshot()
-		if err := st.Send(i); err != nil {
-			return err
-		}
-		if i.State == api.GuestState_GUEST_STATE_STOPPED {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// Stop implements the keeper's service.
-func (k *Keeper) Stop(_ context.Context, r *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error) {
-	k.mu.Lock()
-	g := k.g
-	k.mu.Unlock()
-	if g == nil {
-		return nil, api.NewError(connect.CodeFailedPrecondition, "not_running", "the guest is not running", "")
-	}
-	grace := StopGrace
-	if n := r.Msg.GraceNanos; n > 0 {
-		grace = min(time.Duration(n), StopBound)
-	}
-	k.stop(g, grace)
-	i, _ := k.snapshot()
-	return connect.NewResponse(&api.StopGuestResponse{Guest: i}), nil
-}
 
 func (k *Keeper) spoolDir(id string) string { return filepath.Join(k.dir, dirTasks, id) }

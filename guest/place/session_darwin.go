@@ -1,31 +1,12 @@
 package place
 
-import (
-	"net"
+import "golang.org/x/sys/unix"
 
-	"golang.org/x/sys/unix"
-)
-
-// PeerSession is the session (setsid(2)) of the process at the other end of a unix
-// socket: all that was started from one terminal, or by one service. 0: it cannot
-// be told.
-func PeerSession(c net.Conn) int {
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		return 0
-	}
-	raw, err := u.SyscallConn()
+// peerPID is the process at the other end of a unix socket; 0: unknown.
+func peerPID(fd int) int {
+	pid, err := unix.GetsockoptInt(fd, unix.SOL_LOCAL, unix.LOCAL_PEERPID)
 	if err != nil {
 		return 0
 	}
-	pid := 0
-	raw.Control(func(fd uintptr) { pid, err = unix.GetsockoptInt(int(fd), unix.SOL_LOCAL, unix.LOCAL_PEERPID) })
-	if err != nil || pid <= 0 {
-		return 0
-	}
-	s, err := unix.Getsid(pid)
-	if err != nil {
-		return 0
-	}
-	return s
+	return pid
 }

@@ -1,36 +1,12 @@
 package place
 
-import (
-	"net"
-	"syscall"
+import "syscall"
 
-	"golang.org/x/sys/unix"
-)
-
-// PeerSession is the session (setsid(2)) of the process at the other end of a unix
-// socket: all that was started from one terminal, or by one service. 0: it cannot
-// be told.
-func PeerSession(c net.Conn) int {
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		return 0
-	}
-	raw, err := u.SyscallConn()
+// peerPID is the process at the other end of a unix socket; 0: unknown.
+func peerPID(fd int) int {
+	cred, err := syscall.GetsockoptUcred(fd, syscall.SOL_SOCKET, syscall.SO_PEERCRED)
 	if err != nil {
 		return 0
 	}
-	pid := 0
-	raw.Control(func(fd uintptr) {
-		if cred, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
-			pid = int(cred.Pid)
-		}
-	})
-	if pid <= 0 { // of another PID namespace
-		return 0
-	}
-	s, err := unix.Getsid(pid)
-	if err != nil {
-		return 0
-	}
-	return s
+	return int(cred.Pid)
 }

@@ -160,21 +160,6 @@ func (b *bench) get(s side, size int64) float64 {
 // speed is that of some bytes, in MiB/s.
 func speed(ms float64, bytes int) float64 { return float64(bytes) / (1 << 20) / (ms / 1000) }
 
-// rounds measures several sides n times in turn, each first once in a while,
-// after one round that does not count.
-func (b *bench) rounds(n int, sides ...func() float64) [][]float64 {
-	all := make([][]float64, len(sides))
-	for round := range n + 1 {
-		for i := range sides {
-			at := (round + i) % len(sides)
-			if x := sides[at](); round > 0 {
-				all[at] = append(all[at], x)
-			}
-		}
-	}
-	return all
-}
-
 // leg compares the host's part: a stream handed to an egress process, as its
 // keeper does, with a CONNECT to srt's proxy.
 func (b *bench) leg(o *benchOrigin) {

@@ -18,18 +18,20 @@ func (a *app) imageTrustCommand() *cobra.Command {
 	var name string
 	var images []string
 	cmd := &cobra.Command{
-		Use:   "trust KEYFILE --for IMAGE",
+		Use:   "trust KEYFILE --for NAME",
 		Short: "Take bundles of an image that a key has signed",
 		Long: `Take from now on bundles that a key has signed, of the images that --for names. The
 file is the public key, in PEM, as carrel image key new, openssl and cosign write
 it. Whoever has the private key decides what guests of these images start from. For a
 key that is trusted already, --for says anew what it may sign.`,
 		Example: "  carrel image trust release.key.pub --name releases --for default\n  carrel image trust team.pub --for 'team-*'",
-		Args:    needs(arguments(1, 1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(images) == 0 {
-				return usageError{errors.New("say which images it may sign: --for NAME, --for 'BEGINNING*', or --for '*' for any")}
+		Args: needs(func(cmd *cobra.Command, args []string) error {
+			if err := arguments(1, 1)(cmd, args); err != nil || len(images) > 0 {
+				return err
 			}
+			return errors.New("say which images it may sign: --for NAME, --for 'BEGINNING*', or --for '*' for any")
+		}),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			k, err := a.atPath(cmd.Context(), args[0], func(ctx context.Context, c *client.Client, path string) (*api.ImageKey, error) {
 				return c.TrustKey(ctx, path, name, images)
 			})

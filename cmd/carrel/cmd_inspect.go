@@ -178,7 +178,7 @@ func idleWord(g *api.Guest) string {
 	case word == "paused":
 		return word + " since " + g.Paused.AsTime().Local().Format(time.DateTime) + ", because nobody wanted anything from it: it goes on when somebody does"
 	case g.StoppedIdle:
-		return word + ", because nobody wanted anything from it: it starts again when somebody does"
+		return stateWord(g.State) + ", because nobody wanted anything from it: it starts again when somebody does"
 	default:
 		return word
 	}

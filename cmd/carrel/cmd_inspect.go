@@ -19,7 +19,7 @@ func (a *app) inspectCommand() *cobra.Command {
 		Use:               "inspect NAME",
 		Short:             "Show everything that is known of a guest",
 		Example:           "  carrel inspect dev\n  carrel inspect --json dev",
-		Args:              names(cobra.ExactArgs(1)),
+		Args:              names(arguments(1, 1)),
 		ValidArgsFunction: guestNames(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.doInspect(cmd.Context(), args[0]) },
 	}

@@ -23,7 +23,7 @@ func (a *app) lsCommand() *cobra.Command {
 		Aliases: []string{"list"},
 		Short:   "List guests, and what of them waits for review",
 		Example: "  carrel ls\n  carrel ls --json\n  carrel ls --size",
-		Args:    needs(cobra.NoArgs),
+		Args:    needs(arguments(0, 0)),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doLs(cmd.Context(), all, size) },
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those of which only what undo needs is left")

@@ -92,8 +92,8 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 // errNotRunning.
 func dialSocket(ctx context.Context, p place.Place) (net.Conn, error) {
 	if err := place.CheckPrivate(p.Run); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, errNotRunning
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, fs.ErrPermission) {
+			return nil, errNotRunning // nothing is there, or nothing that we may see: whoever makes it says why not
 		}
 		return nil, squatted(p, err)
 	}

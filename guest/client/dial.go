@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/place"
 )
 
@@ -34,6 +35,7 @@ func newTransport(dial func(context.Context) (net.Conn, error)) *http.Transport 
 		DisableCompression: true,
 		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 	}
+	t.HTTP2 = api.ClientHTTP2()
 	t.Protocols = new(http.Protocols)
 	t.Protocols.SetUnencryptedHTTP2(true)
 	return t

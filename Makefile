@@ -65,6 +65,9 @@ check: tools ## the fast inner loop
 	scripts/generate --lint
 	go vet ./...
 	go vet -tags torture ./cmd/carreld # built in another stage, an hour later
+	go vet -tags bench ./cmd/carreld/... # and this on hosts that are not here
+	GOOS=darwin CGO_ENABLED=0 go vet -tags bench ./cmd/carreld
+	GOOS=windows CGO_ENABLED=0 go vet -tags bench ./cmd/carreld
 	.tools/bin/staticcheck ./...
 	for host in $(ELSEWHERE); do \
 		GOOS=$${host%/*} GOARCH=$${host#*/} CGO_ENABLED=0 go build -o /dev/null ./... 2>&1 | sed "s|^|$$host: |"; [ $${PIPESTATUS[0]} = 0 ] || exit 1; \

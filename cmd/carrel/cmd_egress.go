@@ -36,7 +36,7 @@ func (a *app) egressCommand() *cobra.Command {
 would allow it. With -f go on; on a terminal, questions that a rule raises are
 then answered with a key.`,
 		Example:           "  carrel egress dev\n  carrel egress -f dev\n  carrel egress dev --answer q1-5f4d --once\n  carrel egress dev --answer q1-5f4d --always",
-		Args:              names(cobra.ExactArgs(1)),
+		Args:              names(arguments(1, 1)),
 		ValidArgsFunction: guestNames(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.doEgress(cmd.Context(), &f, args[0]) },
 	}
@@ -127,7 +127,7 @@ func eventText(ev *api.EgressEvent, width int) string {
 	if ev.Kind == api.EgressEventKind_EGRESS_EVENT_KIND_END {
 		line += fmt.Sprintf("  %s up, %s down, %v", humanize.IBytes(uint64(max(ev.BytesUp, 0))), humanize.IBytes(uint64(max(ev.BytesDown, 0))), ms(ev.DurationNanos))
 	}
-	if word == "deny" && v.GetReason() != "" {
+	if (word == "deny" || word == "end") && v.GetReason() != "" { // an end has one where it failed
 		line += "  " + safe(v.GetReason())
 	}
 	if width > 0 {

@@ -321,9 +321,7 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 	info.State = api.GuestState_GUEST_STATE_STARTING
 	e.keeper = newKeeper(guest.SocketPath(d.opts.Place.Run, name))
 	e.edge, e.ports = d.edgeAt(guest.EdgeSocketPath(d.opts.Place.Run, name)), d.loadPorts(e)
-	if hist.Starting() {
-		d.finishStart(e)
-	}
+	d.adopts(e, hist.Starting())
 	d.table[name] = e
 	_, refused := d.decideAgain(info.Spec)
 	d.owned.Go(func() { d.follow(ctx, e) })

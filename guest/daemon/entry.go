@@ -25,6 +25,9 @@ type entry struct {
 	rules  sync.Mutex          // held while the guest's egress rules change; taken before mu
 	review *semaphore.Weighted // of readers: who looks at its changes, or applies them
 
+	dropping sync.Mutex // held while what it is to forget is noted or told; taken before mu
+	had      *keeper    // of the guest that somebody has: it has forgotten all that; dropping guards it
+
 	places queue // to run a task: whose turn it is to get the next one
 
 	mu      sync.Mutex

@@ -69,7 +69,7 @@ func (c *Comparison) Look(e *Entry) Finding {
 			f.Conflict += ": " + verdict.Reason
 		}
 	case e.Kind == Other || !possible(e.Name):
-		f.Conflict = "it is a device, a pipe or a socket, or has a name that the host does not take"
+		f.Conflict = "it is a device, a pipe or a socket, or has a name that is not UTF-8 or that the host does not take"
 	case e.Kind == File && e.Blob == "":
 		f.Conflict = "its content was not brought over"
 		if e.Note != "" {

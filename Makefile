@@ -48,7 +48,8 @@ test: image image-arm64 node ## every test, those on real VMs included
 	set -o pipefail; export CARREL_SCALE=$${CARREL_SCALE:-ci}; status=0; \
 	others=$$(go list ./... | grep -vxF $(foreach p,$(ALONE),-e github.com/carrel-vm/carrel/$(p))) || exit 1; \
 	go test -race -timeout 30m $$others || status=1; \
-	go test -race -p 1 -timeout 50m $(ALONE:%=./%) && exit $$status
+	go test -race -p 1 -timeout 50m $(ALONE:%=./%) || status=1; \
+	go test -tags carrelmac -timeout 30m ./guest/review && exit $$status
 	scripts/test-wine
 
 test-wine: setup ## the Windows programs and their tests, under Wine

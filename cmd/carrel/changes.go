@@ -288,11 +288,12 @@ func (a *app) guestOf(ctx context.Context, c *client.Client, args []string, what
 	return name, paths, nil
 }
 
-// count asks what a guest for one command has changed in the current folder: where
-// that ended a moment ago, the list of guests may not have it yet, and another
-// guest would be taken for the one that is meant. Without an answer the list counts.
+// count asks what a guest has changed in the current folder where the list of guests
+// may not have it yet: one for a command that ended a moment ago, and any after a
+// start of the daemon. Another guest would be taken for the one that is meant.
+// Without an answer the list counts.
 func count(ctx context.Context, c *client.Client, g *api.Guest, cwd string) {
-	if !g.GetSpec().GetEphemeral() || !sees(g, cwd) || !mayChange(g.Spec.Shares) {
+	if !g.GetSpec().GetEphemeral() && g.Review != nil || !sees(g, cwd) || !mayChange(g.Spec.Shares) {
 		return
 	}
 	if s, err := c.ReviewSummary(ctx, g.Name); err == nil {

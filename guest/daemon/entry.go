@@ -182,7 +182,7 @@ func newKeeper(socket string) *keeper {
 	// bounded, and nothing is unpacked.
 	bounds := connect.WithClientOptions(connect.WithReadMaxBytes(4<<20), connect.WithAcceptCompression("gzip", nil, nil))
 	return &keeper{
-		tasks: apiconnect.NewTaskServiceClient(h, base, bounds),
+		tasks: apiconnect.NewTaskServiceClient(h, base, bounds, api.Pieces()),
 		files: apiconnect.NewFileServiceClient(h, base, bounds),
 		own:   apiconnect.NewKeeperServiceClient(h, base, bounds),
 		close: h.CloseIdleConnections,

@@ -143,7 +143,7 @@ func (f *Finding) does() api.ChangeKind {
 		return api.ChangeKind_CHANGE_KIND_ADDED
 	case f.Kind == Link && f.Host.Mode.Type() == linkType && f.Target == f.HostTarget:
 		return nothing
-	case (f.Kind == Folder || f.Kind == NewFolder) && f.Host.Mode.IsDir() && f.Mode == perm(f.Host):
+	case (f.Kind == Folder || f.Kind == NewFolder) && f.Host.Mode.IsDir() && sameMode(f.Mode, f.Host):
 		return nothing
 	}
 	return api.ChangeKind_CHANGE_KIND_CHANGED

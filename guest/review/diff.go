@@ -108,7 +108,7 @@ func (s *Store) changeOf(root *share.Root, f *Finding, o DiffOptions) (*api.Chan
 	had := f.Host != nil && f.Host.Mode.IsRegular()
 	if f.Kind == File && f.Blob != "" && had && f.Size == f.Host.Size {
 		if sum, err := hashFile(root, f.Name, f.Size); err == nil && sum == f.Blob {
-			if f.Mode == perm(f.Host) {
+			if sameMode(f.Mode, f.Host) {
 				return nil, nil
 			}
 			return c, nil // the mode alone

@@ -147,7 +147,7 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	if k.shelf, err = openShelf(shareSocketPath(req.Socket)); err != nil {
+	if k.shelf, err = openShelf(shareSocketPath(req.Socket), opts.Share); err != nil {
 		ln.Close()
 		return err
 	}

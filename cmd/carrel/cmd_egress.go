@@ -214,7 +214,7 @@ func (a *app) answerEgress(ctx context.Context, c *client.Client, name string, o
 		say(eventText(ev, width(a.out)))
 		if ev.Question != "" && ev.Kind == api.EgressEventKind_EGRESS_EVENT_KIND_QUESTION && time.Since(ev.GetTime().AsTime()) < questionAge {
 			q.add(ev)
-			say("carrel: may it reach " + safe(destination(ev)) + "?  y: this time  g: this guest  a: always  n: no\n")
+			say(mayReach(ev))
 		}
 		return nil
 	})
@@ -222,6 +222,11 @@ func (a *app) answerEgress(ctx context.Context, c *client.Client, name string, o
 		return nil
 	}
 	return err
+}
+
+// mayReach asks about a connection, and says in a line of its own which keys answer.
+func mayReach(ev *api.EgressEvent) string {
+	return "carrel: may it reach " + safe(destination(ev)) + "?\n        y: this time  g: this guest  a: always  n: no\n"
 }
 
 // answerKeys takes a key for each question that was shown.

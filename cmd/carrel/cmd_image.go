@@ -230,7 +230,7 @@ func (a *app) doImageLs(ctx context.Context) error {
 	if a.json {
 		return printArray(a, is)
 	}
-	return imageTable(a.out, is)
+	return imageTable(a.table(), is)
 }
 
 func imageTable(w io.Writer, is []*api.Image) error {

@@ -129,7 +129,7 @@ func (a *app) doKeyLs(ctx context.Context) error {
 	if a.json {
 		return printArray(a, keys)
 	}
-	t := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	t := tabwriter.NewWriter(a.table(), 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tID\tIMAGES\tFILE")
 	for _, k := range keys {
 		file := k.Path

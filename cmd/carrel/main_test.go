@@ -261,6 +261,14 @@ func TestWhose(t *testing.T) {
 	}
 }
 
+// The keys that answer a question stand on one line, however long the host's name is.
+func TestMayReach(t *testing.T) {
+	lines := strings.Split(mayReach(&api.EgressEvent{Host: strings.Repeat("a", 253), Port: 443}), "\n")
+	if len(lines) != 3 || len(lines[1]) > helpWidth || !strings.Contains(lines[1], "n: no") || lines[2] != "" {
+		t.Errorf("%q", lines)
+	}
+}
+
 func TestSignalsWithoutATask(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	exits := 0

@@ -271,11 +271,10 @@ func (b *hostBench) guest(h *hostHome, w hostWall) {
 // of the guest's.
 func (b *hostBench) share(h *hostHome, w hostWall, guest, dir, inside string) {
 	b.compile(filepath.Join(dir, "host-files.exe"), runtime.GOOS)
-	program := []string{filepath.Join(dir, "host-files.exe")}
+	program := filepath.Join(dir, "host-files.exe")
 	if w.machine {
 		b.compile(filepath.Join(dir, "guest-files"), "linux")
-		// A file on Windows is no program to a guest until it has been copied.
-		program = []string{"sh", "-c", `cp "$0" /tmp/files && chmod 755 /tmp/files && exec /tmp/files "$@"`, inside + "/guest-files"}
+		program = inside + "/guest-files"
 	}
 	turn := 0
 	for _, op := range []struct {
@@ -313,7 +312,7 @@ func (b *hostBench) share(h *hostHome, w hostWall, guest, dir, inside string) {
 			speed(func(name string) string {
 				var said, complaint bytes.Buffer
 				p, err := h.c.StartTask(b.Context(), client.Task{Guest: guest, Dir: inside, Stdout: &said, Stderr: &complaint,
-					Args: append(slices.Clone(program), op.word, inside+"/"+name, fmt.Sprint(op.amount))})
+					Args: []string{program, op.word, inside + "/" + name, fmt.Sprint(op.amount)}})
 				if err == nil {
 					err = p.Wait()
 				}

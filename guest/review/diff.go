@@ -101,6 +101,9 @@ func (s *Store) changeOf(root *share.Root, f *Finding, o DiffOptions) (*api.Chan
 	}
 	if f.Host != nil {
 		c.OldType, c.OldMode, c.OldTarget = hostType(f.Host), perm(f.Host), valid(f.HostTarget)
+		if sameMode(f.Mode, f.Host) {
+			c.Mode = c.OldMode // which it keeps
+		}
 		if f.Host.Mode.IsRegular() {
 			c.OldSize = f.Host.Size
 		}

@@ -48,7 +48,8 @@ test: image image-arm64 node ## every test, those on real VMs included
 	set -o pipefail; export CARREL_SCALE=$${CARREL_SCALE:-ci}; status=0; \
 	others=$$(go list ./... | grep -vxF $(foreach p,$(ALONE),-e github.com/carrel-vm/carrel/$(p))) || exit 1; \
 	go test -race -timeout 30m $$others || status=1; \
-	go test -race -p 1 -timeout 50m $(ALONE:%=./%) && exit $$status
+	go test -race -p 1 -timeout 50m $(ALONE:%=./%) || status=1; \
+	go test -tags carrelmac -timeout 30m ./guest/review && exit $$status
 	scripts/test-wine
 
 test-wine: setup ## the Windows programs and their tests, under Wine
@@ -65,6 +66,9 @@ check: tools ## the fast inner loop
 	scripts/generate --lint
 	go vet ./...
 	go vet -tags torture ./cmd/carreld # built in another stage, an hour later
+	go vet -tags bench ./cmd/carreld/... # and this on hosts that are not here
+	GOOS=darwin CGO_ENABLED=0 go vet -tags bench ./cmd/carreld
+	GOOS=windows CGO_ENABLED=0 go vet -tags bench ./cmd/carreld
 	.tools/bin/staticcheck ./...
 	for host in $(ELSEWHERE); do \
 		GOOS=$${host%/*} GOARCH=$${host#*/} CGO_ENABLED=0 go build -o /dev/null ./... 2>&1 | sed "s|^|$$host: |"; [ $${PIPESTATUS[0]} = 0 ] || exit 1; \

@@ -58,17 +58,19 @@ func TestPlatformTableCatches(t *testing.T) {
 		t.Errorf("the control: %q", bad)
 	}
 	for _, row := range []string{
-		"| x | runs in CI `images: TestGet` | not available |",                                    // a column less
-		"| x | runs in CI `images: TestNoSuchThing` | not available | not available |",            // no such test
-		"| x | runs in CI | not available | not available |",                                      // no test at all
-		"| x | not available | runs in CI `images: TestGet` | not available |",                    // CI has no Mac
-		"| x | not available | run against a fake | not available |",                              // by which test
-		"| x | not available | type-checked `images` | not available |",                           // not one of those
-		"| x | type-checked `hypervisor/vz` | not available | not available |",                    // for a Mac only
-		"| x | not available | not available | compiled `hypervisor/vz` |",                        // not for that host
-		"| x | not available | not available | compiled |",                                        // what
-		"| x | works | not available | not available |",                                           // no such word
-		"| x | runs in CI `images: TestGet`, and on my machine | not available | not available |", // a claim beside it
+		"| x | runs in CI `images: TestGet` | not available |",                                         // a column less
+		"| x | runs in CI `images: TestNoSuchThing` | not available | not available |",                 // no such test
+		"| x | runs in CI | not available | not available |",                                           // no test at all
+		"| x | not available | runs in CI `images: TestGet` | not available |",                         // CI has no Mac
+		"| x | not available | run against a fake | not available |",                                   // by which test
+		"| x | not available | not available | run against a fake `scripts/test-wine: No such part` |", // of a script
+		"| x | not available | not available | run against a fake `scripts/nothing: A guest` |",        // no script
+		"| x | not available | type-checked `images` | not available |",                                // not one of those
+		"| x | type-checked `hypervisor/vz` | not available | not available |",                         // for a Mac only
+		"| x | not available | not available | compiled `hypervisor/vz` |",                             // not for that host
+		"| x | not available | not available | compiled |",                                             // what
+		"| x | works | not available | not available |",                                                // no such word
+		"| x | runs in CI `images: TestGet`, and on my machine | not available | not available |",      // a claim beside it
 	} {
 		if len(wrongRow(t, row, built)) == 0 {
 			t.Errorf("%s: was not found", row)
@@ -106,7 +108,12 @@ func wrongRow(t *testing.T, line string, built map[string][]string) (bad []strin
 		for _, name := range names {
 			switch word {
 			case "runs in CI", "run against a fake":
-				if why := missing(t, name); why != "" {
+				script, words, _ := strings.Cut(name, ": ")
+				if b, err := os.ReadFile(script); strings.HasPrefix(script, "scripts/") {
+					if err != nil || words == "" || !strings.Contains(string(b), "\n# "+words) {
+						say("%s has no part of these words: %q (%v)", script, words, err)
+					}
+				} else if why := missing(t, name); why != "" {
 					say("%s: %s", name, why)
 				}
 			case "type-checked":

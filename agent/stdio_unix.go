@@ -143,6 +143,12 @@ func (o *output) send(m proto.Message) error {
 	return wire.Write(o.conn, m)
 }
 
+func (o *output) sendChunk(c *wire.Chunk, n int, isErr bool) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return c.WriteOutput(o.conn, n, isErr)
+}
+
 func (o *output) fail(code int32, message string) {
 	f := &wire.Failed{Code: code, Message: text(message, wire.MaxText)}
 	_ = o.send(&wire.Output{Kind: &wire.Output_Failed{Failed: f}})
@@ -163,15 +169,11 @@ func (d *drain) begin(files ...*os.File) {
 
 // pump sends what r gives until its end.
 func (o *output) pump(r *os.File, isErr bool, d *drain) error {
-	buf := make([]byte, wire.DataChunk)
+	c := wire.NewChunk()
 	for {
-		n, err := r.Read(buf)
+		n, err := r.Read(c.Room())
 		if n > 0 {
-			m := &wire.Output{Kind: &wire.Output_Stdout{Stdout: buf[:n]}}
-			if isErr {
-				m = &wire.Output{Kind: &wire.Output_Stderr{Stderr: buf[:n]}}
-			}
-			if err := o.send(m); err != nil {
+			if err := o.sendChunk(c, n, isErr); err != nil {
 				return err
 			}
 			if d.left.Load() > 0 {

@@ -129,11 +129,16 @@ func (k *Keeper) receive(ctx context.Context, st *connect.BidiStream[api.AttachR
 	}
 }
 
+// attachBite is how much output one message of an attach has at most, in bytes, if the
+// task did not write more at once: each wakes three processes up.
+const attachBite = 256 << 10
+
 // stream sends a task's spool from an offset to its end, and then the ending.
 func stream(ctx context.Context, r *spoolReader, open *api.AttachOpen, t *task, send func(*api.AttachResponse) error) error {
 	if err := send(&api.AttachResponse{Kind: &api.AttachResponse_Task{Task: t.get()}, Next: open.Offset}); err != nil {
 		return err
 	}
+	r.bite = attachBite
 	for {
 		p, err := r.next(ctx, !open.NoFollow)
 		if errors.Is(err, io.EOF) {

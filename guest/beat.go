@@ -42,31 +42,52 @@ func (h *heartbeat) idle() bool {
 	return h.busy == 0
 }
 
-// beats runs until the guest is gone.
+// beats asks the guest while tasks run, until it is gone.
 func (g *Guest) beats() {
+	g.beat.run(g.gone, g.rest.runs, func() (alive bool) {
+		g.clock.check()
+		ctx, cancel := context.WithTimeout(context.Background(), pingDeath)
+		defer cancel()
+		err := g.boot.ask(ctx, &wire.Control{Kind: &wire.Control_Ping{Ping: &wire.Ping{}}})
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+			g.fail("the guest gave no sign of life for " + pingDeath.String())
+			g.vm.Kill()
+			return false
+		}
+		return true
+	})
+}
+
+// run calls ask every pingEvery while there is work, until gone is closed or ask says
+// that nobody lives there. runs holds the guest meanwhile: one that is idle by now may
+// stand still, and would answer too late.
+func (h *heartbeat) run(gone <-chan struct{}, runs func() (end func(), ok bool), ask func() (alive bool)) {
 	t := time.NewTicker(pingEvery)
 	defer t.Stop()
 	t.Stop()
 	for {
 		select {
-		case <-g.gone:
+		case <-gone:
 			return
-		case <-g.beat.wake:
+		case <-h.wake:
 		}
 		t.Reset(pingEvery)
-		for !g.beat.idle() {
+		for !h.idle() {
 			select {
-			case <-g.gone:
+			case <-gone:
 				return
 			case <-t.C:
 			}
-			g.clock.check()
-			ctx, cancel := context.WithTimeout(context.Background(), pingDeath)
-			err := g.boot.ask(ctx, &wire.Control{Kind: &wire.Control_Ping{Ping: &wire.Ping{}}})
-			cancel()
-			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
-				g.fail("the guest gave no sign of life for " + pingDeath.String())
-				g.vm.Kill()
+			if h.idle() {
+				break
+			}
+			end, ok := runs()
+			if !ok {
+				continue
+			}
+			alive := ask()
+			end()
+			if !alive {
 				return
 			}
 		}

@@ -418,3 +418,44 @@ func TestIdleClock(t *testing.T) {
 		}
 	})
 }
+
+// A guest is asked for a sign of life while tasks run, and not when it stands still: it
+// could not answer, and would be given up.
+func TestIdleBeat(t *testing.T) {
+	for _, c := range []struct {
+		task  time.Duration
+		asked int // while it runs
+	}{{time.Second, 0}, {minute, int(minute / pingEvery)}, {pingEvery + time.Second, 1}} {
+		inTime(t, policy.Idle{Pause: 2 * time.Second}, func(t *testing.T, m *resting) {
+			h := &heartbeat{wake: make(chan struct{}, 1)}
+			gone, over := make(chan struct{}), make(chan struct{})
+			asked := 0
+			go func() {
+				defer close(over)
+				h.run(gone, m.r.runs, func() bool {
+					// The task may end meanwhile.
+					for range 50 {
+						if m.stands() {
+							t.Error("it is asked while it stands still")
+							return true
+						}
+						time.Sleep(100 * time.Millisecond)
+					}
+					asked++
+					return true
+				})
+			}()
+			end, _ := m.r.hold()
+			h.begin()
+			time.Sleep(c.task + time.Millisecond)
+			h.end()
+			end()
+			time.Sleep(10 * minute)
+			if !m.stands() || asked != c.asked {
+				t.Errorf("after a task of %v it stands still: %v, and was asked %d times, not %d", c.task, m.stands(), asked, c.asked)
+			}
+			close(gone)
+			<-over
+		})
+	}
+}

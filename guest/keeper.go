@@ -75,6 +75,9 @@ type Keeper struct {
 // the user must know is in the journal.
 func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	dir := req.Parts.Dir
+	if err := opts.Wanted(); err != nil {
+		return err
+	}
 	unlock, ok, err := Lock(dir)
 	if err != nil {
 		return err
@@ -83,6 +86,9 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 		return fmt.Errorf("guest %s has a keeper already", req.Spec.GetName())
 	}
 	defer unlock()
+	if err := opts.Wanted(); err != nil {
+		return err
+	}
 	Crash("keeper: locked")
 	if hold := req.Parts.Hold; hold != "" {
 		l := flock.New(hold)

@@ -49,6 +49,11 @@ type KeepOptions struct {
 	// guest's first frame is read. A
 	// failure stops the start.
 	Confine func() error
+	// Wanted says why nobody waits for the guest, or nil: the daemon that had this
+	// keeper started may have died since. It is asked before and after the guest's
+	// folder is this keeper's: the next daemon takes a guest for its own whose folder
+	// has a keeper by then, and for one that has stopped without.
+	Wanted func() error
 	// Listening is called once when the socket takes connections.
 	Listening func()
 	// Describe fills in what the driver knows of the guest for inspection.

@@ -40,6 +40,7 @@ func NewHTTPClient(socket string) *http.Client {
 			return place.Dial(ctx, socket)
 		},
 		Protocols: new(http.Protocols),
+		HTTP2:     api.ClientHTTP2(),
 	}
 	t.Protocols.SetUnencryptedHTTP2(true)
 	return &http.Client{Transport: t}

@@ -74,6 +74,8 @@ type violation struct{ what string }
 
 func (v *violation) Error() string { return v.what }
 
+var errUnstarted = &violation{"output came before the task started"}
+
 // exec returns an error for everything but a said ending.
 func (g *Guest) exec(ctx context.Context, id string, spec *api.TaskSpec, out *spool, in *input) (*api.Ending, error) {
 	asked := time.Now()
@@ -106,13 +108,29 @@ func (g *Guest) exec(ctx context.Context, id string, spec *api.TaskSpec, out *sp
 	defer func() { in.end(); conn.Close(); <-pumped }()
 
 	r := wire.NewReader(conn)
+	f := new(wire.Output)
 	for started := false; ; {
-		f := new(wire.Output)
-		if err := r.Read(f); err != nil {
+		p, isErr, err := r.ReadOutput(f)
+		if err != nil {
 			if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 				err = ErrTruncated
 			}
 			return nil, err
+		}
+		if p != nil {
+			stream := byte(streamOut)
+			if isErr {
+				stream = streamErr
+			}
+			if !started {
+				err = errUnstarted
+			} else {
+				err = out.write(wctx, stream, p)
+			}
+			if err != nil {
+				return nil, err
+			}
+			continue
 		}
 		switch k := f.Kind.(type) {
 		case *wire.Output_Failed:
@@ -133,13 +151,9 @@ func (g *Guest) exec(ctx context.Context, id string, spec *api.TaskSpec, out *sp
 			continue
 		}
 		if !started {
-			return nil, &violation{"output came before the task started"}
+			return nil, errUnstarted
 		}
 		switch k := f.Kind.(type) {
-		case *wire.Output_Stdout:
-			err = out.write(wctx, streamOut, k.Stdout)
-		case *wire.Output_Stderr:
-			err = out.write(wctx, streamErr, k.Stderr)
 		case *wire.Output_StdinTaken:
 			if !in.taken(k.StdinTaken) {
 				err = &violation{"more stdin was taken than was sent"}

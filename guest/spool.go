@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"github.com/carrel-vm/carrel/guest/wire"
 )
 
 // A spool keeps a task's output on disk: files named by the offset at which
@@ -52,6 +54,7 @@ type spool struct {
 	cond    *sync.Cond
 	files   []spoolFile
 	end     int64
+	writing bool // a piece is on its way to the last file, without mu
 	sealed  bool // nothing more will be written
 	retired bool // closed when its last reader goes
 	closed  bool
@@ -116,9 +119,9 @@ func (s *spool) grow() error {
 	return nil
 }
 
-// write adds a piece. It waits while the spool is full and somebody reads it.
+// write adds a piece, and keeps nothing of p. It waits while the spool is full and
+// somebody reads it.
 func (s *spool) write(ctx context.Context, stream byte, p []byte) error {
-	defer context.AfterFunc(ctx, s.wake)()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(p) > 0 {
@@ -126,19 +129,39 @@ func (s *spool) write(ctx context.Context, stream byte, p []byte) error {
 		if err := s.room(ctx, int64(n+pieceHead)); err != nil {
 			return err
 		}
-		last := &s.files[len(s.files)-1]
-		b := make([]byte, pieceHead, pieceHead+n)
-		b[0] = stream
-		binary.LittleEndian.PutUint32(b[1:], uint32(n))
-		if _, err := last.f.WriteAt(append(b, p[:n]...), last.size); err != nil {
+		last := &s.files[len(s.files)-1] // nobody else changes the files meanwhile
+		s.writing = true
+		s.mu.Unlock() // readers go on, with what was there
+		err := writePiece(last.f, last.size, stream, p[:n])
+		s.mu.Lock()
+		s.writing = false
+		s.cond.Broadcast()
+		if err != nil {
 			return fmt.Errorf("spool: %w", err)
 		}
 		last.size += int64(n + pieceHead)
 		s.end += int64(n + pieceHead)
 		p = p[n:]
-		s.cond.Broadcast()
 	}
 	return nil
+}
+
+// pieceBuffers are for pieces of the size that agents send.
+var pieceBuffers = sync.Pool{New: func() any { b := make([]byte, 0, pieceHead+wire.DataChunk); return &b }}
+
+// writePiece writes a piece in one call, so that a kill tears at most the last.
+func writePiece(f *os.File, at int64, stream byte, p []byte) error {
+	var b []byte
+	if len(p) <= wire.DataChunk {
+		pooled := pieceBuffers.Get().(*[]byte)
+		defer pieceBuffers.Put(pooled)
+		b = *pooled
+	} else {
+		b = make([]byte, 0, pieceHead+len(p))
+	}
+	b = binary.LittleEndian.AppendUint32(append(b, stream), uint32(len(p)))
+	_, err := f.WriteAt(append(b, p...), at)
+	return err
 }
 
 // note adds a line of ours, if there is room for it: it waits for no reader.
@@ -149,11 +172,15 @@ func (s *spool) note(line []byte) {
 	s.write(ctx, streamNote, line[:min(len(line), maxPiece)])
 }
 
-// room makes place for n bytes. s.mu is held.
+// room makes place for n bytes, and returns when nobody else writes. s.mu is held.
 func (s *spool) room(ctx context.Context, n int64) error {
 	for {
 		if s.sealed || s.closed {
 			return os.ErrClosed
+		}
+		if s.writing { // which waits for no reader
+			s.cond.Wait()
+			continue
 		}
 		if s.end+n-s.files[0].start <= s.max {
 			break
@@ -162,7 +189,7 @@ func (s *spool) room(ctx context.Context, n int64) error {
 			if ctx.Err() != nil { // only a wait is called off: what has room is kept
 				return ctx.Err()
 			}
-			s.cond.Wait() // somebody still reads the oldest file
+			s.wait(ctx) // somebody still reads the oldest file
 			continue
 		}
 		if len(s.files) == 1 {
@@ -192,6 +219,12 @@ func (s *spool) slowest() int64 {
 	return least
 }
 
+// wait is s.cond.Wait, which the end of ctx ends, too. s.mu is held.
+func (s *spool) wait(ctx context.Context) {
+	defer context.AfterFunc(ctx, s.wake)() // which waits for s.mu, and that until cond.Wait
+	s.cond.Wait()
+}
+
 func (s *spool) wake() {
 	s.mu.Lock()
 	s.cond.Broadcast()
@@ -207,6 +240,7 @@ func (s *spool) seal() error {
 	}
 	s.sealed = true
 	s.cond.Broadcast()
+	s.written()
 	if s.end == 0 {
 		return nil
 	}
@@ -272,8 +306,16 @@ func emptySpool(dir string) error {
 	return nil
 }
 
+// written waits for a piece that is being written. s.mu is held.
+func (s *spool) written() {
+	for s.writing {
+		s.cond.Wait()
+	}
+}
+
 func (s *spool) closeLocked() {
 	s.closed, s.sealed = true, true
+	s.written()
 	for _, f := range s.files {
 		f.f.Close()
 	}
@@ -284,6 +326,10 @@ func (s *spool) closeLocked() {
 type spoolReader struct {
 	s  *spool
 	at int64
+	// bite makes one of pieces of one stream that follow each other, up to so many
+	// bytes of the file; their data is then the reader's own, until the next call.
+	bite int64
+	buf  []byte
 }
 
 // piece is one bit of output, or a number of bytes that are gone.
@@ -358,7 +404,6 @@ func (f *spoolFile) length(at int64) (int64, error) {
 // when no more will come, returns io.EOF.
 func (r *spoolReader) next(ctx context.Context, wait bool) (piece, error) {
 	s := r.s
-	defer context.AfterFunc(ctx, s.wake)()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
@@ -376,23 +421,80 @@ func (r *spoolReader) next(ctx context.Context, wait bool) (piece, error) {
 		if s.sealed || !wait {
 			return piece{}, io.EOF
 		}
-		s.cond.Wait()
+		s.wait(ctx)
 	}
 	if s.closed {
 		return piece{}, os.ErrClosed
 	}
 	i := sort.Search(len(s.files), func(i int) bool { return s.files[i].start > r.at }) - 1
 	f := s.files[i]
-	n, err := f.length(r.at - f.start)
-	if err != nil { // the writer was killed in the midst of a piece
+	// What is behind an end does not change, and no file goes in which a reader is.
+	s.mu.Unlock()
+	p, n, err := r.read(&f, r.at-f.start)
+	s.mu.Lock()
+	if errors.Is(err, errTorn) { // the writer was killed in the midst of a piece
 		r.at = s.end
 		return piece{}, io.EOF
 	}
-	b := make([]byte, pieceHead+n)
-	if _, err := f.f.ReadAt(b, r.at-f.start); err != nil {
+	if err != nil {
 		return piece{}, err
 	}
-	r.at += pieceHead + n
+	r.at += n
+	p.next = r.at
 	s.cond.Broadcast()
-	return piece{stream: b[0], data: b[pieceHead:], next: r.at}, nil
+	return p, nil
+}
+
+var errTorn = errors.New("a piece goes beyond its file")
+
+// read reads the piece at an offset of a file, and those that may be one with it, and
+// returns of how many bytes of the file that is.
+func (r *spoolReader) read(f *spoolFile, at int64) (p piece, n int64, err error) {
+	b := r.room(min(max(r.bite, pieceHead), f.size-at))
+	if _, err := f.f.ReadAt(b, at); errors.Is(err, io.EOF) {
+		return piece{}, 0, errTorn
+	} else if err != nil {
+		return piece{}, 0, err
+	}
+	first, ok := whole(b, f.size-at)
+	if !ok {
+		return piece{}, 0, errTorn
+	}
+	if first > int64(len(b)) { // as always without a bite
+		b = r.room(first)
+		if _, err := f.f.ReadAt(b, at); err != nil {
+			return piece{}, 0, err
+		}
+	}
+	p = piece{stream: b[0], data: b[pieceHead:first]}
+	for n = first; p.stream != streamNote; { // each of those is a line
+		more, ok := whole(b[n:], int64(len(b))-n)
+		if !ok || b[n] != p.stream {
+			break
+		}
+		p.data = append(p.data, b[n+pieceHead:n+more]...) // back over the head between
+		n += more
+	}
+	return p, n, nil
+}
+
+// whole is how many bytes the piece has with which b begins, and whether it has no
+// more than it may and there are.
+func whole(b []byte, there int64) (n int64, ok bool) {
+	if len(b) < pieceHead {
+		return 0, false
+	}
+	n = int64(binary.LittleEndian.Uint32(b[1:]))
+	return pieceHead + n, n <= maxPiece && pieceHead+n <= there
+}
+
+// room is n bytes to read into.
+func (r *spoolReader) room(n int64) []byte {
+	if r.bite == 0 {
+		return make([]byte, n)
+	}
+	if int64(cap(r.buf)) < n {
+		r.buf = make([]byte, max(n, min(2*int64(cap(r.buf)), r.bite)))
+	}
+	return r.buf[:n]
 }

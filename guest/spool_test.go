@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 )
@@ -237,5 +238,126 @@ func TestSpoolEmptied(t *testing.T) {
 	got, dropped, _ := readAll(t, again, 0, false)
 	if len(got) != 0 || dropped != 300<<10+pieceHead || again.size() != 0 {
 		t.Fatalf("%d bytes read, %d dropped, %d on disk", len(got), dropped, again.size())
+	}
+}
+
+// An attach takes what lies behind each other in one bite: never two streams, nor two
+// lines of ours, nor beyond its size; what it takes, and where it goes on, is the same.
+func TestSpoolBites(t *testing.T) {
+	s, err := newSpool(t.TempDir(), 64<<10) // files of 1 KiB and a little
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	type said struct {
+		stream byte
+		text   string
+	}
+	var wrote []said
+	for i := range 300 {
+		p := said{streamOut, fmt.Sprintf("piece %d\n", i)}
+		switch i % 10 {
+		case 6, 7:
+			p.stream = streamErr
+		case 8, 9:
+			p.stream = streamNote
+		case 5:
+			p.text = string(bytes.Repeat([]byte("long "), 100)) // more than a bite
+		}
+		wrote = append(wrote, p)
+		if err := s.write(t.Context(), p.stream, []byte(p.text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.seal()
+	single := s.reader(0)
+	defer single.close()
+	ends := map[int64]int{} // offset to how many pieces are before it
+	for n := 1; ; n++ {
+		p, err := single.next(t.Context(), true)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil || string(p.data) != wrote[n-1].text {
+			t.Fatalf("piece %d: %q, %v", n, p.data, err)
+		}
+		ends[p.next] = n
+	}
+	const bite = 200
+	r := s.reader(0)
+	defer r.close()
+	r.bite = bite
+	done, merged := 0, 0
+	for {
+		p, err := r.next(t.Context(), true)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		to, whole := ends[p.next]
+		if err != nil || !whole || to <= done {
+			t.Fatalf("after %d pieces: %q, on to %d, %v", done, p.data, p.next, err)
+		}
+		var want string
+		for _, w := range wrote[done:to] {
+			if want += w.text; w.stream != p.stream {
+				t.Fatalf("one of stream %d came in one of %d", w.stream, p.stream)
+			}
+		}
+		if string(p.data) != want {
+			t.Fatalf("%q, want %q", p.data, want)
+		}
+		if n := to - done; n > 1 {
+			if merged++; p.stream == streamNote || len(want)+n*pieceHead > bite {
+				t.Fatalf("%d pieces of stream %d with %d bytes in one", n, p.stream, len(want))
+			}
+		}
+		done = to
+	}
+	if done != len(wrote) || merged == 0 {
+		t.Fatalf("%d pieces of %d came, %d times more than one at once", done, len(wrote), merged)
+	}
+}
+
+// Two write while one reads in bites and the oldest files go: all of it comes, and
+// the pieces of each writer in its order.
+func TestSpoolBitesWhileWritten(t *testing.T) {
+	s, err := newSpool(t.TempDir(), 64<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	r := s.reader(0)
+	defer r.close()
+	r.bite = 4 << 10
+	const each = 5000
+	var both sync.WaitGroup
+	for _, stream := range []byte{streamOut, streamErr} {
+		both.Go(func() {
+			for i := range each {
+				if err := s.write(context.Background(), stream, fmt.Appendf(nil, "%d\n", i)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	sealed := make(chan error, 1)
+	go func() { both.Wait(); sealed <- s.seal() }()
+	got, want := map[byte][]byte{}, []byte(nil)
+	for {
+		p, err := r.next(t.Context(), true)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil || p.dropped != 0 {
+			t.Fatalf("%v, %d bytes dropped under a reader", err, p.dropped)
+		}
+		got[p.stream] = append(got[p.stream], p.data...)
+	}
+	for i := range each {
+		want = fmt.Appendf(want, "%d\n", i)
+	}
+	if err := <-sealed; err != nil || !bytes.Equal(got[streamOut], want) || !bytes.Equal(got[streamErr], want) {
+		t.Fatalf("%d and %d bytes, want %d of each: %v", len(got[streamOut]), len(got[streamErr]), len(want), err)
 	}
 }

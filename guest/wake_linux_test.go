@@ -50,7 +50,7 @@ func TestWakeFails(t *testing.T) {
 		}
 		err := Keep(t.Context(),
 			KeepRequest{Spec: spec, Rules: policy.Default("/nonexistent"), Parts: policy.Parts{Dir: dir, Kernel: "/k", Initrd: "/i", Root: "/r"}, Socket: filepath.Join(run, "a"), Wake: wake},
-			KeepOptions{Driver: unable{}, Log: slog.New(slog.DiscardHandler), Listening: func() {}, Describe: func(*api.Guest) {}})
+			KeepOptions{Driver: unable{}, Log: slog.New(slog.DiscardHandler), Wanted: func() error { return nil }, Listening: func() {}, Describe: func(*api.Guest) {}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,5 +75,52 @@ func TestWakeFails(t *testing.T) {
 		look("its keeper was killed", "killed", wake)
 		killed("starting", "ready")
 		look("its keeper was killed when it was up", "killed", false)
+	}
+}
+
+// A keeper that comes to its guest's folder when the daemon that had it started has
+// died leaves the guest alone: the next daemon may have found the folder without a
+// keeper, and takes the guest for stopped.
+func TestKeeperComesLate(t *testing.T) {
+	for _, died := range []int{0, 1, 2} { // before, as the lock is had, never
+		guests := t.TempDir()
+		dir := filepath.Join(guests, "a")
+		spec := &api.GuestSpec{Name: "a", Image: "default", Cpus: 1, MemoryMib: 128}
+		if err := Create(guests, "a", spec, Making{}); err != nil {
+			t.Fatal(err)
+		}
+		run, err := os.MkdirTemp("", "carrel-late-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(run) })
+		asked, gone := 0, errors.New("gone")
+		err = Keep(t.Context(),
+			KeepRequest{Spec: spec, Rules: policy.Default("/nonexistent"), Parts: policy.Parts{Dir: dir, Kernel: "/k", Initrd: "/i", Root: "/r"}, Socket: filepath.Join(run, "a")},
+			KeepOptions{Driver: unable{}, Log: slog.New(slog.DiscardHandler), Listening: func() {}, Describe: func(*api.Guest) {}, Wanted: func() error {
+				unlock, free, err := Lock(dir)
+				if err != nil || free != (asked == 0) {
+					t.Errorf("asked %d times before, the folder has no keeper: %v %v", asked, free, err)
+				}
+				if free {
+					unlock()
+				}
+				if asked++; asked > died {
+					return gone
+				}
+				return nil
+			}})
+		_, hist, lerr := Load(dir)
+		if lerr != nil {
+			t.Fatal(lerr)
+		}
+		if died < 2 && (err != gone || hist.last != nil) || died == 2 && (err != nil || hist.last == nil) {
+			t.Errorf("asked %d times: %v, and the journal has %v", asked, err, hist.last)
+		}
+		unlock, free, err := Lock(dir)
+		if err != nil || !free {
+			t.Fatalf("the folder has a keeper still: %v", err)
+		}
+		unlock()
 	}
 }

@@ -439,7 +439,7 @@ func TestBundleRefused(t *testing.T) {
 	half := func(b []byte) []byte { return b[:len(b)/2] }
 
 	nobody := newTaker(t)
-	if _, err := nobody.ImportBundle(t.Context(), v1, BundleOptions{}); !errors.Is(err, ErrUntrusted) || !strings.Contains(err.Error(), "carrel image trust KEYFILE") {
+	if _, err := nobody.ImportBundle(t.Context(), v1, BundleOptions{}); !errors.Is(err, ErrUntrusted) || !strings.Contains(err.Error(), "carrel image trust KEYFILE --for NAME") {
 		t.Errorf("with no trusted key: %v", err)
 	}
 	s := newTaker(t, p)

@@ -71,7 +71,7 @@ func KeyAt(path string) (TrustedKey, error) {
 }
 
 // CreateKey makes a pair of files to sign with: the private key at path, 0600, and the public one with
-// .pub after it.
+// .pub after it, 0644, since it is there to be handed on.
 func CreateKey(path string) (TrustedKey, error) {
 	private, public, err := bundle.NewKey()
 	if err != nil {
@@ -81,8 +81,9 @@ func CreateKey(path string) (TrustedKey, error) {
 	for _, f := range []struct {
 		path string
 		b    []byte
-	}{{path + ".pub", public}, {path, private}} {
-		err := writeFile(f.path, func(w *os.File) error { _, err := w.Write(f.b); return err })
+		mode os.FileMode
+	}{{path + ".pub", public, 0o644}, {path, private, 0o600}} {
+		err := writeFile(f.path, func(w *os.File) error { _, err := w.Write(f.b); return errors.Join(err, w.Chmod(f.mode)) })
 		if err != nil && f.path == path { // a public key whose private one nobody has would be mistaken for that of what is there
 			err = errors.Join(err, os.Remove(path+".pub"))
 		}

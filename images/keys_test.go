@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 )
 
@@ -21,5 +22,21 @@ func TestCreateKeyBesideAnother(t *testing.T) {
 	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != "mine" {
 		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// The private key is its owner's alone; the public one is there to be handed on.
+func TestKeyModes(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows has no such modes")
+	}
+	path := filepath.Join(t.TempDir(), "key")
+	if _, err := CreateKey(path); err != nil {
+		t.Fatal(err)
+	}
+	for p, want := range map[string]os.FileMode{path: 0o600, path + ".pub": 0o644} {
+		if fi, err := os.Stat(p); err != nil || fi.Mode() != want {
+			t.Errorf("%s: %v, %v, want %v", p, fi.Mode(), err, want)
+		}
 	}
 }

@@ -245,21 +245,24 @@ func whatChanged(c *api.Change) string {
 }
 
 // guestOf finds out which guest is meant: the first argument, if a guest has
-// that name; else the one guest of which has says that it is the only candidate.
-// The other arguments are paths of the host.
+// that name; else the one guest of which has says that it is a candidate, and of
+// several the one that has the current folder. The other arguments are paths of
+// the host.
 func (a *app) guestOf(ctx context.Context, c *client.Client, args []string, what string, has func(*api.Guest) bool) (name string, paths []string, err error) {
 	gs, err := c.Guests(ctx)
 	if err != nil {
 		return "", nil, err
 	}
+	if len(args) > 0 && slices.ContainsFunc(gs, func(g *api.Guest) bool { return g.Name == args[0] }) {
+		name = args[0]
+	}
 	var candidates []string
-	for _, g := range gs {
-		if len(args) > 0 && args[0] == g.Name {
-			name = g.Name
+	if name == "" {
+		cwd, _ := currentFolder() // "": no guest has it, and one of another folder may be meant
+		for _, g := range gs {
+			count(ctx, c, g, cwd)
 		}
-		if has(g) {
-			candidates = append(candidates, g.Name)
-		}
+		candidates = whose(gs, cwd, has)
 	}
 	rest := args
 	switch {
@@ -283,6 +286,46 @@ func (a *app) guestOf(ctx context.Context, c *client.Client, args []string, what
 		paths = append(paths, abs)
 	}
 	return name, paths, nil
+}
+
+// count asks what a guest has changed in the current folder where the list of guests
+// may not have it yet: one for a command that ended a moment ago, and any after a
+// start of the daemon. Another guest would be taken for the one that is meant.
+// Without an answer the list counts.
+func count(ctx context.Context, c *client.Client, g *api.Guest, cwd string) {
+	if !g.GetSpec().GetEphemeral() && g.Review != nil || !sees(g, cwd) || !mayChange(g.Spec.Shares) {
+		return
+	}
+	if s, err := c.ReviewSummary(ctx, g.Name); err == nil {
+		g.Review = s
+	}
+}
+
+// whose names the guests of which has is true: those that see the current
+// folder, if there are any, else all.
+func whose(gs []*api.Guest, cwd string, has func(*api.Guest) bool) []string {
+	var here, all []string
+	for _, g := range gs {
+		if !has(g) {
+			continue
+		}
+		all = append(all, g.Name)
+		if sees(g, cwd) {
+			here = append(here, g.Name)
+		}
+	}
+	if len(here) > 0 {
+		return here
+	}
+	return all
+}
+
+// sees says whether a folder of the host lies in one of a guest's shares.
+func sees(g *api.Guest, dir string) bool {
+	return dir != "" && slices.ContainsFunc(g.GetSpec().GetShares(), func(s *api.Share) bool {
+		rel, err := filepath.Rel(s.Path, dir)
+		return err == nil && filepath.IsLocal(rel)
+	})
 }
 
 func isThere(p string) bool {

@@ -71,7 +71,7 @@ whatever else allows the host, and connections to it are closed.`,
 
 // guestAndHosts checks NAME HOST[:PORT]... before anything runs.
 var guestAndHosts = needs(func(cmd *cobra.Command, args []string) error {
-	if err := cobra.MinimumNArgs(2)(cmd, args); err != nil {
+	if err := arguments(2, many)(cmd, args); err != nil {
 		return err
 	}
 	if err := client.CheckName("guest", args[0]); err != nil {

@@ -34,7 +34,10 @@ on a terminal it is asked for, elsewhere --yes gives it. Without it the rest is
 applied. What was changed here meanwhile is in conflict and stays as it is, unless
 --overwrite is given. What is applied after that question is what was shown, even
 if the guest has gone on since; --shown does the same for a program, which applies
-what it has seen in FILE and nothing that is newer. NAME may be left out if only one guest has changes.
+what it has seen in FILE and nothing that is newer.
+
+NAME may be left out if only one guest has
+changes, or only one of those that have the current folder.
 
 The status is 0 if all of it was applied, and 1 if something was left.`,
 		Example: "  carrel apply\n  carrel apply dev src README.md\n  carrel apply dev --dry-run\n  carrel apply dev --yes --overwrite",
@@ -212,7 +215,10 @@ func (a *app) discardCommand() *cobra.Command {
 		Short: "Throw away what a guest changed",
 		Long: `Throw away what a guest changed in the folders that it has in review: all of it,
 or the files and folders that are named. It cannot be undone. The folders here
-stay as they are. NAME may be left out if only one guest has changes.`,
+stay as they are.
+
+NAME may be left out if only one guest has
+changes, or only one of those that have the current folder.`,
 		Example: "  carrel discard dev\n  carrel discard dev build",
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.doDiscard(cmd.Context(), yes, args) },
 	}
@@ -262,12 +268,13 @@ func (a *app) undoCommand() *cobra.Command {
 	var f undoFlags
 	cmd := &cobra.Command{
 		Use:   "undo [flags] [NAME] [PATH...]",
-		Short: "Take back what was applied, or what a task did in a folder that it may change",
+		Short: "Take back what was applied, or what a task did in a live share",
 		Long: `Take back the last apply, or, if there was none, what the last task changed in
 folders that the guest may change itself (rw, rw-nodelete), as far as it is kept.
 What was changed here since stays as it is, unless --overwrite is given. What had
 been applied is in the review again, and can be applied once more or discarded;
-the guest itself sees what is here. NAME may be left out if there is only one guest of which something can be undone.
+the guest itself sees what is here. NAME may be left out if there is only one guest
+of which something can be undone, or only one of those that have the current folder.
 
 The status is 0 if all of it was taken back, and 1 if something was left.`,
 		Example: "  carrel undo\n  carrel undo dev src/main.go\n  carrel undo dev --task 01JD8Q8ZV6Q2W7KXS2M0T4RBNE",

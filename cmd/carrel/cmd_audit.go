@@ -19,7 +19,7 @@ func (a *app) auditCommand() *cobra.Command {
 secrets used, rules changed, tasks. Each record holds the hash of the one before.
 The log stays when the guest is stopped, and goes when it is removed.`,
 		Example: "  carrel audit show dev\n  carrel audit verify dev",
-		Args:    needs(cobra.NoArgs),
+		Args:    needs(arguments(0, 0)),
 		RunE: func(*cobra.Command, []string) error {
 			return usageError{errors.New("say what to do with the audit log: show or verify")}
 		},
@@ -30,7 +30,7 @@ The log stays when the guest is stopped, and goes when it is removed.`,
 out or put in. It cannot show an end that was cut off, or a log that was written
 anew: note the head, and compare it with a later log's records.`,
 		Example: "  carrel audit verify dev",
-		Args:    names(cobra.ExactArgs(1)), ValidArgsFunction: guestNames(1),
+		Args:    names(arguments(1, 1)), ValidArgsFunction: guestNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.doAuditVerify(cmd.Context(), args[0]) },
 	}
 	verify.Flags().Bool("json", false, "print a JSON object")
@@ -38,7 +38,7 @@ anew: note the head, and compare it with a later log's records.`,
 	show := &cobra.Command{
 		Use: "show NAME", Short: "Print a guest's audit log",
 		Example: "  carrel audit show dev\n  carrel audit show -n 20 --json dev",
-		Args:    names(cobra.ExactArgs(1)), ValidArgsFunction: guestNames(1),
+		Args:    names(arguments(1, 1)), ValidArgsFunction: guestNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.doAuditShow(cmd.Context(), args[0], last) },
 	}
 	show.Flags().IntVarP(&last, "last", "n", 0, "only the last `N` records (default: all)")

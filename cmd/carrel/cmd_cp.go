@@ -25,7 +25,7 @@ link, and links that lead out of the copy are left out, with a warning.`,
 		Example: `  carrel cp input.csv dev:/tmp/
   carrel cp dev:/home/user/report.html .
   carrel cp -u root config dev:/etc/tool`,
-		Args: needs(cobra.ExactArgs(2)),
+		Args: needs(arguments(2, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.doCp(cmd.Context(), o, args[0], args[1]) },
 	}
 	cmd.Flags().StringVarP(&o.User, "user", "u", "", "user who reads or writes in the guest (default 1000)")

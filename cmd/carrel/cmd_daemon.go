@@ -17,13 +17,13 @@ func (a *app) daemonCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "daemon",
 		Short: "Look after the daemon, which starts by itself",
-		Args:  needs(cobra.NoArgs),
+		Args:  needs(arguments(0, 0)),
 		RunE: func(*cobra.Command, []string) error {
 			return usageError{errors.New("say what to do with the daemon: run, status, stop, install or uninstall")}
 		},
 	}
 	run := &cobra.Command{
-		Use: "run", Short: "Run the daemon in the foreground", Args: needs(cobra.NoArgs),
+		Use: "run", Short: "Run the daemon in the foreground", Args: needs(arguments(0, 0)),
 		RunE: func(*cobra.Command, []string) error {
 			path, err := client.FindDaemon()
 			if err != nil {
@@ -33,14 +33,14 @@ func (a *app) daemonCommand() *cobra.Command {
 		},
 	}
 	status := &cobra.Command{
-		Use: "status", Short: "Say whether the daemon runs; the exit status is 1 if not", Args: needs(cobra.NoArgs),
+		Use: "status", Short: "Say whether the daemon runs; the exit status is 1 if not", Args: needs(arguments(0, 0)),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doDaemonStatus(cmd.Context()) },
 	}
 	status.Flags().Bool("json", false, "print a JSON object")
 	var guests bool
 	stop := &cobra.Command{
 		Use: "stop", Short: "Stop the daemon; guests go on, and the next daemon takes them over",
-		Example: "  carrel daemon stop\n  carrel daemon stop --guests", Args: needs(cobra.NoArgs),
+		Example: "  carrel daemon stop\n  carrel daemon stop --guests", Args: needs(arguments(0, 0)),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doDaemonStop(cmd.Context(), guests) },
 	}
 	stop.Flags().BoolVar(&guests, "guests", false, "stop every guest first")

@@ -18,7 +18,7 @@ import (
 
 func (a *app) daemonInstallCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "install", Short: "Have the system start the daemon when you log in", Args: needs(cobra.NoArgs),
+		Use: "install", Short: "Have the system start the daemon when you log in", Args: needs(arguments(0, 0)),
 		Long: `Have the system start the daemon when you log in: as a systemd user unit, a
 launchd agent, or a scheduled task of Windows. A daemon that runs is replaced;
 guests go on. What the unit holds of your environment is what there is now:
@@ -31,7 +31,7 @@ CARREL_HOME and the like, proxies, and certificates.`,
 func (a *app) daemonUninstallCommand() *cobra.Command {
 	var all, yes bool
 	cmd := &cobra.Command{
-		Use: "uninstall", Short: "Have the system start the daemon no more, and list what was removed", Args: needs(cobra.NoArgs),
+		Use: "uninstall", Short: "Have the system start it no more, and list what was removed", Args: needs(arguments(0, 0)),
 		Long: `End the daemon, have the system start it no more, and list what was removed.
 Guests go on, and images, guests and settings stay, unless --all: that stops
 every guest and removes all that Carrel keeps for you, after a yes.`,

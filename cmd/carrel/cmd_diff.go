@@ -27,10 +27,12 @@ func (a *app) diffCommand() *cobra.Command {
 		Long: `Show what a guest changed in the folders that it has in review, or in the files
 and folders that are named. Nothing of it has happened on this machine.
 
-NAME may be left out if only one guest has changes. What programs here would run
-or obey, such as git's hooks, is marked with "!", and what is in conflict with a
-change on this machine with "x". All that the guest wrote is escaped, so that it
-cannot play tricks with the terminal.`,
+What programs here would run or obey, such as git's hooks, is marked with "!",
+and what is in conflict with a change on this machine with "x". All that the guest
+wrote is escaped, so that it cannot play tricks with the terminal.
+
+NAME may be left out if only one guest has
+changes, or only one of those that have the current folder.`,
 		Example:           "  carrel diff\n  carrel diff dev src\n  carrel diff dev --stat\n  carrel diff dev --json | jq -r .path",
 		ValidArgsFunction: guestNames(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.doDiff(cmd.Context(), &f, args) },

@@ -19,7 +19,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		Short:   "Look for what a guest needs and say how to mend what is missing",
 		Long:    "Look at everything that a guest needs of this host, and say of what is missing\nwhy, what mends it, and where the documentation has more. What is marked ! is\nworth mending, and guests run without. The exit status is 1 if something is\nmissing without which they do not.",
 		Example: "  carrel doctor\n  carrel doctor --json",
-		Args:    needs(cobra.NoArgs),
+		Args:    needs(arguments(0, 0)),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doDoctor(cmd.Context()) },
 	}
 	cmd.Flags().Bool("json", false, "print one JSON object per line")

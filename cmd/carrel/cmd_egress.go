@@ -36,7 +36,7 @@ func (a *app) egressCommand() *cobra.Command {
 would allow it. With -f go on; on a terminal, questions that a rule raises are
 then answered with a key.`,
 		Example:           "  carrel egress dev\n  carrel egress -f dev\n  carrel egress dev --answer q1-5f4d --once\n  carrel egress dev --answer q1-5f4d --always",
-		Args:              names(cobra.ExactArgs(1)),
+		Args:              names(arguments(1, 1)),
 		ValidArgsFunction: guestNames(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.doEgress(cmd.Context(), &f, args[0]) },
 	}
@@ -127,7 +127,7 @@ func eventText(ev *api.EgressEvent, width int) string {
 	if ev.Kind == api.EgressEventKind_EGRESS_EVENT_KIND_END {
 		line += fmt.Sprintf("  %s up, %s down, %v", humanize.IBytes(uint64(max(ev.BytesUp, 0))), humanize.IBytes(uint64(max(ev.BytesDown, 0))), ms(ev.DurationNanos))
 	}
-	if word == "deny" && v.GetReason() != "" {
+	if (word == "deny" || word == "end") && v.GetReason() != "" { // an end has one where it failed
 		line += "  " + safe(v.GetReason())
 	}
 	if width > 0 {
@@ -214,7 +214,7 @@ func (a *app) answerEgress(ctx context.Context, c *client.Client, name string, o
 		say(eventText(ev, width(a.out)))
 		if ev.Question != "" && ev.Kind == api.EgressEventKind_EGRESS_EVENT_KIND_QUESTION && time.Since(ev.GetTime().AsTime()) < questionAge {
 			q.add(ev)
-			say("carrel: may it reach " + safe(destination(ev)) + "?  y: this time  g: this guest  a: always  n: no\n")
+			say(mayReach(ev))
 		}
 		return nil
 	})
@@ -222,6 +222,11 @@ func (a *app) answerEgress(ctx context.Context, c *client.Client, name string, o
 		return nil
 	}
 	return err
+}
+
+// mayReach asks about a connection, and says in a line of its own which keys answer.
+func mayReach(ev *api.EgressEvent) string {
+	return "carrel: may it reach " + safe(destination(ev)) + "?\n        y: this time  g: this guest  a: always  n: no\n"
 }
 
 // answerKeys takes a key for each question that was shown.

@@ -23,7 +23,7 @@ func (a *app) eventsCommand() *cobra.Command {
 one is named. Each event has a number; with --after a reader goes on where it
 was, and is told if something is missing between. With -f go on.`,
 		Example:           "  carrel events -f\n  carrel events --json --after 120\n  carrel events -f --new --json dev",
-		Args:              names(cobra.MaximumNArgs(1)),
+		Args:              names(arguments(0, 1)),
 		ValidArgsFunction: guestNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Guest = strings.Join(args, "")
@@ -47,13 +47,20 @@ func (a *app) doEvents(ctx context.Context, o client.EventOptions) error {
 		return err
 	}
 	defer c.Close()
-	return c.Events(ctx, o, func(ev *api.Event) error {
+	heard := false
+	err = c.Events(ctx, o, func(ev *api.Event) error {
+		heard = true
 		if a.json {
 			return a.printJSON(ev)
 		}
 		_, err := io.WriteString(a.out, happened(ev, width(a.out)))
 		return err
 	})
+	// Events outlive guests, so any name may be asked for, also one that was typed wrong.
+	if err == nil && !heard && o.Guest != "" && !o.OnlyNew {
+		a.note("no event of a guest " + o.Guest + " is kept")
+	}
+	return err
 }
 
 // happened is an event in one line, which width cuts (0: not).

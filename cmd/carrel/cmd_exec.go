@@ -18,7 +18,7 @@ func (a *app) execCommand() *cobra.Command {
 		Example: `  carrel exec dev -- make test
   carrel exec -u root dev -- apt-get install -y ./tool.deb
   tar c src | carrel exec -i dev -- tar x -C /tmp`,
-		Args:              needs(cobra.MinimumNArgs(2)),
+		Args:              needs(arguments(2, many)),
 		ValidArgsFunction: guestNames(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.doExec(cmd.Context(), &f, args) },
 	}

@@ -20,7 +20,7 @@ func (a *app) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
 		Short: "Build, pull, publish, list, verify and remove images",
-		Args:  needs(cobra.NoArgs),
+		Args:  needs(arguments(0, 0)),
 		RunE: func(*cobra.Command, []string) error {
 			return usageError{errors.New("say what to do with images: build, pull, import, push, export, restore, trust, key, ls, verify, rm or prune")}
 		},
@@ -36,7 +36,7 @@ With --arch the image is for hosts of another architecture, and called
 default-ARCH unless it gets another name. No guest starts from it here: carrel
 image push and export bring it to them.`,
 		Example: "  carrel image build\n  carrel image build --arch arm64",
-		Args:    needs(cobra.MaximumNArgs(1)),
+		Args:    needs(arguments(0, 1)),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.doImageBuild(cmd.Context(), args, arch) },
 	}
 	build.Flags().StringVar(&arch, "arch", "", "what hosts it is for, amd64 or arm64 (default: this one)")
@@ -58,7 +58,7 @@ damaged is made again.
 A bundle (see carrel image push) is taken if a trusted key has signed it, and not
 if this machine has had a later version. The image that it replaces is kept.`,
 		Example: "  carrel image pull python:3.13\n  carrel image pull ghcr.io/owner/name@sha256:...",
-		Args:    needs(cobra.ExactArgs(1)),
+		Args:    needs(arguments(1, 1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := imageNames(args); err != nil {
 				return err
@@ -76,7 +76,7 @@ if this machine has had a later version. The image that it replaces is kept.`,
 		Short:   "Bring an image from a file or folder",
 		Long:    "Bring an image from an OCI layout (a folder), or a tarball that docker save,\npodman save or skopeo wrote, or a bundle that carrel image export wrote.",
 		Example: "  carrel image import ./layout --name tools:1\n  carrel image import app.tar\n  carrel image import default.carrel.tar",
-		Args:    needs(cobra.ExactArgs(1)),
+		Args:    needs(arguments(1, 1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, err := filepath.Abs(args[0])
 			if err != nil {
@@ -92,13 +92,13 @@ if this machine has had a later version. The image that it replaces is kept.`,
 	load.Flags().BoolVar(&back, "allow-rollback", false, "take a bundle that is older than one that was here")
 	ls := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List images", Example: "  carrel image ls --json",
-		Args: needs(cobra.NoArgs),
+		Args: needs(arguments(0, 0)),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doImageLs(cmd.Context()) },
 	}
 	ls.Flags().Bool("json", false, "print a JSON array")
 	verify := &cobra.Command{
 		Use: "verify IMAGE", Short: "Compare every part of an image with its digest", Example: "  carrel image verify default\n  carrel image verify python:3.13",
-		Args: needs(cobra.ExactArgs(1)),
+		Args: needs(arguments(1, 1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := imageNames(args); err != nil {
 				return err
@@ -108,7 +108,7 @@ if this machine has had a later version. The image that it replaces is kept.`,
 	}
 	rm := &cobra.Command{
 		Use: "rm IMAGE...", Short: "Remove images that no guest uses", Example: "  carrel image rm default\n  carrel image rm python:3.13",
-		Args: needs(cobra.MinimumNArgs(1)),
+		Args: needs(arguments(1, many)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := imageNames(args); err != nil {
 				return err
@@ -123,7 +123,7 @@ if this machine has had a later version. The image that it replaces is kept.`,
 		Long: `Say what nothing needs: pulled images to which no name leads any more and that no
 guest is made from, and layers that no image needs. With --yes it is removed.`,
 		Example: "  carrel image prune\n  carrel image prune --all --yes",
-		Args:    needs(cobra.NoArgs),
+		Args:    needs(arguments(0, 0)),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doImagePrune(cmd.Context(), all, yes) },
 	}
 	prune.Flags().BoolVar(&yes, "yes", false, "remove it")
@@ -230,7 +230,7 @@ func (a *app) doImageLs(ctx context.Context) error {
 	if a.json {
 		return printArray(a, is)
 	}
-	return imageTable(a.out, is)
+	return imageTable(a.table(), is)
 }
 
 func imageTable(w io.Writer, is []*api.Image) error {

@@ -70,7 +70,7 @@ func (a *app) imageExportCommand() *cobra.Command {
 // publishCommand is push or export, whose last argument is where to.
 func (a *app) publishCommand(cmd *cobra.Command, target func(string) (string, error), do publishFunc) *cobra.Command {
 	var sign signFlags
-	cmd.Args = needs(cobra.MinimumNArgs(2))
+	cmd.Args = needs(arguments(2, many))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		last := len(args) - 1
 		to, err := target(args[last])
@@ -134,7 +134,7 @@ func (a *app) imageRestoreCommand() *cobra.Command {
 		Short:   "Bring back the image that a bundle has replaced",
 		Long:    "Let an image and the one before it change places. What is kept is the image that\nthe last bundle has replaced; guests that run go on with theirs.",
 		Example: "  carrel image restore default",
-		Args:    needs(cobra.ExactArgs(1)),
+		Args:    needs(arguments(1, 1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := client.CheckName("image", args[0]); err != nil {
 				return usageError{err}

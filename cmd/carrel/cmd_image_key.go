@@ -18,18 +18,20 @@ func (a *app) imageTrustCommand() *cobra.Command {
 	var name string
 	var images []string
 	cmd := &cobra.Command{
-		Use:   "trust KEYFILE --for IMAGE",
+		Use:   "trust KEYFILE --for NAME",
 		Short: "Take bundles of an image that a key has signed",
 		Long: `Take from now on bundles that a key has signed, of the images that --for names. The
 file is the public key, in PEM, as carrel image key new, openssl and cosign write
 it. Whoever has the private key decides what guests of these images start from. For a
 key that is trusted already, --for says anew what it may sign.`,
 		Example: "  carrel image trust release.key.pub --name releases --for default\n  carrel image trust team.pub --for 'team-*'",
-		Args:    needs(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(images) == 0 {
-				return usageError{errors.New("say which images it may sign: --for NAME, --for 'BEGINNING*', or --for '*' for any")}
+		Args: needs(func(cmd *cobra.Command, args []string) error {
+			if err := arguments(1, 1)(cmd, args); err != nil || len(images) > 0 {
+				return err
 			}
+			return errors.New("say which images it may sign: --for NAME, --for 'BEGINNING*', or --for '*' for any")
+		}),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			k, err := a.atPath(cmd.Context(), args[0], func(ctx context.Context, c *client.Client, path string) (*api.ImageKey, error) {
 				return c.TrustKey(ctx, path, name, images)
 			})
@@ -74,7 +76,7 @@ func (a *app) imageKeyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "key",
 		Short: "Make keys to sign bundles with, and list and forget trusted ones",
-		Args:  needs(cobra.NoArgs),
+		Args:  needs(arguments(0, 0)),
 		RunE: func(*cobra.Command, []string) error {
 			return usageError{errors.New("say what to do with keys: new, ls or rm")}
 		},
@@ -84,7 +86,7 @@ func (a *app) imageKeyCommand() *cobra.Command {
 		Short:   "Make a pair of keys to sign bundles with",
 		Long:    "Make a pair of ed25519 keys: the private one in FILE, readable by you alone, and the\npublic one in FILE.pub, for those who are to trust it. It has no passphrase.",
 		Example: "  carrel image key new release.key",
-		Args:    needs(cobra.ExactArgs(1)),
+		Args:    needs(arguments(1, 1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			k, err := a.atPath(cmd.Context(), args[0], func(ctx context.Context, c *client.Client, path string) (*api.ImageKey, error) {
 				return c.CreateKey(ctx, path)
@@ -98,14 +100,14 @@ func (a *app) imageKeyCommand() *cobra.Command {
 	}
 	ls := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the keys whose bundles are taken", Example: "  carrel image key ls",
-		Args: needs(cobra.NoArgs),
+		Args: needs(arguments(0, 0)),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doKeyLs(cmd.Context()) },
 	}
 	ls.Flags().Bool("json", false, "print a JSON array")
 	rm := &cobra.Command{
 		Use: "rm NAME...", Short: "Take no more what keys have signed", Example: "  carrel image key rm releases",
 		Long: "Take no more what keys have signed. Images that they have signed no longer start.",
-		Args: needs(cobra.MinimumNArgs(1)),
+		Args: needs(arguments(1, many)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error { return c.ForgetKey(ctx, name) })
 		},
@@ -127,7 +129,7 @@ func (a *app) doKeyLs(ctx context.Context) error {
 	if a.json {
 		return printArray(a, keys)
 	}
-	t := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	t := tabwriter.NewWriter(a.table(), 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tID\tIMAGES\tFILE")
 	for _, k := range keys {
 		file := k.Path

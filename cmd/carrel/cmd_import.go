@@ -18,7 +18,7 @@ to standard output; what became of each key goes to standard error: whether it m
 the same here, denies more here, or has no meaning here. Wherever srt denies, the
 policy denies. Nothing is written.`,
 		Example: "  carrel policy import --srt ~/.srt-settings.json > policy.yaml",
-		Args:    needs(cobra.NoArgs),
+		Args:    needs(arguments(0, 0)),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if srt == "" {
 				return usageError{errors.New("say which file: --srt FILE")}

@@ -19,7 +19,7 @@ func (a *app) inspectCommand() *cobra.Command {
 		Use:               "inspect NAME",
 		Short:             "Show everything that is known of a guest",
 		Example:           "  carrel inspect dev\n  carrel inspect --json dev",
-		Args:              names(cobra.ExactArgs(1)),
+		Args:              names(arguments(1, 1)),
 		ValidArgsFunction: guestNames(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.doInspect(cmd.Context(), args[0]) },
 	}
@@ -178,7 +178,7 @@ func idleWord(g *api.Guest) string {
 	case word == "paused":
 		return word + " since " + g.Paused.AsTime().Local().Format(time.DateTime) + ", because nobody wanted anything from it: it goes on when somebody does"
 	case g.StoppedIdle:
-		return word + ", because nobody wanted anything from it: it starts again when somebody does"
+		return stateWord(g.State) + ", because nobody wanted anything from it: it starts again when somebody does"
 	default:
 		return word
 	}

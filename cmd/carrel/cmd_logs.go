@@ -16,7 +16,7 @@ func (a *app) logsCommand() *cobra.Command {
 		Short:             "Print the output of a guest's last task, or of one",
 		Long:              "Print the output of a guest's last task, or of TASK, as far as it is kept\n(256 MiB). With -f go on until the task ends.",
 		Example:           "  carrel logs dev\n  carrel logs -f dev\n  carrel logs dev 01JD8Q8ZV6Q2W7KXS2M0T4RBNE",
-		Args:              needs(cobra.RangeArgs(1, 2)),
+		Args:              needs(arguments(1, 2)),
 		ValidArgsFunction: guestNames(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.doLogs(cmd.Context(), follow, args) },
 	}

@@ -23,7 +23,7 @@ func (a *app) lsCommand() *cobra.Command {
 		Aliases: []string{"list"},
 		Short:   "List guests, and what of them waits for review",
 		Example: "  carrel ls\n  carrel ls --json\n  carrel ls --size",
-		Args:    needs(cobra.NoArgs),
+		Args:    needs(arguments(0, 0)),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doLs(cmd.Context(), all, size) },
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those of which only what undo needs is left")
@@ -108,10 +108,14 @@ func wallWord(g *api.Guest) string {
 	return "-"
 }
 
-// guestWord is a guest's state; one that is paused is ready for whoever needs it.
+// guestWord is a guest's state; one that is paused is ready for whoever needs it, and
+// one that was stopped for idleness is started for them.
 func guestWord(g *api.Guest) string {
-	if g.Paused != nil && g.State == api.GuestState_GUEST_STATE_READY {
+	switch {
+	case g.Paused != nil && g.State == api.GuestState_GUEST_STATE_READY:
 		return "paused"
+	case g.StoppedIdle && g.State == api.GuestState_GUEST_STATE_STOPPED:
+		return "stopped (idle)"
 	}
 	return stateWord(g.State)
 }

@@ -47,7 +47,7 @@ What crosses the boundary (apply, allow_host) the agent's program asks you about
   carrel mcp -v ~/src/project --preset packages
   carrel mcp --name dev
   carrel mcp --http 127.0.0.1:7411`,
-		Args: needs(cobra.NoArgs),
+		Args: needs(arguments(0, 0)),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doMCP(cmd.Context(), &f) },
 	}
 	fs := cmd.Flags()

@@ -24,7 +24,7 @@ func (a *app) mcpInstallCommand() *cobra.Command {
 	var f installFlags
 	cmd := &cobra.Command{
 		Use:   "install [flags]",
-		Short: "Write carrel mcp into the settings of agent programs, after showing it",
+		Short: "Write carrel mcp into settings of agent programs, after showing it",
 		Long: `Write carrel mcp into the settings of agent programs: ` + strings.Join(clientNames(), ", ") + `.
 Without --client it is those that have settings here. What would be written is
 shown first, and asked about. The file is replaced whole, what was there is kept
@@ -33,7 +33,7 @@ beside it, and nothing else in it changes.
 Without -v the guests of Cursor and VS Code get the folder that is open, those of
 Claude Code the one it is started in, and those of Claude Desktop none.`,
 		Example: "  carrel mcp install\n  carrel mcp install --client claude-desktop -v ~/src/project\n  carrel mcp install --remove",
-		Args:    needs(cobra.NoArgs),
+		Args:    needs(arguments(0, 0)),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doMCPInstall(cmd.Context(), &f) },
 	}
 	fs := cmd.Flags()

@@ -24,7 +24,7 @@ func (a *app) policyCommand() *cobra.Command {
 policy.yaml, in the config folder; without that file guests reach nothing but what
 each command allows.`,
 		Example: "  carrel policy check policy.yaml\n  carrel policy explain dev\n  carrel policy test dev https://example.org/",
-		Args:    needs(cobra.NoArgs),
+		Args:    needs(arguments(0, 0)),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return usageError{errors.New("say what to do: check, explain, test, agree or import")}
 		},
@@ -46,7 +46,7 @@ func (a *app) policyCheckCommand() *cobra.Command {
 		Long: `Look for mistakes in a policy file, or in a repository's ` + requestName + `. The exit
 status is 1 if there are some.`,
 		Example: "  carrel policy check ~/.config/carrel/policy.yaml\n  carrel policy check " + requestName,
-		Args:    needs(cobra.ExactArgs(1)),
+		Args:    needs(arguments(1, 1)),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.doPolicyCheck(cmd.Context(), args[0]) },
 	}
 	cmd.Flags().Bool("json", false, "print a JSON object")
@@ -72,7 +72,7 @@ func (a *app) doPolicyCheck(ctx context.Context, file string) error {
 	} else {
 		err = problems(a.out, file, out.Problems)
 		if err == nil && len(out.Problems) == 0 {
-			a.note(fmt.Sprintf("%s has no mistakes: %d rules", file, len(out.Rules)))
+			a.note(file + " has no mistakes: " + counted(len(out.Rules), "rule"))
 		}
 	}
 	if err == nil && len(out.Problems) > 0 {
@@ -117,7 +117,7 @@ func (a *app) policyExplainCommand() *cobra.Command {
 		Use:               "explain NAME",
 		Short:             "Show the rules in effect for a guest, and where each comes from",
 		Example:           "  carrel policy explain dev",
-		Args:              names(cobra.ExactArgs(1)),
+		Args:              names(arguments(1, 1)),
 		ValidArgsFunction: guestNames(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.doPolicyExplain(cmd.Context(), args[0]) },
 	}
@@ -220,7 +220,7 @@ func (a *app) policyTestCommand() *cobra.Command {
 be https://HOST[:PORT]/PATH or HOST:PORT. Without NAME it is what policy.yaml
 alone would say. The exit status is 1 if it is denied.`,
 		Example: "  carrel policy test dev https://example.org/file\n  carrel policy test dev --method POST https://api.example.org/v1/x\n  carrel policy test example.org:22",
-		Args:    needs(cobra.RangeArgs(1, 2)),
+		Args:    needs(arguments(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := ""
 			if len(args) == 2 {

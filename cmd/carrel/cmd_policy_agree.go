@@ -24,7 +24,7 @@ func (a *app) policyAgreeCommand() *cobra.Command {
 agree to it. The yes is to exactly that content: when the file changes, it is
 asked for again.`,
 		Example: "  carrel policy agree\n  carrel policy agree --hash 5f4d... ~/src/app",
-		Args:    needs(cobra.MaximumNArgs(1)),
+		Args:    needs(arguments(0, 1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			folder, err := currentFolder()
 			if len(args) == 1 {

@@ -19,12 +19,12 @@ func (a *app) portCommand() *cobra.Command {
 	var remove bool
 	cmd := &cobra.Command{
 		Use:   "port [flags] NAME [[ADDRESS:]HOSTPORT:GUESTPORT]",
-		Short: "Open a port of this machine into a guest, or list those that are open",
+		Short: "Open a port of this machine into a guest, or list what is open",
 		Long: `Open a port of this machine's loopback into a guest, and print its address. Host
 port 0 lets the system choose. It is closed with the guest. Without a port, list
 those that are open.`,
 		Example:           "  carrel port dev 8080:80\n  carrel port dev 0:80\n  carrel port --rm dev 8080\n  carrel port dev",
-		Args:              needs(cobra.RangeArgs(1, 2)),
+		Args:              needs(arguments(1, 2)),
 		ValidArgsFunction: guestNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := client.CheckName("guest", args[0]); err != nil {

@@ -24,7 +24,7 @@ which only what undo needs is left, empty disks that are kept to copy from, and
 with --volumes the volumes that no guest names. Changes that wait for review,
 and guests that you named, stay.`,
 		Example: "  carrel prune --dry-run\n  carrel prune --volumes",
-		Args:    needs(cobra.NoArgs),
+		Args:    needs(arguments(0, 0)),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doPrune(cmd.Context(), f) },
 	}
 	cmd.Flags().BoolVarP(&f.dry, "dry-run", "n", false, "show what would go, and remove nothing")

@@ -15,7 +15,7 @@ func (a *app) rmCommand() *cobra.Command {
 		Short:             "Remove guests and all that is their own",
 		Long:              "Remove guests: their disks, their tasks' output, their state, and with --force\nalso changes that nobody has reviewed. Shared folders stay.",
 		Example:           "  carrel rm dev\n  carrel rm -f dev app",
-		Args:              names(cobra.MinimumNArgs(1)),
+		Args:              names(arguments(1, many)),
 		ValidArgsFunction: guestNames(100),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {

@@ -52,7 +52,7 @@ name. What it is not let out to is said, with the command that would allow it.`,
 			if f.image != "" && f.image != "default" && f.image != "host" {
 				return nil // it may have a command of its own
 			}
-			return cobra.MinimumNArgs(1)(cmd, args)
+			return arguments(1, many)(cmd, args)
 		}),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if a.json && !f.timings {

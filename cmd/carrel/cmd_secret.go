@@ -38,20 +38,20 @@ func (a *app) secretCommand() *cobra.Command {
 outside the guest, only to the hosts, methods and paths of its definition, and
 only when the server has proved over TLS who it is. The guest sees a placeholder.`,
 		Example: "  carrel secret set anthropic\n  carrel run --secret anthropic -- ./agent",
-		Args:    needs(cobra.NoArgs),
+		Args:    needs(arguments(0, 0)),
 		RunE: func(*cobra.Command, []string) error {
 			return usageError{errors.New("say what to do with secrets: set, ls or rm")}
 		},
 	}
 	ls := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List secrets, never their values", Example: "  carrel secret ls --json",
-		Args: needs(cobra.NoArgs),
+		Args: needs(arguments(0, 0)),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doSecretLs(cmd.Context()) },
 	}
 	ls.Flags().Bool("json", false, "print a JSON array")
 	rm := &cobra.Command{
 		Use: "rm NAME...", Short: "Forget secrets; the next request has none", Example: "  carrel secret rm anthropic",
-		Args: named("secret", cobra.MinimumNArgs(1)), ValidArgsFunction: secretNames,
+		Args: named("secret", arguments(1, many)), ValidArgsFunction: secretNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error { return c.RemoveSecret(ctx, name) })
 		},
@@ -64,7 +64,7 @@ func (a *app) secretSetCommand() *cobra.Command {
 	f := new(secretFlags)
 	set := &cobra.Command{
 		Use:   "set NAME",
-		Short: "Keep a credential: its value comes from a hidden prompt, or from stdin",
+		Short: "Keep a credential: its value comes by a hidden prompt, or stdin",
 		Long: `Keep a credential. On a terminal its value is asked for and not shown; otherwise
 it is read from stdin. It is never an argument, where other programs could see it.
 
@@ -76,7 +76,7 @@ flags, a secret keeps its definition and gets the new value.`,
   carrel secret set work --for github --repository octo/tools < token.txt
   carrel secret set ci --host ci.example.org --header x-ci-token --method GET \
       --path '/api/v2/**' --env CI_TOKEN`,
-		Args: named("secret", cobra.ExactArgs(1)), ValidArgsFunction: secretNames,
+		Args: named("secret", arguments(1, 1)), ValidArgsFunction: secretNames,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.doSecretSet(cmd.Context(), args[0], f) },
 	}
 	fs := set.Flags()

@@ -19,7 +19,7 @@ func (a *app) shareCommand() *cobra.Command {
 		Use:     "share",
 		Short:   "Show and change which folders a guest sees, and how",
 		Example: "  carrel share ls dev\n  carrel share add dev ~/src/lib:ro\n  carrel share explain .env",
-		Args:    needs(cobra.NoArgs),
+		Args:    needs(arguments(0, 0)),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.shareLsCommand(), a.shareAddCommand(), a.shareRmCommand(), a.shareRefreshCommand(), a.shareExplainCommand())
@@ -31,7 +31,7 @@ func (a *app) shareLsCommand() *cobra.Command {
 		Use:               "ls NAME",
 		Short:             "List the folders that a guest sees",
 		Example:           "  carrel share ls dev",
-		Args:              names(cobra.ExactArgs(1)),
+		Args:              names(arguments(1, 1)),
 		ValidArgsFunction: guestNames(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.doShareLs(cmd.Context(), args[0]) },
 	}
@@ -91,7 +91,7 @@ func (a *app) shareAddCommand() *cobra.Command {
 		Long: `Share one more folder with a guest, for review unless a MODE says otherwise. One
 that runs sees it at once; it is kept over stop and start.`,
 		Example: "  carrel share add dev ~/src/lib\n  carrel share add dev ~/data:/data:ro",
-		Args:    needs(cobra.ExactArgs(2)),
+		Args:    needs(arguments(2, 2)),
 		RunE:    func(cmd *cobra.Command, args []string) error { return a.doShareAdd(cmd.Context(), &f, args) },
 	}
 	cmd.ValidArgsFunction = guestNames(1)
@@ -141,7 +141,7 @@ func (a *app) shareRmCommand() *cobra.Command {
 Afterwards nothing in the guest reaches it, by files that are open either. One
 whose changes wait for review is not taken, unless --force leaves them behind.`,
 		Example:           "  carrel share rm dev ~/src/lib",
-		Args:              needs(cobra.ExactArgs(2)),
+		Args:              needs(arguments(2, 2)),
 		ValidArgsFunction: guestNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withShare(cmd.Context(), args, func(ctx context.Context, c *client.Client, name, path string) error {
@@ -160,7 +160,7 @@ func (a *app) shareRefreshCommand() *cobra.Command {
 		Long: `Show a guest that runs what has changed here in the folders it has in review,
 except where it has changed the same file itself. Without PATH: in all of them.`,
 		Example:           "  carrel share refresh dev",
-		Args:              needs(cobra.RangeArgs(1, 2)),
+		Args:              needs(arguments(1, 2)),
 		ValidArgsFunction: guestNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withShare(cmd.Context(), args, func(ctx context.Context, c *client.Client, name, path string) error {
@@ -212,7 +212,7 @@ func (a *app) shareExplainCommand() *cobra.Command {
 		Long: `Say whether a guest sees a file of this machine and may change it, and which rule
 says so. Without NAME: a guest that has the current folder in review.`,
 		Example:           "  carrel share explain .env\n  carrel share explain dev src/.git/hooks/pre-commit",
-		Args:              needs(cobra.RangeArgs(1, 2)),
+		Args:              needs(arguments(1, 2)),
 		ValidArgsFunction: guestNames(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.doShareExplain(cmd.Context(), args) },
 	}

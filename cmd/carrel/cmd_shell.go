@@ -1,7 +1,10 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 )
 
 func (a *app) shellCommand() *cobra.Command {
@@ -10,9 +13,12 @@ func (a *app) shellCommand() *cobra.Command {
 		Use:               "shell [flags] NAME",
 		Short:             "Open a shell in a running guest",
 		Example:           "  carrel shell dev\n  carrel shell -u root dev",
-		Args:              names(cobra.ExactArgs(1)),
+		Args:              names(arguments(1, 1)),
 		ValidArgsFunction: guestNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !term.IsTerminal(int(a.in.Fd())) || !term.IsTerminal(int(a.out.Fd())) {
+				return usageError{fmt.Errorf("a shell needs a terminal: standard input or output is none (without one: carrel exec -i %s -- sh)", args[0])}
+			}
 			f.tty = true
 			return a.doExec(cmd.Context(), &f, append([]string{args[0]}, loginShell...))
 		},

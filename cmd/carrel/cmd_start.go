@@ -20,7 +20,7 @@ flags that say what a guest is made of are for new ones only.`,
 		Example: `  carrel start dev
   carrel start --cpus 4 --memory 8G -v ~/src/app:rw app
   carrel exec app -- make`,
-		Args:              names(cobra.MaximumNArgs(1)),
+		Args:              names(arguments(0, 1)),
 		ValidArgsFunction: guestNames(1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.doStart(cmd.Context(), cmd, &f, args) },
 	}

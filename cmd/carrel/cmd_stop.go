@@ -12,11 +12,14 @@ import (
 func (a *app) stopCommand() *cobra.Command {
 	var grace time.Duration
 	cmd := &cobra.Command{
-		Use:               "stop NAME...",
-		Short:             "Stop guests",
-		Long:              "Stop guests: politely first, by force when --grace is over, within 10 s in all. One with a disk has up to 30 s more to write down what it has in memory. Of a guest with a share in review, what it has changed is brought over before it ends, which may take 10 s more.",
+		Use:   "stop NAME...",
+		Short: "Stop guests",
+		Long: `Stop guests: politely first, by force when --grace is over, within 10 s in all.
+One with a disk has up to 30 s more to write down what it has in memory. Of a
+guest with a share in review, what it has changed is brought over before it ends,
+which may take 10 s more.`,
 		Example:           "  carrel stop dev\n  carrel stop --grace 1s dev app",
-		Args:              names(cobra.MinimumNArgs(1)),
+		Args:              names(arguments(1, many)),
 		ValidArgsFunction: guestNames(100),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {

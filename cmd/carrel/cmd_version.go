@@ -12,7 +12,7 @@ import (
 
 func (a *app) versionCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "version", Short: "Print the versions of this program and of the daemon that runs", Args: needs(cobra.NoArgs),
+		Use: "version", Short: "Print the versions of this program and of the daemon that runs", Args: needs(arguments(0, 0)),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doVersion(cmd.Context()) },
 	}
 	cmd.Flags().Bool("json", false, "print one JSON object: this program's")

@@ -26,7 +26,7 @@ empty when it is first used, outlives the guest, and takes of this machine's dis
 what is in it. One guest at a time has it. What a guest writes to it is there for
 the next guest that names it: give work that should not mix volumes of its own.`,
 		Example: "  carrel run --volume go:/home/carrel/go -- go build ./...\n  carrel volume ls",
-		Args:    needs(cobra.NoArgs),
+		Args:    needs(arguments(0, 0)),
 		RunE: func(*cobra.Command, []string) error {
 			return usageError{errors.New("say what to do with volumes: create, ls or rm")}
 		},
@@ -34,21 +34,21 @@ the next guest that names it: give work that should not mix volumes of its own.`
 	var size string
 	create := &cobra.Command{
 		Use: "create NAME", Short: "Make an empty volume of another size than the usual 8 GiB", Example: "  carrel volume create --size 20G npm",
-		Args: named("volume", cobra.ExactArgs(1)),
+		Args: named("volume", arguments(1, 1)),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.doVolumeCreate(cmd.Context(), args[0], size) },
 	}
 	create.Flags().StringVar(&size, "size", "", "the `size` that it may grow to, such as 512M or 20G (default 8G)")
 	create.Flags().Bool("json", false, "print a JSON object")
 	ls := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List volumes, what they take, and who has them", Example: "  carrel volume ls --json",
-		Args: needs(cobra.NoArgs),
+		Args: needs(arguments(0, 0)),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doVolumeLs(cmd.Context()) },
 	}
 	ls.Flags().Bool("json", false, "print a JSON array")
 	var force bool
 	rm := &cobra.Command{
 		Use: "rm NAME...", Short: "Remove volumes and all that is in them", Example: "  carrel volume rm npm",
-		Args: named("volume", cobra.MinimumNArgs(1)), ValidArgsFunction: volumeNames,
+		Args: named("volume", arguments(1, many)), ValidArgsFunction: volumeNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {
 				return c.RemoveVolume(ctx, name, force)

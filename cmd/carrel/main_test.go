@@ -11,9 +11,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
+	"github.com/spf13/cobra"
 	"go.uber.org/goleak"
 
+	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/client"
 )
 
@@ -197,6 +200,72 @@ func TestHelpIsThere(t *testing.T) {
 		if c.Short == "" || c.Name() != "version" && c.Name() != "daemon" && c.Name() != "image" && c.Example == "" {
 			t.Errorf("%s has no description or no example", c.CommandPath())
 		}
+	}
+}
+
+// On a terminal of the usual width no line of a description is broken in two.
+func TestHelpFits(t *testing.T) {
+	var check func(*cobra.Command)
+	check = func(c *cobra.Command) {
+		text := strings.Split(c.Long, "\n")
+		for _, sub := range c.Commands() {
+			text = append(text, fmt.Sprintf("  %-*s %s", c.NamePadding(), sub.Name(), sub.Short))
+			check(sub)
+		}
+		for _, line := range text {
+			if n := utf8.RuneCountInString(line); n > helpWidth {
+				t.Errorf("%s: %d characters: %s", c.CommandPath(), n, line)
+			}
+		}
+	}
+	check(new(app).rootCommand())
+}
+
+// A word that is no command names those that may have been meant, in one line;
+// what is missing is shown in the line as it should be.
+func TestUsageHelps(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"runn", "--", "ls"}, "carrel: unknown command \"runn\" for \"carrel\" (did you mean run or prune?)\n"},
+		{[]string{"xyzzyx"}, "carrel: unknown command \"xyzzyx\" for \"carrel\"\n"},
+		{[]string{"image", "lss"}, "carrel: unknown command \"lss\" for \"carrel image\" (did you mean ls?)\n"},
+		{[]string{"run"}, "carrel: something is missing: carrel run [flags] [--] COMMAND [ARG...]\n"},
+		{[]string{"exec", "dev"}, "carrel: something is missing: carrel exec [flags] NAME [--] COMMAND [ARG...]\n"},
+		{[]string{"allow", "dev"}, "carrel: something is missing: carrel allow [flags] NAME HOST[:PORT]...\n"},
+		{[]string{"ls", "dev"}, "carrel: \"dev\" is too much: carrel ls [flags]\n"},
+		{[]string{"shell", "dev"}, "carrel: a shell needs a terminal: standard input or output is none (without one: carrel exec -i dev -- sh)\n"},
+	} {
+		if status, _, stderr := call(t, tc.args...); status != exitUsage || !strings.HasPrefix(stderr, tc.want) || strings.Count(stderr, "\n") != 2 {
+			t.Errorf("%q: status %d, %q", tc.args, status, stderr)
+		}
+	}
+}
+
+// Of several guests with changes those are meant that have the current folder.
+func TestWhose(t *testing.T) {
+	guest := func(name, share string, added int32) *api.Guest {
+		return &api.Guest{Name: name, Spec: &api.GuestSpec{Shares: []*api.Share{{Path: share}}}, Review: &api.ReviewSummary{Added: added}}
+	}
+	root := t.TempDir()
+	at := func(p ...string) string { return filepath.Join(append([]string{root}, p...)...) }
+	gs := []*api.Guest{guest("one", at("a"), 1), guest("two", at("a", "b"), 1), guest("three", at("ab"), 1), guest("none", at("a"), 0)}
+	for cwd, want := range map[string]string{
+		at("a"): "one", at("a", "c"): "one", at("a", "b", "c"): "one two", at("ab"): "three",
+		at(): "one two three", at("abc"): "one two three", "": "one two three",
+	} {
+		if got := strings.Join(whose(gs, cwd, hasChanges), " "); got != want {
+			t.Errorf("in %q: %s, want %s", cwd, got, want)
+		}
+	}
+}
+
+// The keys that answer a question stand on one line, however long the host's name is.
+func TestMayReach(t *testing.T) {
+	lines := strings.Split(mayReach(&api.EgressEvent{Host: strings.Repeat("a", 253), Port: 443}), "\n")
+	if len(lines) != 3 || len(lines[1]) > helpWidth || !strings.Contains(lines[1], "n: no") || lines[2] != "" {
+		t.Errorf("%q", lines)
 	}
 }
 

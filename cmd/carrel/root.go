@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +40,9 @@ func run(args []string) int {
 	root.SetErr(a.err)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !a.began && !errors.As(err, new(usageError)) {
+		if word := firstWord(args); cmd == root && word != "" { // cobra says it in several lines
+			err = unknown(root, word)
+		}
 		err = usageError{err}
 	}
 	// What a signal ended fails in many ways; the signal is the reason.
@@ -60,7 +64,7 @@ func (a *app) rootCommand() *cobra.Command {
 machine: a microVM that sees only the folders you chose, and reaches only the
 hosts you allowed.`,
 		Example: `  carrel run -- make test             in a fresh guest that sees this folder
-  carrel diff; carrel apply           what it changed, and into the folder with it
+  carrel diff; carrel apply           what it changed; then into the folder
   carrel run --preset packages -- npm install
                                       in one that may fetch packages, too
   carrel start dev && carrel shell dev
@@ -82,12 +86,71 @@ hosts you allowed.`,
 		a.secretCommand(), a.policyCommand(), a.auditCommand(), a.doctorCommand(),
 		a.imageCommand(), a.volumeCommand(), a.pruneCommand(), a.daemonCommand(), a.mcpCommand(), a.versionCommand(),
 	)
+	fill(root)
 	return root
+}
+
+// fill breaks the paragraphs of every command's description at helpWidth.
+func fill(cmd *cobra.Command) {
+	paragraphs := strings.Split(cmd.Long, "\n\n")
+	for i, p := range paragraphs {
+		paragraphs[i] = strings.Join(fold(p, helpWidth), "\n")
+	}
+	cmd.Long = strings.Join(paragraphs, "\n\n")
+	for _, c := range cmd.Commands() {
+		fill(c)
+	}
 }
 
 // connect finds or starts the daemon.
 func (a *app) connect(ctx context.Context) (*client.Client, error) {
 	return client.Connect(ctx, client.Options{Notice: a.note})
+}
+
+// many is no upper bound of arguments.
+const many = -1
+
+// arguments checks how many there are, from least to most. What is said shows the
+// line as it should be.
+func arguments(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			return fmt.Errorf("something is missing: %s", cmd.UseLine())
+		case most == many || len(args) <= most:
+			return nil
+		case cmd.HasAvailableSubCommands():
+			return unknown(cmd, args[most])
+		}
+		return fmt.Errorf("%q is too much: %s", args[most], cmd.UseLine())
+	}
+}
+
+// unknown says that cmd has no such command, and which ones may have been meant.
+func unknown(cmd *cobra.Command, word string) error {
+	text := fmt.Sprintf("unknown command %q for %q", word, cmd.CommandPath())
+	cmd.SuggestionsMinimumDistance = 2
+	if near := cmd.SuggestionsFor(word); len(near) > 0 {
+		far := func(s string) int { // what was typed with a letter too many comes first
+			if strings.HasPrefix(word, s) {
+				return 0
+			}
+			return 1
+		}
+		slices.SortStableFunc(near, func(a, b string) int { return far(a) - far(b) })
+		text += " (did you mean " + strings.Join(near, " or ") + "?)"
+	}
+	return errors.New(text)
+}
+
+// firstWord is the first argument that is no flag.
+func firstWord(args []string) string {
+	for _, w := range args {
+		if !strings.HasPrefix(w, "-") {
+			return w
+		}
+	}
+	return ""
 }
 
 // needs wraps a check of arguments so that its error shows the usage.

@@ -3,12 +3,7 @@
 package main
 
 import (
-	"bytes"
-	"context"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -49,54 +44,6 @@ func (b *bench) backendWorld(policy string) *world {
 	}
 	w.start()
 	return w
-}
-
-// An echo over HTTP/2 on a socket, which is the least that a call costs: a process
-// of its own, as the daemon is.
-func init() {
-	if len(os.Args) != 3 || os.Args[1] != "http-echo" {
-		return
-	}
-	ln, err := net.Listen("unix", os.Args[2])
-	if err == nil {
-		s := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			body, err := io.ReadAll(r.Body)
-			if err == nil {
-				_, err = w.Write(body)
-			}
-			if err != nil {
-				panic(http.ErrAbortHandler)
-			}
-		})}
-		s.Protocols.SetUnencryptedHTTP2(true)
-		err = s.Serve(ln)
-	}
-	fmt.Fprintln(os.Stderr, err)
-	os.Exit(1)
-}
-
-// echoClient is net/http's, to such a server.
-func echoClient(socket string) *http.Client {
-	t := &http.Transport{Protocols: new(http.Protocols), DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	}}
-	t.Protocols.SetUnencryptedHTTP2(true)
-	return &http.Client{Transport: t}
-}
-
-func (b *bench) echo(h *http.Client) float64 {
-	sent := []byte("what a call may send")
-	begin := time.Now()
-	r, err := h.Post("http://echo", "application/octet-stream", bytes.NewReader(sent))
-	if err != nil {
-		b.Fatal(err)
-	}
-	got, err := io.ReadAll(r.Body)
-	r.Body.Close()
-	if err != nil || !bytes.Equal(got, sent) {
-		b.Fatalf("the echo: %q %v", got, err)
-	}
-	return ms(time.Since(begin))
 }
 
 // calls times what an app that drives the daemon does all the time: a call, on a connection that is there and on one of its own.

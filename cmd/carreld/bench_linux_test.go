@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"fmt"
 	"os"
-	"os/exec"
 	"runtime"
 	"slices"
 	"strconv"
@@ -109,16 +108,13 @@ func init() {
 
 // bench is one run of the benchmarks.
 type bench struct {
-	*testing.T
-	n      int // pairs of each comparison
-	parts  []string
-	place  place.Place
-	image  *images.Image
-	accel  qemu.Accel
-	about  machineFacts
-	out    *os.File
-	all    []figure
-	commit string
+	figures
+	n     int // pairs of each comparison
+	parts []string
+	place place.Place
+	image *images.Image
+	accel qemu.Accel
+	about machineFacts
 }
 
 // machineFacts are what a figure means nothing without.
@@ -133,7 +129,7 @@ func (f machineFacts) String() string {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	b := &bench{T: t, n: 5, parts: strings.Fields(os.Getenv("CARREL_BENCH_PARTS")), out: os.Stdout, commit: "unknown"}
+	b := &bench{figures: figures{T: t, out: os.Stdout, commit: commit()}, n: 5, parts: strings.Fields(os.Getenv("CARREL_BENCH_PARTS"))}
 	var err error
 	if s := os.Getenv("CARREL_BENCH_N"); s != "" {
 		if b.n, err = strconv.Atoi(s); err != nil || b.n < 1 {
@@ -152,9 +148,6 @@ func newBench(t *testing.T) *bench {
 	}
 	if b.image, err = images.Open(b.place.Cache).Get(t.Context(), "default"); err != nil {
 		t.Fatalf("%v\nagain: make bench", err)
-	}
-	if out, err := exec.Command("git", "describe", "--always", "--dirty", "--abbrev=12").Output(); err == nil {
-		b.commit = strings.TrimSpace(string(out))
 	}
 	load, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
@@ -184,6 +177,7 @@ func (b *bench) probe(w *world) {
 	version, _, _ = strings.Cut(version, ",")
 	b.about.qemu = strings.Replace(version, "emulator ", "", 1)
 	b.about.accel = map[string]string{qemu.KVM: "KVM", qemu.TCG: "software emulation (TCG)"}[b.accel.Name]
+	b.host = b.about.String()
 	b.Logf("%v, load %s, n=%d", b.about, b.about.load, b.n)
 }
 
@@ -199,19 +193,4 @@ func cpuModel() string {
 		}
 	}
 	return "unknown processor"
-}
-
-// turns measures two things n times in turn, each first every other time, after
-// one turn that does not count.
-func (b *bench) turns(n int, ours, peer func() float64) (os, ps []float64) {
-	ours()
-	peer()
-	for i := range n {
-		if i%2 == 0 {
-			os, ps = append(os, ours()), append(ps, peer())
-		} else {
-			ps, os = append(ps, peer()), append(os, ours())
-		}
-	}
-	return os, ps
 }

@@ -3,18 +3,12 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/client"
 )
-
-// claimGoal bounds the claim of a warm guest, in ms.
-const claimGoal = 100
 
 // throughPool times starts from the pool beside cold ones, and tasks each of which
 // has a guest of its own.
@@ -79,23 +73,5 @@ func (b *bench) claim(w *world, boundary string) float64 {
 	if err := cmd.Run(); err != nil {
 		b.Fatalf("%v: %v\n%s", cmd.Args, err, said.String())
 	}
-	lines := strings.Split(strings.TrimSpace(said.String()), "\n")
-	var trace struct {
-		Spans []struct{ Name, BeginNanos, EndNanos string }
-	}
-	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &trace); err != nil {
-		b.Fatalf("%v: %s", err, said.String())
-	}
-	for _, s := range trace.Spans {
-		if s.Name == "claimed from the pool" {
-			from, err := strconv.ParseInt(s.BeginNanos, 10, 64)
-			to, err2 := strconv.ParseInt(s.EndNanos, 10, 64)
-			if err != nil || err2 != nil {
-				b.Fatalf("%+v", s)
-			}
-			return ms(time.Duration(to - from))
-		}
-	}
-	b.Fatalf("the run was not from the pool: %s", said.String())
-	return 0
+	return b.claimed(said.String())
 }

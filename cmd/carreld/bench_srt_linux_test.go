@@ -143,7 +143,7 @@ func (p *srtProxy) side(o *benchOrigin, way string) side {
 			return nil, err
 		}
 		return c, nil
-	}, p.roots}
+	}, p.roots, 3}
 }
 
 // benchEdge is an egress process whose keeper the benchmark plays: the released
@@ -255,5 +255,5 @@ func (e *benchEdge) side(o *benchOrigin, way string) side {
 			return nil, err
 		}
 		return c, nil
-	}, e.trust}
+	}, e.trust, 0}
 }

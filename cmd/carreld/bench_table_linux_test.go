@@ -83,27 +83,6 @@ func (b *bench) table() string {
 	if b.accel.Reason != "" {
 		fmt.Fprintf(&s, "Why not KVM: %s.\n\n", strings.TrimSuffix(b.accel.Reason, "."))
 	}
-	s.WriteString("| figure | value | from – to, or p95 | goal | n | how |\n|---|---|---|---|---|---|\n")
-	for _, f := range b.all {
-		spread, goal, value := "", f.Goal, fmt.Sprintf("%g %s", f.Value, f.Unit)
-		switch {
-		case f.P99 != 0:
-			spread = fmt.Sprintf("p95 %g, p99 %g", f.P95, f.P99)
-		case f.P95 != 0:
-			spread = fmt.Sprintf("p95 %g", f.P95)
-		case f.N > 1:
-			spread = fmt.Sprintf("%g – %g", f.Low, f.High)
-		}
-		if f.Unit == "ratio" {
-			value = fmt.Sprintf("**%g** × `%s`", f.Value, f.RatioTo)
-		}
-		if f.Met != nil && !*f.Met {
-			goal += " **missed**"
-		} else if f.Met != nil {
-			goal += " met"
-		}
-		fmt.Fprintf(&s, "| `%s` | %s | %s | %s | %d | %s |\n", f.Name, value, spread, goal, f.N, f.How)
-	}
-	s.WriteString("\n")
+	s.WriteString(b.rows() + "\n")
 	return s.String()
 }

@@ -21,19 +21,6 @@ import (
 	"github.com/carrel-vm/carrel/hypervisor/qemu"
 )
 
-// ms is a duration in milliseconds.
-func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-// took runs a command and returns its time in milliseconds.
-func (b *bench) took(cmd *exec.Cmd) float64 {
-	b.Helper()
-	begin := time.Now()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		b.Fatalf("%v: %v\n%s", cmd.Args, err, out)
-	}
-	return ms(time.Since(begin))
-}
-
 func (w *world) carrel(args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(w.bin, "carrel"), args...)
 	cmd.Env = append(os.Environ(), "CARREL_HOME="+w.home)
@@ -169,19 +156,6 @@ func (b *bench) running(w *world, c *client.Client, m *benchMachine) {
 	if _, err := c.StopGuest(b.Context(), "bench", time.Second); err != nil {
 		b.Fatal(err)
 	}
-}
-
-// task runs a task to its end and returns its time in milliseconds.
-func (b *bench) task(c *client.Client, t client.Task) float64 {
-	begin := time.Now()
-	p, err := c.StartTask(b.Context(), t)
-	if err == nil {
-		err = p.Wait()
-	}
-	if err != nil {
-		b.Fatalf("%q: %v", t.Args, err)
-	}
-	return ms(time.Since(begin))
 }
 
 // ping returns the mean time of n round trips, in milliseconds.

@@ -43,7 +43,7 @@ func confineReview(roots []*share.Root, readOnly bool, stores ...string) error {
 
 func confineFolders(roots []*share.Root, readOnly bool, stores ...string) error {
 	unix.Umask(0) // modes are the guest's to choose, within 0777; its kernel has applied the task's umask
-	if err := limit(map[int]uint64{unix.RLIMIT_CORE: 0, unix.RLIMIT_NOFILE: shareFiles}); err != nil {
+	if err := setLimits(map[int]uint64{unix.RLIMIT_CORE: 0, unix.RLIMIT_NOFILE: shareFiles}); err != nil {
 		return err
 	}
 	s := scope{write: stores}
@@ -80,7 +80,7 @@ func confineFolders(roots []*share.Root, readOnly bool, stores ...string) error 
 
 // confineEgress sets limits: a core file would hold secrets.
 func confineEgress(audit string) error {
-	if err := limit(map[int]uint64{unix.RLIMIT_CORE: 0, unix.RLIMIT_NOFILE: egressFiles, unix.RLIMIT_FSIZE: egressFileSize}); err != nil {
+	if err := setLimits(map[int]uint64{unix.RLIMIT_CORE: 0, unix.RLIMIT_NOFILE: egressFiles, unix.RLIMIT_FSIZE: egressFileSize}); err != nil {
 		return err
 	}
 	if err := (scope{write: []string{audit}, dials: true}).probe(); err != nil {
@@ -95,7 +95,7 @@ const unpackFiles = 64
 
 // confineUnpack is for a process that unpacks layers: it has their folder, to read.
 func confineUnpack(dir string) error {
-	if err := limit(map[int]uint64{unix.RLIMIT_CORE: 0, unix.RLIMIT_NOFILE: unpackFiles, unix.RLIMIT_FSIZE: maxUnpacked}); err != nil {
+	if err := setLimits(map[int]uint64{unix.RLIMIT_CORE: 0, unix.RLIMIT_NOFILE: unpackFiles, unix.RLIMIT_FSIZE: maxUnpacked}); err != nil {
 		return err
 	}
 	if err := (scope{read: []string{dir}}).probe(); err != nil {
@@ -107,7 +107,7 @@ func confineUnpack(dir string) error {
 	return nil
 }
 
-func limit(to map[int]uint64) error {
+func setLimits(to map[int]uint64) error {
 	for res, n := range to {
 		var old unix.Rlimit
 		if err := unix.Getrlimit(res, &old); err != nil {

@@ -46,6 +46,12 @@ func runKeeper() error {
 	}
 	if err == nil {
 		opts.Log, opts.Began = log, began
+		opts.Wanted = func() error {
+			if _, err := io.WriteString(out, " "); err != nil { // before its word, where it says nothing
+				return fmt.Errorf("the daemon that started this keeper is gone: %w", err)
+			}
+			return nil
+		}
 		opts.Listening = func() {
 			fmt.Fprintln(out, "listening")
 			out.Close()

@@ -98,7 +98,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	const base = "http://carrel" // no name is resolved: every dial goes to the socket
 	opts := []connect.ClientOption{connect.WithReadMaxBytes(maxMessage)}
 	c.guests = apiconnect.NewGuestServiceClient(hc, base, opts...)
-	c.tasks = apiconnect.NewTaskServiceClient(hc, base, opts...)
+	c.tasks = apiconnect.NewTaskServiceClient(hc, base, append(opts[:1:1], api.Pieces())...)
 	c.files = apiconnect.NewFileServiceClient(hc, base, opts...)
 	c.shares = apiconnect.NewShareServiceClient(hc, base, opts...)
 	c.reviews = apiconnect.NewReviewServiceClient(hc, base, opts...)

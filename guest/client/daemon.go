@@ -38,6 +38,12 @@ const (
 // daemon.
 func (c *Client) startDaemon(ctx context.Context) (net.Conn, error) {
 	if err := place.MakePrivate(c.place.Run); err != nil {
+		if _, serr := os.Lstat(c.place.Run); serr != nil { // nobody has put anything there
+			return nil, &Error{
+				Code: "bad_home", Message: "make the daemon's folder " + c.place.Run, Cause: err.Error(),
+				Cure: "set CARREL_HOME to a folder of your own, or see to HOME: state, settings and cache lie beneath it", err: err,
+			}
+		}
 		return nil, squatted(c.place, err)
 	}
 	unlock, err := lockFile(ctx, filepath.Join(c.place.Run, startLock))

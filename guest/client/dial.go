@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/place"
 )
 
@@ -34,6 +35,7 @@ func newTransport(dial func(context.Context) (net.Conn, error)) *http.Transport 
 		DisableCompression: true,
 		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 	}
+	t.HTTP2 = api.ClientHTTP2()
 	t.Protocols = new(http.Protocols)
 	t.Protocols.SetUnencryptedHTTP2(true)
 	return t
@@ -90,8 +92,8 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 // errNotRunning.
 func dialSocket(ctx context.Context, p place.Place) (net.Conn, error) {
 	if err := place.CheckPrivate(p.Run); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, errNotRunning
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, fs.ErrPermission) {
+			return nil, errNotRunning // nothing is there, or nothing that we may see: whoever makes it says why not
 		}
 		return nil, squatted(p, err)
 	}

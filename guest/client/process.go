@@ -250,8 +250,12 @@ func (p *Process) attach(ctx context.Context) error {
 		return err
 	}
 	p.setStream(st)
-	for {
-		m, err := st.Receive()
+	conn, err := st.Conn()
+	if err != nil {
+		return err
+	}
+	for m := new(api.Piece); ; {
+		err := conn.Receive(m)
 		if errors.Is(err, io.EOF) {
 			if p.noFollow {
 				return nil
@@ -261,7 +265,7 @@ func (p *Process) attach(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		switch k := m.Kind.(type) {
+		switch k := m.Message().Kind.(type) {
 		case *api.AttachResponse_Stdout:
 			_, err = p.stdout.Write(k.Stdout)
 		case *api.AttachResponse_Stderr:

@@ -87,3 +87,17 @@ func TestSquattedSocket(t *testing.T) {
 		})
 	}
 }
+
+// A home in which no folder can be made is nobody's attack, and says what to do.
+func TestHomeThatCannotBe(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, home := range []string{file, filepath.Join(file, "below"), "/proc/self/nobody"} {
+		_, err := Connect(t.Context(), Options{Home: home, Daemon: os.Args[0]})
+		if CodeOf(err) != "bad_home" || !strings.Contains(err.Error(), "CARREL_HOME") {
+			t.Errorf("%s: %v", home, err)
+		}
+	}
+}

@@ -168,7 +168,7 @@ func Run(ctx context.Context, o Options, ready func()) error {
 	// Nothing is compressed on a socket that stays on this machine.
 	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(maxRequest), connect.WithCompressMinBytes(1<<30), connect.WithInterceptors(around{d}))
 	mux.Handle(apiconnect.NewGuestServiceHandler(&guestService{d}, limit))
-	mux.Handle(apiconnect.NewTaskServiceHandler(&taskService{d}, limit))
+	mux.Handle(apiconnect.NewTaskServiceHandler(&taskService{d}, limit, api.Pieces()))
 	mux.Handle(apiconnect.NewFileServiceHandler(&fileService{d}, limit))
 	mux.Handle(apiconnect.NewShareServiceHandler(&shareService{d}, limit))
 	reviews, review := apiconnect.NewReviewServiceHandler(&reviewService{d}, limit, connect.WithReadMaxBytes(8<<20)) // all that a review can have was seen
@@ -321,9 +321,7 @@ func (d *Daemon) adopt(ctx context.Context, name, dir string) error {
 	info.State = api.GuestState_GUEST_STATE_STARTING
 	e.keeper = newKeeper(guest.SocketPath(d.opts.Place.Run, name))
 	e.edge, e.ports = d.edgeAt(guest.EdgeSocketPath(d.opts.Place.Run, name)), d.loadPorts(e)
-	if hist.Starting() {
-		d.finishStart(e)
-	}
+	d.adopts(e, hist.Starting())
 	d.table[name] = e
 	_, refused := d.decideAgain(info.Spec)
 	d.owned.Go(func() { d.follow(ctx, e) })

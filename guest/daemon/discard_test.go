@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -91,4 +92,22 @@ func TestNotRemovedUnderWhoCounts(t *testing.T) {
 			t.Errorf("control: it is still there: %v", err)
 		}
 	})
+}
+
+// A guest whose shared folder is gone names the way to be rid of it, which is one.
+func TestRemovedWithoutItsFolder(t *testing.T) {
+	b := newReviewBench(t, fakeStore{Changes: []string{"/a"}}, false, inReviewMode)
+	if err := os.RemoveAll(b.project); err != nil {
+		t.Fatal(err)
+	}
+	remove := func(force bool) error {
+		_, err := b.guests.Remove(context.Background(), connect.NewRequest(&api.RemoveGuestRequest{Name: "g", Force: force}))
+		return err
+	}
+	if err := remove(false); codeOf(err) != "share_refused" || !strings.Contains(cureOf(err), "carrel rm --force g") {
+		t.Errorf("without: %v, to mend it: %s", err, cureOf(err))
+	}
+	if err := remove(true); err != nil {
+		t.Errorf("by force: %v", err)
+	}
 }

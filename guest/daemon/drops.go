@@ -19,6 +19,15 @@ import (
 // fileDrops is the file in a guest's folder that holds what it is to forget when
 // it runs again: what was applied or discarded while it did not. Else it would
 // tell the same changes once more.
+//
+//	applied, discarded ──> noted ── the guest is ready ──> told ──> removed ──> somebody's
+//
+// Who throws all away means all that there is until then, and nothing that comes
+// later. So nobody has a guest before the file is gone, durably, and nothing is
+// noted while somebody has it: a daemon that finds the file beside a guest that runs
+// knows that nobody has had that guest since, and does as the one before it was
+// about to. What could not be told is left to the guest's next import: the store
+// has the stamp of each change that is done with.
 const fileDrops = "drops"
 
 // Bounds of the file, and of one message in it, in bytes.
@@ -27,30 +36,43 @@ const (
 	maxDrop  = 4 << 20
 )
 
-// dropReview has a guest forget changes: now, if it runs, else at its next start.
+// dropReview has a guest forget changes: now, if somebody has it, else at its next
+// start.
 //
 // What was applied or discarded by its name may have been changed again since it
 // was read, and nobody has that. So an import has the guest forget it: it has
 // the stamp of each change that was answered, and leaves what has another by
 // now. Only who throws all away means all.
 func (d *Daemon) dropReview(ctx context.Context, e *entry, paths []string) {
-	info, k, _ := e.get()
+	info, _, _ := e.get()
 	drops := dropped(info.Spec.GetShares(), paths)
-	if k != nil && info.State == api.GuestState_GUEST_STATE_READY {
-		dctx, cancel := context.WithTimeout(ctx, importTime)
-		defer cancel()
-		imported := false
-		for len(drops) > 0 {
-			if err := forgets(dctx, k, drops[0], &imported); err != nil {
-				d.log.Warn("a guest keeps changes that are done with until its next start", "guest", e.name, "share", drops[0].Share, "error", err)
-				break
-			}
-			drops = drops[1:]
-		}
-	}
-	if err := noteDrops(d.dir(e), drops); err != nil {
+	k, err := e.noted(func() error { return noteDrops(d.dir(e), drops) })
+	if err != nil {
 		d.log.Error("note what a guest is to forget", "guest", e.name, "error", err)
 	}
+	if k == nil {
+		return
+	}
+	dctx, cancel := context.WithTimeout(ctx, importTime)
+	defer cancel()
+	imported := false
+	for _, m := range drops {
+		if err := forgets(dctx, k, m, &imported); err != nil {
+			d.log.Warn("a guest keeps changes that are done with until its next import", "guest", e.name, "share", m.Share, "error", err)
+			return
+		}
+	}
+}
+
+// noted is the keeper of a guest that somebody has, or has note called for one that
+// nobody has.
+func (e *entry) noted(note func() error) (*keeper, error) {
+	e.dropping.Lock()
+	defer e.dropping.Unlock()
+	if _, k, _ := e.get(); k != nil && k == e.had {
+		return k, nil
+	}
+	return nil, note()
 }
 
 // forgets has a guest that runs forget what a message says. One import is enough
@@ -89,22 +111,63 @@ func noteDrops(dir string, drops []*api.DropReviewRequest) error {
 	return errors.Join(w.Flush(), f.Sync())
 }
 
-// forget is replayDrops for a start. It is done to its end, since nobody else does it
+// forget has a guest that has just started forget what was noted, and hands it over:
+// from then on it is somebody's. It is done to its end, since nobody else does it
 // before tasks change what it is about: without a caller, and for a moment also when
-// this daemon ends.
-func (d *Daemon) forget(ctx context.Context, e *entry) error {
+// this daemon ends. said is what the guest does not forget, or nil; with an err it is
+// nobody's, and is not to be.
+func (d *Daemon) forget(ctx context.Context, e *entry) (said, err error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(d.ctx, func() { time.AfterFunc(guest.StopBound, cancel) })()
-	err := d.replayDrops(ctx, e)
-	if err != nil {
-		d.log.Error("a guest does not forget", "guest", e.name, "error", err)
+	e.dropping.Lock()
+	defer e.dropping.Unlock()
+	_, k, _ := e.get()
+	if k == nil {
+		return nil, nil // it has ended
 	}
-	return err
+	guest.Crash("forget: before the guest is told")
+	if said = d.replayDrops(ctx, e, k); said != nil {
+		d.log.Error("a guest does not forget", "guest", e.name, "error", said)
+		if ctx.Err() != nil && d.ctx.Err() != nil {
+			return said, queueError("start guest "+e.name, errClosing, "") // the next daemon does it
+		}
+	}
+	guest.Crash("forget: told, before that is written down")
+	if err := noDrops(d.dir(e)); err != nil {
+		d.log.Error("a guest is given to nobody, since it would forget what is done in it", "guest", e.name, "error", err)
+		return said, api.NewError(connect.CodeInternal, "disk", "guest "+e.name+" has forgotten what was applied or discarded, and that cannot be written down: "+err.Error(), "see to the disk that holds "+d.guests)
+	}
+	guest.Crash("forget: written down")
+	e.had = k
+	return said, nil
+}
+
+// handsOver is forget for a start: a guest that cannot be handed over ends, unless
+// this daemon does.
+func (d *Daemon) handsOver(ctx context.Context, e *entry) (said, err error) {
+	said, err = d.forget(ctx, e)
+	if err == nil || d.ctx.Err() != nil {
+		return said, err
+	}
+	e.setCause(ownText(err))
+	d.end(context.WithoutCancel(ctx), e, 0)
+	e.wait(d.ctx, func(_ *api.Guest, k *keeper) bool { return k == nil })
+	return said, err
+}
+
+// adopts takes over a guest that a keeper has: it is somebody's, unless it starts
+// still, or the daemon before this one did not come to hand it over.
+func (d *Daemon) adopts(e *entry, starting bool) {
+	if _, err := os.Lstat(filepath.Join(d.dir(e), fileDrops)); errors.Is(err, os.ErrNotExist) && !starting {
+		e.had = e.keeper // nobody else has the entry yet
+		return
+	}
+	d.finishStart(e)
 }
 
 // finishStart finishes a start that the daemon before this one began, as far as it is the
-// daemon's: the guest is its keeper's already, and was not ready. It is as busy
+// daemon's: the guest is its keeper's already, and is nobody's yet. It is as busy
 // meanwhile as when it is started here.
 func (d *Daemon) finishStart(e *entry) {
 	e.busy = "started" // nobody else has it yet
@@ -114,16 +177,14 @@ func (d *Daemon) finishStart(e *entry) {
 			return k == nil || i.State == api.GuestState_GUEST_STATE_READY
 		})
 		if err == nil && info.State == api.GuestState_GUEST_STATE_READY {
-			d.forget(d.ctx, e)
+			d.handsOver(d.ctx, e)
 		}
 	})
 }
 
-// replayDrops has a guest that has just started forget what was noted. It is
-// done before anybody can run a task in it.
-func (d *Daemon) replayDrops(ctx context.Context, e *entry) error {
-	path := filepath.Join(d.dir(e), fileDrops)
-	f, err := os.Open(path)
+// replayDrops has a guest forget what was noted.
+func (d *Daemon) replayDrops(ctx context.Context, e *entry, k *keeper) error {
+	f, err := os.Open(filepath.Join(d.dir(e), fileDrops))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -131,10 +192,6 @@ func (d *Daemon) replayDrops(ctx context.Context, e *entry) error {
 		return err
 	}
 	defer f.Close()
-	_, k, _ := e.get()
-	if k == nil {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, importTime)
 	defer cancel()
 	info, _, _ := e.get()
@@ -142,7 +199,7 @@ func (d *Daemon) replayDrops(ctx context.Context, e *entry) error {
 	for {
 		m := new(api.DropReviewRequest)
 		if (protodelim.UnmarshalOptions{MaxSize: maxDrop}).UnmarshalFrom(in, m) != nil {
-			return os.Remove(path) // its end, or what a crash left of it
+			return nil // its end, or what a crash left of it
 		}
 		if !reviews(info.Spec, m.Share) {
 			continue // the share is gone, or not in review any more
@@ -151,6 +208,23 @@ func (d *Daemon) replayDrops(ctx context.Context, e *entry) error {
 			return fmt.Errorf("%s: %s", m.Share, ownText(err))
 		}
 	}
+}
+
+// noDrops empties the file, durably, and removes it: it would take what is done from
+// now on. An empty one that a power cut brings back takes nothing.
+func noDrops(dir string) error {
+	path := filepath.Join(dir, fileDrops)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Remove(path)
 }
 
 // reviews says whether a guest has the folder in review.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -22,6 +23,8 @@ type toldKeeper struct {
 	apiconnect.UnimplementedKeeperServiceHandler
 	told   []string
 	failed error // what an import fails with
+
+	dropFailed error
 }
 
 func (k *toldKeeper) ImportReview(context.Context, *connect.Request[api.ImportReviewRequest]) (*connect.Response[api.ImportReviewResponse], error) {
@@ -31,7 +34,7 @@ func (k *toldKeeper) ImportReview(context.Context, *connect.Request[api.ImportRe
 
 func (k *toldKeeper) DropReview(_ context.Context, r *connect.Request[api.DropReviewRequest]) (*connect.Response[api.DropReviewResponse], error) {
 	k.told = append(k.told, strings.Join(append([]string{"drop"}, r.Msg.Names...), " "))
-	return connect.NewResponse(&api.DropReviewResponse{}), nil
+	return connect.NewResponse(&api.DropReviewResponse{}), k.dropFailed
 }
 
 // runs gives the bench's guest a keeper.
@@ -72,12 +75,88 @@ func TestDropsByStampsOnly(t *testing.T) {
 	b.dropReview(context.Background(), b.e, named) // for its next start
 	k := new(toldKeeper)
 	b.runs(t, k)
-	if err := b.replayDrops(context.Background(), b.e); err != nil {
-		t.Fatal(err)
-	}
+	b.forgets(t)
 	b.dropReview(context.Background(), b.e, named)
 	b.dropReview(context.Background(), b.e, []string{b.project})
 	if got := strings.Join(k.told, ", "); got != "import, import, drop" {
 		t.Errorf("the keeper was asked for %q", got)
+	}
+}
+
+// forgets hands the bench's guest over.
+func (b *reviewBench) forgets(t *testing.T) {
+	t.Helper()
+	if said, err := b.forget(t.Context(), b.e); said != nil || err != nil {
+		t.Fatal(said, err)
+	}
+}
+
+// What was thrown away is taken from a guest once, before anybody has it: what is
+// done in it afterwards stays, whatever a discard or a start meets.
+func TestDropsOnlyWhatWas(t *testing.T) {
+	b := newReviewBench(t, fakeStore{}, false, inReviewMode)
+	all := []string{b.project}
+	b.dropReview(t.Context(), b.e, all)
+	k := new(toldKeeper)
+	b.runs(t, k)
+	// It starts still, so that this is for its next moment, too.
+	b.dropReview(t.Context(), b.e, all)
+	if len(k.told) > 0 {
+		t.Fatalf("a guest that nobody has was asked for %q", k.told)
+	}
+	b.forgets(t)
+	if got := strings.Join(k.told, ", "); got != "drop, drop" {
+		t.Errorf("the keeper was asked for %q", got)
+	}
+	b.forgets(t) // there is nothing left to forget
+	// Somebody has it. What it does not take now it is not asked for later.
+	k.told, k.dropFailed = nil, errors.New("no")
+	b.dropReview(t.Context(), b.e, all)
+	k.dropFailed = nil
+	again := new(toldKeeper)
+	b.runs(t, again)
+	b.forgets(t)
+	if len(k.told) != 1 || len(again.told) > 0 {
+		t.Errorf("asked for %q, and at its next start for %q", k.told, again.told)
+	}
+	// Nor what it does not take as it starts.
+	b.e.mu.Lock()
+	b.e.keeper = nil
+	b.e.mu.Unlock()
+	b.dropReview(t.Context(), b.e, all)
+	k.told, k.dropFailed = nil, errors.New("no")
+	b.runs(t, k)
+	if said, err := b.forget(t.Context(), b.e); said == nil || err != nil || len(k.told) != 1 {
+		t.Errorf("asked for %q: %v, %v", k.told, said, err)
+	}
+	b.runs(t, again)
+	b.forgets(t)
+	if len(again.told) > 0 {
+		t.Errorf("at its next start it was asked for %q", again.told)
+	}
+}
+
+// A guest is nobody's where it cannot be written down that it has forgotten: its next
+// start would take what was done in it.
+func TestHandsOverOnlyWhatForgot(t *testing.T) {
+	b := newReviewBench(t, fakeStore{}, false, inReviewMode)
+	path := filepath.Join(b.dir(b.e), fileDrops)
+	if err := os.MkdirAll(filepath.Join(path, "in the way"), 0o700); err != nil { // no file, which cannot be emptied
+		t.Fatal(err)
+	}
+	k := new(toldKeeper)
+	b.runs(t, k)
+	if _, err := b.forget(t.Context(), b.e); codeOf(err) != "disk" {
+		t.Errorf("it is handed over: %v", err)
+	}
+	if had, _ := b.e.noted(func() error { return nil }); had != nil {
+		t.Error("somebody has it")
+	}
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	b.forgets(t)
+	if had, _ := b.e.noted(func() error { return nil }); had == nil {
+		t.Error("control: nobody has it")
 	}
 }

@@ -25,6 +25,9 @@ type entry struct {
 	rules  sync.Mutex          // held while the guest's egress rules change; taken before mu
 	review *semaphore.Weighted // of readers: who looks at its changes, or applies them
 
+	dropping sync.Mutex // held while what it is to forget is noted or told; taken before mu
+	had      *keeper    // of the guest that somebody has: it has forgotten all that; dropping guards it
+
 	places queue // to run a task: whose turn it is to get the next one
 
 	mu      sync.Mutex
@@ -179,7 +182,7 @@ func newKeeper(socket string) *keeper {
 	// bounded, and nothing is unpacked.
 	bounds := connect.WithClientOptions(connect.WithReadMaxBytes(4<<20), connect.WithAcceptCompression("gzip", nil, nil))
 	return &keeper{
-		tasks: apiconnect.NewTaskServiceClient(h, base, bounds),
+		tasks: apiconnect.NewTaskServiceClient(h, base, bounds, api.Pieces()),
 		files: apiconnect.NewFileServiceClient(h, base, bounds),
 		own:   apiconnect.NewKeeperServiceClient(h, base, bounds),
 		close: h.CloseIdleConnections,

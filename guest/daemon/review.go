@@ -316,6 +316,9 @@ func (d *Daemon) runReview(ctx context.Context, e *entry, req review.Request, m 
 		return api.NewError(connect.CodeUnimplemented, "no_review", "changes cannot be reviewed on this system yet", "")
 	}
 	shares, err := d.reviewShares(e)
+	if r := (*policy.Refusal)(nil); errors.As(err, &r) && r.Code == "share_refused" { // no other folder can be chosen for what was changed in this one
+		err = &policy.Refusal{Code: r.Code, Reason: r.Reason, Cure: "put the folder back where it was, or give up what waits of it: carrel rm --force " + e.name}
+	}
 	if err != nil {
 		return refusal(err)
 	}

@@ -240,6 +240,19 @@ func codeOf(err error) string {
 	return fmt.Sprint(err)
 }
 
+// cureOf is what an error of the API says would mend it.
+func cureOf(err error) string {
+	var ce *connect.Error
+	if errors.As(err, &ce) {
+		for _, d := range ce.Details() {
+			if m, err := d.Value(); err == nil {
+				return m.(*api.ErrorDetail).Cure
+			}
+		}
+	}
+	return ""
+}
+
 const inReviewMode, inRW = api.ShareMode_SHARE_MODE_REVIEW, api.ShareMode_SHARE_MODE_RW
 
 // An ephemeral guest that leaves changes is kept until they are applied, over a

@@ -150,8 +150,12 @@ func (d *Daemon) start(ctx context.Context, e *entry, fresh bool, notice func(st
 	if err != nil {
 		return nil, err
 	}
-	if err := d.forget(ctx, e); err != nil {
-		notice("what was applied or discarded while guest " + e.name + " did not run is still as it left it in the guest: " + err.Error())
+	said, err := d.handsOver(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	if said != nil {
+		notice("what was applied or discarded while guest " + e.name + " did not run is still as it left it in the guest: " + said.Error())
 	}
 	if w == nil { // else it is said to who gets the guest
 		d.saySlow(info, notice)

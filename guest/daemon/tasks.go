@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -241,18 +242,31 @@ func relay(ctx context.Context, k *keeper, open *api.AttachOpen, input <-chan *a
 		}
 	}()
 	defer func() { cancel(); <-sent }()
-	for {
-		m, err := up.Receive()
+	from, err := up.Conn()
+	if err != nil {
+		return false, err
+	}
+	send := func(p *api.Piece) error { return st.Send(p.Message()) }
+	if to := st.Conn(); !strings.HasSuffix(to.RequestHeader().Get("Content-Type"), "json") {
+		send = func(p *api.Piece) error {
+			if p.Other == nil {
+				return to.Send(p) // of the form that it would have again
+			}
+			return st.Send(p.Other)
+		}
+	}
+	for m := new(api.Piece); ; {
+		err := from.Receive(m)
 		if err != nil {
 			if over && errors.Is(err, io.EOF) {
 				err = nil
 			}
 			return over, err
 		}
-		if err := st.Send(m); err != nil {
+		if err := send(m); err != nil {
 			return true, err // the caller is gone
 		}
 		open.Offset = m.Next
-		over = over || m.GetEnd() != nil
+		over = over || m.Other.GetEnd() != nil
 	}
 }

@@ -105,37 +105,40 @@ func (k *startingKeeper) serve(t *testing.T, b *reviewBench, journal string) {
 }
 
 // A start that the daemon before this one did not see to its end is finished: the
-// guest has forgotten what it is to forget before anybody gets it.
+// guest has forgotten what it is to forget before anybody gets it, whether it was
+// ready already or not.
 func TestAdoptedStart(t *testing.T) {
-	b := newReviewBench(t, fakeStore{}, false, inReviewMode)
-	b.dropReview(t.Context(), b.e, []string{filepath.Join(b.project, "a")})
-	k := &startingKeeper{ready: make(chan struct{}), goOn: make(chan struct{})}
-	k.serve(t, b, "starting")
-	up := make(chan error, 1)
-	go func() {
-		_, _, err := b.up(t.Context(), "g")
-		k.note("up")
-		up <- err
-	}()
-	close(k.ready)
-	for end := time.Now().Add(patience); len(k.asked()) == 0 && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
-	}
-	time.Sleep(10 * time.Millisecond) // for who does not wait
-	close(k.goOn)
-	if err := <-up; err != nil {
-		t.Fatal(err)
-	}
-	if told := k.asked(); !slices.Equal(told, []string{"import", "imported", "up"}) {
-		t.Errorf("in this order: %q", told)
-	}
-	// The control: one that was ready before was somebody's, and nothing is taken from it.
-	b = newReviewBench(t, fakeStore{}, false, inReviewMode)
-	b.dropReview(t.Context(), b.e, []string{filepath.Join(b.project, "a")})
-	ready := &startingKeeper{ready: k.ready, goOn: k.goOn}
-	ready.serve(t, b, "ready")
-	if _, _, err := b.up(t.Context(), "g"); err != nil || len(ready.asked()) > 0 {
-		t.Errorf("the control was asked for %q: %v", ready.asked(), err)
+	for _, was := range []string{"starting", "ready"} {
+		b := newReviewBench(t, fakeStore{}, false, inReviewMode)
+		b.dropReview(t.Context(), b.e, []string{filepath.Join(b.project, "a")})
+		k := &startingKeeper{ready: make(chan struct{}), goOn: make(chan struct{})}
+		k.serve(t, b, was)
+		up := make(chan error, 1)
+		go func() {
+			_, _, err := b.up(t.Context(), "g")
+			k.note("up")
+			up <- err
+		}()
+		close(k.ready)
+		for end := time.Now().Add(patience); len(k.asked()) == 0 && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(10 * time.Millisecond) // for who does not wait
+		close(k.goOn)
+		if err := <-up; err != nil {
+			t.Fatal(err)
+		}
+		if told := k.asked(); !slices.Equal(told, []string{"import", "imported", "up"}) {
+			t.Errorf("%s: in this order: %q", was, told)
+		}
+		// The control: it is somebody's now, and the next daemon takes nothing from it.
+		b.reload(t)
+		if _, _, err := b.up(t.Context(), "g"); err != nil || len(k.asked()) != 3 {
+			t.Errorf("%s: then it was asked for %q: %v", was, k.asked(), err)
+		}
+		if had, _ := b.e.noted(func() error { return nil }); had == nil && was == "ready" {
+			t.Error("it is not known that somebody has it")
+		}
 	}
 }
 
@@ -194,7 +197,7 @@ func TestForgetsToItsEnd(t *testing.T) {
 	end, cancel := context.WithCancel(context.Background())
 	b.ctx = end
 	cancel()
-	if err := b.forget(end, b.e); err != nil || !slices.Equal(k.told, []string{"import"}) {
-		t.Errorf("it was asked for %q: %v", k.told, err)
+	if said, err := b.forget(end, b.e); said != nil || err != nil || !slices.Equal(k.told, []string{"import"}) {
+		t.Errorf("it was asked for %q: %v, %v", k.told, said, err)
 	}
 }

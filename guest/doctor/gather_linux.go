@@ -37,7 +37,7 @@ func ReadLinux(unit string) Linux {
 	_, _, errno := unix.Syscall6(unix.SYS_PRCTL, unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, 0, 0, 0, 0)
 	l.Seccomp = errno == unix.EFAULT
 	for _, t := range Tools {
-		if _, err := exec.LookPath(t.Name); err != nil {
+		if !hasTool(t.Name) {
 			l.Missing = append(l.Missing, t)
 		}
 	}
@@ -52,6 +52,21 @@ func ReadLinux(unit string) Linux {
 		}
 	}
 	return l
+}
+
+// sbin are folders of system tools that an ordinary user's PATH lacks on some
+// distributions. Whoever starts one of the tools looks there, too.
+var sbin = []string{"/usr/sbin", "/sbin"}
+
+// hasTool looks for a program as those do who start it.
+func hasTool(name string) bool {
+	_, err := exec.LookPath(name)
+	for _, dir := range sbin {
+		if err != nil {
+			_, err = exec.LookPath(filepath.Join(dir, name))
+		}
+	}
+	return err == nil
 }
 
 // maxRead bounds what is read of a file in /proc, /sys or /etc, in bytes.

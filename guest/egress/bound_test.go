@@ -158,7 +158,7 @@ func TestErrorsKeepTheHostsPlaces(t *testing.T) {
 	c := w.open("a.example", 80)
 	io.WriteString(c, "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")
 	b, _ := io.ReadAll(c)
-	if !strings.Contains(string(b), "server misbehaving") || strings.Contains(string(b), "10.9.8.7") {
+	if !strings.Contains(string(b), "resolve a.example: server misbehaving") || strings.Contains(string(b), "10.9.8.7") {
 		t.Errorf("%q", b)
 	}
 	// Nothing listens at port 1 of the loopback, where the proxy is said to be.

@@ -159,7 +159,7 @@ func lookupHost(ctx context.Context, name string) ([]netip.Addr, error) {
 // and from which address it was asked: the guest is told.
 func unplaced(err error) error {
 	if d := (*net.DNSError)(nil); errors.As(err, &d) {
-		return &net.DNSError{Err: d.Err, IsTimeout: d.IsTimeout, IsTemporary: d.IsTemporary, IsNotFound: d.IsNotFound}
+		return errors.New(d.Err) // whoever wraps it says which name
 	}
 	if o := (*net.OpError)(nil); errors.As(err, &o) {
 		return o.Err

@@ -71,7 +71,7 @@ func TestE01Files(t *testing.T) {
 		"version: 1\negress: [": "not YAML",
 		`{"version": 1, "egress": {"rules": [{"allow": "example.org`: "not YAML",
 		"egress: {}\n":                             "1:1: the version is missing",
-		"version: 2\n":                             "1:10: version is between 1 and 1",
+		"version: 2\n":                             "1:10: version is 1, not 2",
 		"version: '1'\n":                           "1:10: version is a number",
 		"version: 1\nversion: 1\n":                 `2:1: the key "version" is there twice`,
 		"version: 1\negres: {}\n":                  `2:1: unknown key "egres"`,

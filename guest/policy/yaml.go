@@ -212,6 +212,10 @@ func (r *reader) number(n *yaml.Node, what string, low, high int64) int64 {
 		r.problem(n, "%s is a number, not %s", what, kindOf(n))
 		return 0
 	}
+	if low == high && v != low {
+		r.problem(n, "%s is %d, not %d", what, low, v)
+		return 0
+	}
 	if v < low || v > high {
 		r.problem(n, "%s is between %d and %d, not %d", what, low, high, v)
 		return 0

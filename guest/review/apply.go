@@ -250,7 +250,7 @@ func (a *applier) never(e *Entry) string {
 	case e.Hidden:
 		return "the share's rules hide this name"
 	case e.Kind == Other:
-		return "it is a device, a pipe or a socket"
+		return "it is a device, a pipe or a socket, or has a name that is not UTF-8"
 	case e.Kind == File && e.Blob == "" && e.Note != "":
 		return e.Note
 	case e.Kind == File && e.Blob == "" && e.Ignored:

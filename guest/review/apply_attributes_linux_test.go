@@ -1,3 +1,5 @@
+//go:build !carrelmac
+
 package review
 
 import (

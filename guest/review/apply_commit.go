@@ -139,10 +139,13 @@ func (p *prepared) replace() (refused string, err error) {
 		return "", err
 	case !same(now, p.is):
 		return changing, nil
-	case now.Mode.IsDir():
-		if err := p.f.Rmdir(p.name); err != nil {
+	case now.Mode.IsDir() || p.mine != nil && p.mine.Mode.IsDir():
+		// Neither is renamed over the other. In the moment between there is
+		// nothing, but for the pre-image.
+		if err := drop(p.f, p.name, now); err != nil {
 			return "", err
 		}
+		crash("cleared")
 		return "", p.f.Rename(p.tmp, p.name)
 	}
 	return "", p.f.Replace(p.tmp, p.name)

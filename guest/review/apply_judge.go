@@ -98,7 +98,7 @@ func (a *applier) equal(e *Entry, f *share.Folder, name string, is *share.Info) 
 		target, err := f.Readlink(name)
 		return err == nil && target == e.Target, false, err
 	case e.Kind == Folder && is.Mode.IsDir():
-		return is.Mode.Perm() == os.FileMode(e.Mode), false, nil
+		return sameMode(e.Mode, is), false, nil
 	case e.Kind == File && is.Mode.IsRegular() && is.Size == e.Size && e.Blob != "":
 		h, info, err := f.Open(name)
 		if err != nil || !info.Same(*is) {
@@ -112,7 +112,8 @@ func (a *applier) equal(e *Entry, f *share.Folder, name string, is *share.Info) 
 		if hex.EncodeToString(sum.Sum(nil)) != e.Blob {
 			return false, false, nil
 		}
-		return is.Mode == os.FileMode(e.Mode), is.Mode != os.FileMode(e.Mode), nil
+		equal = is.Mode.Perm() == is.Mode && sameMode(e.Mode, is)
+		return equal, !equal, nil
 	}
 	return false, false, nil
 }

@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -99,8 +98,8 @@ func changesOf(t *testing.T, host, guest, rel string, opaque bool) (list []Entry
 // TestApplyRandom: whatever a guest makes of a folder, an apply makes the host
 // the same, and an undo makes it what it was.
 func TestApplyRandom(t *testing.T) {
-	if runtime.GOOS == "windows" {
-		t.Skip("modes and links are others there")
+	if onWindows {
+		t.Skip(othersThere)
 	}
 	rounds := 30
 	if os.Getenv("CARREL_SCALE") == "full" {

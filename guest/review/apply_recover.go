@@ -153,6 +153,9 @@ func (p *prepared) settle(was *pre, now, left *share.Info) (changed bool, err er
 			err = drop(p.f, p.tmp, &back)
 		}
 		return false, err
+	case mine(left) && now == nil && was.Info != nil && (left.Mode.IsDir() || was.Info.Mode.IsDir()):
+		// Cleared by replace, which comes to its end here.
+		return true, p.f.Rename(p.tmp, p.name)
 	case mine(left):
 		return false, drop(p.f, p.tmp, left)
 	case left == nil && was.Ino != 0:

@@ -163,6 +163,9 @@ func TestBaseLink(t *testing.T) {
 	if err := os.Symlink("elsewhere", filepath.Join(dir, baseName)); err != nil {
 		t.Skip(err)
 	}
+	if is, err := os.Lstat(filepath.Join(dir, baseName)); err != nil || is.Mode().Type() != os.ModeSymlink {
+		t.Skipf("no link was made, and no error said: %v", err) // Wine 8
+	}
 	if b, err := OpenBase(dir); err == nil {
 		b.Close()
 		t.Error("a base that is a symbolic link was opened")

@@ -69,7 +69,7 @@ func (c *Comparison) Look(e *Entry) Finding {
 			f.Conflict += ": " + verdict.Reason
 		}
 	case e.Kind == Other || !possible(e.Name):
-		f.Conflict = "it is a device, a pipe or a socket, or has a name that the host does not take"
+		f.Conflict = "it is a device, a pipe or a socket, or has a name that is not UTF-8 or that the host does not take"
 	case e.Kind == File && e.Blob == "":
 		f.Conflict = "its content was not brought over"
 		if e.Note != "" {
@@ -143,7 +143,7 @@ func (f *Finding) does() api.ChangeKind {
 		return api.ChangeKind_CHANGE_KIND_ADDED
 	case f.Kind == Link && f.Host.Mode.Type() == linkType && f.Target == f.HostTarget:
 		return nothing
-	case (f.Kind == Folder || f.Kind == NewFolder) && f.Host.Mode.IsDir() && f.Mode == perm(f.Host):
+	case (f.Kind == Folder || f.Kind == NewFolder) && f.Host.Mode.IsDir() && sameMode(f.Mode, f.Host):
 		return nothing
 	}
 	return api.ChangeKind_CHANGE_KIND_CHANGED

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sort"
 	"strings"
 	"testing"
@@ -16,6 +17,12 @@ import (
 	"github.com/carrel-vm/carrel/guest/share"
 	"github.com/carrel-vm/carrel/guest/share/rules"
 )
+
+// onWindows: modes are kept in part there, links not for everybody, and names have
+// fewer letters.
+const onWindows = runtime.GOOS == "windows"
+
+const othersThere = "modes and links are others there"
 
 // desk is a host's folder, a store, and a guest that tells what it likes.
 type desk struct {

@@ -101,6 +101,9 @@ func (s *Store) changeOf(root *share.Root, f *Finding, o DiffOptions) (*api.Chan
 	}
 	if f.Host != nil {
 		c.OldType, c.OldMode, c.OldTarget = hostType(f.Host), perm(f.Host), valid(f.HostTarget)
+		if sameMode(f.Mode, f.Host) {
+			c.Mode = c.OldMode // which it keeps
+		}
 		if f.Host.Mode.IsRegular() {
 			c.OldSize = f.Host.Size
 		}
@@ -108,7 +111,7 @@ func (s *Store) changeOf(root *share.Root, f *Finding, o DiffOptions) (*api.Chan
 	had := f.Host != nil && f.Host.Mode.IsRegular()
 	if f.Kind == File && f.Blob != "" && had && f.Size == f.Host.Size {
 		if sum, err := hashFile(root, f.Name, f.Size); err == nil && sum == f.Blob {
-			if f.Mode == perm(f.Host) {
+			if sameMode(f.Mode, f.Host) {
 				return nil, nil
 			}
 			return c, nil // the mode alone

@@ -97,3 +97,7 @@ const linkType = os.ModeSymlink
 
 // perm are the bits that a guest is shown, and may change.
 func perm(is *share.Info) uint32 { return uint32(is.Mode & os.ModePerm) }
+
+// sameMode says whether a mode of the guest's is the host's, as far as this host has
+// modes. What it cannot keep would be told as a change for ever.
+func sameMode(mode uint32, is *share.Info) bool { return (mode^perm(is))&settable == 0 }

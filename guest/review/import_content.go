@@ -101,7 +101,7 @@ func (im *importer) reuse(e *kept) bool {
 
 // equal says that the host has the same file already.
 func (im *importer) equal(e *kept) bool {
-	if e.Blob == "" || e.host == nil || !e.host.Mode.IsRegular() || e.host.Size != e.Size || perm(e.host) != e.Mode {
+	if e.Blob == "" || e.host == nil || !e.host.Mode.IsRegular() || e.host.Size != e.Size || !sameMode(e.Mode, e.host) {
 		return false
 	}
 	sum, err := hashFile(im.Root, e.Name, e.Size)

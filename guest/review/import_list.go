@@ -148,7 +148,7 @@ func settle(e *Entry, host *share.Info) (nothing bool) {
 		if folder { // what is not in it any more is an entry of its own
 			e.Kind = Folder
 		}
-		return folder && e.Mode == perm(host)
+		return folder && sameMode(e.Mode, host)
 	case Removed:
 		return host == nil
 	}

@@ -198,6 +198,9 @@ func rounds() int {
 // are what differs, no more and no less, and a second import, in which some
 // were dropped, has exactly the others.
 func TestImportRandom(t *testing.T) {
+	if onWindows {
+		t.Skip(othersThere)
+	}
 	for seed := range rounds() {
 		rnd := rand.New(rand.NewPCG(uint64(seed), 5))
 		s, o := randomScene(t, rnd)
@@ -231,6 +234,9 @@ func TestImportRandom(t *testing.T) {
 // TestImportApplyRandom: what is imported and applied makes of the host's folder
 // what the guest has, and leaves nothing to import; what was not chosen stays.
 func TestImportApplyRandom(t *testing.T) {
+	if onWindows {
+		t.Skip(othersThere)
+	}
 	for seed := range rounds() {
 		rnd := rand.New(rand.NewPCG(uint64(seed), 6))
 		s, o := randomScene(t, rnd)

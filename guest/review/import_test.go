@@ -1,6 +1,7 @@
 package review
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,9 @@ import (
 )
 
 func TestImport(t *testing.T) {
+	if onWindows {
+		t.Skip(othersThere)
+	}
 	w := newScene(t, map[string]string{
 		"same.txt": "same", "edit.txt": "old", "mode.txt": "m", "gone.txt": "g", "keep/a": "1", "l": "->x", "l2": "->x",
 		"old/a": "1", "old/b/c": "2", "file": "f", "was/x": "y",
@@ -464,11 +468,13 @@ func TestImportSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.imported() // which opens it again
-	was = is()
+	if b, err = os.ReadFile(at); err != nil {
+		t.Fatal(err)
+	}
 	w.list[0].Mode = 0o755
 	w.imported()
-	if os.SameFile(was, is()) {
-		t.Error("a change was not written")
+	if now, err := os.ReadFile(at); err != nil || bytes.Equal(now, b) {
+		t.Errorf("a change was not written: %v", err)
 	}
 }
 
@@ -488,7 +494,7 @@ func TestServeBeside(t *testing.T) {
 		if err := Serve(context.Background(), req, func(m proto.Message) error { got = append(got, m.(*api.Change)); return nil }); err != nil {
 			t.Fatal(err)
 		}
-		if len(got) == 0 || !strings.HasSuffix(got[0].Path, "/a") {
+		if len(got) == 0 || filepath.Base(got[0].Path) != "a" {
 			t.Fatalf("the diff is %v", got)
 		}
 		last := got[len(got)-1].Beside

@@ -72,6 +72,9 @@ func (l live) session(task string) {
 }
 
 func TestUndoLive(t *testing.T) {
+	if onWindows {
+		t.Skip("folders have no numbers there, by which one that was renamed is known again")
+	}
 	l := live{newDesk(t, map[string]string{"f": "old", "gone": "x", "link": "-> f", "dir/a": "1", "dir/b": "2", "z/in": "3", "mine": "host's"})}
 	os.Chmod(filepath.Join(l.host, "f"), 0o600)
 	before := l.tree()
@@ -159,6 +162,9 @@ func TestUndoPaths(t *testing.T) {
 // TestUndoHostile: names that came from a guest's share lead nowhere else when
 // they are given back either.
 func TestUndoHostile(t *testing.T) {
+	if onWindows {
+		t.Skip(othersThere)
+	}
 	l := live{newDesk(t, map[string]string{"d/f": "old", "d/g": "old"})}
 	outside := filepath.Join(filepath.Dir(l.host), "outside")
 	if err := os.Mkdir(outside, 0o755); err != nil {

@@ -281,3 +281,17 @@ func TestWindowsRoot(t *testing.T) {
 		t.Error("a read-only share cannot be read")
 	}
 }
+
+// TestPrograms: what lies in a share may be run in a guest, though nothing on Windows says of a
+// file that it is a program.
+func TestPrograms(t *testing.T) {
+	g, root, _ := served(t, Options{Rules: compile(t, rules.Options{Mode: rules.ReadWrite})})
+	put(t, root, "run.sh", "#!/bin/sh")
+	g.create(rootID, "made.sh")
+	for _, name := range []string{"run.sh", "made.sh"} {
+		const mode = 40 + 60 // fuse_entry_out up to its attr, and that up to its mode
+		if b := g.must(opLookup, rootID, name); le.Uint32(b[mode:])&0o170111 != 0o100111 {
+			t.Errorf("%s has mode %o", name, le.Uint32(b[mode:]))
+		}
+	}
+}

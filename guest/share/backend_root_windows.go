@@ -9,9 +9,13 @@ import (
 
 const openNonblock = 0
 
-// infoStat: without inode numbers, the guest sees node ids in their place and no link counts.
+// infoStat: without inode numbers, the guest sees node ids in their place and no link counts. A
+// file has nothing there that says that it is a program, so that each may be run, as in WSL's drives.
 func infoStat(info fs.FileInfo) stat {
 	st := portableStat(info)
+	if info.Mode().IsRegular() {
+		st.mode |= 0o111
+	}
 	if sys, is := info.Sys().(*syscall.Win32FileAttributeData); is {
 		st.remote = recalled(sys.FileAttributes)
 	}

@@ -81,6 +81,95 @@ func (r *Reader) Read(m proto.Message) error {
 	return err
 }
 
+// ReadOutput reads the next frame of a task's output. Of one of stdout or stderr it
+// returns the bytes, never nil, which mostly lie in the reader's own buffer: they are
+// good until the next call. Any other frame is in m.
+func (r *Reader) ReadOutput(m *Output) (p []byte, isErr bool, err error) {
+	if p, isErr, ok := r.peekOutput(); ok {
+		return p, isErr, nil
+	}
+	if err := r.Read(m); err != nil {
+		return nil, false, err
+	}
+	switch k := m.Kind.(type) {
+	case *Output_Stdout:
+		p = k.Stdout
+	case *Output_Stderr:
+		p, isErr = k.Stderr, true
+	default:
+		return nil, false, nil
+	}
+	if p == nil {
+		p = []byte{}
+	}
+	return p, isErr, nil
+}
+
+// Fields of Output.
+const (
+	fieldStdout = 2
+	fieldStderr = 3
+)
+
+// peekOutput takes a frame that is written as WriteOutput does and fits into the
+// buffer. All else, errors too, it leaves to Read.
+func (r *Reader) peekOutput() (p []byte, isErr, ok bool) {
+	var size uint64
+	n := -1
+	for k := 1; n < 0; k++ {
+		b, err := r.r.Peek(k)
+		if err != nil || k > 4 { // longer than any frame of DataChunk
+			return nil, false, false
+		}
+		size, n = protowire.ConsumeVarint(b)
+	}
+	if size > uint64(r.r.Size()-n) {
+		return nil, false, false
+	}
+	b, err := r.r.Peek(n + int(size))
+	if err != nil {
+		return nil, false, false
+	}
+	field, kind, t := protowire.ConsumeTag(b[n:])
+	if t < 0 || kind != protowire.BytesType || field != fieldStdout && field != fieldStderr {
+		return nil, false, false
+	}
+	p, l := protowire.ConsumeBytes(b[n+t:])
+	if l < 0 || n+t+l != len(b) {
+		return nil, false, false
+	}
+	r.r.Discard(len(b)) // what was peeked stays where it is until more is read
+	return p, field == fieldStderr, true
+}
+
+// Chunk is room for one frame of a task's output, with the bytes where they are sent
+// from.
+type Chunk struct{ b []byte }
+
+// chunkHead is the most that comes before the bytes: two lengths and a tag.
+const chunkHead = 2*4 + 1
+
+// NewChunk returns one.
+func NewChunk() *Chunk { return &Chunk{make([]byte, chunkHead+DataChunk)} }
+
+// Room is where up to DataChunk bytes are to be put.
+func (c *Chunk) Room() []byte { return c.b[chunkHead:] }
+
+// WriteOutput writes the first n bytes of the room as one frame in one call of w.Write.
+func (c *Chunk) WriteOutput(w io.Writer, n int, isErr bool) error {
+	field := protowire.Number(fieldStdout)
+	if isErr {
+		field = fieldStderr
+	}
+	var room [chunkHead]byte
+	size := protowire.SizeTag(field) + protowire.SizeBytes(n)
+	head := protowire.AppendVarint(room[:0], uint64(size))
+	head = protowire.AppendVarint(protowire.AppendTag(head, field, protowire.BytesType), uint64(n))
+	copy(c.b[chunkHead-len(head):], head)
+	_, err := w.Write(c.b[chunkHead-len(head) : chunkHead+n])
+	return err
+}
+
 // Buffered is how many bytes have come that Read has not returned yet.
 func (r *Reader) Buffered() int { return r.r.Buffered() }
 

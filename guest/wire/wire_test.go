@@ -7,8 +7,10 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 )
 
 func TestFramesReadBack(t *testing.T) {
@@ -92,5 +94,71 @@ func FuzzFrames(f *testing.F) {
 				break
 			}
 		}
+		sameOutput(t, p)
 	})
+}
+
+// A frame of output is the same whoever writes it, and says the same whoever reads it.
+func TestOutputFrames(t *testing.T) {
+	var plain, chunked bytes.Buffer
+	c := NewChunk()
+	for _, n := range []int{1, 127, 128, 4096, DataChunk} {
+		p := bytes.Repeat([]byte{byte(n)}, n)
+		for _, isErr := range []bool{false, true} {
+			m := &Output{Kind: &Output_Stdout{Stdout: p}}
+			if isErr {
+				m = &Output{Kind: &Output_Stderr{Stderr: p}}
+			}
+			if err := Write(&plain, m); err != nil {
+				t.Fatal(err)
+			}
+			copy(c.Room(), p)
+			if err := c.WriteOutput(&chunked, n, isErr); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if !bytes.Equal(plain.Bytes(), chunked.Bytes()) {
+		t.Fatal("frames differ with who writes them")
+	}
+	// The largest, which no buffer of a reader holds, an empty one, and something else.
+	for _, m := range []*Output{
+		{Kind: &Output_Stdout{Stdout: make([]byte, MaxFrame-8)}}, {Kind: &Output_Stderr{}}, {Kind: &Output_StdinTaken{StdinTaken: 3}}, {},
+	} {
+		if err := Write(&plain, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sameOutput(t, plain.Bytes())
+}
+
+// sameOutput holds what ReadOutput makes of bytes to what Read makes of them.
+func sameOutput(t *testing.T, b []byte) {
+	t.Helper()
+	one, other := NewReader(bytes.NewReader(b)), NewReader(iotest.OneByteReader(bytes.NewReader(b)))
+	for {
+		want, m := new(Output), new(Output)
+		werr := one.Read(want)
+		p, isErr, err := other.ReadOutput(m)
+		if (err == nil) != (werr == nil) || errors.Is(err, ErrFrame) != errors.Is(werr, ErrFrame) || errors.Is(err, io.EOF) != errors.Is(werr, io.EOF) {
+			t.Fatalf("%v, want %v", err, werr)
+		}
+		if err != nil {
+			return
+		}
+		wp, wErr := want.GetStdout(), false
+		switch k := want.Kind.(type) {
+		case *Output_Stdout:
+		case *Output_Stderr:
+			wp, wErr = k.Stderr, true
+		default:
+			if p != nil || !proto.Equal(m, want) {
+				t.Fatalf("%v and %d bytes, want %v", m, len(p), want)
+			}
+			continue
+		}
+		if p == nil || isErr != wErr || !bytes.Equal(p, wp) {
+			t.Fatalf("%d bytes, of the standard error %v; want %d, %v", len(p), isErr, len(wp), wErr)
+		}
+	}
 }

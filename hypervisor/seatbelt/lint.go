@@ -19,6 +19,7 @@ const (
 	aboutSysctl
 	aboutIPC
 	aboutProcess
+	aboutExtension
 )
 
 // operation is one that a profile of ours may name.
@@ -54,6 +55,10 @@ var operations = map[string]operation{
 	"pseudo-tty":  {bare: true},
 	"sysctl-read": {subject: aboutSysctl}, "sysctl-write": {subject: aboutSysctl},
 
+	// What lets another process have a file, or a kind of device, that the sandbox
+	// of its own would refuse it.
+	"file-issue-extension": {subject: aboutExtension}, "generic-issue-extension": {subject: aboutExtension},
+
 	"appleevent-send": {}, "job-creation": {}, "lsopen": {}, "system-socket": {}, "user-preference-read": {},
 }
 
@@ -76,6 +81,8 @@ var filters = map[string]filter{
 	"local":                 {subject: aboutNetwork}, // an address: the linter's
 	"remote":                {subject: aboutNetwork},
 	"global-name":           {aboutMach, lintName},
+	"xpc-service-name":      {aboutMach, lintName},
+	"extension-class":       {aboutExtension, lintName},
 	"sysctl-name":           {aboutSysctl, lintName},
 	"sysctl-name-prefix":    {aboutSysctl, lintName},
 	"ipc-posix-name":        {aboutIPC, lintName},
@@ -206,7 +213,7 @@ func (l linter) filter(e expr, op string) error {
 	if !ok {
 		return fmt.Errorf("a filter %.60q, which is not known", name)
 	}
-	if f.subject != operations[op].subject {
+	if f.subject != operations[op].subject && (op != "file-issue-extension" || name != "subpath") {
 		return fmt.Errorf("%s cannot be filtered by %s", op, name)
 	}
 	check := f.check

@@ -24,6 +24,10 @@ type Process struct {
 	// verified, and listens on ports for those that are published. Otherwise it
 	// has no network at all.
 	Dial bool
+	// Machine: it runs one by Virtualization.framework, whose folder of caches is
+	// Caches. Nothing that Carrel starts is that yet (machine.go).
+	Machine bool
+	Caches  string
 }
 
 // maxFolders bounds one profile: a guest's shares and their stores.
@@ -111,6 +115,9 @@ func (p Process) Profile() (string, error) {
 		w.note("The ports of the host that lead into the guest.")
 		w.rule("allow", "network-bind network-inbound", "(local tcp \"localhost:*\")")
 	}
+	if p.Machine {
+		p.machine(w)
+	}
 	w.note("No file that runs with another's rights, and no device.")
 	w.rule("deny", "file-write-setugid file-mknod")
 	if w.err != nil {
@@ -125,7 +132,7 @@ func (p Process) Profile() (string, error) {
 
 // above are the folders above all that it has.
 func (p Process) above() (up []string) {
-	all := slices.Concat([]string{p.Program, p.Listen}, p.Read, p.Write, p.Files, libraries, ownFolders, ownFiles[1:])
+	all := slices.Concat([]string{p.Program, p.Listen, p.Caches}, p.Read, p.Write, p.Files, libraries, ownFolders, ownFiles[1:])
 	if p.Dial {
 		all = slices.Concat(all, dialFolders, dialFiles, []string{resolverSocket})
 	}
@@ -144,6 +151,9 @@ func (p Process) fits() error {
 	all := slices.Concat([]string{p.Program}, p.Read, p.Write, p.Files)
 	if p.Listen != "" {
 		all = append(all, p.Listen)
+	}
+	if p.Machine {
+		all = append(all, p.Caches)
 	}
 	if len(all) > maxFolders {
 		return fmt.Errorf("a sandbox of %d folders; %d are possible", len(all), maxFolders)
@@ -194,6 +204,9 @@ func (p Process) grants(f expr) error {
 		}
 		ops = append(ops, e.word)
 	}
+	if slices.ContainsFunc(ops, func(op string) bool { return operations[op].subject == aboutExtension }) {
+		return p.extends(ops, rest)
+	}
 	for _, e := range rest { // a filter may have many values, of which only the first is judged below
 		if n := len(e.of); n != 2 && (n != 3 || e.head() != "local" && e.head() != "remote") {
 			return fmt.Errorf("%s with %d values, where one is what a process has a use for", e.head(), n-1)
@@ -215,6 +228,9 @@ func (p Process) grants(f expr) error {
 			}
 		case aboutMach:
 			for _, e := range rest {
+				if p.Machine && op == "mach-lookup" && slices.Contains(machineLookups, e.head()+" "+e.of[1].word) {
+					continue
+				}
 				if !p.Dial || op != "mach-lookup" || e.head() != "global-name" || !slices.Contains(dialServices, e.of[1].word) {
 					return fmt.Errorf("%s of a service that it has no use for", op)
 				}

@@ -22,6 +22,14 @@ func egressProcess() Process {
 	}
 }
 
+func machineProcess() Process {
+	return Process{
+		Program: "/opt/carrel/bin/carrel-keeper", Machine: true, Caches: "/private/var/folders/ab/cd/C",
+		Read:  []string{"/Users/u/Library/Caches/Carrel/images/default"},
+		Write: []string{"/Users/u/Library/Carrel/state/guests/otter"},
+	}
+}
+
 func TestProcessGolden(t *testing.T) {
 	for name, p := range map[string]Process{
 		"share-process": shareProcess(),
@@ -31,6 +39,7 @@ func TestProcessGolden(t *testing.T) {
 		"unpack-process":         {Program: "/opt/carrel/bin/carreld", Read: []string{"/Users/u/Library/Caches/Carrel/oci"}},
 		"review-process-of-none": {Program: "/opt/carrel/bin/carreld"},
 		"egress-process":         egressProcess(),
+		"machine-process":        machineProcess(),
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := p.Profile()
@@ -195,12 +204,41 @@ func TestLintProcess(t *testing.T) {
 			}
 		}
 	}
+	// What one that runs a machine may have is too much for one that does not, and it
+	// may hand on no more than what it has.
+	machine, err := machineProcess().Profile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := machineProcess()
+	for _, rule := range []string{
+		`(allow mach-lookup (xpc-service-name "com.apple.Virtualization.Installation"))`,
+		`(allow mach-lookup (global-name "com.apple.Virtualization.VirtualMachine"))`,
+		`(allow generic-issue-extension)`,
+		`(allow generic-issue-extension (extension-class "com.apple.virtualization.extension.audio-input"))`,
+		`(allow generic-issue-extension (extension-class "com.apple.virtualization.extension.fuse"))`,
+		`(allow file-issue-extension (subpath "/Users/u/Library/Carrel/state/guests/otter"))`,
+		`(allow file-issue-extension (extension-class "com.apple.app-sandbox.read"))`,
+		`(allow file-issue-extension (require-any (subpath "/Users/u/Library/Carrel/state/guests/otter") (extension-class "com.apple.app-sandbox.read")))`,
+		`(allow file-issue-extension (require-all (subpath "/Users/u") (extension-class "com.apple.app-sandbox.read")))`,
+		`(allow file-issue-extension (require-all (subpath "/Users/u/Library/Carrel/state/guests/otter") (extension-class "com.apple.app-sandbox.read-write")))`,
+		`(allow network-outbound (remote tcp "*:*"))`,
+		`(allow process-fork)`,
+		`(allow iokit-open)`,
+	} {
+		if err := LintProcess(machine+rule+"\n", p); err == nil {
+			t.Errorf("a machine's: %s passes", rule)
+		}
+	}
+	if p.Machine = false; LintProcess(machine, p) == nil {
+		t.Error("a machine for a process that runs none")
+	}
 	// What one that dials may have is too much for one that does not.
 	egress, err := egressProcess().Profile()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := egressProcess()
+	p = egressProcess()
 	p.Dial = false
 	if err := LintProcess(egress, p); err == nil || !strings.Contains(err.Error(), "network") {
 		t.Errorf("a way out for one that has none: %v", err)

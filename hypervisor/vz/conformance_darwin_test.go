@@ -5,7 +5,6 @@ package vz
 import (
 	"os"
 	"path/filepath"
-	"runtime"
 	"testing"
 	"time"
 
@@ -26,11 +25,14 @@ func TestConformance(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	program := hypervisortest.ProgramFor(t, runtime.GOARCH, "github.com/carrel-vm/carrel/hypervisor/hypervisortest/guestprog")
+	initrd := os.Getenv(testInitrd)
+	if initrd == "" {
+		initrd = hypervisortest.Initrd(t, testProgram(t))
+	}
 	hypervisortest.Conformance(t, hypervisortest.Suite{
 		New: func(*testing.T) hypervisor.Driver { return New(Options{}) },
 		Config: hypervisor.Config{
-			Name: "test", Dir: dir, Kernel: hypervisortest.Kernel(t), Initrd: hypervisortest.Initrd(t, program),
+			Name: "test", Dir: dir, Kernel: hypervisortest.Kernel(t), Initrd: initrd,
 			Root: filepath.Join(dir, "root"), Scratch: filepath.Join(dir, "scratch"), CPUs: 2, MemoryMiB: 256,
 		},
 		Machine: true,

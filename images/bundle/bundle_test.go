@@ -80,7 +80,7 @@ func TestVerify(t *testing.T) {
 		keys   []Key
 		want   string
 	}{
-		"no key is trusted":      {[]Signed{good}, nil, "carrel image trust KEYFILE"},
+		"no key is trusted":      {[]Signed{good}, nil, "carrel image trust KEYFILE --for NAME"},
 		"not signed":             {nil, []Key{key}, "not signed at all"},
 		"a key that was removed": {[]Signed{good}, []Key{otherKey}, "none of 1 signatures"},
 		"a stranger's":           {[]Signed{sign(t, other, said(7))}, []Key{key}, "none of 1 signatures"},

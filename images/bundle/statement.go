@@ -141,7 +141,7 @@ type Proof struct {
 // left has expired is the caller's to judge. A payload is not looked at before its signature is good. Errors wrap ErrUntrusted.
 func Verify(all []Signed, keys []Key, digest string, now time.Time) (Proof, error) {
 	if len(keys) == 0 {
-		return Proof{}, fmt.Errorf("%w: no key is trusted on this machine (carrel image trust KEYFILE, with the public key of whoever you want images from)", ErrUntrusted)
+		return Proof{}, fmt.Errorf("%w: no key is trusted on this machine (carrel image trust KEYFILE --for NAME, with the public key of whoever you want images from)", ErrUntrusted)
 	}
 	if len(all) == 0 {
 		return Proof{}, fmt.Errorf("%w: it is not signed at all (ask for one that is)", ErrUntrusted)
@@ -172,7 +172,7 @@ func Verify(all []Signed, keys []Key, digest string, now time.Time) (Proof, erro
 		return *best, nil
 	}
 	if why == nil {
-		why = fmt.Errorf("%w: none of %d signatures is by one of the %d trusted keys (carrel image key ls shows these; carrel image trust KEYFILE adds one)", ErrUntrusted, len(all), len(keys))
+		why = fmt.Errorf("%w: none of %d signatures is by one of the %d trusted keys (carrel image key ls shows these; carrel image trust KEYFILE --for NAME adds one)", ErrUntrusted, len(all), len(keys))
 	}
 	return Proof{}, why
 }

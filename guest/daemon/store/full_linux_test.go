@@ -75,3 +75,31 @@ func TestFullDisk(t *testing.T) {
 	}
 	t.Logf("%d answers kept, %d requests refused for want of room", len(acked), refused)
 }
+
+// An index that is there is not opened on a full disk, which is told from damage:
+// the daemon goes on without it. The control is the same with room.
+func TestOpenOnFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("carrel-test", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatalf("mount a small disk: %v (this test runs as root)", err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	opened(t, dir).Close()
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 2<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("the small disk is not full: %v", err)
+	}
+	if s, err := Open(dir); !errors.Is(err, ErrNoRoom) {
+		if err == nil {
+			s.Close()
+		}
+		t.Errorf("with a full disk: %v", err)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	s := opened(t, dir)
+	if s.Rebuilt != "" {
+		t.Errorf("it was taken for damaged: %s", s.Rebuilt)
+	}
+}

@@ -284,7 +284,11 @@ func code(err error) int {
 	return 0
 }
 
-func noRoom(err error) bool { return code(err)&0xff == lib.SQLITE_FULL || isNoSpace(err) }
+// noRoom says whether the disk took nothing. Of the file that a log is found by,
+// which is made when there is one to be read, SQLite says so by a code of its own.
+func noRoom(err error) bool {
+	return code(err)&0xff == lib.SQLITE_FULL || code(err) == lib.SQLITE_IOERR_SHMSIZE || isNoSpace(err)
+}
 
 // tx is one transaction of the only connection.
 type tx struct {

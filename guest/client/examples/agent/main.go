@@ -81,7 +81,12 @@ func mend(ctx context.Context, folder, boundary string, m model, p *person) erro
 			if p.yes(fmt.Sprintf("May the guest reach %q, port %d, once?", ev.Host, ev.Port)) {
 				answer = api.EgressAnswer_EGRESS_ANSWER_ONCE
 			}
-			return c.AnswerEgress(ctx, guest, ev.Question, answer)
+			err := c.AnswerEgress(ctx, guest, ev.Question, answer)
+			if client.CodeOf(err) == "no_question" { // it waits a minute; the guest was told no
+				p.say("  too late: nobody waits for this answer any more")
+				return nil
+			}
+			return err
 		})
 		if err != nil && watching.Err() == nil {
 			log.Print(err)

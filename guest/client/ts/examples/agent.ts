@@ -46,7 +46,12 @@ export async function mend(folder: string, model: Model, person: Person, o: Gues
 async function answer(guest: Guest, person: Person, signal: AbortSignal): Promise<void> {
   for await (const q of guest.questions(signal)) {
     const yes = await person.yes(`May the guest reach ${JSON.stringify(q.host)}, port ${q.port}, once?`);
-    await q.answer(yes ? "once" : "deny");
+    try {
+      await q.answer(yes ? "once" : "deny");
+    } catch (err) {
+      if (!(err instanceof CarrelError && err.code === "no_question")) throw err;
+      person.say("  too late: nobody waits for this answer any more"); // it waits a minute; the guest was told no
+    }
   }
 }
 

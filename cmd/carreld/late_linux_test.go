@@ -1,0 +1,87 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/carrel-vm/carrel/guest"
+	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/egress/link"
+	"github.com/carrel-vm/carrel/guest/inherit"
+	"github.com/carrel-vm/carrel/guest/policy"
+)
+
+// F02: the daemon dies when it has just started a keeper, which comes to its guest's
+// folder only after the next daemon has looked there. It leaves the guest alone, which
+// would else run with nobody knowing of it. The control is a keeper whose daemon waits
+// for its word.
+func TestKeeperOfADeadDaemon(t *testing.T) {
+	for _, waits := range []bool{false, true} {
+		w := newRing2(t)
+		guests := filepath.Join(w.home, "state", "guests")
+		if err := os.MkdirAll(filepath.Join(w.home, "run"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(guests, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		spec := &api.GuestSpec{Name: "box", Image: "default", Cpus: 1, MemoryMib: 128}
+		if err := guest.Create(guests, "box", spec, guest.Making{}); err != nil {
+			t.Fatal(err)
+		}
+		dir := filepath.Join(guests, "box")
+		b, err := json.Marshal(guest.KeepRequest{Spec: spec, Rules: policy.Default("/nonexistent"), Parts: policy.Parts{Dir: dir, Kernel: "/k", Initrd: "/i", Root: "/r"}, Socket: filepath.Join(w.home, "run", "k")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		in, inW, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, outW, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		inner, outer, err := link.Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var said strings.Builder
+		keeper := exec.Command(filepath.Join(w.bin, "carreld"), "keep")
+		keeper.Env, keeper.Stderr = append(os.Environ(), "CARREL_HOME="+w.home), &said
+		if !waits {
+			out.Close()
+		}
+		if err := inherit.Start(keeper, in, outW, inner); err != nil {
+			t.Fatal(err)
+		}
+		in.Close()
+		outW.Close()
+		inner.Close()
+		if _, err := inW.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		inW.Close()
+		if waits {
+			word, err := bufio.NewReader(out).ReadString('\n')
+			if strings.TrimSpace(word) != "listening" {
+				t.Errorf("control: it says %q: %v", word, err)
+			}
+			keeper.Process.Signal(syscall.SIGTERM)
+		}
+		err = keeper.Wait()
+		outer.Close()
+		if !waits && (err == nil || !strings.Contains(said.String(), "the daemon that started this keeper is gone")) {
+			t.Errorf("it ends with %v: %s", err, said.String())
+		}
+		if _, err := os.Stat(filepath.Join(dir, "journal")); os.IsNotExist(err) == waits {
+			t.Errorf("a daemon waits %v: the guest's journal: %v; %s", waits, err, said.String())
+		}
+	}
+}

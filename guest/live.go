@@ -2,7 +2,6 @@ package guest
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -10,25 +9,31 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
 
 	"github.com/carrel-vm/carrel/guest/api"
-	"github.com/carrel-vm/carrel/guest/inherit"
-	"github.com/carrel-vm/carrel/guest/packet"
 	"github.com/carrel-vm/carrel/guest/policy"
 	"github.com/carrel-vm/carrel/guest/share/control"
 	"github.com/carrel-vm/carrel/guest/wire"
 	"github.com/carrel-vm/carrel/hypervisor"
 )
 
-// A share that is added to a running guest: the daemon starts its process, since
-// a keeper with a running guest can start none and opens no folder, and hands
-// its control socket over. What then has the guest mount it is AttachShare.
+// A share that is added to a running guest. On Unix the daemon starts its process,
+// since a keeper with a running guest can start none and opens no folder, and hands
+// its control socket over (live_unix.go). On Windows the keeper starts it, as it
+// did those before (live_asked.go). What then has the guest mount it is AttachShare.
 
-// ShareSocketPath is where a guest's keeper takes the control sockets of shares.
+// Live is the process of a share that is for a guest which runs.
+type Live interface {
+	// Hand gives it to the guest's keeper, for AttachShare with its tag.
+	Hand() error
+	// Close lets go of it: without Hand it ends.
+	Close() error
+}
+
+// ShareSocketPath is where a guest's keeper takes shares.
 func ShareSocketPath(run, name string) string {
 	return shareSocketPath(SocketPath(run, name))
 }
@@ -51,115 +56,37 @@ type handed struct {
 	Error string `json:"error,omitempty"`
 }
 
-// HandsShares says whether a guest that runs can be given shares on this host.
-const HandsShares = shelfNetwork != ""
-
 // handTimeout bounds a hand-over.
 const handTimeout = 15 * time.Second
-
-// HandShare gives the control socket of a share's process to a guest's keeper,
-// for AttachShare with the same tag. control stays the caller's.
-func HandShare(run, name, tag string, control syscall.Conn) error {
-	c, err := net.DialTimeout(shelfNetwork, ShareSocketPath(run, name), handTimeout)
-	if err != nil {
-		return fmt.Errorf("hand a share to the guest's keeper: %w", err)
-	}
-	p, err := packet.From(c.(*net.UnixConn))
-	if err != nil {
-		c.Close()
-		return err
-	}
-	defer p.Close()
-	p.SetReadDeadline(time.Now().Add(handTimeout))
-	b, err := json.Marshal(handed{Tag: tag})
-	if err != nil {
-		return err
-	}
-	if err := p.Send(b, control); err != nil {
-		return fmt.Errorf("hand a share to the guest's keeper: %w", err)
-	}
-	b, f, err := p.Receive()
-	if f != nil {
-		f.Close()
-	}
-	var answer handed
-	if err == nil {
-		err = json.Unmarshal(b, &answer)
-	}
-	if err == nil && answer.Error != "" {
-		err = errors.New(answer.Error)
-	}
-	if err != nil {
-		return fmt.Errorf("hand a share to the guest's keeper: %w", err)
-	}
-	return nil
-}
 
 // shelf holds the control sockets that were handed over and not attached yet.
 type shelf struct {
 	ln   net.Listener
+	stop context.CancelFunc
 	done sync.WaitGroup
 
 	mu    sync.Mutex
-	kept  map[string]*inherit.End
+	kept  map[string]*control.Conn
 	ended bool
 }
 
 // maxShelf is how many may wait.
 const maxShelf = 64
 
-// openShelf listens on path, where this host can pass files on.
-func openShelf(path string) (*shelf, error) {
-	s := &shelf{kept: map[string]*inherit.End{}}
-	if shelfNetwork == "" {
-		return s, nil
-	}
-	ln, err := listenPrivate(shelfNetwork, path)
+// errFull says that as many wait.
+var errFull = errors.New("too many shares wait to be attached")
+
+// openShelf listens on path. start starts a share's process, where the keeper
+// itself does that.
+func openShelf(path string, start func(context.Context, ShareSpec) (*control.Conn, error)) (*shelf, error) {
+	ln, err := listenShelf(path)
 	if err != nil {
 		return nil, err
 	}
-	s.ln = ln
-	s.done.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			s.receive(c.(*net.UnixConn)) // one at a time: there is one daemon
-		}
-	})
+	ctx, stop := context.WithCancel(context.Background())
+	s := &shelf{ln: ln, stop: stop, kept: map[string]*control.Conn{}}
+	s.done.Go(func() { s.accept(ctx, start) })
 	return s, nil
-}
-
-func (s *shelf) receive(c *net.UnixConn) {
-	p, err := packet.From(c)
-	if err != nil {
-		c.Close()
-		return
-	}
-	defer p.Close()
-	p.SetReadDeadline(time.Now().Add(handTimeout))
-	b, f, err := p.Receive()
-	if err != nil {
-		return
-	}
-	var said, answer handed
-	switch {
-	case f == nil:
-		answer.Error = "no control socket came"
-	case json.Unmarshal(b, &said) != nil || !goodTag(said.Tag):
-		answer.Error = "no tag came that could be one"
-	case !s.put(said.Tag, f):
-		answer.Error = "too many shares wait to be attached"
-	default:
-		f = nil
-	}
-	if f != nil {
-		f.Close()
-	}
-	if b, err := json.Marshal(answer); err == nil {
-		p.Send(b, nil)
-	}
 }
 
 func goodTag(s string) bool {
@@ -171,7 +98,7 @@ func goodTag(s string) bool {
 	return s != "" && len(s) <= 32
 }
 
-func (s *shelf) put(tag string, f *inherit.End) bool {
+func (s *shelf) put(tag string, c *control.Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended || len(s.kept) >= maxShelf && s.kept[tag] == nil {
@@ -180,38 +107,33 @@ func (s *shelf) put(tag string, f *inherit.End) bool {
 	if old := s.kept[tag]; old != nil {
 		old.Close()
 	}
-	s.kept[tag] = f
+	s.kept[tag] = c
 	return true
 }
 
-func (s *shelf) get(tag string) *inherit.End {
+func (s *shelf) get(tag string) *control.Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := s.kept[tag]
+	c := s.kept[tag]
 	delete(s.kept, tag)
-	return f
+	return c
 }
 
 func (s *shelf) close() {
-	if s.ln != nil {
-		s.ln.Close()
-	}
+	s.ln.Close()
+	s.stop()
 	s.done.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = true
-	for _, f := range s.kept {
-		f.Close()
+	for _, c := range s.kept {
+		c.Close()
 	}
 	clear(s.kept)
 }
 
 // add attaches a share whose server was handed over.
-func (s *shares) add(ctx context.Context, g *Guest, tag string, want *api.Share, f *inherit.End) error {
-	conn, err := control.New(f)
-	if err != nil {
-		return err
-	}
+func (s *shares) add(ctx context.Context, g *Guest, tag string, want *api.Share, conn *control.Conn) error {
 	c := control.NewClient(conn, s.changed)
 	sh := &sharing{share: want, server: c, carrier: carriedByStream, mount: &wire.Mount{
 		Tag: tag, Type: "fuse", Path: want.GuestPath, ReadOnly: !writes(want.Mode), Overlay: want.Mode == api.ShareMode_SHARE_MODE_REVIEW,
@@ -219,6 +141,7 @@ func (s *shares) add(ctx context.Context, g *Guest, tag string, want *api.Share,
 	if sh.mount.Overlay {
 		sh.mount.Layer = policy.Layer(want)
 	}
+	var err error
 	s.mu.Lock()
 	for _, other := range s.list {
 		if err == nil && (other.mount.GetTag() == tag || other.share.GuestPath == want.GuestPath) {
@@ -389,15 +312,15 @@ func (k *Keeper) DropReview(ctx context.Context, r *connect.Request[api.DropRevi
 // AttachShare implements the keeper's service.
 func (k *Keeper) AttachShare(ctx context.Context, r *connect.Request[api.AttachShareRequest]) (*connect.Response[api.AttachShareResponse], error) {
 	err := k.with(ctx, "attach", "the folder could not be shared", func(g *Guest, s *shares) error {
-		f := k.shelf.get(r.Msg.Tag)
-		if f == nil {
+		c := k.shelf.get(r.Msg.Tag)
+		if c == nil {
 			return errors.New("no server was handed over for it")
 		}
 		if r.Msg.Share == nil {
-			f.Close()
+			c.Close()
 			return errors.New("the share is missing")
 		}
-		err := s.add(ctx, g, r.Msg.Tag, r.Msg.Share, f)
+		err := s.add(ctx, g, r.Msg.Tag, r.Msg.Share, c)
 		if err == nil {
 			k.say("share.attached", map[string]any{"path": r.Msg.Share.Path, "guest_path": r.Msg.Share.GuestPath, "mode": r.Msg.Share.Mode.String()})
 		}

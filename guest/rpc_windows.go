@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"errors"
 	"net"
 	"path/filepath"
 
@@ -17,6 +16,3 @@ func ListenPrivate(path string) (net.Listener, error) {
 	}
 	return place.Listen(path)
 }
-
-// listenPrivate is for Unix: nobody hands shares over here.
-func listenPrivate(string, string) (net.Listener, error) { return nil, errors.ErrUnsupported }

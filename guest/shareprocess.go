@@ -23,9 +23,6 @@ const shareMemory = 1 << 30
 // ShareSpec is what a share process serves.
 type ShareSpec = control.Spec
 
-// ShareControl is a share process's control socket, as who started it has it.
-type ShareControl = control.Conn
-
 // ShareStart says how a share process is started.
 type ShareStart struct {
 	// Command is its command line: {"/usr/bin/carreld", "share"}.
@@ -43,9 +40,6 @@ type ShareStart struct {
 func StartShare(ctx context.Context, spec ShareSpec, o ShareStart) (_ *control.Conn, err error) {
 	if len(o.Command) == 0 {
 		return nil, errors.New("there is no command that serves shares")
-	}
-	if o.Outlive && shelfNetwork == "" { // nobody could be handed it
-		return nil, errors.ErrUnsupported
 	}
 	if spec.Store != "" {
 		if err := os.MkdirAll(spec.Store, 0o700); err != nil {

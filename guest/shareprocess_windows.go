@@ -7,9 +7,6 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// shelfNetwork is empty: a share is not handed over to a guest that runs, here.
-const shelfNetwork = ""
-
 func shareAttributes(cmd *exec.Cmd, _ bool) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{CreationFlags: windows.CREATE_NO_WINDOW | windows.CREATE_NEW_PROCESS_GROUP}
 }

@@ -76,8 +76,10 @@ func imageParts(s *images.Store) func(context.Context, string) (policy.Parts, fu
 			return policy.Parts{}, nil, err
 		}
 		part := filepath.Join(p.Cache, "part")
-		if err := os.WriteFile(part, make([]byte, 4096), 0o600); err != nil {
-			return policy.Parts{}, nil, err
+		if fi, err := os.Stat(part); err != nil || fi.Size() != 4096 { // one that is made anew is another image to the pool
+			if err := os.WriteFile(part, make([]byte, 4096), 0o600); err != nil {
+				return policy.Parts{}, nil, err
+			}
 		}
 		return policy.Parts{Kernel: part, Initrd: part, Root: part}, func() {}, nil
 	}
@@ -129,7 +131,14 @@ func fakeGuest(id string) error {
 		if err := r.Read(f); err != nil {
 			return nil // the host has let go of the machine
 		}
-		if err := wire.Write(boot, &wire.FromGuest{Kind: &wire.FromGuest_Answer{Answer: &wire.Answer{Id: f.GetControl().GetId()}}}); err != nil {
+		// A share that is taken away it keeps, as a hostile guest would.
+		answer := &wire.Answer{Id: f.GetControl().GetId()}
+		if m := f.GetControl().GetAttach(); m != nil {
+			if err := fakeAttach(id, []*wire.Mount{m}); err != nil {
+				answer.Error = err.Error()
+			}
+		}
+		if err := wire.Write(boot, &wire.FromGuest{Kind: &wire.FromGuest_Answer{Answer: answer}}); err != nil {
 			return err
 		}
 		if f.GetControl().GetPowerOff() != nil {

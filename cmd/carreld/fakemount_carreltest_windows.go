@@ -47,7 +47,7 @@ const (
 // fakeMounts are those of this guest, by their path.
 var fakeMounts sync.Map
 
-// fakeAttach mounts what the host says at the start.
+// fakeAttach mounts what the host says, at the start or later.
 func fakeAttach(id string, mounts []*wire.Mount) error {
 	for _, m := range mounts {
 		c, err := hcstest.Reach(id, wire.PortShare)

@@ -23,7 +23,8 @@ const attachTime = 45 * time.Second
 // attach gives a running guest share i of the grant; it answers when the guest
 // has it.
 //
-//  1. the share's process is started: a keeper with a guest can start none
+//  1. the share's process is started: by this daemon, since a keeper with a guest
+//     can start none, and on Windows by that
 //  2. the keeper gets its control socket, and nothing else of it stays here
 //  3. the keeper has the guest mount it
 func (d *Daemon) attach(ctx context.Context, e *entry, k *keeper, g *policy.Grant, i int) error {
@@ -39,7 +40,7 @@ func (d *Daemon) attach(ctx context.Context, e *entry, k *keeper, g *policy.Gran
 // that came after another inside it would cover that.
 func (d *Daemon) attachAll(ctx context.Context, e *entry, k *keeper, g *policy.Grant) error {
 	n := len(g.Spec().Shares)
-	controls, errs := make([]*guest.ShareControl, n), make([]error, n)
+	controls, errs := make([]guest.Live, n), make([]error, n)
 	var all sync.WaitGroup
 	for i := range n {
 		all.Go(func() { controls[i], errs[i] = d.serveShare(ctx, e, g, i) })
@@ -58,7 +59,7 @@ func (d *Daemon) attachAll(ctx context.Context, e *entry, k *keeper, g *policy.G
 }
 
 // serveShare starts the process of share i of the grant.
-func (d *Daemon) serveShare(ctx context.Context, e *entry, g *policy.Grant, i int) (*guest.ShareControl, error) {
+func (d *Daemon) serveShare(ctx context.Context, e *entry, g *policy.Grant, i int) (guest.Live, error) {
 	if len(d.opts.Share) == 0 {
 		return nil, notLive(e.name)
 	}
@@ -70,13 +71,10 @@ func (d *Daemon) serveShare(ctx context.Context, e *entry, g *policy.Grant, i in
 		return nil, attachFailed(e.name, err)
 	}
 	defer log.Close()
-	c, err := guest.StartShare(ctx, guest.ShareSpec{
+	c, err := guest.ServeLive(ctx, d.opts.Place.Run, e.name, guest.ShareSpec{
 		Tag: tagOf(g, i), Path: pin.Path, Dev: pin.Dev, Ino: pin.Ino, Owner: d.opts.ShareOwner,
 		Store: guest.ReviewDir(d.dir(e), g.Layer(i)), Rules: g.ShareRules(i),
-	}, guest.ShareStart{Command: d.opts.Share, Log: log, Outlive: true})
-	if errors.Is(err, errors.ErrUnsupported) {
-		return nil, notLive(e.name)
-	}
+	}, guest.ShareStart{Command: d.opts.Share, Log: log})
 	if err != nil {
 		return nil, attachFailed(e.name, err)
 	}
@@ -85,11 +83,11 @@ func (d *Daemon) serveShare(ctx context.Context, e *entry, g *policy.Grant, i in
 
 func tagOf(g *policy.Grant, i int) string { return "l" + g.Layer(i) }
 
-// mountShare has the guest mount share i, and closes its control socket.
-func (d *Daemon) mountShare(ctx context.Context, e *entry, k *keeper, g *policy.Grant, i int, c *guest.ShareControl) error {
+// mountShare has the guest mount share i, and lets go of its control socket.
+func (d *Daemon) mountShare(ctx context.Context, e *entry, k *keeper, g *policy.Grant, i int, c guest.Live) error {
 	ctx, cancel := context.WithTimeout(ctx, attachTime)
 	defer cancel()
-	err := guest.HandShare(d.opts.Place.Run, e.name, tagOf(g, i), c)
+	err := c.Hand()
 	c.Close()
 	if err != nil {
 		return attachFailed(e.name, err)

@@ -44,15 +44,15 @@ type warm struct {
 
 // wanted is what the policy file says about the pool. One that cannot be read
 // leaves the pool as it is. Without egress processes there is none: what a guest
-// may reach comes to it by one; nor where a guest that runs can be given no shares.
+// may reach comes to it by one.
 func (d *Daemon) wanted() (policy.Pool, error) {
 	file, err := policy.Load(filepath.Join(d.opts.Place.Config, policyFile))
 	if err != nil {
 		return policy.Pool{}, err
 	}
-	if file.Pool.Size > 0 && (len(d.opts.Edge) == 0 || !guest.HandsShares) {
+	if file.Pool.Size > 0 && len(d.opts.Edge) == 0 {
 		d.noPool.Do(func() {
-			d.log.Warn("no guest is kept warm: on this host a guest that runs can be given neither shares nor a way out")
+			d.log.Warn("no guest is kept warm: on this host a guest that runs can be given no way out")
 		})
 		return policy.Pool{}, nil
 	}

@@ -79,7 +79,6 @@ const (
 	windowsOld         Topic = "windows-old"
 	windowsDriver      Topic = "windows-driver"
 	windowsUntried     Topic = "windows-untried"
-	windowsParts       Topic = "windows-parts"
 	windowsFirmware    Topic = "windows-firmware"
 	platformOff        Topic = "virtual-machine-platform"
 	vmcomputeOff       Topic = "vmcompute-disabled"
@@ -102,7 +101,7 @@ var Topics = []Topic{
 	wallProcess, wallGVisor, toolMissing, lingerOff,
 	macOld, hvOff, hvNested, hvUnknown, rosetta, vzNotBuilt, vzUntried, entitlement, signature, quarantined,
 	seatbeltMissing, seatbeltUntried, macConfinement, cltMissing,
-	windowsOld, windowsDriver, windowsUntried, windowsParts, windowsFirmware, platformOff, vmcomputeOff, hypervisorOff, hypervGroup, logonRight, hcsRefused,
+	windowsOld, windowsDriver, windowsUntried, windowsFirmware, platformOff, vmcomputeOff, hypervisorOff, hypervGroup, logonRight, hcsRefused,
 	folderCompressed, folderEncrypted, volumeKind, longPaths, windowsConfinement,
 }
 

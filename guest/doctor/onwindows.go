@@ -78,7 +78,6 @@ func (w Windows) Findings() []*api.Finding {
 		f.bad(windowsDriver, "driver", "no machine can be started: this carreld has not all that one needs on Windows", "the driver for the Host Compute Service is there; the processes for egress and shares are not written for Windows yet", "use Linux")
 	} else {
 		f.note(windowsUntried, "driver", "machines on Windows were made without Windows: what drives them was compiled, and ran against a stand-in at most", "nobody has run it on Windows yet", "scripts/verify-host tries it, and says what holds")
-		f.note(windowsParts, "parts", "a guest on Windows is given no folder while it runs", "what hands one to a guest's keeper is not there on Windows yet", "name its folders when it is made (carrel run --share)")
 	}
 	for _, d := range w.Folders {
 		d.findings(&f)

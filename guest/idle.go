@@ -367,9 +367,21 @@ func (g *Guest) lost(err error) {
 	g.vm.Kill()
 }
 
-// idleOf says what becomes of a guest that is idle. One that is to end with its
-// task does so, and so does one that is nobody's yet. One without a disk would lose
-// what it wrote if it was stopped unasked.
+// warmRest is after how long a guest of the pool stands still, whatever the policy
+// says: when it has done what it does after its boot, and given back what it freed.
+const warmRest = 10 * time.Second
+
+// idle says what becomes of a guest that is idle when it starts.
+func (r *KeepRequest) idle() policy.Idle {
+	if r.Warm { // nobody wants anything from it before its claim, which lets it go on
+		return policy.Idle{Pause: warmRest}
+	}
+	return idleOf(r.Spec, r.Rules)
+}
+
+// idleOf says what becomes of a guest that is idle and somebody's. One that is to end
+// with its task does so. One without a disk would lose what it wrote if it was stopped
+// unasked.
 func idleOf(spec *api.GuestSpec, rules policy.Rules) policy.Idle {
 	after := rules.Idle
 	if spec.GetEphemeral() {

@@ -331,6 +331,12 @@ func TestIdleWithoutAWord(t *testing.T) {
 			t.Errorf("%v: %+v", c.spec, got)
 		}
 	}
+	// One of the pool stands still whatever the policy says, and is never stopped for it.
+	for _, rules := range []policy.Rules{{}, {Idle: policy.Idle{Stop: 2}}} {
+		if got := (&KeepRequest{Spec: &api.GuestSpec{Ephemeral: true, DiskMib: 1}, Rules: rules, Warm: true}).idle(); got != (policy.Idle{Pause: warmRest}) {
+			t.Errorf("of the pool: %+v", got)
+		}
+	}
 	var none *rest
 	end, err := none.use(t.Context())
 	if err != nil {

@@ -119,7 +119,7 @@ func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 		warm: req.Warm, changed: make(chan struct{}), tasks: map[string]*task{}, finished: make(chan struct{}), trace: NewTrace("keeper"),
 	}
 	k.idle = make(chan struct{})
-	k.rest = newRest(k.log, idleOf(req.Spec, req.Rules), k.stands, func() { close(k.idle) })
+	k.rest = newRest(k.log, req.idle(), k.stands, func() { close(k.idle) })
 	if !opts.Began.IsZero() {
 		k.trace.Add("keeper begins", opts.Began, time.Now())
 	}

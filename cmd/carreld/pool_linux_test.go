@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -159,4 +160,37 @@ func TestPoolIsRefilledAtAnEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.aWarm()
+}
+
+// A guest of the pool stands still while it waits, and its claim lets it go on: it
+// is somebody's then like any other, and is paused for nobody.
+func TestPoolRests(t *testing.T) {
+	w := withPool(t)
+	name, k, _ := w.aWarm()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	st, err := k.Watch(ctx, connect.NewRequest(&api.WatchRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for st.Receive() && st.Msg().Paused == nil {
+	}
+	if err := st.Err(); err != nil {
+		t.Fatal("it is never paused: ", err)
+	}
+	c := w.raw()
+	defer c.close()
+	g, err := c.start(ctx, &api.StartGuestRequest{Spec: pooled()})
+	if err != nil || g.Name != name || g.State != api.GuestState_GUEST_STATE_READY {
+		t.Fatalf("claimed: %v %v", g, err)
+	}
+	for st.Receive() && (st.Msg().Paused != nil || st.Msg().GetSpec().GetEphemeral()) {
+	}
+	if err := st.Err(); err != nil {
+		t.Error("its keeper: ", err)
+	}
+	st.Close()
+	if _, err := c.run(ctx, &api.StartTaskRequest{Guest: name, Spec: &api.TaskSpec{Argv: []string{"/bin/true"}}}); err != nil {
+		t.Error(err)
+	}
 }

@@ -278,7 +278,7 @@ func (d *Daemon) give(ctx context.Context, e *entry, c *claiming, by guest.Makin
 	d.index.Later(ctx, store.Known{Guest: e.name, Created: time.Now()})
 	e.mu.Lock()
 	e.info = proto.Clone(e.info).(*api.Guest)
-	e.info.Spec = c.spec
+	e.info.Spec, e.info.Paused = c.spec, nil // its claim let it go on
 	e.mu.Unlock()
 	d.mu.Lock()
 	e.by, e.warm = by, nil

@@ -1,11 +1,13 @@
-// Package carrel_test holds the one test that is about the tree as a whole.
+// Package carrel_test holds the tests that are about the tree as a whole.
 package carrel_test
 
 import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -86,6 +88,26 @@ func TestArrows(t *testing.T) {
 	}
 	if seen < 10 {
 		t.Fatalf("go list named only %d packages", seen)
+	}
+}
+
+// TestAgentLight: what a machine's agent does not need it does not bring. All that a
+// program imports is set up when it starts: for an agent at each boot.
+func TestAgentLight(t *testing.T) {
+	cmd := exec.Command("go", "list", "-deps", "./cmd/carrel-agent")
+	cmd.Env = append(os.Environ(), "GOOS=linux", "CGO_ENABLED=0", "GOFLAGS=")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	all := strings.Fields(string(out))
+	if !slices.Contains(all, "net") {
+		t.Fatalf("go list names only %d packages", len(all))
+	}
+	for _, heavy := range []string{"net/http", "crypto/tls", "crypto/x509"} {
+		if slices.Contains(all, heavy) {
+			t.Errorf("the agent brings %s (go list -deps ./cmd/carrel-agent; what macOS alone needs is for darwin, or for the tag carrelbeside)", heavy)
+		}
 	}
 }
 

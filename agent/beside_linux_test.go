@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/carrel-vm/carrel/agent/proxy"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -31,19 +32,24 @@ const besideName = "CARREL_AGENT_BESIDE"
 
 // newBeside starts such an agent in this process, with a listener for its proxy
 // or without, and reads its Hello.
-func newBeside(t *testing.T, proxy *os.File) *host {
+func newBeside(t *testing.T, listener *os.File) *host {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "agent")
 	var calls *net.UnixConn
 	h := hostOf(t, func(boot, theirs *os.File) <-chan error {
 		ended := make(chan error, 1)
 		go func() {
-			ended <- runBeside(context.Background(), BesideOptions{Boot: boot, Calls: theirs, Proxy: proxy, Dir: dir})
+			ended <- runBeside(context.Background(), BesideOptions{
+				Boot: boot, Calls: theirs, Dir: dir, Proxy: listener,
+				NewProxy: func(l net.Listener, dial func(context.Context) (net.Conn, error)) (Proxy, error) {
+					return proxy.New(l, dial)
+				},
+			})
 		}()
 		return ended
 	})
 	h.beside, calls = true, h.calls
-	if proxy == nil { // else the test answers the agent
+	if listener == nil { // else the test answers the agent
 		go io.Copy(io.Discard, calls) // what has arrived; ends with the socket
 	}
 	return h

@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/carrel-vm/carrel/agent/proxy"
 	"github.com/carrel-vm/carrel/guest/wire"
 )
 
@@ -27,8 +26,21 @@ type BesideOptions struct {
 	// Proxy is a listener on the loopback for the guest's proxy, or nil: then
 	// there is no way out.
 	Proxy *os.File
+	// NewProxy makes that proxy: proxy.New of agent/proxy. It comes in as a value
+	// because that package brings net/http, which no machine's agent has a use for
+	// and each would set up as it boots.
+	NewProxy func(net.Listener, func(context.Context) (net.Conn, error)) (Proxy, error)
 	// Dir is an absolute folder of the guest for what the agent writes.
 	Dir string
+}
+
+// Proxy takes the connections of one guest to the host: a *proxy.Proxy.
+type Proxy interface {
+	// Serve takes connections until Close, or until ctx or the listener ends.
+	Serve(ctx context.Context) error
+	// Env is NAME=value for the programs of one task.
+	Env(task string) []string
+	Close() error
 }
 
 // Beside is an agent that runs behind a wall beside its tasks, as one of the
@@ -43,7 +55,7 @@ func Beside(ctx context.Context, o BesideOptions) error {
 }
 
 func runBeside(ctx context.Context, o BesideOptions) (err error) {
-	b := &beside{dir: o.Dir, env: os.Environ()}
+	b := &beside{dir: o.Dir, env: os.Environ(), newProxy: o.NewProxy}
 	defer b.specs.Wait()
 	defer b.close()
 	if o.Proxy != nil {
@@ -91,7 +103,8 @@ type beside struct {
 
 	// listener is the proxy's, until there is one. Both may be nil.
 	listener net.Listener
-	proxy    *proxy.Proxy
+	newProxy func(net.Listener, func(context.Context) (net.Conn, error)) (Proxy, error)
+	proxy    Proxy
 	group    sync.WaitGroup
 	// specs are the pipes that are being filled.
 	specs sync.WaitGroup
@@ -99,7 +112,7 @@ type beside struct {
 
 // start begins to take the guest's connections to the host.
 func (b *beside) start(ctx context.Context, dial func(context.Context, uint32) (net.Conn, error), broken func(error)) error {
-	p, err := proxy.New(b.listener, func(ctx context.Context) (net.Conn, error) { return dial(ctx, wire.PortEgress) })
+	p, err := b.newProxy(b.listener, func(ctx context.Context) (net.Conn, error) { return dial(ctx, wire.PortEgress) })
 	if err != nil {
 		return err
 	}

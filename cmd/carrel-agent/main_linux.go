@@ -13,9 +13,11 @@ import (
 	"github.com/carrel-vm/carrel/agent/selftest"
 )
 
+// verbs are what it can be started for, besides being the first process.
+var verbs = map[string]func([]string) error{"serve": serve, "wall": wall, "sandbox": sandbox, "probe": probe, "selftest": selfTest}
+
 func main() {
 	agent.Reexec()
-	verbs := map[string]func([]string) error{"beside": beside, "serve": serve, "wall": wall, "sandbox": sandbox, "probe": probe, "selftest": selfTest}
 	if len(os.Args) > 1 && verbs[os.Args[1]] != nil {
 		if err := verbs[os.Args[1]](os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "carrel-agent:", err)

@@ -93,12 +93,21 @@ func (a *app) doApply(ctx context.Context, f *applyFlags, args []string) error {
 	case f.dryRun:
 		a.note(fmt.Sprintf("%s would be applied, %d left", counted(r.done, "change"), r.left))
 	case r.done > 0:
-		a.note(fmt.Sprintf("%s applied, %d left; carrel undo %s takes back what was applied", counted(r.done, "change"), r.left, name))
+		a.note(wasApplied(name, f.git, r.done, r.left))
 	}
 	if r.left > 0 {
 		return errNo
 	}
 	return nil
+}
+
+// wasApplied ends an apply with what takes it back. Commits are git's business:
+// they change no file, and undo does not know them.
+func wasApplied(name string, git bool, done, left int) string {
+	if git {
+		return fmt.Sprintf("%s brought, %d left; git for-each-ref refs/carrel/%s shows them, git update-ref -d REF takes one away", counted(done, "ref"), left, name)
+	}
+	return fmt.Sprintf("%s applied, %d left; carrel undo %s takes back what was applied", counted(done, "change"), left, name)
 }
 
 // readSeen reads what carrel diff --json has shown.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -76,7 +77,7 @@ func (a *app) doDaemonStatus(ctx context.Context) error {
 	}
 	t := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "process\t%d, since %s\n", s.Pid, when(s.Started))
-	fmt.Fprintf(t, "version\t%s %s\n", safe(s.GetVersion().GetVersion()), safe(s.GetVersion().GetCommit()))
+	fmt.Fprintf(t, "version\t%s\n", strings.TrimSpace(safe(s.GetVersion().GetVersion())+" "+safe(s.GetVersion().GetCommit())))
 	fmt.Fprintf(t, "guests\t%d, of which %d run\n", s.Guests, s.GuestsRunning)
 	if s.GuestsWarm > 0 {
 		fmt.Fprintf(t, "pool\t%d warm\n", s.GuestsWarm)

@@ -269,6 +269,16 @@ func TestMayReach(t *testing.T) {
 	}
 }
 
+// What is said to take an apply back does so: undo does not know commits.
+func TestWasApplied(t *testing.T) {
+	if line := wasApplied("dev", false, 2, 1); line != "2 changes applied, 1 left; carrel undo dev takes back what was applied" {
+		t.Error(line)
+	}
+	if line := wasApplied("dev", true, 1, 0); strings.Contains(line, "undo") || !strings.Contains(line, "git update-ref -d") {
+		t.Error(line)
+	}
+}
+
 func TestSignalsWithoutATask(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	exits := 0

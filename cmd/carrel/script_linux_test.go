@@ -59,7 +59,7 @@ func TestScriptsBeside(t *testing.T) {
 	for _, name := range besides {
 		files = append(files, filepath.Join(scripts, name+".txt"))
 	}
-	bin := buildPrograms(t, []string{"-tags", "carreltest,carrelbeside", "./cmd/carreld"}, []string{"./cmd/carrel", "./cmd/carrel-agent"})
+	bin := buildPrograms(t, []string{"-tags", "carreltest,carrelbeside", "./cmd/carreld", "./cmd/carrel-agent"}, []string{"./cmd/carrel"})
 	runScripts(t, testscript.Params{Files: files}, false, false, func() (*home, error) { return newHome(bin, "") })
 }
 

@@ -48,6 +48,10 @@ func keeperOptions(p place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.
 			return guest.KeepOptions{}, err
 		}
 	}
+	// Before it has a guest, and starts what reads the guest's bytes.
+	if err := shutProcess(); err != nil {
+		return guest.KeepOptions{}, err
+	}
 	d := hcs.Over(hcs.Carrier{
 		Dial: func(ctx context.Context, vm guid.GUID, port uint32) (net.Conn, error) {
 			return s.Dial(ctx, vm.String(), port)
@@ -136,6 +140,12 @@ func fakeGuest(id string) error {
 		if m := f.GetControl().GetAttach(); m != nil {
 			if err := fakeAttach(id, []*wire.Mount{m}); err != nil {
 				answer.Error = err.Error()
+			}
+		}
+		if f.GetControl().GetRefused() != nil {
+			select {
+			case fakeRefused <- struct{}{}:
+			default:
 			}
 		}
 		if err := wire.Write(boot, &wire.FromGuest{Kind: &wire.FromGuest_Answer{Answer: answer}}); err != nil {

@@ -24,6 +24,10 @@ func keeperOptions(_ place.Place, req guest.KeepRequest, _ *slog.Logger) (guest.
 	if wall := req.Spec.GetBoundary(); wall != "" && wall != "vm" {
 		return guest.KeepOptions{}, &hypervisor.Error{Op: "start the guest", Err: fmt.Errorf("there is no wall %q on Windows", wall), Cure: "use vm"}
 	}
+	// Before it has a guest, and starts what reads the guest's bytes.
+	if err := shutProcess(); err != nil {
+		return guest.KeepOptions{}, err
+	}
 	d := hcs.New()
 	if err := d.Check(); err != nil {
 		return guest.KeepOptions{}, err

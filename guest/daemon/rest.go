@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
@@ -42,13 +43,14 @@ func (r *rest) end() {
 }
 
 // worth is how much more heap than after the last time makes a collection worth it.
-const worth = 2 << 20
+const worth = 256 << 10
 
 func (r *rest) now() {
 	r.mu.Lock()
 	least := r.least
 	r.mu.Unlock()
 	if heapHeld() >= least+worth {
+		runtime.GC() // what a sync.Pool has goes with the second: a piece of output, for one
 		debug.FreeOSMemory()
 		r.mu.Lock()
 		r.least = heapHeld()

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -25,6 +26,13 @@ func Agent(t testing.TB) string {
 	return Program(t, "github.com/carrel-vm/carrel/cmd/carrel-agent")
 }
 
+// BesideAgent is Agent with what macOS's driver starts it for, which that of Linux
+// guests lacks.
+func BesideAgent(t testing.TB) string {
+	t.Helper()
+	return ProgramFor(t, runtime.GOARCH, "github.com/carrel-vm/carrel/cmd/carrel-agent", "-tags=carrelbeside")
+}
+
 // Programs is the variable that names a folder with the programs, built
 // before: for tests that run as a user who cannot build.
 const Programs = "CARREL_TEST_PROGRAMS"
@@ -38,11 +46,11 @@ func Program(t testing.TB, pkg string) string {
 	return ProgramFor(t, runtime.GOARCH, pkg)
 }
 
-// ProgramFor is Program for guests of another architecture.
-func ProgramFor(t testing.TB, arch, pkg string) string {
+// ProgramFor is Program for guests of another architecture, or built with more flags.
+func ProgramFor(t testing.TB, arch, pkg string, flags ...string) string {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), filepath.Base(pkg))
-	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", out, pkg)
+	cmd := exec.Command("go", slices.Concat([]string{"build", "-ldflags=-s -w", "-o", out}, flags, []string{pkg})...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOOS=linux", "GOARCH="+arch)
 	if b, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", pkg, err, b)

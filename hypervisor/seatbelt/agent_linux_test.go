@@ -179,7 +179,7 @@ func (b *byByte) ReadByte() (byte, error) {
 // TestRealAgent: the agent that macOS would start runs tasks, takes their
 // connections to the host through its proxy, and ends when it is asked to.
 func TestRealAgent(t *testing.T) {
-	agent := hypervisortest.Agent(t)
+	agent := hypervisortest.BesideAgent(t)
 	g := startReal(t, agent, &wire.Setup{Egress: true, MaxTasks: 8})
 	if out, code := g.sh(`echo "$HOME|$TMPDIR|$USER"; cd; pwd; exit 3`); code != 3 || strings.Count(out, "/files/home") != 2 || !strings.Contains(out, "/files/tmp/|"+strconv.Itoa(os.Getuid())) {
 		t.Errorf("%q, %d", out, code)
@@ -218,7 +218,7 @@ func TestRealAgent(t *testing.T) {
 // though nothing is its parent any more and its session is its own; the host is
 // told.
 func TestAgentKilledByTask(t *testing.T) {
-	g := startReal(t, hypervisortest.Agent(t), &wire.Setup{MaxTasks: 8})
+	g := startReal(t, hypervisortest.BesideAgent(t), &wire.Setup{MaxTasks: 8})
 	_, r := g.start("sleep 1000 & echo $$ $! $PPID; wait")
 	var pids []string
 	for len(pids) < 3 {
@@ -248,7 +248,7 @@ func TestAgentKilledByTask(t *testing.T) {
 // TestKeeperGone: when the host's end of the boot stream is closed, as it is
 // when the keeper dies, the agent ends its tasks and itself.
 func TestKeeperGone(t *testing.T) {
-	g := startReal(t, hypervisortest.Agent(t), &wire.Setup{MaxTasks: 8})
+	g := startReal(t, hypervisortest.BesideAgent(t), &wire.Setup{MaxTasks: 8})
 	_, r := g.start("echo $$; exec sleep 1000")
 	o := new(wire.Output)
 	for len(o.GetStdout()) == 0 {

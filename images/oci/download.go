@@ -169,7 +169,7 @@ func retry(ctx context.Context, do func() error) error {
 			return err
 		}
 		if try == tries {
-			return fmt.Errorf("%w (%d tries; what has come is kept and taken up by the next one)", err, tries)
+			return fmt.Errorf("%w (%d tries were made: see to the network, and do the same again; what has come is kept)", err, tries)
 		}
 		select {
 		case <-ctx.Done():

@@ -215,7 +215,9 @@ func (d *Daemon) unkept(e *entry) error {
 
 // end stops a guest and returns when its keeper is gone, within guest.StopBound, or
 // what it takes more to go on, to write its last and to import its reviews, and a
-// little more.
+// little more. One that boots and has no grace is ended with its keeper, which cannot
+// stop it yet: there is no task in it, and whoever gives its start up waits for this
+// with a turn that others wait for.
 func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 	info, k, _ := e.get()
 	if k == nil {
@@ -225,7 +227,9 @@ func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 	sctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	_, err := k.own.Stop(sctx, connect.NewRequest(&api.StopGuestRequest{Name: e.name, GraceNanos: int64(grace)}))
-	if err == nil || connect.CodeOf(err) == connect.CodeFailedPrecondition {
+	refused := connect.CodeOf(err) == connect.CodeFailedPrecondition
+	boots := refused && grace <= 0 && info.State == api.GuestState_GUEST_STATE_STARTING
+	if err == nil || refused && !boots {
 		if _, err = e.wait(sctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err == nil {
 			return
 		}

@@ -142,6 +142,12 @@ func fakeGuest(id string) error {
 				answer.Error = err.Error()
 			}
 		}
+		if f.GetControl().GetRefused() != nil {
+			select {
+			case fakeRefused <- struct{}{}:
+			default:
+			}
+		}
 		if err := wire.Write(boot, &wire.FromGuest{Kind: &wire.FromGuest_Answer{Answer: answer}}); err != nil {
 			return err
 		}

@@ -55,3 +55,41 @@ func TestEndOfABoot(t *testing.T) {
 		})
 	}
 }
+
+// upLater is the keeper of a guest that boots, and can be stopped when it is up.
+type upLater struct {
+	apiconnect.KeeperServiceClient
+	e *entry
+}
+
+func (k upLater) Stop(ctx context.Context, r *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error) {
+	if info, _, _ := k.e.get(); info.State == api.GuestState_GUEST_STATE_STARTING {
+		return bootsYet{}.Stop(ctx, r)
+	}
+	k.e.ended()
+	return connect.NewResponse(new(api.StopGuestResponse)), nil
+}
+
+// Where its keeper cannot be ended, it is stopped as soon as it is up.
+func TestEndOfABootThatIsNotKilled(t *testing.T) {
+	guests := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		d, e, dir := alone(t, t.Context(), guests)
+		if err := os.WriteFile(filepath.Join(dir, "keeper.json"), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		e.info.State, e.keeper = api.GuestState_GUEST_STATE_STARTING, &keeper{own: upLater{e: e}}
+		boots := time.AfterFunc(time.Second, func() {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.info.State = api.GuestState_GUEST_STATE_READY
+			e.changedLocked()
+		})
+		defer boots.Stop()
+		begun := time.Now()
+		d.end(t.Context(), e, 0)
+		if _, k, _ := e.get(); k != nil || time.Since(begun) != time.Second {
+			t.Errorf("its keeper is %v after %v", k, time.Since(begun))
+		}
+	})
+}

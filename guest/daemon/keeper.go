@@ -226,10 +226,25 @@ func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 	bound := stopBound(info, grace)
 	sctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
-	_, err := k.own.Stop(sctx, connect.NewRequest(&api.StopGuestRequest{Name: e.name, GraceNanos: int64(grace)}))
-	refused := connect.CodeOf(err) == connect.CodeFailedPrecondition
-	boots := refused && grace <= 0 && info.State == api.GuestState_GUEST_STATE_STARTING
-	if err == nil || refused && !boots {
+	stop := func() error {
+		_, err := k.own.Stop(sctx, connect.NewRequest(&api.StopGuestRequest{Name: e.name, GraceNanos: int64(grace)}))
+		return err
+	}
+	refused := func(err error) bool { return connect.CodeOf(err) == connect.CodeFailedPrecondition }
+	err := stop()
+	if refused(err) && grace <= 0 && info.State == api.GuestState_GUEST_STATE_STARTING {
+		if guest.KillKeeper(d.dir(e)) == nil {
+			return
+		}
+		// As on a host where no process is ended by its number: it is asked when it is up.
+		_, err = e.wait(sctx, func(i *api.Guest, now *keeper) bool {
+			return now != k || i.State != api.GuestState_GUEST_STATE_STARTING
+		})
+		if err == nil {
+			err = stop()
+		}
+	}
+	if err == nil || refused(err) {
 		if _, err = e.wait(sctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err == nil {
 			return
 		}
@@ -237,7 +252,7 @@ func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 	if ctx.Err() != nil {
 		return
 	}
-	if err := guest.KillKeeper(filepath.Join(d.guests, e.name)); err != nil {
+	if err := guest.KillKeeper(d.dir(e)); err != nil {
 		d.log.Error("kill keeper", "guest", e.name, "error", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -45,26 +46,46 @@ const (
 // What was applied or discarded by its name may have been changed again since it
 // was read, and nobody has that. So an import has the guest forget it: it has
 // the stamp of each change that was answered, and leaves what has another by
-// now. Only who throws all away means all.
-func (d *Daemon) dropReview(ctx context.Context, e *entry, paths []string) {
+// now. Only who throws all away means all: an err says that some of that stays.
+//
+// A guest that ends, or whose keeper does, forgets nothing any more, and is nobody's
+// a moment later: then it is noted.
+func (d *Daemon) dropReview(ctx context.Context, e *entry, paths []string) (err error) {
 	info, _, _ := e.get()
 	drops := dropped(info.Spec.GetShares(), paths)
-	k, err := e.noted(func() error { return noteDrops(d.dir(e), drops) })
-	if err != nil {
-		d.log.Error("note what a guest is to forget", "guest", e.name, "error", err)
-	}
-	if k == nil {
-		return
-	}
 	dctx, cancel := context.WithTimeout(ctx, importTime)
 	defer cancel()
-	imported := false
-	for _, m := range drops {
-		if err := forgets(dctx, k, m, &imported); err != nil {
-			d.log.Warn("a guest keeps changes that are done with until its next import", "guest", e.name, "share", m.Share, "error", err)
-			return
+	defer context.AfterFunc(d.ctx, cancel)()
+	note := func() error { return noteDrops(d.dir(e), drops) }
+	k, err := e.noted(note)
+	if k != nil {
+		if drops, err = tellDrops(dctx, k, drops); err != nil && connect.CodeOf(d.handOn(e, err)) == connect.CodeFailedPrecondition {
+			if _, werr := e.wait(dctx, func(_ *api.Guest, now *keeper) bool { return now != k }); werr == nil {
+				if now, nerr := e.noted(note); now == nil {
+					err = nerr
+				}
+			}
 		}
 	}
+	if err == nil || errors.Is(err, os.ErrNotExist) { // its folder is gone, with all that it had
+		return nil
+	}
+	d.log.Warn("a guest keeps changes that are done with until its next import", "guest", e.name, "error", err)
+	if !slices.ContainsFunc(drops, func(m *api.DropReviewRequest) bool { return len(m.Names) == 0 }) {
+		return nil // the import leaves them out
+	}
+	return err
+}
+
+// tellDrops has a guest that runs forget, and returns what it was not told.
+func tellDrops(ctx context.Context, k *keeper, drops []*api.DropReviewRequest) ([]*api.DropReviewRequest, error) {
+	imported := false
+	for i, m := range drops {
+		if err := forgets(ctx, k, m, &imported); err != nil {
+			return drops[i:], err
+		}
+	}
+	return nil, nil
 }
 
 // noted is the keeper of a guest that somebody has, or has note called for one that

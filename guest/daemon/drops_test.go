@@ -27,6 +27,7 @@ type toldKeeper struct {
 	failed error // what an import fails with
 
 	dropFailed error
+	ends       func() // called before it answers to a drop, if it is set
 }
 
 func (k *toldKeeper) ImportReview(context.Context, *connect.Request[api.ImportReviewRequest]) (*connect.Response[api.ImportReviewResponse], error) {
@@ -36,6 +37,9 @@ func (k *toldKeeper) ImportReview(context.Context, *connect.Request[api.ImportRe
 
 func (k *toldKeeper) DropReview(_ context.Context, r *connect.Request[api.DropReviewRequest]) (*connect.Response[api.DropReviewResponse], error) {
 	k.told = append(k.told, strings.Join(append([]string{"drop"}, r.Msg.Names...), " "))
+	if k.ends != nil {
+		k.ends()
+	}
 	return connect.NewResponse(&api.DropReviewResponse{}), k.dropFailed
 }
 
@@ -209,5 +213,57 @@ func TestDropsBehindWhatIsWhole(t *testing.T) {
 		if strings.Join(got, " ") != "first last" {
 			t.Fatalf("cut after %d bytes: %.60q", cut, got)
 		}
+	}
+}
+
+// A discard of all that meets a guest which ends is for its next start, however the
+// keeper goes. What a guest that runs does not forget is said.
+func TestDropsOfAGuestThatEnds(t *testing.T) {
+	for what, failed := range map[string]error{
+		"it says so":    connect.NewError(connect.CodeFailedPrecondition, errors.New("no")),
+		"it has closed": connect.NewError(connect.CodeUnavailable, errors.New("no")),
+		"it dies":       nil,
+	} {
+		t.Run(what, func(t *testing.T) {
+			b := newReviewBench(t, fakeStore{}, false, inReviewMode)
+			k := new(toldKeeper)
+			b.runs(t, k)
+			b.forgets(t)
+			k.dropFailed, k.ends = failed, func() {
+				go func() { // the daemon sees that it is gone at any time
+					b.e.mu.Lock()
+					defer b.e.mu.Unlock()
+					b.e.keeper, b.e.info.State = nil, api.GuestState_GUEST_STATE_STOPPED
+					b.e.changedLocked()
+				}()
+				if failed == nil {
+					panic(http.ErrAbortHandler)
+				}
+			}
+			if err := b.dropReview(t.Context(), b.e, []string{b.project}); err != nil {
+				t.Error(err)
+			}
+			next := new(toldKeeper)
+			b.runs(t, next)
+			b.forgets(t)
+			if strings.Join(next.told, ", ") != "drop" {
+				t.Errorf("at its next start it was asked for %q", next.told)
+			}
+		})
+	}
+	b := newReviewBench(t, fakeStore{}, false, inReviewMode)
+	k := new(toldKeeper)
+	b.runs(t, k)
+	b.forgets(t)
+	discard := func() error {
+		_, err := b.reviews.Discard(t.Context(), connect.NewRequest(&api.DiscardRequest{Guest: "g"}))
+		return err
+	}
+	if err := discard(); err != nil {
+		t.Errorf("control: %v", err)
+	}
+	k.dropFailed = errors.New("no")
+	if err := discard(); codeOf(err) != "import_failed" {
+		t.Errorf("it does not forget, and the answer is %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"net/http"
 	"sync"
 	"time"
 
@@ -176,15 +177,18 @@ func (k *keeper) alive(ctx context.Context) bool {
 }
 
 func newKeeper(socket string) *keeper {
-	h := guest.NewHTTPClient(socket)
+	// A connection keeps room for the largest frame that came by it, and that by which a
+	// guest is watched is there as long as the guest: output and files come by another.
+	h, bulk := guest.NewHTTPClient(socket), guest.NewHTTPClient(socket)
+	bulk.Transport.(*http.Transport).IdleConnTimeout = time.Second
 	const base = "http://keeper"
 	// A keeper that its guest has taken over may send what it likes: it is
 	// bounded, and nothing is unpacked.
 	bounds := connect.WithClientOptions(connect.WithReadMaxBytes(4<<20), connect.WithAcceptCompression("gzip", nil, nil))
 	return &keeper{
-		tasks: apiconnect.NewTaskServiceClient(h, base, bounds, api.Pieces()),
-		files: apiconnect.NewFileServiceClient(h, base, bounds),
+		tasks: apiconnect.NewTaskServiceClient(bulk, base, bounds, api.Pieces()),
+		files: apiconnect.NewFileServiceClient(bulk, base, bounds),
 		own:   apiconnect.NewKeeperServiceClient(h, base, bounds),
-		close: h.CloseIdleConnections,
+		close: func() { h.CloseIdleConnections(); bulk.CloseIdleConnections() },
 	}
 }

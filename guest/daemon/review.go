@@ -131,7 +131,9 @@ func (s *reviewService) Discard(ctx context.Context, r *connect.Request[api.Disc
 			paths = append(paths, sh.Path)
 		}
 	}
-	s.changed(ctx, e, "review.discarded", map[string]any{"discarded": out.Discarded, "all": len(r.Msg.Paths) == 0}, paths)
+	if err := s.changed(ctx, e, "review.discarded", map[string]any{"discarded": out.Discarded, "all": len(r.Msg.Paths) == 0}, paths); err != nil {
+		return nil, api.NewError(connect.CodeUnavailable, "import_failed", "what waited is thrown away, and guest "+e.name+" does not forget it: "+ownText(err), "carrel discard "+e.name+", once more")
+	}
 	return connect.NewResponse(out), nil
 }
 
@@ -242,19 +244,21 @@ func inReview(spec *api.GuestSpec) bool {
 }
 
 // changed follows what was applied, discarded or undone: it is recorded, a
-// guest that runs forgets it, and what waits is counted again.
-func (s *reviewService) changed(ctx context.Context, e *entry, kind string, fields map[string]any, paths []string) {
+// guest that runs forgets it, and what waits is counted again. An err is what it does
+// not forget.
+func (s *reviewService) changed(ctx context.Context, e *entry, kind string, fields map[string]any, paths []string) (err error) {
 	ctx = context.WithoutCancel(ctx)
 	s.d.record(e, kind, fields)
 	s.d.log.Info(kind, "guest", e.name, "counts", fmt.Sprint(fields))
-	s.d.dropReview(ctx, e, paths)
+	err = s.d.dropReview(ctx, e, paths)
 	if _, k, _ := e.get(); k == nil {
 		s.d.leave(s.d.ctx, e, true) // it may have been kept for this alone
-		return
+		return err
 	}
 	if _, err := s.d.summarize(ctx, e); err != nil {
 		s.d.log.Error("count what waits", "guest", e.name, "error", err)
 	}
+	return err
 }
 
 // dropped sorts paths of the host by the shares in review that they lie in, in

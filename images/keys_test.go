@@ -35,8 +35,10 @@ func TestKeyModes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for p, want := range map[string]os.FileMode{path: 0o600, path + ".pub": 0o644} {
-		if fi, err := os.Stat(p); err != nil || fi.Mode() != want {
-			t.Errorf("%s: %v, %v, want %v", p, fi.Mode(), err, want)
+		if fi, err := os.Stat(p); err != nil {
+			t.Error(err)
+		} else if fi.Mode() != want {
+			t.Errorf("%s: %v, want %v", p, fi.Mode(), want)
 		}
 	}
 }

@@ -51,6 +51,9 @@ func (a *app) doCp(ctx context.Context, o client.CopyOptions, from, to string) e
 	if !strings.HasPrefix(path, "/") {
 		return usageError{fmt.Errorf("%q is not an absolute path in guest %s: write %s:/%s", path, guest, guest, path)}
 	}
+	if err := nameable(path); err != nil {
+		return usageError{err}
+	}
 	o.Warn = a.warn
 	c, err := a.connect(ctx)
 	if err != nil {

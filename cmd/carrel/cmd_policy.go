@@ -223,6 +223,9 @@ alone would say. The exit status is 1 if it is denied.`,
 		Args:    needs(arguments(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := ""
+			if len(args) == 1 && client.CheckName("guest", args[0]) == nil {
+				return usageError{fmt.Errorf("the URL is missing: carrel policy test %s https://HOST/PATH (or, if %s is a host, carrel policy test %s:443)", args[0], args[0], args[0])}
+			}
 			if len(args) == 2 {
 				name, args = args[0], args[1:]
 				if err := client.CheckName("guest", name); err != nil {

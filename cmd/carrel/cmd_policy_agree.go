@@ -32,6 +32,9 @@ asked for again.`,
 					folder, err = filepath.EvalSymlinks(folder)
 				}
 			}
+			if err == nil {
+				err = nameable(folder)
+			}
 			if err != nil {
 				return usageError{err}
 			}

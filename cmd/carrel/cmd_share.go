@@ -195,14 +195,17 @@ func hostPath(p string) (string, error) {
 	if p == "" || strings.ContainsRune(p, 0) {
 		return "", usageError{errors.New("a path is empty, or has a NUL in it")}
 	}
-	if filepath.IsAbs(p) {
-		return filepath.Clean(p), nil
+	if !filepath.IsAbs(p) {
+		cwd, err := currentFolder()
+		if err != nil {
+			return "", err
+		}
+		p = filepath.Join(cwd, p)
 	}
-	cwd, err := currentFolder()
-	if err != nil {
-		return "", err
+	if err := nameable(p); err != nil {
+		return "", usageError{err}
 	}
-	return filepath.Join(cwd, p), nil
+	return filepath.Clean(p), nil
 }
 
 func (a *app) shareExplainCommand() *cobra.Command {
@@ -235,6 +238,9 @@ func (a *app) doShareExplain(ctx context.Context, args []string) error {
 	var share *api.Share
 	if name == "" {
 		cwd, err := currentFolder()
+		if err == nil {
+			err = nameable(cwd)
+		}
 		if err != nil {
 			return err
 		}

@@ -51,6 +51,8 @@ the next guest that names it: give work that should not mix volumes of its own.`
 		Args: named("volume", arguments(1, many)), ValidArgsFunction: volumeNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.each(cmd.Context(), args, func(ctx context.Context, c *client.Client, name string) error {
+				waits := time.AfterFunc(time.Second, func() { a.note("waiting for the guest to end that has volume " + name) })
+				defer waits.Stop()
 				return c.RemoveVolume(ctx, name, force)
 			})
 		},

@@ -390,9 +390,16 @@ func mcpCannotAsk(t *testing.T, h *home, c *client.Client) {
 	a := over(t, h, nil)
 	_, _, r := a.call("run_command", map[string]any{"command": "echo new > new.txt"})
 	name := a.guestOf(r)
-	for tool, args := range map[string]map[string]any{"apply": nil, "allow_host": {"host": "a.example", "reason": "x"}} {
-		if own, _, r := a.call(tool, args); !r.IsError || !strings.Contains(own, "cannot ask") {
-			t.Errorf("%s: %s", tool, own)
+	for _, tc := range []struct {
+		tool string
+		args map[string]any
+		cure string // what the user can type
+	}{
+		{"apply", nil, "`carrel diff " + name + "` and `carrel apply " + name + "`"},
+		{"allow_host", map[string]any{"host": "a.example", "reason": "x"}, "`carrel allow " + name + " HOST`"},
+	} {
+		if own, _, r := a.call(tc.tool, tc.args); !r.IsError || !strings.Contains(own, "cannot ask") || !strings.Contains(own, tc.cure) {
+			t.Errorf("%s: %s", tc.tool, own)
 		}
 	}
 	if _, err := os.Stat(filepath.Join(a.project, "new.txt")); err == nil {

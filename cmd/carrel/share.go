@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -30,7 +31,11 @@ type specFlags struct {
 	boundary     string
 	volumes      []string
 	reachFlags
+	given func(flag string) bool // set by add
 }
+
+// maxCPUs is the daemon's own bound; policy.yaml may have a lower one.
+const maxCPUs = 64
 
 func (f *specFlags) add(fs *pflag.FlagSet) {
 	fs.StringArrayVarP(&f.shares, "share", "v", nil, "`share` a folder, PATH[:GUESTPATH][:MODE]; MODE is review (the default: what the guest changes waits for your yes), ro, rw-nodelete or rw; \",plain\" after it drops the lists of hidden and protected names")
@@ -43,6 +48,7 @@ func (f *specFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.boundary, "boundary", "", "the `wall` around the guest: vm, gvisor or process (default vm); a weaker one is never taken unasked")
 	fs.StringArrayVar(&f.volumes, "volume", nil, "a `volume` that outlives the guest, NAME:PATH; it is made when there is none of that name")
 	f.reachFlags.add(fs)
+	f.given = fs.Changed
 }
 
 // changed says whether any of them was given.
@@ -94,6 +100,9 @@ func (f *specFlags) spec() (spec *api.GuestSpec, usual bool, err error) {
 	if !slices.Contains([]string{"", "vm", "gvisor", "process"}, f.boundary) {
 		return nil, false, usageError{fmt.Errorf("--boundary %q: use vm, gvisor or process", f.boundary)}
 	}
+	if f.cpus == 0 && f.given("cpus") { // which in a request means the default
+		return nil, false, usageError{fmt.Errorf("--cpus 0: between 1 and %d are possible", maxCPUs)}
+	}
 	if spec.MemoryMib, err = parseMiB("--memory", f.memory); err != nil {
 		return nil, false, usageError{err}
 	}
@@ -121,6 +130,9 @@ func (f *specFlags) spec() (spec *api.GuestSpec, usual bool, err error) {
 		return nil, false, err
 	}
 	if len(f.shares) == 0 {
+		if err := nameable(cwd); err != nil {
+			return nil, false, usageError{fmt.Errorf("the current folder: %w, or use --no-share", err)}
+		}
 		spec.Shares = []*api.Share{{Path: cwd, Mode: api.ShareMode_SHARE_MODE_REVIEW}}
 		return spec, true, f.names.put(spec.Shares...)
 	}
@@ -132,6 +144,14 @@ func (f *specFlags) spec() (spec *api.GuestSpec, usual bool, err error) {
 		spec.Shares = append(spec.Shares, sh)
 	}
 	return spec, false, f.names.put(spec.Shares...)
+}
+
+// nameable refuses a path that is not UTF-8: no request can hold it.
+func nameable(path string) error {
+	if utf8.ValidString(path) {
+		return nil
+	}
+	return fmt.Errorf("%q is not UTF-8, and such a path can be neither shared nor named: rename it, or choose another one", path)
 }
 
 // currentFolder is the folder itself, without the links that led to it.
@@ -203,6 +223,11 @@ func parseShare(arg, cwd string) (*api.Share, error) {
 		host = filepath.Join(cwd, host)
 	}
 	s.Path = filepath.Clean(host)
+	for _, p := range []string{s.Path, s.GuestPath} {
+		if err := nameable(p); err != nil {
+			return nil, err
+		}
+	}
 	if strings.ContainsFunc(s.Path+s.GuestPath, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
 		return bad("a path has a control character")
 	}

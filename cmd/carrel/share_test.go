@@ -6,7 +6,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/pflag"
+
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/hypervisor"
 )
 
 // drive is where the paths of these tests are on Windows.
@@ -71,6 +74,53 @@ func TestParseShare(t *testing.T) {
 		if s.Path != filepath.FromSlash(drive+tc.path) || s.GuestPath != tc.guest || s.Mode != tc.mode || s.Plain != (strings.HasSuffix(tc.arg, ",plain") && s.GuestPath != "/b,plain") {
 			t.Errorf("%q: %v", tc.arg, s)
 		}
+	}
+}
+
+// A path that no request can hold is refused with its name and what can be done, and
+// not by the encoding of the request.
+func TestNotUTF8(t *testing.T) {
+	bad := filepath.FromSlash(drive + "/a\xff")
+	for what, err := range map[string]error{
+		"a share":         second(parseShare(bad, filepath.FromSlash(drive+"/cwd"))),
+		"beneath cwd":     second(parseShare("b", bad)),
+		"as in the guest": second(parseShare(filepath.FromSlash(drive+"/a")+":/b\xff", filepath.FromSlash(drive+"/cwd"))),
+		"a path":          second(hostPath(bad)),
+	} {
+		if err == nil || !strings.Contains(err.Error(), `\xff`) || !strings.Contains(err.Error(), `" is not UTF-8`) || !strings.Contains(err.Error(), "rename it") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := hostPath(filepath.FromSlash(drive + "/ä")); err != nil {
+		t.Errorf("control: %v", err)
+	}
+}
+
+func second[A any](_ A, err error) error { return err }
+
+// No processors are not the usual number of them.
+func TestNoCPUs(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		err  string
+	}{
+		{[]string{"--no-share", "--cpus", "0"}, "--cpus 0: between 1 and 64 are possible"},
+		{[]string{"--no-share", "--cpus", "1"}, ""},
+		{[]string{"--no-share"}, ""},
+	} {
+		var f specFlags
+		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+		f.add(fs)
+		if err := fs.Parse(tc.args); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := f.spec()
+		if (err == nil) != (tc.err == "") || err != nil && err.Error() != tc.err {
+			t.Errorf("%q: %v", tc.args, err)
+		}
+	}
+	if maxCPUs != hypervisor.MaxCPUs {
+		t.Errorf("%d are said to be possible, and %d are", maxCPUs, hypervisor.MaxCPUs)
 	}
 }
 

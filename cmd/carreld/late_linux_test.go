@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -53,7 +54,9 @@ func TestKeeperOfADeadDaemon(t *testing.T) {
 			t.Fatal(err)
 		}
 		var said strings.Builder
-		keeper := exec.Command(filepath.Join(w.bin, "carreld"), "keep")
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		keeper := exec.CommandContext(ctx, filepath.Join(w.bin, "carreld"), "keep")
 		keeper.Env, keeper.Stderr = append(os.Environ(), "CARREL_HOME="+w.home), &said
 		if !waits {
 			out.Close()

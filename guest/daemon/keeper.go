@@ -215,7 +215,9 @@ func (d *Daemon) unkept(e *entry) error {
 
 // end stops a guest and returns when its keeper is gone, within guest.StopBound, or
 // what it takes more to go on, to write its last and to import its reviews, and a
-// little more.
+// little more. One that boots and has no grace is ended with its keeper, which cannot
+// stop it yet: there is no task in it, and whoever gives its start up waits for this
+// with a turn that others wait for.
 func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 	info, k, _ := e.get()
 	if k == nil {
@@ -224,8 +226,25 @@ func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 	bound := stopBound(info, grace)
 	sctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
-	_, err := k.own.Stop(sctx, connect.NewRequest(&api.StopGuestRequest{Name: e.name, GraceNanos: int64(grace)}))
-	if err == nil || connect.CodeOf(err) == connect.CodeFailedPrecondition {
+	stop := func() error {
+		_, err := k.own.Stop(sctx, connect.NewRequest(&api.StopGuestRequest{Name: e.name, GraceNanos: int64(grace)}))
+		return err
+	}
+	refused := func(err error) bool { return connect.CodeOf(err) == connect.CodeFailedPrecondition }
+	err := stop()
+	if refused(err) && grace <= 0 && info.State == api.GuestState_GUEST_STATE_STARTING {
+		if guest.KillKeeper(d.dir(e)) == nil {
+			return
+		}
+		// As on a host where no process is ended by its number: it is asked when it is up.
+		_, err = e.wait(sctx, func(i *api.Guest, now *keeper) bool {
+			return now != k || i.State != api.GuestState_GUEST_STATE_STARTING
+		})
+		if err == nil {
+			err = stop()
+		}
+	}
+	if err == nil || refused(err) {
 		if _, err = e.wait(sctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err == nil {
 			return
 		}
@@ -233,7 +252,7 @@ func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 	if ctx.Err() != nil {
 		return
 	}
-	if err := guest.KillKeeper(filepath.Join(d.guests, e.name)); err != nil {
+	if err := guest.KillKeeper(d.dir(e)); err != nil {
 		d.log.Error("kill keeper", "guest", e.name, "error", err)
 	}
 }

@@ -97,3 +97,10 @@ func (e *entry) settled() {
 	e.over = true
 	e.changedLocked()
 }
+
+// isOver says whether that was said.
+func (e *entry) isOver() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.over
+}

@@ -153,6 +153,37 @@ func (d *Daemon) volumeUsers(name string) (guests []string, holder string) {
 	return guests, holder
 }
 
+// letGo waits for the guest that has a volume as a start does (holderOf), and, since
+// it is its volume until then, for what becomes of each that ends with its task.
+func (d *Daemon) letGo(ctx context.Context, volume string) {
+	d.holderOf(ctx, volume, func(string) error { return nil })
+	ctx, cancel := context.WithTimeout(ctx, guest.StopBound)
+	defer cancel()
+	guests, _ := d.volumeUsers(volume)
+	for _, name := range guests {
+		e, err := d.find(name)
+		if err != nil {
+			continue // it is gone
+		}
+		_, _ = e.wait(ctx, func(i *api.Guest, k *keeper) bool {
+			return k != nil || i.GetState() != api.GuestState_GUEST_STATE_STOPPED || !i.GetSpec().GetEphemeral() || e.isOver()
+		})
+	}
+}
+
+// volumeHeld is why a volume is not removed, and what then can be done: another one,
+// which is the cure of a start, is none.
+func (d *Daemon) volumeHeld(volume, holder string) error {
+	cause, _ := apart((&guest.VolumeBusyError{Volume: volume, Holder: holder}).Error())
+	cure := "carrel rm --force " + holder + ", or carrel stop " + holder + " and then carrel volume rm --force " + volume
+	if e, err := d.find(holder); err == nil {
+		if info, _, _ := e.get(); info.GetSpec().GetEphemeral() {
+			cure = "try again when its task has ended, or after carrel stop " + holder
+		}
+	}
+	return api.NewError(connect.CodeFailedPrecondition, "volume_in_use", cause, cure)
+}
+
 func volumeBusy(err error) error {
 	cause, cure := apart(err.Error())
 	return api.NewError(connect.CodeFailedPrecondition, "volume_in_use", cause, cure)
@@ -227,7 +258,10 @@ func (s *diskService) ListVolumes(context.Context, *connect.Request[api.ListVolu
 }
 
 // RemoveVolume implements DiskService.
-func (s *diskService) RemoveVolume(_ context.Context, r *connect.Request[api.RemoveVolumeRequest]) (*connect.Response[api.RemoveVolumeResponse], error) {
+func (s *diskService) RemoveVolume(ctx context.Context, r *connect.Request[api.RemoveVolumeRequest]) (*connect.Response[api.RemoveVolumeResponse], error) {
+	if hypervisor.ValidName(r.Msg.Name) {
+		s.d.letGo(ctx, r.Msg.Name)
+	}
 	if err := s.d.removeVolume(r.Msg.Name, r.Msg.Force); err != nil {
 		return nil, refusal(err)
 	}
@@ -248,7 +282,7 @@ func (d *Daemon) removeVolume(name string, force bool) error {
 	}
 	guests, holder := d.volumeUsers(name)
 	if holder != "" {
-		return volumeBusy(&guest.VolumeBusyError{Volume: name, Holder: holder})
+		return d.volumeHeld(name, holder)
 	}
 	if len(guests) > 0 && !force {
 		return api.NewError(connect.CodeFailedPrecondition, "in_use", "guest "+guests[0]+" is made with volume "+name, "carrel rm "+guests[0]+", or carrel volume rm --force "+name+": its next start then makes an empty one")

@@ -54,7 +54,11 @@ func (s *session) allow(ctx context.Context, req *sdk.CallToolRequest, in allowI
 	case asked:
 		return s.allowShown(ctx, what.(*reach))
 	case !canAsk(req):
-		return failure(fmt.Errorf("%w; the user can allow a host with `carrel allow`", errCannotAsk)), nil, nil
+		_, guest, err := s.here()
+		if err != nil { // it would be started for the question
+			guest = "NAME"
+		}
+		return failure(fmt.Errorf("%w; the user can allow a host with `carrel allow %s HOST`", errCannotAsk, guest)), nil, nil
 	}
 	host, port, err := client.ParseHostPort(in.Host)
 	switch {

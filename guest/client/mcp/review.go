@@ -169,7 +169,11 @@ func (s *session) apply(ctx context.Context, req *sdk.CallToolRequest, in applyI
 		sh.options.AcceptWarnings = sh.warned && form[withWarned] == true
 		return s.applyShown(ctx, sh)
 	case !canAsk(req):
-		return failure(fmt.Errorf("%w; the user can look and apply with `carrel diff` and `carrel apply`", errCannotAsk)), nil, nil
+		_, guest, err := s.here()
+		if err == nil {
+			err = fmt.Errorf("%w; the user can look and apply with `carrel diff %s` and `carrel apply %s`", errCannotAsk, guest, guest)
+		}
+		return failure(err), nil, nil
 	}
 	paths, err := s.hostPaths(in.Paths)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -245,37 +246,28 @@ func whatChanged(c *api.Change) string {
 }
 
 // guestOf finds out which guest is meant: the first argument, if a guest has
-// that name; else the one guest of which has says that it is a candidate, and of
-// several the one that has the current folder. The other arguments are paths of
-// the host.
+// that name; else the one guest of which has says that it is a candidate, among
+// those that have the current folder if there are any. The other arguments are
+// paths of the host.
 func (a *app) guestOf(ctx context.Context, c *client.Client, args []string, what string, has func(*api.Guest) bool) (name string, paths []string, err error) {
 	gs, err := c.Guests(ctx)
 	if err != nil {
 		return "", nil, err
 	}
-	if len(args) > 0 && slices.ContainsFunc(gs, func(g *api.Guest) bool { return g.Name == args[0] }) {
-		name = args[0]
-	}
-	var candidates []string
-	if name == "" {
-		cwd, _ := currentFolder() // "": no guest has it, and one of another folder may be meant
-		for _, g := range gs {
-			count(ctx, c, g, cwd)
-		}
-		candidates = whose(gs, cwd, has)
-	}
 	rest := args
 	switch {
-	case name != "":
-		rest = args[1:]
+	case len(args) > 0 && slices.ContainsFunc(gs, func(g *api.Guest) bool { return g.Name == args[0] }):
+		name, rest = args[0], args[1:]
 	case len(args) > 0 && client.CheckName("guest", args[0]) == nil && !isThere(args[0]):
 		return "", nil, &client.Error{Code: "not_found", Message: "there is no guest " + args[0], Cure: "carrel ls shows those that there are; a file is meant with ./" + args[0]}
-	case len(candidates) == 0:
-		return "", nil, &client.Error{Code: "nothing_waits", Message: "no guest has " + what, Cure: "carrel ls shows the guests that there are"}
-	case len(candidates) > 1:
-		return "", nil, usageError{fmt.Errorf("%d guests have %s: name one of %s", len(candidates), what, strings.Join(candidates, ", "))}
 	default:
-		name = candidates[0]
+		cwd, _ := currentFolder() // "": no guest has it, and one of another folder may be meant
+		if gs, err = a.count(ctx, c.ReviewSummary, gs, cwd); err != nil {
+			return "", nil, err
+		}
+		if name, err = meant(gs, cwd, what, has); err != nil {
+			return "", nil, err
+		}
 		a.note("guest " + name)
 	}
 	for _, p := range rest {
@@ -288,37 +280,97 @@ func (a *app) guestOf(ctx context.Context, c *client.Client, args []string, what
 	return name, paths, nil
 }
 
-// count asks what a guest has changed in the current folder where the list of guests
-// may not have it yet: one for a command that ended a moment ago, and any after a
-// start of the daemon. Another guest would be taken for the one that is meant.
-// Without an answer the list counts.
-func count(ctx context.Context, c *client.Client, g *api.Guest, cwd string) {
-	if !g.GetSpec().GetEphemeral() && g.Review != nil || !sees(g, cwd) || !mayChange(g.Spec.Shares) {
-		return
+// slowCount is after how long it is said who is waited for.
+const slowCount = 3 * time.Second
+
+// count asks the guests that have the current folder, all at once, what they have
+// changed, where the list of guests may not have it yet: one for a command that
+// ended a moment ago, and any after a start of the daemon. Without it another guest
+// would be taken for the one that is meant, and so no answer is an error. Those
+// that are gone meanwhile are left out.
+func (a *app) count(ctx context.Context, summary func(context.Context, string) (*api.ReviewSummary, error), gs []*api.Guest, cwd string) ([]*api.Guest, error) {
+	var asked []*api.Guest
+	var names []string
+	for _, g := range gs {
+		// A guest that stands still has changed nothing since it was counted, and
+		// would be woken. One that has ended is not: its disk is read.
+		known := g.Review != nil && (!g.GetSpec().GetEphemeral() || g.Paused != nil)
+		if !known && hasFolder(g, cwd) {
+			asked, names = append(asked, g), append(names, g.Name)
+		}
 	}
-	if s, err := c.ReviewSummary(ctx, g.Name); err == nil {
-		g.Review = s
+	if len(asked) == 0 {
+		return gs, nil
 	}
+	actx, cancel := context.WithTimeout(ctx, summaryTime)
+	defer cancel()
+	errs := make([]error, len(asked))
+	var all sync.WaitGroup
+	for n, g := range asked {
+		all.Go(func() {
+			var s *api.ReviewSummary
+			if s, errs[n] = summary(actx, g.Name); errs[n] == nil {
+				g.Review = s
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { all.Wait(); close(done) }()
+	slow := time.NewTimer(slowCount)
+	defer slow.Stop()
+	select {
+	case <-done:
+	case <-slow.C:
+		a.note("waiting for what has changed in guest " + strings.Join(names, ", ") + " (who names the guest that is meant does not wait)")
+		<-done
+	}
+	for n, err := range errs {
+		switch code := client.CodeOf(err); {
+		case err == nil, code == "no_review":
+		case code == "not_found":
+			gs = slices.DeleteFunc(gs, func(g *api.Guest) bool { return g == asked[n] })
+		case ctx.Err() != nil:
+			return nil, err
+		default:
+			return nil, fmt.Errorf("guest %s has this folder, and what it has changed is not known (name the guest that is meant): %w", asked[n].Name, err)
+		}
+	}
+	return gs, nil
 }
 
-// whose names the guests of which has is true: those that see the current
-// folder, if there are any, else all.
-func whose(gs []*api.Guest, cwd string, has func(*api.Guest) bool) []string {
-	var here, all []string
+// meant is the one guest of which has is true: of those that have the current
+// folder, if there are any. Another folder's is not taken then: what is thrown away
+// is gone.
+func meant(gs []*api.Guest, cwd, what string, has func(*api.Guest) bool) (string, error) {
+	var here, those, others []string
 	for _, g := range gs {
-		if !has(g) {
-			continue
-		}
-		all = append(all, g.Name)
-		if sees(g, cwd) {
+		switch mine := hasFolder(g, cwd); {
+		case mine && has(g):
+			those = append(those, g.Name)
+			fallthrough
+		case mine:
 			here = append(here, g.Name)
+		case has(g):
+			others = append(others, g.Name)
 		}
 	}
-	if len(here) > 0 {
-		return here
+	if len(here) == 0 {
+		those, others = others, nil
 	}
-	return all
+	switch {
+	case len(those) == 1:
+		return those[0], nil
+	case len(those) > 1:
+		return "", usageError{fmt.Errorf("%d guests have %s: name one of %s", len(those), what, strings.Join(those, ", "))}
+	case len(others) > 0:
+		return "", &client.Error{Code: "nothing_waits", Message: "no guest that has this folder (" + strings.Join(here, ", ") + ") has " + what, Cure: "name another: " + strings.Join(others, ", ")}
+	}
+	return "", &client.Error{Code: "nothing_waits", Message: "no guest has " + what, Cure: "carrel ls shows the guests that there are"}
 }
+
+// hasFolder says whether a guest sees a folder of the host in a share of which
+// changes are told.
+func hasFolder(g *api.Guest, dir string) bool { return sees(g, dir) && mayChange(g.Spec.Shares) }
 
 // sees says whether a folder of the host lies in one of a guest's shares.
 func sees(g *api.Guest, dir string) bool {

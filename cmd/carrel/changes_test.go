@@ -3,13 +3,18 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"unicode"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/client"
 )
 
 const (
@@ -142,6 +147,82 @@ func TestMayChange(t *testing.T) {
 	} {
 		if got := mayChange(tc.shares); got != tc.want {
 			t.Errorf("%v: %t", tc.shares, got)
+		}
+	}
+}
+
+func guestIn(name, share string, added int32) *api.Guest {
+	return &api.Guest{Name: name, Spec: &api.GuestSpec{Shares: []*api.Share{{Path: share}}}, Review: &api.ReviewSummary{Added: added}}
+}
+
+// Of several guests with changes those are meant that have the current folder, and
+// another folder's only where none has it.
+func TestMeant(t *testing.T) {
+	root := t.TempDir()
+	at := func(p ...string) string { return filepath.Join(append([]string{root}, p...)...) }
+	gs := []*api.Guest{
+		guestIn("one", at("a"), 1), guestIn("two", at("a", "b"), 1), guestIn("three", at("ab"), 1), guestIn("none", at("a"), 0), guestIn("idle", at("empty"), 0), guestIn("reader", at("ro"), 0),
+	}
+	gs[5].Spec.Shares[0].Mode = api.ShareMode_SHARE_MODE_RO
+	const all = "3 guests have changes to review: name one of one, two, three"
+	for cwd, want := range map[string]string{
+		at("a"): "one", at("a", "c"): "one", at("a", "b", "c"): "2 guests have changes to review: name one of one, two", at("ab"): "three",
+		at("empty"): "no guest that has this folder (idle) has changes to review", at("empty", "x"): "no guest that has this folder (idle) has changes to review",
+		at(): all, at("abc"): all, at("ro"): all, "": all,
+	} {
+		got, err := meant(gs, cwd, "changes to review", hasChanges)
+		if err != nil {
+			got = err.Error()
+		}
+		if got != want && (err == nil || !strings.HasPrefix(got, want)) {
+			t.Errorf("in %q: %s, want %s", cwd, got, want)
+		}
+	}
+	// The only one with changes is not taken for a guest of this folder that has none.
+	for cwd, want := range map[string]string{at("empty"): "", at("ab"): "three", at("abc"): "three"} {
+		if got, err := meant(gs[2:], cwd, "changes to review", hasChanges); got != want || (err == nil) != (want != "") {
+			t.Errorf("in %q: %q, %v, want %q", cwd, got, err, want)
+		}
+	}
+	if _, err := meant(gs[4:], "", "something to undo", hasUndo); err == nil || !strings.Contains(err.Error(), "no guest has something to undo") {
+		t.Error(err)
+	}
+}
+
+// The guests of this folder are asked at once; one that does not answer is an
+// error, and no other is asked or taken in its place.
+func TestCount(t *testing.T) {
+	here, there := t.TempDir(), t.TempDir()
+	table := func() []*api.Guest {
+		fresh, fresh2, paused, other := guestIn("fresh", here, 0), guestIn("fresh2", here, 0), guestIn("paused", here, 3), guestIn("other", there, 1)
+		fresh.Review, fresh2.Review, other.Review = nil, nil, nil
+		paused.Spec.Ephemeral, paused.Paused = true, timestamppb.Now()
+		return []*api.Guest{fresh, fresh2, paused, guestIn("counted", here, 4), other}
+	}
+	a := &app{err: os.Stderr, quiet: true}
+	var together sync.WaitGroup // neither is answered before both have asked
+	together.Add(2)
+	gs, err := a.count(t.Context(), func(_ context.Context, name string) (*api.ReviewSummary, error) {
+		if !strings.HasPrefix(name, "fresh") {
+			t.Errorf("%s is asked", name)
+			return nil, nil
+		}
+		together.Done()
+		together.Wait()
+		return &api.ReviewSummary{Added: 2}, nil
+	}, table(), here)
+	if err != nil || len(gs) != 5 || pending(gs[0].Review) != 2 || pending(gs[1].Review) != 2 || pending(gs[2].Review) != 3 || pending(gs[3].Review) != 4 {
+		t.Errorf("%v, %v", gs, err)
+	}
+	for code, want := range map[string]int{"busy": 0, "share_refused": 0, "not_found": 4, "no_review": 5} {
+		gs, err := a.count(t.Context(), func(_ context.Context, name string) (*api.ReviewSummary, error) {
+			if name == "fresh" {
+				return nil, &client.Error{Code: code, Message: "no"}
+			}
+			return &api.ReviewSummary{}, nil
+		}, table(), here)
+		if len(gs) != want || (err == nil) != (want > 0) || err != nil && !strings.HasPrefix(err.Error(), "guest fresh has this folder, ") {
+			t.Errorf("%s: %v, %v", code, gs, err)
 		}
 	}
 }

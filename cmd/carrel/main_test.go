@@ -243,24 +243,6 @@ func TestUsageHelps(t *testing.T) {
 	}
 }
 
-// Of several guests with changes those are meant that have the current folder.
-func TestWhose(t *testing.T) {
-	guest := func(name, share string, added int32) *api.Guest {
-		return &api.Guest{Name: name, Spec: &api.GuestSpec{Shares: []*api.Share{{Path: share}}}, Review: &api.ReviewSummary{Added: added}}
-	}
-	root := t.TempDir()
-	at := func(p ...string) string { return filepath.Join(append([]string{root}, p...)...) }
-	gs := []*api.Guest{guest("one", at("a"), 1), guest("two", at("a", "b"), 1), guest("three", at("ab"), 1), guest("none", at("a"), 0)}
-	for cwd, want := range map[string]string{
-		at("a"): "one", at("a", "c"): "one", at("a", "b", "c"): "one two", at("ab"): "three",
-		at(): "one two three", at("abc"): "one two three", "": "one two three",
-	} {
-		if got := strings.Join(whose(gs, cwd, hasChanges), " "); got != want {
-			t.Errorf("in %q: %s, want %s", cwd, got, want)
-		}
-	}
-}
-
 // The keys that answer a question stand on one line, however long the host's name is.
 func TestMayReach(t *testing.T) {
 	lines := strings.Split(mayReach(&api.EgressEvent{Host: strings.Repeat("a", 253), Port: 443}), "\n")

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -90,6 +91,15 @@ func (k *Keeper) ClaimGuest(ctx context.Context, r *connect.Request[api.ClaimGue
 		return nil, refused(err)
 	}
 	defer end()
+	ends := g.Cause() // as of one that stood still, and did not go on
+	select {
+	case <-g.Gone():
+		ends = cmp.Or(ends, "it has ended")
+	default:
+	}
+	if ends != "" {
+		return nil, refused(errors.New(ends))
+	}
 	hosts := gitHosts(grant.EgressRules())
 	if len(r.Msg.Env) > 0 || !slices.Equal(before, hosts) {
 		actx, cancel := context.WithTimeoutCause(ctx, claimTime, errors.New("the guest's agent does not answer"))

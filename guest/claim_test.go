@@ -1,9 +1,12 @@
 package guest
 
 import (
+	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +17,7 @@ import (
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/audit"
+	"github.com/carrel-vm/carrel/guest/policy"
 )
 
 // What cannot change in a guest that runs is each a reason, and what can is none.
@@ -104,4 +108,28 @@ func TestClaimCutOff(t *testing.T) {
 			})
 		})
 	}
+}
+
+// stuck is a machine that stands still for good.
+type stuck struct{ g *Guest }
+
+func (stuck) pause(context.Context) error  { return nil }
+func (stuck) resume(context.Context) error { return errors.New("it does not") }
+func (m stuck) lost(err error)             { m.g.fail(err.Error()) }
+
+// Nobody gets a guest of the pool that stood still and does not go on.
+func TestClaimOfAGuestThatIsStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := new(Guest)
+		g.rest = newRest(slog.New(slog.DiscardHandler), policy.Idle{Pause: time.Second}, func(time.Time) {}, func() {})
+		g.rest.begin(stuck{g})
+		defer g.rest.end()
+		time.Sleep(time.Minute)
+		spec := &api.GuestSpec{Name: "a", Image: "default", Cpus: 2, MemoryMib: 512, DiskMib: 64, Ephemeral: true}
+		k := &Keeper{req: KeepRequest{Spec: spec, Warm: true}, warm: true, g: g, rest: g.rest, info: &api.Guest{Name: "a"}, log: slog.New(slog.DiscardHandler)}
+		_, err := k.ClaimGuest(t.Context(), connect.NewRequest(&api.ClaimGuestRequest{Spec: spec, Rules: []byte(`{"MaxCPUs":2,"MaxMemoryMiB":1024,"MaxDiskMiB":1024}`)}))
+		if connect.CodeOf(err) != connect.CodeFailedPrecondition || !strings.Contains(err.Error(), "does not go on") || !k.warm {
+			t.Errorf("it is claimed: %v", err)
+		}
+	})
 }

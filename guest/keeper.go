@@ -75,6 +75,9 @@ type Keeper struct {
 // the user must know is in the journal.
 func Keep(ctx context.Context, req KeepRequest, opts KeepOptions) (err error) {
 	dir := req.Parts.Dir
+	if opts.Wanted == nil {
+		opts.Wanted = func() error { return nil }
+	}
 	if err := opts.Wanted(); err != nil {
 		return err
 	}

@@ -49,7 +49,7 @@ type KeepOptions struct {
 	// guest's first frame is read. A
 	// failure stops the start.
 	Confine func() error
-	// Wanted says why nobody waits for the guest, or nil: the daemon that had this
+	// Wanted says why nobody waits for the guest, or nil; nil itself: somebody does. The daemon that had this
 	// keeper started may have died since. It is asked before and after the guest's
 	// folder is this keeper's: the next daemon takes a guest for its own whose folder
 	// has a keeper by then, and for one that has stopped without.

@@ -58,6 +58,7 @@ type spool struct {
 	sealed  bool // nothing more will be written
 	retired bool // closed when its last reader goes
 	closed  bool
+	broken  error // what is behind the end may be no piece of ours: nothing goes there
 	readers map[*spoolReader]struct{}
 }
 
@@ -133,8 +134,15 @@ func (s *spool) write(ctx context.Context, stream byte, p []byte) error {
 		s.writing = true
 		s.mu.Unlock() // readers go on, with what was there
 		err := writePiece(last.f, last.size, stream, p[:n])
+		var left error
+		if err != nil { // as on a full disk: what came of it is a guest's bytes, which a shorter piece would lay bare
+			left = last.f.Truncate(last.size)
+		}
 		s.mu.Lock()
 		s.writing = false
+		if left != nil {
+			s.broken = errors.Join(err, left)
+		}
 		s.cond.Broadcast()
 		if err != nil {
 			return fmt.Errorf("spool: %w", err)
@@ -177,6 +185,9 @@ func (s *spool) room(ctx context.Context, n int64) error {
 	for {
 		if s.sealed || s.closed {
 			return os.ErrClosed
+		}
+		if s.broken != nil {
+			return s.broken
 		}
 		if s.writing { // which waits for no reader
 			s.cond.Wait()
@@ -314,8 +325,9 @@ func (s *spool) written() {
 }
 
 func (s *spool) closeLocked() {
-	s.closed, s.sealed = true, true
-	s.written()
+	s.sealed = true
+	s.written() // until then it is not all on the disk, where others look for it
+	s.closed = true
 	for _, f := range s.files {
 		f.f.Close()
 	}
@@ -418,7 +430,7 @@ func (r *spoolReader) next(ctx context.Context, wait bool) (piece, error) {
 		if r.at < s.end {
 			break
 		}
-		if s.sealed || !wait {
+		if s.sealed && !s.writing || !wait { // a piece that is on its way still comes
 			return piece{}, io.EOF
 		}
 		s.wait(ctx)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -359,5 +360,55 @@ func TestSpoolBitesWhileWritten(t *testing.T) {
 	}
 	if err := <-sealed; err != nil || !bytes.Equal(got[streamOut], want) || !bytes.Equal(got[streamErr], want) {
 		t.Fatalf("%d and %d bytes, want %d of each: %v", len(got[streamOut]), len(got[streamErr]), len(want), err)
+	}
+}
+
+// A reader at the end of a spool that is sealed, or closed, while a piece is on its way
+// to the disk still gets that piece, and until it is there nobody is sent to the disk.
+func TestSpoolEndsAfterItsLastPiece(t *testing.T) {
+	for what, end := range map[string]func(*spool){"sealed": func(s *spool) { s.seal() }, "closed": (*spool).close} {
+		t.Run(what, func(t *testing.T) {
+			dir := t.TempDir()
+			synctest.Test(t, func(t *testing.T) {
+				s, err := newSpool(dir, 1<<20)
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.mu.Lock()
+				s.writing = true // as write does, and then lets go of mu
+				s.mu.Unlock()
+				go end(s)
+				synctest.Wait()
+				r := s.tryReader(0)
+				if r == nil {
+					t.Fatal("a reader is sent to the disk, which has not all of it")
+				}
+				var got piece
+				read := make(chan error, 1)
+				go func() {
+					var err error
+					got, err = r.next(t.Context(), true)
+					read <- err
+				}()
+				synctest.Wait()
+				if len(read) > 0 {
+					t.Fatalf("the reader is told the end before the last piece: %v", <-read)
+				}
+				s.mu.Lock()
+				if err := writePiece(s.files[0].f, 0, streamOut, []byte("last")); err != nil {
+					t.Fatal(err)
+				}
+				s.files[0].size, s.end = pieceHead+4, pieceHead+4
+				s.writing = false
+				s.cond.Broadcast()
+				s.mu.Unlock()
+				// Closed, it is read from the disk, to which this one is sent, too.
+				if err := <-read; err == nil && string(got.data) != "last" || err != nil && (what != "closed" || !errors.Is(err, os.ErrClosed)) {
+					t.Errorf("%q, %v", got.data, err)
+				}
+				r.close()
+				s.close()
+			})
+		})
 	}
 }

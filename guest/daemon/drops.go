@@ -3,14 +3,17 @@ package daemon
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protodelim"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
@@ -88,13 +91,13 @@ func forgets(ctx context.Context, k *keeper, m *api.DropReviewRequest, imported 
 	return err
 }
 
-// noteDrops adds to the file. A crash in the middle leaves a piece at its end,
-// which is passed over when it is read.
+// noteDrops adds to the file, behind what is whole in it: a crash in the middle, or a
+// full disk, leaves a piece at its end, with which reading it ends.
 func noteDrops(dir string, drops []*api.DropReviewRequest) error {
 	if len(drops) == 0 {
 		return nil
 	}
-	f, err := os.OpenFile(filepath.Join(dir, fileDrops), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, fileDrops), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
@@ -102,13 +105,43 @@ func noteDrops(dir string, drops []*api.DropReviewRequest) error {
 	if fi, err := f.Stat(); err != nil || fi.Size() > maxDrops {
 		return fmt.Errorf("there is no room for more in %s: %w", f.Name(), errors.Join(err, errors.ErrUnsupported))
 	}
-	w := bufio.NewWriter(f)
+	end, err := wholeDrops(f)
+	if err != nil {
+		return err
+	}
+	if err := f.Truncate(end); err != nil {
+		return err
+	}
+	w := bufio.NewWriter(io.NewOffsetWriter(f, end))
 	for _, m := range drops {
-		if _, err := protodelim.MarshalTo(w, m); err != nil {
-			return err
+		if _, err = protodelim.MarshalTo(w, m); err != nil {
+			break
 		}
 	}
-	return errors.Join(w.Flush(), f.Sync())
+	if err := errors.Join(err, w.Flush(), f.Sync()); err != nil {
+		return errors.Join(err, f.Truncate(end)) // all of it is noted, or nothing
+	}
+	return nil
+}
+
+// wholeDrops is how many bytes at the file's beginning are whole messages.
+func wholeDrops(f io.Reader) (end int64, err error) {
+	for in := bufio.NewReader(f); ; {
+		size, err := binary.ReadUvarint(in)
+		if err == nil && size > maxDrop {
+			return end, nil
+		}
+		if err == nil {
+			_, err = in.Discard(int(size))
+		}
+		if failed := (*os.PathError)(nil); errors.As(err, &failed) {
+			return 0, err
+		}
+		if err != nil { // its end, or that of what is whole in it
+			return end, nil
+		}
+		end += int64(protowire.SizeVarint(size)) + int64(size)
+	}
 }
 
 // forget has a guest that has just started forget what was noted, and hands it over:

@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/encoding/protodelim"
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/api/apiconnect"
@@ -158,5 +160,54 @@ func TestHandsOverOnlyWhatForgot(t *testing.T) {
 	b.forgets(t)
 	if had, _ := b.e.noted(func() error { return nil }); had == nil {
 		t.Error("control: nobody has it")
+	}
+}
+
+// What was noted is behind what is whole, wherever a crash or a full disk ended the one
+// before it.
+func TestDropsBehindWhatIsWhole(t *testing.T) {
+	note := func(dir, name string) {
+		t.Helper()
+		if err := noteDrops(dir, []*api.DropReviewRequest{{Share: "/s", Names: []string{name}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := strings.Repeat("torn", 40)
+	for cut := int64(1); ; cut++ {
+		dir := t.TempDir()
+		path := filepath.Join(dir, fileDrops)
+		note(dir, "first")
+		before, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		note(dir, long)
+		after, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if before.Size()+cut == after.Size() {
+			return
+		}
+		if err := os.Truncate(path, before.Size()+cut); err != nil {
+			t.Fatal(err)
+		}
+		note(dir, "last")
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for in := bufio.NewReader(f); ; {
+			m := new(api.DropReviewRequest)
+			if (protodelim.UnmarshalOptions{MaxSize: maxDrop}).UnmarshalFrom(in, m) != nil {
+				break
+			}
+			got = append(got, m.Names...)
+		}
+		f.Close()
+		if strings.Join(got, " ") != "first last" {
+			t.Fatalf("cut after %d bytes: %.60q", cut, got)
+		}
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -211,6 +210,17 @@ func (s *taskService) Attach(ctx context.Context, st *connect.BidiStream[api.Att
 	}
 }
 
+// takesPieces says whether a stream of this type has the codec that knows pieces. A
+// type is written in more than one way: what is not known gets messages, as any codec
+// takes them.
+func takesPieces(contentType string) bool {
+	switch contentType {
+	case "application/connect+proto", "application/grpc", "application/grpc+proto", "application/grpc-web", "application/grpc-web+proto":
+		return true
+	}
+	return false
+}
+
 // relay hands one attach on to a keeper; over says that the task's end was
 // handed on. open.Offset follows what was, so that a replay goes on there.
 func relay(ctx context.Context, k *keeper, open *api.AttachOpen, input <-chan *api.AttachRequest, st *connect.BidiStream[api.AttachRequest, api.AttachResponse]) (over bool, err error) {
@@ -247,7 +257,7 @@ func relay(ctx context.Context, k *keeper, open *api.AttachOpen, input <-chan *a
 		return false, err
 	}
 	send := func(p *api.Piece) error { return st.Send(p.Message()) }
-	if to := st.Conn(); !strings.HasSuffix(to.RequestHeader().Get("Content-Type"), "json") {
+	if to := st.Conn(); takesPieces(to.RequestHeader().Get("Content-Type")) {
 		send = func(p *api.Piece) error {
 			if p.Other == nil {
 				return to.Send(p) // of the form that it would have again

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -14,20 +13,26 @@ import (
 	"github.com/carrel-vm/carrel/images/oci"
 )
 
-// WithUnpacker returns a store that has the layers of images parsed by processes of their own, which a command
-// starts whose program calls Unpack.
-func (s *Store) WithUnpacker(command func(ctx context.Context) *exec.Cmd) *Store {
+// WithUnpacker returns a store that has the layers of images parsed by processes of their own, whose program calls
+// Unpack.
+func (s *Store) WithUnpacker(p Unpacker) *Store {
 	out := *s
-	out.unpack = oci.Elsewhere(command)
+	out.unpack = oci.Elsewhere(p)
 	return &out
 }
+
+// Unpacker is such a process, as it is started.
+type Unpacker = oci.Process
+
+// Given is what such a process was started with.
+type Given = oci.Given
 
 // Confinement is how such a process gives up what it does not need.
 type Confinement = oci.Confinement
 
 // Unpack is what such a process does; see oci.ServeUnpack.
-func Unpack(ctx context.Context, in *os.File, c Confinement) error {
-	return oci.ServeUnpack(ctx, in, c)
+func Unpack(ctx context.Context, given Given, c Confinement) error {
+	return oci.ServeUnpack(ctx, given, c)
 }
 
 // imported is where references of imported images lie that were given no other name; it is no
@@ -221,7 +226,8 @@ func (s *Store) makeRoot(ctx context.Context, id string, blobs *oci.Blobs, o *oc
 	if err := s.at("written"); err != nil {
 		return nil, err
 	}
-	if err := root.Sync(); err != nil {
+	// Closed here, since Windows renames no folder in which a file is open.
+	if err := errors.Join(root.Sync(), root.Close()); err != nil {
 		return nil, err
 	}
 	sum, size, err := hashFile(ctx, root.Name())

@@ -16,7 +16,8 @@ import (
 
 // What confines the processes of Carrel on Windows. Who starts one has put it into
 // a job, in which it can start no other (guest/inherit). The rest it does itself
-// before it reads a byte that a guest wrote, and none starts without:
+// before it reads a byte that a guest or the maker of an image wrote, and none starts
+// without:
 //
 //   - it loses every privilege but the one to walk through folders
 //   - no code is made or loaded into it any more but what Windows itself has
@@ -38,6 +39,10 @@ func confineReview(_ []*share.Root, readOnly bool, stores ...string) error {
 // confineEgress leaves the integrity as it is: the audit log is the user's, and
 // the daemon's pipe has to be one that nobody of a lower integrity can open.
 func confineEgress(string) error { return confineHere(false, nil) }
+
+// confineUnpack needs no folder: who unpacks layers reads theirs as the user may, and
+// has open what it writes.
+func confineUnpack(string) error { return confineHere(true, nil) }
 
 func confineHere(low bool, stores []string) error {
 	if err := dropPrivileges(); err != nil {

@@ -102,7 +102,7 @@ func daemonOptions() (o daemon.Options, err error) {
 	}
 	store := images.Open(p.Cache).WithBundles(filepath.Join(p.Config, "trusted-keys"), filepath.Join(p.State, "bundles"))
 	if unpack := unpackCommand(self); unpack != nil {
-		store = store.WithUnpacker(unpack)
+		store = store.WithUnpacker(images.Unpacker{Command: unpack, Start: startUnpack})
 	}
 	return daemon.Options{
 		Place: p, Rules: policy.Default(home, p.State, p.Config, p.Cache, p.Run),

@@ -28,7 +28,7 @@ func TestMacUnpack(t *testing.T) {
 	root := func(command func(context.Context) *exec.Cmd) ([]byte, error) {
 		store := images.Open(t.TempDir())
 		if command != nil {
-			store = store.WithUnpacker(command)
+			store = store.WithUnpacker(images.Unpacker{Command: command, Start: startUnpack})
 		}
 		img, _, err := store.Import(t.Context(), from, "", nil)
 		if err != nil {

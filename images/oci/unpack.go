@@ -57,10 +57,27 @@ type remoteError struct {
 func (e *remoteError) Error() string { return e.text }
 func (e *remoteError) Unwrap() error { return e.kind }
 
-// Elsewhere returns an Unpacker that starts a process for each root. command makes it, killed when ctx ends, and
-// its program calls ServeUnpack. What it says is believed no more than the layers are: it is bounded, and a root is
-// whatever was written, of a size that is checked.
-func Elsewhere(command func(ctx context.Context) *exec.Cmd) Unpacker {
+// Process is the other process, as Elsewhere starts it.
+type Process struct {
+	// Command makes it, killed when ctx ends; its program calls ServeUnpack.
+	Command func(ctx context.Context) *exec.Cmd
+	// Start starts it with files as its descriptors 3 and on, and holds it in what it cannot enter by itself. What
+	// it returns is called when the process has ended; with an error there is none. nil: as Unix does, and in nothing.
+	Start func(cmd *exec.Cmd, files ...*os.File) (ended func(), err error)
+}
+
+func (p Process) start(cmd *exec.Cmd, files ...*os.File) (ended func(), err error) {
+	if p.Start != nil {
+		return p.Start(cmd, files...)
+	}
+	cmd.ExtraFiles = files
+	return func() {}, cmd.Start()
+}
+
+// Elsewhere returns an Unpacker that starts a process for each root, and tells it what to do when it is held. What it
+// says is believed no more than the layers are: it is bounded, and a root is whatever was written, of a size that is
+// checked.
+func Elsewhere(p Process) Unpacker {
 	return func(ctx context.Context, dir string, img *Image, dst, spool *os.File, lim Limits, report func(Progress)) (Stats, error) {
 		req, err := json.Marshal(unpackRequest{dir, img, lim})
 		if err != nil {
@@ -75,10 +92,9 @@ func Elsewhere(command func(ctx context.Context) *exec.Cmd) Unpacker {
 			return Stats{}, errors.Join(err, inR.Close(), inW.Close())
 		}
 		var words strings.Builder
-		cmd := command(ctx)
+		cmd := p.Command(ctx)
 		cmd.Stderr = &capped{w: &words, left: maxErrorText}
-		cmd.ExtraFiles = []*os.File{inR, outW, dst, spool}
-		err = cmd.Start()
+		released, err := p.start(cmd, inR, outW, dst, spool)
 		inR.Close()
 		outW.Close()
 		if err != nil {
@@ -93,6 +109,7 @@ func Elsewhere(command func(ctx context.Context) *exec.Cmd) Unpacker {
 		stats, err := readAnswers(outR, report)
 		outR.Close()
 		ended := cmd.Wait()
+		released()
 		<-sent
 		switch {
 		case ctx.Err() != nil:
@@ -150,11 +167,14 @@ type Confinement struct {
 	Confine func(dir string) error
 }
 
-// ServeUnpack is the other process's part: its request is read from in, its answers go to descriptor 4, the root to
-// 5, and contents to 6. Before it opens a layer it has confined itself.
-func ServeUnpack(ctx context.Context, in *os.File, c Confinement) error {
-	out := os.NewFile(4, "answers")
-	dst, spool := os.NewFile(5, "root"), os.NewFile(6, "spool")
+// Given is what the other process was started with.
+type Given struct {
+	Request, Answers, Root, Spool *os.File // descriptors 3, 4, 5 and 6
+}
+
+// ServeUnpack is the other process's part. Before it opens a layer it has confined itself.
+func ServeUnpack(ctx context.Context, given Given, c Confinement) error {
+	in, out, dst, spool := given.Request, given.Answers, given.Root, given.Spool
 	answers := json.NewEncoder(out)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -27,7 +27,9 @@ func TestUnpackChild(t *testing.T) {
 	if how == "" {
 		t.Skip("it is started by TestElsewhere")
 	}
-	in := os.NewFile(3, "request")
+	given := func() Given {
+		return Given{os.NewFile(3, "request"), os.NewFile(4, "answers"), os.NewFile(5, "root"), os.NewFile(6, "spool")}
+	}
 	switch how {
 	case "lie":
 		say([]byte(`{"Stats":{"ImageBytes":4096}}` + "\n"))
@@ -44,20 +46,20 @@ func TestUnpackChild(t *testing.T) {
 		fmt.Fprintln(os.Stderr, "it hurts")
 		os.Exit(3)
 	case "outside":
-		err := ServeUnpack(t.Context(), in, Confinement{
+		err := ServeUnpack(t.Context(), given(), Confinement{
 			Enter:   func(string, []byte) error { return errors.New("there is no sandbox") },
 			Confine: func(string) error { return nil },
 		})
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(0)
 	case "refuse":
-		err := ServeUnpack(t.Context(), in, Confinement{Confine: func(string) error { return errors.New("it will not be confined") }})
+		err := ServeUnpack(t.Context(), given(), Confinement{Confine: func(string) error { return errors.New("it will not be confined") }})
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(0)
 	case "hang":
 		select {}
 	}
-	if err := ServeUnpack(t.Context(), in, Confinement{Confine: func(string) error { return nil }}); err != nil {
+	if err := ServeUnpack(t.Context(), given(), Confinement{Confine: func(string) error { return nil }}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -69,11 +71,11 @@ func TestUnpackChild(t *testing.T) {
 func TestElsewhere(t *testing.T) {
 	here := Open(t.TempDir())
 	elsewhere := func(how string) *Blobs {
-		return here.Through(Elsewhere(func(ctx context.Context) *exec.Cmd {
+		return here.Through(Elsewhere(Process{Command: func(ctx context.Context) *exec.Cmd {
 			cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run", "^TestUnpackChild$")
 			cmd.Env = append(os.Environ(), childUnpack+"="+how)
 			return cmd
-		}))
+		}}))
 	}
 	m := someImage(t)
 	img, err := here.Fetch(t.Context(), Layout(layoutOf(t, m, ""), ""), amd64, nil)

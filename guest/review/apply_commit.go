@@ -60,7 +60,7 @@ func (p *prepared) takeAway() (refused string, err error) {
 		return "", err
 	}
 	crash("taken")
-	out, err := p.f.Lstat(p.tmp)
+	out, err := infoAt(p.f, p.tmp)
 	if err == nil && moved(&out, p.is) {
 		return "", p.f.Unlink(p.tmp)
 	}
@@ -72,7 +72,7 @@ func (p *prepared) takeAway() (refused string, err error) {
 func (p *prepared) back(exchange bool) error {
 	err := fs.ErrNotExist
 	if exchange {
-		if err = p.f.Exchange(p.tmp, p.name); err == nil {
+		if err = swapNames(p.f, p.tmp, p.name); err == nil {
 			return nil
 		}
 	}
@@ -93,7 +93,7 @@ func (p *prepared) swap() (refused string, err error) {
 		}
 		return "", err
 	}
-	err = p.f.Exchange(p.tmp, p.name)
+	err = swapNames(p.f, p.tmp, p.name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "the host has removed it at this moment (try again)", nil
@@ -103,7 +103,7 @@ func (p *prepared) swap() (refused string, err error) {
 		return "", err
 	}
 	crash("exchanged")
-	out, err := p.f.Lstat(p.tmp)
+	out, err := infoAt(p.f, p.tmp)
 	if err == nil && moved(&out, p.is) {
 		if err = drop(p.f, p.tmp, &out); err == nil {
 			return "", nil
@@ -117,11 +117,15 @@ func (p *prepared) swap() (refused string, err error) {
 }
 
 // strayed removes a new folder of ours that stood there for a moment, and says why
-// it does not stand there any more. What somebody has put into it meanwhile is
-// theirs: it stays, and is said.
+// it does not stand there any more. What somebody has put into it meanwhile, or in
+// its place, is theirs: it stays, and is said.
 func (p *prepared) strayed() string {
-	t, err := p.f.Lstat(p.tmp)
-	if err != nil || p.mine == nil || !t.Mode.IsDir() || t.Dev != p.mine.Dev || t.Ino != p.mine.Ino {
+	switch t, err := infoAt(p.f, p.tmp); {
+	case err != nil || p.mine == nil:
+		return changing
+	case t.Dev != p.mine.Dev || t.Ino != p.mine.Ino:
+		return fmt.Sprintf("%s; what was put there meanwhile is %q now", changing, p.tmp)
+	case !t.Mode.IsDir():
 		return changing
 	}
 	if err := p.f.Rmdir(p.tmp); err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -140,13 +144,7 @@ func (p *prepared) replace() (refused string, err error) {
 	case !same(now, p.is):
 		return changing, nil
 	case now.Mode.IsDir() || p.mine != nil && p.mine.Mode.IsDir():
-		// Neither is renamed over the other. In the moment between there is
-		// nothing, but for the pre-image.
-		if err := drop(p.f, p.name, now); err != nil {
-			return "", err
-		}
-		crash("cleared")
-		return "", p.f.Rename(p.tmp, p.name)
+		return p.makeWay()
 	}
 	return "", p.f.Replace(p.tmp, p.name)
 }

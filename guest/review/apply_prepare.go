@@ -89,6 +89,7 @@ func (p *prepared) make() error {
 			return err
 		}
 		info, err := h.Lstat()
+		forget(&info)
 		p.mine = &info
 		crash("created")
 		if err == nil {
@@ -120,7 +121,7 @@ func (p *prepared) make() error {
 	if err != nil {
 		return err
 	}
-	info, err := p.f.Lstat(p.tmp)
+	info, err := infoAt(p.f, p.tmp)
 	p.mine = &info
 	return err
 }
@@ -138,6 +139,7 @@ func (w *putter) keep(p *prepared) error {
 		if err != nil {
 			return nil, err
 		}
+		forget(&info)
 		if !info.Same(*p.is) {
 			h.Close()
 			return nil, errMoved
@@ -168,7 +170,7 @@ func (w *putter) keep(p *prepared) error {
 		}
 	}
 	if p.mine != nil {
-		p.pre.Dev, p.pre.Ino = p.mine.Dev, p.mine.Ino
+		p.pre.Dev, p.pre.Ino, p.pre.Fresh = p.mine.Dev, p.mine.Ino, true
 	}
 	return nil
 }

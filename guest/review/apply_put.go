@@ -333,7 +333,7 @@ func (p *prepared) release() {
 		return
 	}
 	if p.mine != nil {
-		if t, err := p.f.Lstat(p.tmp); err == nil && t.Dev == p.mine.Dev && t.Ino == p.mine.Ino {
+		if t, err := infoAt(p.f, p.tmp); err == nil && t.Dev == p.mine.Dev && t.Ino == p.mine.Ino {
 			drop(p.f, p.tmp, &t)
 		}
 	}
@@ -355,7 +355,7 @@ func drop(f *share.Folder, name string, is *share.Info) error {
 
 // look is Lstat with nil for nothing.
 func look(f *share.Folder, name string) (*share.Info, error) {
-	info, err := f.Lstat(name)
+	info, err := infoAt(f, name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil

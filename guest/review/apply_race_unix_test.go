@@ -32,6 +32,12 @@ func TestApplyRace(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := tree(t, outside)
+	// The other process reaches nothing outside itself, whatever d/sub is then.
+	theirs, err := os.OpenRoot(w.host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
 	stop := make(chan struct{})
 	var all sync.WaitGroup
 	var swaps atomic.Int64
@@ -57,8 +63,8 @@ func TestApplyRace(t *testing.T) {
 				os.Remove(in("d/sub"))
 				os.Rename(in("d/moved"), in("d/sub"))
 			case 2: // the entry
-				os.Remove(in("d/sub/f0"))
-				os.Symlink(canary, in("d/sub/f0"))
+				theirs.Remove("d/sub/f0")
+				theirs.Symlink(canary, "d/sub/f0")
 			}
 		}
 	})

@@ -121,8 +121,16 @@ func (w *putter) recoverStep(s *step, was *pre) (outcome, error) {
 		}
 		return o, err
 	}
+	aside, err := look(f, p.aside())
+	if err != nil {
+		return o, err
+	}
 	o.before = was.Info
-	o.changed, err = p.settle(was, now, left)
+	if aside != nil {
+		o.changed, err = p.settleAside(was, now, left, aside)
+	} else {
+		o.changed, err = p.settle(was, now, left)
+	}
 	w.dirt(p)
 	if o.changed && err == nil {
 		o.after, err = look(f, p.name)
@@ -145,19 +153,18 @@ func (p *prepared) settle(was *pre, now, left *share.Info) (changed bool, err er
 		fallthrough // a folder with something in it: back
 	case mine(now):
 		// What came out is not what was kept.
-		if err := p.f.Exchange(p.tmp, p.name); err != nil {
+		if err := swapNames(p.f, p.tmp, p.name); err != nil {
 			return false, err
 		}
-		back, err := p.f.Lstat(p.tmp)
+		back, err := infoAt(p.f, p.tmp)
 		if err == nil && mine(&back) {
 			err = drop(p.f, p.tmp, &back)
 		}
 		return false, err
-	case mine(left) && now == nil && was.Info != nil && (left.Mode.IsDir() || was.Info.Mode.IsDir()):
-		// Cleared by replace, which comes to its end here.
-		return true, p.f.Rename(p.tmp, p.name)
-	case mine(left):
+	case mine(left), left != nil && was.Fresh && was.Ino == 0:
 		return false, drop(p.f, p.tmp, left)
+	case was.Fresh && was.Ino == 0: // a folder in a file's place, or a file in a folder's, is ours
+		return now != nil && was.Info != nil && now.Mode.IsDir() != was.Info.Mode.IsDir(), nil
 	case left == nil && was.Ino != 0:
 		return false, nil // not begun, or somebody else has been here since
 	case left == nil && now != nil: // another mode, if it is one

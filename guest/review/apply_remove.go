@@ -34,6 +34,7 @@ func (a *applier) clear(ctx context.Context, e *Entry) (ok bool, err error) {
 		}
 	}
 	is, err := a.Root.Lstat(e.Name)
+	forget(&is)
 	if err != nil || !is.Mode.IsDir() {
 		return true, nil // the step itself finds out
 	}

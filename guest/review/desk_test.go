@@ -102,6 +102,7 @@ func (w *desk) serve() {
 			return err
 		}
 		is, err := w.Root.Lstat(p)
+		forget(&is)
 		if err == nil {
 			w.Base.Served(p, is)
 		}

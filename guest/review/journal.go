@@ -92,10 +92,12 @@ type pre struct {
 	// Kept: the content is in the file of the set that has this step's number.
 	Kept bool `json:"kept,omitempty"`
 	// Dev and Ino are of what takes its place, under a temporary name until
-	// then; 0: nothing does, or no temporary name is used.
-	Dev uint64    `json:"dev,omitempty"`
-	Ino uint64    `json:"ino,omitempty"`
-	At  time.Time `json:"at,omitzero"`
+	// then; 0: nothing does, or no temporary name is used, or there are no numbers
+	// here. Fresh: something does.
+	Dev   uint64    `json:"dev,omitempty"`
+	Ino   uint64    `json:"ino,omitempty"`
+	Fresh bool      `json:"fresh,omitempty"`
+	At    time.Time `json:"at,omitzero"`
 }
 
 type done struct {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -70,4 +71,29 @@ func TestConformance(t *testing.T) {
 		Kills:  20,
 		Boot:   6 * time.Second,
 	})
+}
+
+// Daemons of several users, or homes, may find out at the same time what works here:
+// their sandboxes do not get in each other's way.
+func TestProbesAtOnce(t *testing.T) {
+	d := newDriver(t, hypervisortest.Guest(t))
+	runsc, err := findRunsc("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := d.probe(t.Context(), runsc)
+	if err != nil {
+		t.Fatal("control: ", err)
+	}
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for range 3 {
+				if err := d.try(t.Context(), runsc, p.Name); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
 }

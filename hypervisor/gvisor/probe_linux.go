@@ -176,7 +176,8 @@ func (d *Driver) try(ctx context.Context, runsc, platform string) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	log := filepath.Join(dir, "log")
-	args := append(Flags(platform, filepath.Join(dir, "state"), log, !wall.AsRoot()), "run", "--bundle", dir, "probe")
+	// Of a name of its own: another daemon may look at the same time.
+	args := append(Flags(platform, filepath.Join(dir, "state"), log, !wall.AsRoot()), "run", "--bundle", dir, sandboxID(dir))
 	cmd := exec.CommandContext(ctx, runsc, args...)
 	cmd.Env, cmd.Dir = []string{"TMPDIR=" + dir}, dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -449,11 +449,12 @@ func TestKilled(t *testing.T) {
 	if err := os.Rename(layoutOf(t, m, ""), filepath.Join(dir, "layout")); err != nil {
 		t.Fatal(err)
 	}
+	theirs := t.TempDir() // who is killed leaves its own
 	run := func(after time.Duration) error {
 		ctx, cancel := context.WithTimeout(t.Context(), after)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, os.Args[0], "-test.run", "^TestKilled$")
-		cmd.Env = append(os.Environ(), "CARREL_TEST_OCI="+dir)
+		cmd.Env = append(os.Environ(), "CARREL_TEST_OCI="+dir, "TMPDIR="+theirs)
 		out, err := cmd.CombinedOutput()
 		if err != nil && ctx.Err() == nil {
 			t.Fatalf("%v: %s", err, out)

@@ -19,7 +19,7 @@ const unpackMemory = 1 << 30
 func startUnpack(cmd *exec.Cmd, files ...*os.File) (ended func(), err error) {
 	var handed []inherit.Handed
 	for _, f := range files {
-		handed = append(handed, f)
+		handed = append(handed, inherit.Handed(f))
 	}
 	if err := inherit.Start(cmd, handed...); err != nil {
 		return nil, err

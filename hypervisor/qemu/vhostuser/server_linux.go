@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Device is what a virtio device does on top of the server.
@@ -79,6 +81,8 @@ func Serve(ctx context.Context, conn *net.UnixConn, d Device) error {
 		return ctx.Err()
 	case errors.Is(err, io.EOF):
 		return nil
+	case errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		return nil // QEMU was killed before it had read an answer, or before it got one
 	}
 	return fmt.Errorf("vhost-user: %w", err)
 }

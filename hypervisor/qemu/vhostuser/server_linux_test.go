@@ -236,3 +236,31 @@ func TestMemoryMustBeSealed(t *testing.T) {
 		})
 	}
 }
+
+// QEMU may be killed at any moment: what it was answered and did not read makes the
+// end of its socket a reset, which is an end like any other.
+func TestKilledFrontEnd(t *testing.T) {
+	ours, theirs := socketPair(t)
+	served := make(chan error, 1)
+	go func() { served <- Serve(t.Context(), theirs, newEcho(1)) }()
+	ask := make([]byte, headerSize)
+	le.PutUint32(ask, reqGetFeatures)
+	le.PutUint32(ask[4:], flagVersion)
+	if _, err := ours.Write(ask); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := ours.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Read(func(fd uintptr) bool { // until the answer is there, which stays unread
+		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return err != unix.EAGAIN
+	}); err != nil {
+		t.Fatal(err)
+	}
+	ours.Close()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}

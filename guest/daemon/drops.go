@@ -222,9 +222,9 @@ func (d *Daemon) adopts(e *entry, starting bool) {
 
 // finishStart finishes a start that the daemon before this one began, as far as it is the
 // daemon's: the guest is its keeper's already, and is nobody's yet. It is as busy
-// meanwhile as when it is started here.
+// meanwhile as when it is started here, but nobody asked for that: see finished.
 func (d *Daemon) finishStart(e *entry) {
-	e.busy = "started" // nobody else has it yet
+	e.busy, e.resumed = "started", true // nobody else has it yet
 	d.owned.Go(func() {
 		defer e.release()
 		info, err := e.wait(d.ctx, func(i *api.Guest, k *keeper) bool {

@@ -40,6 +40,7 @@ type entry struct {
 	changed chan struct{} // closed and replaced at every change
 	told    func()        // called at every change, with mu held; may be nil
 	busy    string        // what is being done to it that excludes the rest
+	resumed bool          // and is a start that the daemon before this one began
 	cause   string        // why the daemon ended it
 	expire  *time.Timer   // an ended ephemeral guest's removal
 	kept    kept          // why such a guest is still there
@@ -136,9 +137,21 @@ func (e *entry) takeTo(what string, giveUp context.CancelCauseFunc) error {
 
 func (e *entry) release() {
 	e.mu.Lock()
-	e.busy, e.waking = "", nil
+	e.busy, e.waking, e.resumed = "", nil, false
 	e.changedLocked()
 	e.mu.Unlock()
+}
+
+// finished waits while the daemon finishes a start of its own accord: who comes just
+// after it was started anew did nothing at the same time as somebody else, and is not
+// told so.
+func (e *entry) finished(ctx context.Context) error {
+	_, err := e.wait(ctx, func(*api.Guest, *keeper) bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return !e.resumed
+	})
+	return err
 }
 
 // wait returns when cond holds of the guest, or with the context's error.

@@ -53,6 +53,9 @@ func (s *guestService) begin(ctx context.Context, spec *api.GuestSpec, onlyNew b
 	if err := s.d.mayWait(ctx); err != nil {
 		return nil, err
 	}
+	if err := s.d.finished(ctx, spec.Name); err != nil {
+		return nil, err
+	}
 	e, fresh, err := s.d.reserve(spec, onlyNew, by)
 	if err != nil {
 		return nil, err
@@ -113,6 +116,9 @@ func (s *guestService) Stop(ctx context.Context, r *connect.Request[api.StopGues
 func (s *guestService) Remove(ctx context.Context, r *connect.Request[api.RemoveGuestRequest]) (*connect.Response[api.RemoveGuestResponse], error) {
 	e, err := s.d.find(r.Msg.Name)
 	if err != nil {
+		return nil, err
+	}
+	if err := e.finished(ctx); err != nil {
 		return nil, err
 	}
 	if err := e.take("removed"); err != nil {

@@ -28,6 +28,17 @@ func (d *Daemon) find(name string) (*entry, error) {
 	return e, nil
 }
 
+// finished waits for the guest of this name, if there is one: see entry.finished.
+func (d *Daemon) finished(ctx context.Context, name string) error {
+	d.mu.Lock()
+	e := d.table[name]
+	d.mu.Unlock()
+	if e == nil {
+		return nil
+	}
+	return e.finished(ctx)
+}
+
 // reserve puts a new guest into the table, or takes a stopped one of that name,
 // marked as being started. Of two that ask for one name, one wins.
 func (d *Daemon) reserve(spec *api.GuestSpec, onlyNew bool, by guest.Making) (e *entry, fresh bool, err error) {

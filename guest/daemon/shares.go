@@ -52,6 +52,9 @@ func (s *shareService) add(ctx context.Context, r *connect.Request[api.AddShareR
 	if r.Msg.Share == nil {
 		return nil, api.NewError(connect.CodeInvalidArgument, "bad_request", "there is no share in the request", "")
 	}
+	if err := e.finished(ctx); err != nil {
+		return nil, err
+	}
 	if err := e.take("changed"); err != nil {
 		return nil, err
 	}
@@ -97,6 +100,9 @@ func (s *shareService) add(ctx context.Context, r *connect.Request[api.AddShareR
 func (s *shareService) Remove(ctx context.Context, r *connect.Request[api.RemoveShareRequest]) (*connect.Response[api.RemoveShareResponse], error) {
 	e, err := s.d.find(r.Msg.Guest)
 	if err != nil {
+		return nil, err
+	}
+	if err := e.finished(ctx); err != nil {
 		return nil, err
 	}
 	if err := e.take("changed"); err != nil {

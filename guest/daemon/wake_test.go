@@ -119,6 +119,18 @@ func TestAdoptedStart(t *testing.T) {
 			k.note("up")
 			up <- err
 		}()
+		// Who asks to start it or to remove it did so at the same time as nobody else.
+		asked := make(chan error, 1)
+		go func() {
+			s := &guestService{b.Daemon}
+			var err error
+			if was == "starting" {
+				_, err = s.begin(t.Context(), &api.GuestSpec{Name: "g"}, false, guest.Making{}, nil, nil)
+			} else {
+				_, err = s.Remove(t.Context(), connect.NewRequest(&api.RemoveGuestRequest{Name: "g"}))
+			}
+			asked <- err
+		}()
 		close(k.ready)
 		for end := time.Now().Add(patience); len(k.asked()) == 0 && time.Now().Before(end); {
 			time.Sleep(time.Millisecond)
@@ -127,6 +139,9 @@ func TestAdoptedStart(t *testing.T) {
 		close(k.goOn)
 		if err := <-up; err != nil {
 			t.Fatal(err)
+		}
+		if got := codeOf(<-asked); got != "running" {
+			t.Errorf("%s: who wants to start or to remove it hears %s", was, got)
 		}
 		if told := k.asked(); !slices.Equal(told, []string{"import", "imported", "up"}) {
 			t.Errorf("%s: in this order: %q", was, told)

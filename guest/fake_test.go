@@ -73,7 +73,12 @@ func (v *hostileVM) Dial(context.Context, uint32) (net.Conn, error) {
 	v.calls++
 	n := v.calls
 	v.mu.Unlock()
-	v.h.refs.Go(func() { defer guest.Close(); v.h.call(guest, n) })
+	v.h.refs.Go(func() {
+		defer guest.Close()
+		if v.h.call != nil { // the host calls by itself when its clock has jumped
+			v.h.call(guest, n)
+		}
+	})
 	return host, nil
 }
 

@@ -41,6 +41,9 @@ const (
 var (
 	pingEvery = 15 * time.Second
 	pingDeath = 60 * time.Second
+	// agentGone is how long a machine may go on without its agent, if nobody asked it to
+	// end.
+	agentGone = 2 * time.Second
 )
 
 // Options are what a guest is started from.
@@ -308,10 +311,14 @@ func (g *Guest) listen() {
 		if err != nil {
 			g.fail("the guest's agent " + err.Error())
 		}
-		// An orderly power-off closes the stream just before the machine ends.
+		// An orderly power-off closes the stream just before the machine ends. One that
+		// was asked for may have its disk to close then, and whoever asked bounds it.
+		if g.asked.Load() {
+			return
+		}
 		select {
 		case <-g.gone:
-		case <-time.After(2 * time.Second):
+		case <-time.After(agentGone):
 			g.fail("the guest's agent ended")
 			g.vm.Kill()
 		}

@@ -237,6 +237,45 @@ func TestStopOfADeafGuest(t *testing.T) {
 	g.Stop(100 * time.Millisecond)
 }
 
+// A machine that was asked to end is not ended under its agent's last words: its disk
+// may take a while to close after them. The control is an agent that nobody asked.
+func TestStopIsWaitedFor(t *testing.T) {
+	was := agentGone
+	agentGone = time.Millisecond
+	t.Cleanup(func() { agentGone = was }) // after the guests are gone
+	for _, asked := range []bool{true, false} {
+		h := new(hostile)
+		h.boot = func(c net.Conn) {
+			r := wire.NewReader(c)
+			say(c, &wire.FromGuest{Kind: &wire.FromGuest_Hello{Hello: &wire.Hello{Version: wire.Version}}})
+			r.Read(new(wire.FromHost))
+			say(c, &wire.FromGuest{Kind: &wire.FromGuest_Ready{Ready: &wire.Ready{}}})
+			for f := new(wire.FromHost); asked && f.GetControl().GetPowerOff() == nil; {
+				if f.Reset(); r.Read(f) != nil {
+					return
+				}
+				say(c, &wire.FromGuest{Kind: &wire.FromGuest_Answer{Answer: &wire.Answer{Id: f.GetControl().GetId()}}})
+			}
+			c.Close()
+			select {
+			case <-h.vm.gone:
+			case <-time.After(200 * time.Millisecond): // its disk is closed
+				if asked {
+					h.vm.Kill()
+				}
+			}
+		}
+		g := startFake(t, h)
+		if asked {
+			g.Stop(time.Second)
+		}
+		<-g.Gone()
+		if c := g.Cause(); (c == "") != asked {
+			t.Errorf("asked to end %v: the cause is %q", asked, c)
+		}
+	}
+}
+
 // A machine that ends and was not asked to is never taken for one that ended in
 // order, though its driver saw nothing wrong.
 func TestEndNobodyAskedFor(t *testing.T) {

@@ -76,7 +76,9 @@ func (e *entry) set(info *api.Guest) {
 }
 
 // heard takes what a keeper says of its guest. What the guest is made of is the
-// daemon's own word: shares come and go while the keeper runs.
+// daemon's own word: shares come and go while the keeper runs. So is that it has
+// stopped: its keeper, which says so first, has its folder for a moment longer, and
+// whoever saw it stopped may remove it.
 func (e *entry) heard(info *api.Guest) (tasksEnded bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -85,6 +87,9 @@ func (e *entry) heard(info *api.Guest) (tasksEnded bool) {
 	if t := info.Timings; t != nil {
 		t.Spans = guest.BoundSpans(t.Spans)
 		e.theirs = t.Spans
+	}
+	if info.State == api.GuestState_GUEST_STATE_STOPPED {
+		info.State = api.GuestState_GUEST_STATE_STOPPING
 	}
 	e.info = info
 	e.changedLocked()

@@ -29,6 +29,7 @@ import (
 type startingKeeper struct {
 	apiconnect.UnimplementedKeeperServiceHandler
 	ready chan struct{}
+	ends  chan struct{} // it has stopped when this is closed; nil: never
 	mu    sync.Mutex
 	told  []string
 	goOn  chan struct{} // an import waits for it
@@ -54,6 +55,8 @@ func (k *startingKeeper) Watch(ctx context.Context, _ *connect.Request[api.Watch
 		}
 		select {
 		case <-ready:
+		case <-k.ends:
+			return st.Send(&api.Guest{Name: "g", State: api.GuestState_GUEST_STATE_STOPPED})
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -78,7 +81,7 @@ func (k *startingKeeper) ImportReview(ctx context.Context, _ *connect.Request[ap
 
 // serve gives the bench's guest this keeper, which has its folder, and has a daemon
 // adopt it.
-func (k *startingKeeper) serve(t *testing.T, b *reviewBench, journal string) {
+func (k *startingKeeper) serve(t *testing.T, b *reviewBench, journal string) (leaves func()) {
 	t.Helper()
 	if err := place.MakePrivate(b.opts.Place.Run); err != nil {
 		t.Fatal(err)
@@ -100,8 +103,41 @@ func (k *startingKeeper) serve(t *testing.T, b *reviewBench, journal string) {
 	mux.Handle(apiconnect.NewKeeperServiceHandler(k))
 	srv := guest.NewServer(api.Socket_SOCKET_KEEPER, mux)
 	go srv.Serve(ln)
-	t.Cleanup(func() { unlock(); srv.Close() })
+	leaves = sync.OnceFunc(func() { unlock(); srv.Close() })
+	t.Cleanup(leaves)
 	b.reload(t)
+	return leaves
+}
+
+// A guest is shown as stopped when its keeper has left its folder, a moment after the
+// keeper's word: who sees that can remove it.
+func TestStoppedIsRemovable(t *testing.T) {
+	b := newReviewBench(t, fakeStore{}, false, inReviewMode)
+	k := &startingKeeper{ready: make(chan struct{}), ends: make(chan struct{})}
+	leaves := k.serve(t, b, "ready")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	close(k.ready)
+	is := func(s api.GuestState) (*api.Guest, *keeper) {
+		t.Helper()
+		if _, err := b.e.wait(ctx, func(i *api.Guest, _ *keeper) bool { return i.State == s }); err != nil {
+			t.Fatalf("it is never %s: %v", s, err)
+		}
+		info, now, _ := b.e.get()
+		return info, now
+	}
+	is(api.GuestState_GUEST_STATE_READY)
+	close(k.ends)
+	if info, now := is(api.GuestState_GUEST_STATE_STOPPING); now == nil || info.State != api.GuestState_GUEST_STATE_STOPPING {
+		t.Errorf("its keeper is there, and it is %s", info.State)
+	}
+	leaves()
+	if _, now := is(api.GuestState_GUEST_STATE_STOPPED); now != nil {
+		t.Error("it is stopped, and its keeper is there")
+	}
+	if _, err := (&guestService{b.Daemon}).Remove(ctx, connect.NewRequest(&api.RemoveGuestRequest{Name: "g"})); err != nil {
+		t.Error(err)
+	}
 }
 
 // A start that the daemon before this one did not see to its end is finished: the

@@ -175,7 +175,8 @@ func (h *host) exec(e *wire.Exec) *session {
 	h.t.Helper()
 	if e.Id == "" {
 		h.task++
-		e.Id = fmt.Sprint("t", h.task) // never one twice: what is left of a task is found by it
+		// Never one twice on this machine: what is left of a task is found by it, and killed.
+		e.Id = fmt.Sprintf("t%dx%d", os.Getpid(), h.task)
 	}
 	return h.call(&wire.Call{Kind: &wire.Call_Exec{Exec: e}})
 }

@@ -2,6 +2,7 @@ package bubblewrap
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -118,7 +119,7 @@ func (g *guest) exec(user string, argv ...string) (out string, status int) {
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(patience))
 	*g.tasks++
-	err = wire.Write(c, &wire.Call{Kind: &wire.Call_Exec{Exec: &wire.Exec{Argv: argv, Cwd: "/", User: user, Id: fmt.Sprint("t", *g.tasks)}}})
+	err = wire.Write(c, &wire.Call{Kind: &wire.Call_Exec{Exec: &wire.Exec{Argv: argv, Cwd: "/", User: user, Id: fmt.Sprintf("t%dx%d", os.Getpid(), *g.tasks)}}}) // package agent's tests kill those of theirs
 	if err != nil {
 		g.t.Fatal(err)
 	}

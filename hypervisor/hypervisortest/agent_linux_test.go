@@ -69,7 +69,7 @@ func TestRealAgent(t *testing.T) {
 	// The marker makes the process recognisable from outside.
 	marker := fmt.Sprintf("%d.%d", 3600+os.Getpid(), time.Now().UnixNano()%1e6)
 	err = wire.Write(c, &wire.Call{Kind: &wire.Call_Exec{Exec: &wire.Exec{
-		Argv: []string{"/bin/sh", "-c", "echo out; sleep " + marker}, Cwd: "/", User: fmt.Sprint(os.Getuid()), Id: "t1",
+		Argv: []string{"/bin/sh", "-c", "echo out; sleep " + marker}, Cwd: "/", User: fmt.Sprint(os.Getuid()), Id: fmt.Sprintf("t%dx1", os.Getpid()), // package agent's tests kill those of theirs
 	}}})
 	if err != nil {
 		t.Fatal(err)

@@ -106,6 +106,10 @@ func (g *real) write(f *wire.FromHost) {
 	}
 }
 
+// task is the last one's id, which no other on this machine has: package agent's tests
+// kill those of theirs by it.
+func (g *real) task() string { return fmt.Sprintf("t%dx%d", os.Getpid(), g.id) }
+
 // start runs a script and returns its stream.
 func (g *real) start(script string) (net.Conn, *wire.Reader) {
 	g.t.Helper()
@@ -116,7 +120,7 @@ func (g *real) start(script string) (net.Conn, *wire.Reader) {
 	g.t.Cleanup(func() { c.Close() })
 	_ = c.SetDeadline(time.Now().Add(2 * patience))
 	g.id++
-	e := &wire.Exec{Argv: []string{"/bin/sh", "-c", script}, Id: "t" + strconv.Itoa(g.id)}
+	e := &wire.Exec{Argv: []string{"/bin/sh", "-c", script}, Id: g.task()}
 	if err := wire.Write(c, &wire.Call{Kind: &wire.Call_Exec{Exec: e}}); err != nil {
 		g.t.Fatal(err)
 	}
@@ -186,11 +190,11 @@ func TestRealAgent(t *testing.T) {
 	}
 	// Each as its task, with the password that is in the environment.
 	for script, want := range map[string]string{
-		"curl -sS http://plain.example/a":                       "plain.example:80 for t",
-		"curl -sS --proxy \"$ALL_PROXY\" http://socks.example/": "socks.example:80 for t",
-		"curl -sS --proxytunnel http://tunnel.example:81/":      "tunnel.example:81 for t",
+		"curl -sS http://plain.example/a":                       "plain.example:80 for ",
+		"curl -sS --proxy \"$ALL_PROXY\" http://socks.example/": "socks.example:80 for ",
+		"curl -sS --proxytunnel http://tunnel.example:81/":      "tunnel.example:81 for ",
 	} {
-		if out, code := g.sh(script); code != 0 || !strings.HasPrefix(out, want+strconv.Itoa(g.id)+": GET /") {
+		if out, code := g.sh(script); code != 0 || !strings.HasPrefix(out, want+g.task()+": GET /") {
 			t.Errorf("%s: %q, %d", script, out, code)
 		}
 	}

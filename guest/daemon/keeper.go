@@ -106,6 +106,7 @@ func (d *Daemon) settle(ctx context.Context, e *entry, dir string, killed bool) 
 		info, _, _ = e.get()
 		info.State, info.Cause, info.StoppedIdle = api.GuestState_GUEST_STATE_DAMAGED, err.Error(), false
 	}
+	e.portsClosed(ctx)
 	d.removeSockets(e.name)
 	d.dropPorts(e.name)
 	e.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -42,7 +43,13 @@ func runEgress(args []string) error {
 			return err
 		}
 		defer l.Close()
-		return serveEgress(req, l, func() {
+		wanted := func() error {
+			if _, err := io.WriteString(out, " "); err != nil { // before its word, where it says nothing
+				return fmt.Errorf("the daemon that started this egress process is gone: %w", err)
+			}
+			return nil
+		}
+		return serveEgress(req, l, wanted, func() {
 			fmt.Fprintln(out, "serving")
 			out.Close()
 		})
@@ -55,14 +62,15 @@ func runEgress(args []string) error {
 
 // serveEgress lets one guest out:
 //
-//  1. everything that needs the host is opened: the daemon's socket, the audit
-//     log, the roots that this host has of its own
+//  1. everything that needs the host is opened: the audit log, the roots that this
+//     host has of its own, and the daemon's socket, unless that has died meanwhile:
+//     the next one may have an egress process for the guest there
 //  2. the process confines itself; a failure ends it before a byte of the guest
 //  3. the keeper hears what the guest is to trust, the daemon that we serve
 //  4. streams come over the link until the keeper is gone; with the first come
 //     the roots by which servers are verified, for which no start need wait: if
 //     they cannot be read, nothing is let out
-func serveEgress(req guest.EdgeRequest, l *link.Conn, ready func()) error {
+func serveEgress(req guest.EdgeRequest, l *link.Conn, wanted func() error, ready func()) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	signal.Ignore(syscall.SIGHUP)
@@ -88,6 +96,9 @@ func serveEgress(req guest.EdgeRequest, l *link.Conn, ready func()) error {
 	}
 	defer srv.Close()
 	if _, err := srv.Configure(req.Configure); err != nil {
+		return err
+	}
+	if err := wanted(); err != nil {
 		return err
 	}
 	ln, err := guest.ListenPrivate(req.Socket)

@@ -186,6 +186,9 @@ func ping(to string) error {
 	b := make([]byte, 128)
 	for {
 		n, err := unix.Read(fd, b)
+		if err == unix.EINTR { // with a timeout the kernel does not go on by itself (signal(7))
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -35,10 +35,9 @@ func (d *Daemon) attach(ctx context.Context, e *entry, k *keeper, g *policy.Gran
 	return d.mountShare(ctx, e, k, g, i, control)
 }
 
-// attachAll is attach for all shares of the grant. Their processes start side by
-// side, and the guest mounts them in the grant's order, as in a cold start: one
-// that came after another inside it would cover that.
-func (d *Daemon) attachAll(ctx context.Context, e *entry, k *keeper, g *policy.Grant) error {
+// serveAll starts the processes of all shares of the grant, side by side. With an err
+// there are none.
+func (d *Daemon) serveAll(ctx context.Context, e *entry, g *policy.Grant) ([]guest.Live, error) {
 	n := len(g.Spec().Shares)
 	controls, errs := make([]guest.Live, n), make([]error, n)
 	var all sync.WaitGroup
@@ -46,16 +45,31 @@ func (d *Daemon) attachAll(ctx context.Context, e *entry, k *keeper, g *policy.G
 		all.Go(func() { controls[i], errs[i] = d.serveShare(ctx, e, g, i) })
 	}
 	all.Wait()
-	err := errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		closeAll(controls)
+		return nil, err
+	}
+	return controls, nil
+}
+
+// mountAll has the guest mount what serveAll began, in the grant's order, as in a cold
+// start: one that came after another inside it would cover that.
+func (d *Daemon) mountAll(ctx context.Context, e *entry, k *keeper, g *policy.Grant, controls []guest.Live) error {
 	for i, c := range controls {
-		switch {
-		case err == nil:
-			err = d.mountShare(ctx, e, k, g, i, c)
-		case c != nil:
+		if err := d.mountShare(ctx, e, k, g, i, c); err != nil {
+			closeAll(controls[i+1:])
+			return err
+		}
+	}
+	return nil
+}
+
+func closeAll(controls []guest.Live) {
+	for _, c := range controls {
+		if c != nil {
 			c.Close()
 		}
 	}
-	return err
 }
 
 // serveShare starts the process of share i of the grant.

@@ -88,7 +88,8 @@ func (d *Daemon) claim(ctx context.Context, spec *api.GuestSpec, by guest.Making
 	return info, "", nil
 }
 
-// takeWarm takes a guest out of the pool: one that is ready, if there is one.
+// takeWarm takes a guest out of the pool: of those that are ready the one that has been
+// for longest, since one that has just booted is busy for a while.
 func (d *Daemon) takeWarm(want policy.Pool) (found *entry) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -99,11 +100,7 @@ func (d *Daemon) takeWarm(want policy.Pool) (found *entry) {
 		if w := e.warm; w == nil || w.taken || !like(w.pool, want) {
 			continue
 		}
-		select {
-		case <-e.warm.made:
-			e.warm.taken = true
-			return e
-		default:
+		if found == nil || e.warm.before(found.warm) {
 			found = e
 		}
 	}
@@ -111,6 +108,21 @@ func (d *Daemon) takeWarm(want policy.Pool) (found *entry) {
 		found.warm.taken = true
 	}
 	return found
+}
+
+// before says whether a guest has been ready for longer than another.
+func (w *warm) before(o *warm) bool {
+	select {
+	case <-w.made:
+	default:
+		return false
+	}
+	select {
+	case <-o.made:
+		return w.since.Before(o.since)
+	default:
+		return true
+	}
 }
 
 // giveBack puts a guest back that a claim has done nothing to, if it is still what
@@ -150,6 +162,10 @@ func (d *Daemon) wanting(e *entry, asked *api.GuestSpec) (spec *api.GuestSpec, x
 	}
 	originate(spec)
 	x, err := d.decide(spec)
+	if is := e.warm.pool.Boundary; err == nil && spec.Boundary == "" && is == x.grant.Boundaries()[0] {
+		spec.Boundary = is // as it would get: the strongest one, which works here
+		x, err = d.decide(spec)
+	}
 	if err != nil {
 		return nil, nil, "not granted" // a cold start has the words for it
 	}
@@ -245,20 +261,36 @@ func (d *Daemon) give(ctx context.Context, e *entry, c *claiming, by guest.Makin
 	if err != nil {
 		return nil, err
 	}
-	granted := c.x.grant.Spec()
-	guest.Crash("claim: before the keeper hears of it")
-	_, err = k.own.ClaimGuest(ctx, connect.NewRequest(&api.ClaimGuestRequest{Spec: granted, Rules: rules, Env: placeholders(c.conf.Secrets)}))
-	if err != nil {
-		return nil, d.handOn(e, err)
-	}
-	guest.Crash("claim: the keeper has heard of it")
 	if err := makeStores(d.dir(e), c.x.grant); err != nil {
 		return nil, err
 	}
+	guest.Crash("claim: before the keeper hears of it")
 	var all sync.WaitGroup
-	var told, attached error
-	all.Go(func() { attached = d.attachAll(ctx, e, k, c.x.grant) })
+	var heard, served, told, mounted error
+	var shares []guest.Live
+	all.Go(func() { // a guest that stands still goes on for it
+		defer e.measure("guest goes on and hears whose it is")()
+		_, heard = k.own.ClaimGuest(ctx, connect.NewRequest(&api.ClaimGuestRequest{Spec: c.x.grant.Spec(), Rules: rules, Env: placeholders(c.conf.Secrets)}))
+	})
 	all.Go(func() {
+		defer e.measure("share processes serve")()
+		shares, served = d.serveAll(ctx, e, c.x.grant)
+	})
+	all.Wait()
+	if heard != nil {
+		closeAll(shares)
+		return nil, d.handOn(e, heard)
+	}
+	guest.Crash("claim: the keeper has heard of it")
+	if served != nil {
+		return nil, served
+	}
+	all.Go(func() {
+		defer e.measure("shares mounted")()
+		mounted = d.mountAll(ctx, e, k, c.x.grant, shares)
+	})
+	all.Go(func() {
+		defer e.measure("rules and secrets told")()
 		if edge := e.edgeOf(); edge == nil {
 			told = errors.New("its egress process has ended")
 		} else {
@@ -266,9 +298,10 @@ func (d *Daemon) give(ctx context.Context, e *entry, c *claiming, by guest.Makin
 		}
 	})
 	all.Wait()
-	if err := errors.Join(told, attached); err != nil {
+	if err := errors.Join(told, mounted); err != nil {
 		return nil, err
 	}
+	defer e.measure("its owner written down")()
 	d.recordStart(e, c.x, c.conf) // a guest that is somebody's has it, whenever this daemon dies
 	guest.Crash("claim: before it is written down")
 	if err := guest.Claimed(d.dir(e), c.spec, by); err != nil {

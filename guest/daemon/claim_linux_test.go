@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -434,6 +436,57 @@ func TestRefillDoesNotLoop(t *testing.T) {
 		b.owned.Wait()
 		if n := strings.Count(said.String(), "does not start"); n != want || len(b.table) != 0 {
 			t.Fatalf("tried %d times after %d occasions: %s", n, want, said.String())
+		}
+	}
+}
+
+// Of several guests of the pool the one is claimed that has been ready for longest,
+// and one that still boots only when there is no other.
+func TestClaimsTheOldest(t *testing.T) {
+	d := newDaemon(t)
+	d.table = map[string]*entry{}
+	pool := policy.Pool{Size: 3}
+	put := func(name string, since time.Time) {
+		e := newEntry(name, &api.Guest{Name: name})
+		e.warm = &warm{pool: pool, made: make(chan struct{}), since: since}
+		if !since.IsZero() {
+			close(e.warm.made)
+		}
+		d.table[name] = e
+	}
+	now := time.Now()
+	put("boots", time.Time{})
+	put("young", now)
+	put("old", now.Add(-time.Minute))
+	for _, want := range []string{"old", "young", "boots"} {
+		if e := d.takeWarm(pool); e == nil || e.name != want {
+			t.Errorf("%v was taken instead of %s", e, want)
+		}
+	}
+	if e := d.takeWarm(pool); e != nil {
+		t.Errorf("%s was taken twice", e.name)
+	}
+}
+
+// Who says nothing of the boundary gets the strongest that works, and so a guest of a
+// pool that has it. One of a weaker wall is for who asked for that.
+func TestClaimOfTheStrongest(t *testing.T) {
+	for _, c := range []struct{ pool, asked, cold string }{
+		{"vm", "", ""},
+		{"vm", "vm", ""},
+		{"vm", "process", "another boundary"},
+		{"process", "", "another boundary"},
+		{"process", "process", ""},
+	} {
+		b := newPoolBench(t)
+		b.e.info.Spec.Boundary, b.e.warm.pool.Boundary, b.e.warm.walls = c.pool, c.pool, []string{c.pool}
+		policyOf := filepath.Join(b.opts.Place.Config, policyFile)
+		if err := os.WriteFile(policyOf, fmt.Appendf(nil, "version: 1\npool: {size: 1, memory: 128MiB, disk: 64MiB, boundary: %s}\n", c.pool), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		g, cold := b.ask(t, func(s *api.GuestSpec) { s.Boundary = c.asked })
+		if cold != c.cold || g != nil && g.Spec.Boundary != c.pool {
+			t.Errorf("a pool of %s, asked for %q: %v, %q", c.pool, c.asked, g, cold)
 		}
 	}
 }

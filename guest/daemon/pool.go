@@ -38,6 +38,7 @@ type warm struct {
 	stop  context.CancelFunc
 	made  chan struct{} // closed when it is warm, or not; what follows is set then
 	err   error
+	since time.Time
 	parts string   // its image's files, as they were
 	walls []string // the walls that were good enough for it
 }
@@ -112,7 +113,7 @@ func like(a, b policy.Pool) bool {
 // warmUp starts a guest of the pool.
 func (d *Daemon) warmUp(ctx context.Context, e *entry, w *warm) {
 	defer w.stop()
-	defer close(w.made)
+	defer func() { w.since = time.Now(); close(w.made) }()
 	image := d.resolved(w.pool.Image)
 	if w.err = d.fits(e, image); w.err == nil {
 		e.mu.Lock()

@@ -375,3 +375,20 @@ func both(t *testing.T, f func(t *testing.T, h2 bool)) {
 		t.Run(fmt.Sprintf("h2=%v", h2), func(t *testing.T) { f(t, h2) })
 	}
 }
+
+// kept runs f again as long as it took more than most connections. net/http gives up
+// one of HTTP/1 of which it does not hear within 50 ms after an answer that the request
+// was written (maxWriteWaitBeforeConnReuse); on a busy machine that happens, and is
+// no fault of the inspector's.
+func kept(t *testing.T, most int64, f func() (connections int64)) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; {
+		n := f()
+		if n <= most || t.Failed() {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d connections, not %d", n, most)
+		}
+	}
+}

@@ -25,45 +25,49 @@ func TestInspectCarriesRequests(t *testing.T) {
 		both(t, func(t *testing.T, h2 bool) {
 			defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 			t.Run(up, func(t *testing.T) {
-				r := newRig(t)
-				r.serveTLS(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-					b, _ := io.ReadAll(q.Body)
-					w.Header().Set("X-Seen", fmt.Sprintf("%s %s %s %d %s", q.Method, q.Host, q.RequestURI, q.ProtoMajor, b))
-					w.Header().Set("X-Header", q.Header.Get("X-Header"))
-					w.Header().Add("Set-Cookie", "a=1")
-					w.Header().Add("Set-Cookie", "b=2")
-					w.Header().Set("Alt-Svc", `h3=":443"`)
-					w.WriteHeader(http.StatusAccepted)
-					io.WriteString(w, "hello")
-				}), up)
-				c := r.client(h2)
-				for _, method := range []string{"GET", "POST", "HEAD", "DELETE", "PROPFIND"} {
-					body := ""
-					if method == "POST" {
-						body = "body"
+				kept(t, 1, func() int64 {
+					r := newRig(t)
+					r.serveTLS(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+						b, _ := io.ReadAll(q.Body)
+						w.Header().Set("X-Seen", fmt.Sprintf("%s %s %s %d %s", q.Method, q.Host, q.RequestURI, q.ProtoMajor, b))
+						w.Header().Set("X-Header", q.Header.Get("X-Header"))
+						w.Header().Add("Set-Cookie", "a=1")
+						w.Header().Add("Set-Cookie", "b=2")
+						w.Header().Set("Alt-Svc", `h3=":443"`)
+						w.WriteHeader(http.StatusAccepted)
+						io.WriteString(w, "hello")
+					}), up)
+					c := r.client(h2)
+					for _, method := range []string{"GET", "POST", "HEAD", "DELETE", "PROPFIND"} {
+						body := ""
+						if method == "POST" {
+							body = "body"
+						}
+						q := request(t, method, r.url("/a/%2F/b?x=1;y&z=%zz"), strings.NewReader(body))
+						q.Header.Set("X-Header", "v")
+						res, got := get(t, c, q)
+						major := 1
+						if up == "h2" {
+							major = 2
+						}
+						want := fmt.Sprintf("%s api.example.org /a/%%2F/b?x=1;y&z=%%zz %d %s", method, major, body)
+						if res.StatusCode != 202 || strings.TrimSpace(res.Header.Get("X-Seen")) != strings.TrimSpace(want) || res.Header.Get("X-Header") != "v" {
+							t.Errorf("%s: %d %v", method, res.StatusCode, res.Header)
+						}
+						if method != "HEAD" && got != "hello" || (res.ProtoMajor == 2) != h2 {
+							t.Errorf("%s: %q over %s", method, got, res.Proto)
+						}
+						if len(res.Header["Set-Cookie"]) != 2 || res.Header.Get("Alt-Svc") != "" {
+							t.Errorf("%s: %v", method, res.Header)
+						}
 					}
-					q := request(t, method, r.url("/a/%2F/b?x=1;y&z=%zz"), strings.NewReader(body))
-					q.Header.Set("X-Header", "v")
-					res, got := get(t, c, q)
-					major := 1
-					if up == "h2" {
-						major = 2
+					eventually(t, func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.ends) == 5 })
+					n := r.dials.Load()
+					if len(r.judged) != 5 || n == 1 && r.ends[1] != [2]int64{4, 5} {
+						t.Errorf("judged %v, ends %v", r.judged, r.ends)
 					}
-					want := fmt.Sprintf("%s api.example.org /a/%%2F/b?x=1;y&z=%%zz %d %s", method, major, body)
-					if res.StatusCode != 202 || strings.TrimSpace(res.Header.Get("X-Seen")) != strings.TrimSpace(want) || res.Header.Get("X-Header") != "v" {
-						t.Errorf("%s: %d %v", method, res.StatusCode, res.Header)
-					}
-					if method != "HEAD" && got != "hello" || (res.ProtoMajor == 2) != h2 {
-						t.Errorf("%s: %q over %s", method, got, res.Proto)
-					}
-					if len(res.Header["Set-Cookie"]) != 2 || res.Header.Get("Alt-Svc") != "" {
-						t.Errorf("%s: %v", method, res.Header)
-					}
-				}
-				eventually(t, func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.ends) == 5 })
-				if r.dials.Load() != 1 || len(r.judged) != 5 || r.ends[1] != [2]int64{4, 5} {
-					t.Errorf("%d dials, judged %v, ends %v", r.dials.Load(), r.judged, r.ends)
-				}
+					return n
+				})
 			})
 		})
 	}
@@ -266,24 +270,28 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 // A request that may have had an effect is not sent twice, even where the
 // connection that was kept open turns out to be dead.
 func TestInspectRepeatsNothing(t *testing.T) {
-	r := newRig(t)
-	seen := make(chan string, 16)
-	r.serveRaw(func(head string, c net.Conn, in *bufio.Reader) {
-		seen <- head
-		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-		line, err := in.ReadString('\n') // the next request is read and dropped
-		if err == nil {
-			seen <- line
+	kept(t, 1, func() int64 {
+		r := newRig(t)
+		seen := make(chan string, 16)
+		r.serveRaw(func(head string, c net.Conn, in *bufio.Reader) {
+			seen <- head
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			line, err := in.ReadString('\n') // the next request is read and dropped
+			if err == nil {
+				seen <- line
+			}
+		})
+		c := r.client(false)
+		if res, _ := get(t, c, request(t, "GET", r.url("/"), nil)); res.StatusCode != 200 {
+			t.Fatal(res.Status)
 		}
+		res, _ := get(t, c, request(t, "POST", r.url("/pay"), strings.NewReader("1")))
+		n := r.dials.Load()
+		if n == 1 && res.StatusCode != http.StatusBadGateway || len(seen) != 2 {
+			t.Errorf("%s, %d requests seen on %d connections", res.Status, len(seen), n)
+		}
+		return n
 	})
-	c := r.client(false)
-	if res, _ := get(t, c, request(t, "GET", r.url("/"), nil)); res.StatusCode != 200 {
-		t.Fatal(res.Status)
-	}
-	res, _ := get(t, c, request(t, "POST", r.url("/pay"), strings.NewReader("1")))
-	if res.StatusCode != http.StatusBadGateway || len(seen) != 2 || r.dials.Load() != 1 {
-		t.Errorf("%s, %d requests seen on %d connections", res.Status, len(seen), r.dials.Load())
-	}
 }
 
 // The hop-by-hop fields, those that Connection names and those that say where a

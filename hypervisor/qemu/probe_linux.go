@@ -282,9 +282,14 @@ func writeProbe(file string, r probeRecord) error {
 	return os.Rename(f.Name(), file)
 }
 
+// versionTimeout is how long QEMU may take to say its version. It is a large program
+// that does next to nothing then: all of the time goes to a disk and a machine that are
+// busy, and a start must not fail of that.
+const versionTimeout = time.Minute
+
 // version runs QEMU for its version only.
 func version(ctx context.Context, binary string) (Version, error) {
-	bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
+	bounded, cancel := context.WithTimeout(ctx, versionTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(bounded, binary, "--version")
 	cmd.Env = []string{}

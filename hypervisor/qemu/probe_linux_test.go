@@ -24,6 +24,9 @@ func fakeProgram(args []string) {
 		if strings.HasSuffix(os.Args[0], "old") {
 			v = "6.2.0"
 		}
+		if strings.HasSuffix(os.Args[0], "slow") {
+			time.Sleep(6 * time.Second)
+		}
 		fmt.Printf("QEMU emulator version %s (fake)\n", v)
 		os.Exit(0)
 	}
@@ -216,6 +219,17 @@ func TestFindQEMU(t *testing.T) {
 	v, err := d.Version(t.Context())
 	if err != nil || !regexp.MustCompile(`^QEMU emulator [0-9.]+, /`).MatchString(v) {
 		t.Errorf("the real one: %q, %v", v, err)
+	}
+}
+
+// On a machine that is busy with other things QEMU takes its time to say its version.
+func TestSlowVersion(t *testing.T) {
+	slow := filepath.Join(t.TempDir(), "qemu-slow")
+	if b, err := exec.Command("cp", self(t), slow).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, b)
+	}
+	if v, err := version(t.Context(), slow); err != nil || v != (Version{7, 2, 22}) {
+		t.Errorf("%v, %v", v, err)
 	}
 }
 

@@ -28,7 +28,7 @@ func newHost(t testing.TB) (*carrier, int) {
 	})
 	fd := int(g.calls.Fd())
 	// No test waits for ever for an answer.
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}); err != nil {
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience / time.Second)}); err != nil {
 		t.Fatal(err)
 	}
 	return h, fd

@@ -11,7 +11,7 @@ GO_FILES = $(shell git ls-files -co --exclude-standard '*.go')
 # The hosts that this one compiles for, without cgo.
 ELSEWHERE := darwin/arm64 darwin/amd64 windows/amd64 windows/arm64
 
-.PHONY: build node setup image image-arm64 agent-amd64 agent-arm64 kernel kernel-arm64 demo test test-wine test-full torture check bench fuzz generate api-release tools clean
+.PHONY: build node setup image image-arm64 agent-amd64 agent-arm64 kernel kernel-arm64 demo test test-wine test-full torture check lint bench fuzz generate api-release tools clean
 
 build: ## the three programs
 	@mkdir -p bin
@@ -61,7 +61,10 @@ test-full: ## the catalogue's full numbers
 torture: image ## kills every kind of process while clients work; CARREL_TORTURE_KILLS=N of each world, WORLDS='bare|process' some of them, CARREL_TORTURE_TABLE=docs/reliability.md adds rows there
 	CARREL_TORTURE_TABLE=$(if $(CARREL_TORTURE_TABLE),$(abspath $(CARREL_TORTURE_TABLE))) go test -tags torture -count=1 -v -timeout 8h -run '^TestTorture$$/^($(or $(WORLDS),.*))$$' ./cmd/carreld
 
-check: tools ## the fast inner loop
+check: lint ## the fast inner loop
+	go test -short -timeout 30m ./...
+
+lint: tools ## what is seen without running it, for every host
 	@test -z "$$(gofmt -l $(GO_FILES))" || { echo "not formatted:"; gofmt -l $(GO_FILES); exit 1; }
 	scripts/generate --lint
 	go vet ./...
@@ -75,7 +78,6 @@ check: tools ## the fast inner loop
 		GOOS=$${host%/*} GOARCH=$${host#*/} CGO_ENABLED=0 go vet ./... 2>&1 | sed "s|^|$$host: |"; [ $${PIPESTATUS[0]} = 0 ] || exit 1; \
 	done
 	go test -run '^TestTypes|^TestInnerOfModule$$' . # what needs cgo there, which cannot be compiled here
-	go test -short -timeout 30m ./...
 
 bench: image ## the promised numbers, measured; never in CI
 	scripts/bench

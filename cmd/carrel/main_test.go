@@ -8,8 +8,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -278,6 +280,52 @@ func TestSignalsWithoutATask(t *testing.T) {
 	s.one(client.SIGINT, now.Add(secondTime+2*time.Second))
 	if exits != 1 {
 		t.Fatal("a quick second Ctrl-C did not end the program")
+	}
+}
+
+// noted are the signals that a task got.
+type noted []client.Signal
+
+func (p *noted) Signal(n client.Signal) error { *p = append(*p, n); return nil }
+
+// A signal that comes while a task is being started is the task's, which may run
+// already; it ends the command where none comes of the start, or nobody says so.
+func TestSignalsOfAStart(t *testing.T) {
+	for name, tc := range map[string]struct {
+		then  func(s *signals, p *noted, over func())
+		ends  bool // the command
+		tasks []client.Signal
+	}{
+		"it runs":     {func(s *signals, p *noted, _ func()) { s.attach(p, "", nil) }, false, []client.Signal{client.SIGTERM, client.SIGHUP, client.SIGINT}},
+		"it does not": {func(_ *signals, _ *noted, over func()) { over() }, true, nil},
+		"no word":     {func(*signals, *noted, func()) { time.Sleep(heldTime) }, true, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				s := &signals{a: &app{err: os.Stderr}, cancel: cancel, exit: func(int) { t.Error("it left") }}
+				over := s.hold()
+				s.one(client.SIGTERM, time.Now())
+				s.one(client.SIGHUP, time.Now())
+				if time.Sleep(heldTime - time.Second); ctx.Err() != nil {
+					t.Fatalf("the command ended at once: %v", context.Cause(ctx))
+				}
+				p := new(noted)
+				tc.then(s, p, over)
+				synctest.Wait()
+				var sig signalError
+				if ended := errors.As(context.Cause(ctx), &sig) && sig.signal == client.SIGTERM; ended != tc.ends {
+					t.Errorf("the command has ended: %v", context.Cause(ctx))
+				}
+				if len(tc.tasks) > 0 {
+					s.one(client.SIGINT, time.Now())
+					time.Sleep(heldTime)
+				}
+				if !slices.Equal(*p, tc.tasks) || !tc.ends && ctx.Err() != nil {
+					t.Errorf("the task got %v; %v", *p, context.Cause(ctx))
+				}
+			})
+		})
 	}
 }
 

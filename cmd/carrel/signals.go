@@ -14,8 +14,13 @@ import (
 // program rather than the task.
 const secondTime = 2 * time.Second
 
+// heldTime is how long a signal that comes while a task is being started waits for
+// the daemon's word that there is one, and ends the command then.
+const heldTime = 5 * time.Second
+
 // signals hands the signals of this process to the task, or ends the command
-// while there is none.
+// while there is none. Of a task that is being started nobody here knows whether it
+// runs already: its signals are held until that is said.
 type signals struct {
 	a      *app
 	cancel context.CancelCauseFunc
@@ -24,11 +29,17 @@ type signals struct {
 	exit   func(int) // os.Exit
 
 	mu      sync.Mutex
-	proc    *client.Process
-	restore func() // the terminal
+	proc    receiver
+	starts  bool            // a task is being started
+	held    []client.Signal // since then
+	late    *time.Timer     // ends the command; runs when there are such
+	restore func()          // the terminal
 	last    time.Time
 	left    string // what goes on when the program ends
 }
+
+// receiver is a task, of which this needs no more.
+type receiver interface{ Signal(client.Signal) error }
 
 func watchSignals(a *app, cancel context.CancelCauseFunc) *signals {
 	s := &signals{a: a, cancel: cancel, ch: make(chan os.Signal, 8), done: make(chan struct{}), exit: os.Exit}
@@ -52,11 +63,37 @@ func (s *signals) stop() {
 	<-s.done
 }
 
+// hold says that a task is being started, and returns what ends that where none was.
+func (s *signals) hold() (over func()) {
+	s.mu.Lock()
+	s.starts = true
+	s.mu.Unlock()
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if held := s.releaseLocked(); len(held) > 0 {
+			s.cancel(signalError{held[0]})
+		}
+	}
+}
+
+func (s *signals) releaseLocked() (held []client.Signal) {
+	if s.late != nil {
+		s.late.Stop()
+	}
+	held = s.held
+	s.starts, s.held, s.late = false, nil, nil
+	return held
+}
+
 // attach makes p the one that gets the signals, and returns what ends that.
 // left says what goes on if the program ends before the task.
-func (s *signals) attach(p *client.Process, left string, restore func()) func() {
+func (s *signals) attach(p receiver, left string, restore func()) func() {
 	s.mu.Lock()
 	s.proc, s.left, s.restore = p, left, restore
+	for _, n := range s.releaseLocked() {
+		s.pass(n)
+	}
 	s.mu.Unlock()
 	return func() {
 		s.mu.Lock()
@@ -70,7 +107,15 @@ func (s *signals) one(n client.Signal, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.proc == nil {
-		s.cancel(signalError{n})
+		switch {
+		case !s.starts:
+			s.cancel(signalError{n})
+		case s.late == nil:
+			s.late = time.AfterFunc(heldTime, func() { s.cancel(signalError{n}) })
+			fallthrough
+		default:
+			s.held = append(s.held, n)
+		}
 		// The command may be at something that cannot be called off.
 		if n == client.SIGINT && !s.last.IsZero() && now.Sub(s.last) < secondTime {
 			s.exit(128 + int(n))
@@ -91,6 +136,10 @@ func (s *signals) one(n client.Signal, now time.Time) {
 	if n == client.SIGINT {
 		s.last = now
 	}
+	s.pass(n)
+}
+
+func (s *signals) pass(n client.Signal) {
 	if err := s.proc.Signal(n); err != nil {
 		s.a.warn(n.String() + " was not passed on: " + err.Error())
 	}

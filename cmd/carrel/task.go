@@ -106,8 +106,10 @@ func (a *app) do(ctx context.Context, c *client.Client, t client.Task, left stri
 		t.Notice = func(line string) { fmt.Fprint(a.err, "\r\ncarrel: "+safe(line)+"\r\n") } // a raw terminal returns no carriage
 	}
 	defer catchPipe()()
+	unheld := a.signals.hold()
 	p, err := c.StartTask(ctx, t)
 	if err != nil {
+		unheld()
 		return err
 	}
 	a.timings.add("task accepted", begun)

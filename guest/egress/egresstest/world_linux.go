@@ -218,7 +218,7 @@ func (w *World) files() error {
 		}
 	}
 	for path, text := range map[string]string{
-		"/etc/resolv.conf":   "nameserver " + Resolver + "\n",
+		"/etc/resolv.conf":   "nameserver " + Resolver + "\noptions timeout:30\n", // no question is put twice because a busy machine is slow to answer
 		"/etc/hosts":         "127.0.0.1 localhost\n::1 localhost\n",
 		"/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 	} {

@@ -125,7 +125,7 @@ func serveEgress(req guest.EdgeRequest, l *link.Conn, wanted func() error, ready
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(ctx, func() { l.Close() })
 	roots := sync.OnceValue(readRoots)
-	err = takeStreams(ctx, l, &all, func(ctx context.Context, c net.Conn) {
+	err = takeStreams(ctx, l, &all, t.told, func(ctx context.Context, c net.Conn) {
 		if err := roots(); err != nil {
 			log.Error("nothing can be reached", "error", err)
 			c.Close()
@@ -148,12 +148,17 @@ func serveEgress(req guest.EdgeRequest, l *link.Conn, wanted func() error, ready
 	return nil
 }
 
-// takeStreams serves what the keeper hands over until the link ends.
-func takeStreams(ctx context.Context, l *link.Conn, all *sync.WaitGroup, serve func(context.Context, net.Conn)) error {
+// takeStreams serves what the keeper hands over until the link ends; asked is called
+// when it asks whether all refusals are told.
+func takeStreams(ctx context.Context, l *link.Conn, all *sync.WaitGroup, asked func(), serve func(context.Context, net.Conn)) error {
 	for {
 		m, c, err := l.Receive()
 		if err != nil {
 			return err
+		}
+		if m.Kind == link.Ask {
+			asked()
+			continue
 		}
 		if m.Kind != link.Stream {
 			if c != nil {
@@ -188,6 +193,14 @@ func (t *teller) tell(task, line string) {
 	select {
 	case t.lines <- link.Message{Kind: link.Refused, Task: task, Line: line}:
 	default:
+	}
+}
+
+// told says that all refusals of before are told, behind them.
+func (t *teller) told() {
+	select {
+	case t.lines <- link.Message{Kind: link.Told}:
+	case <-t.done:
 	}
 }
 

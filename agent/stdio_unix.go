@@ -172,6 +172,9 @@ func (o *output) pump(r *os.File, isErr bool, d *drain) error {
 	c := wire.NewChunk()
 	for {
 		n, err := r.Read(c.Room())
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			n, err = readNow(r, c.Room())
+		}
 		if n > 0 {
 			if err := o.sendChunk(c, n, isErr); err != nil {
 				return err
@@ -185,12 +188,34 @@ func (o *output) pump(r *os.File, isErr bool, d *drain) error {
 		}
 		if err != nil {
 			// EIO is how a terminal says that nobody has it open any more.
-			if err == io.EOF || errors.Is(err, syscall.EIO) || errors.Is(err, os.ErrDeadlineExceeded) {
+			if err == io.EOF || errors.Is(err, syscall.EIO) || errors.Is(err, syscall.EAGAIN) {
 				return nil
 			}
 			return err
 		}
 	}
+}
+
+// readNow reads what is there and waits for no more: EAGAIN. Go looks at a deadline
+// before it looks at the file, and an agent that did not get to run for so long (a
+// guest that was paused, a host that was busy) would lose what its task had said.
+func readNow(r *os.File, b []byte) (n int, err error) {
+	raw, err := r.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	// What has deadlines does not block.
+	cerr := raw.Control(func(fd uintptr) {
+		for {
+			if n, err = unix.Read(int(fd), b); err != syscall.EINTR {
+				return
+			}
+		}
+	})
+	if n, err = max(n, 0), errors.Join(cerr, err); n == 0 && err == nil {
+		err = io.EOF
+	}
+	return n, err
 }
 
 // stdin holds what the host sent and the task has not read: at most

@@ -28,8 +28,9 @@ const (
 	cancelGrace = 5 * time.Second
 	maxGrace    = 60 * time.Second
 	// killGrace is how long SIGKILL may take before the task's stream is closed,
-	// which makes the agent end all that is in its cgroup.
-	killGrace = 2 * time.Second
+	// which makes the agent end all that is in its cgroup. What is killed on a busy
+	// machine, or in an emulated one, takes seconds to go, and ended by the signal.
+	killGrace = 10 * time.Second
 )
 
 // called finds the task that a call is about. An ephemeral guest stays while its

@@ -44,6 +44,8 @@ var (
 	// agentGone is how long a machine may go on without its agent, if nobody asked it to
 	// end.
 	agentGone = 2 * time.Second
+	// toldTimeout is how long the end of a task waits for what was refused to it.
+	toldTimeout = 5 * time.Second
 )
 
 // Options are what a guest is started from.

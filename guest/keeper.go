@@ -49,6 +49,7 @@ type Keeper struct {
 	mu       sync.Mutex
 	g        *Guest // nil until the guest is ready
 	ready    bool   // it was, if only for a moment
+	outside  *outside
 	shares   *shares
 	info     *api.Guest
 	changed  chan struct{} // closed and replaced at every change of info
@@ -228,7 +229,7 @@ func (k *Keeper) keep(ctx context.Context) string {
 	defer shared.close()
 	shared.trace = k.trace
 	k.mu.Lock()
-	k.shares, k.granted = shared, grant.EgressRules()
+	k.outside, k.shares, k.granted = out, shared, grant.EgressRules()
 	k.mu.Unlock()
 	env, err := k.guestEnv()
 	if err != nil {

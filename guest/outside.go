@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -44,9 +45,24 @@ type outside struct {
 	open int
 	end  func()
 	ln   net.Listener // closed when the egress process is gone
+	// handed is how many streams it was handed, and clear how many of them when all was
+	// told that it had refused, and none was open. asked are those who wait for that.
+	handed, clear int64
+	asked         []asked
+
+	asking sync.Mutex // held while somebody asks; taken before mu
 }
 
-type refusal struct{ task, line string }
+// refusal is a line for a task, or says to who waits that those before it are told.
+type refusal struct {
+	task, line string
+	told       chan struct{}
+}
+
+type asked struct {
+	clear int64 // then
+	told  chan struct{}
+}
 
 // Bounds of what a guest and its egress process may ask of the keeper at once.
 const (
@@ -67,6 +83,10 @@ func newOutside(l *link.Conn, log *slog.Logger, tell func(task, line string), re
 	}
 	o.streams.carried.Go(func() {
 		for r := range o.lines {
+			if r.told != nil {
+				close(r.told)
+				continue
+			}
 			o.tell(r.task, r.line)
 		}
 	})
@@ -143,7 +163,7 @@ func (o *outside) read() error {
 		switch m.Kind {
 		case link.Refused:
 			select {
-			case o.lines <- refusal{m.Task, wire.Text(m.Line, link.MaxLine)}:
+			case o.lines <- refusal{task: m.Task, line: wire.Text(m.Line, link.MaxLine)}:
 			default: // they are told slowly; carrel egress has all of them
 			}
 		case link.Forward:
@@ -157,12 +177,67 @@ func (o *outside) read() error {
 			o.mu.Unlock()
 		case link.Ports:
 			o.rest.published(m.Count)
+		case link.Told:
+			o.toldLast()
 		default:
 			if c != nil {
 				c.Close()
 			}
 			return fmt.Errorf("%w: %s is not for a keeper", link.ErrMessage, m.Kind)
 		}
+	}
+}
+
+// settle returns when all is told that the egress process has refused by now, within
+// toldTimeout. A task that hears of a refusal may end at once, and its transcript with it.
+func (o *outside) settle() {
+	if o == nil {
+		return
+	}
+	o.asking.Lock()
+	o.mu.Lock()
+	mine, ask := asked{o.clear, make(chan struct{})}, o.handed != o.clear && len(o.asked) < MaxTasks
+	if o.open == 0 {
+		mine.clear = o.handed
+	}
+	if ask {
+		o.asked = append(o.asked, mine)
+	}
+	o.mu.Unlock()
+	if ask && o.link.Send(&link.Message{Kind: link.Ask}, nil) != nil {
+		o.mu.Lock()
+		o.asked = slices.DeleteFunc(o.asked, func(a asked) bool { return a == mine })
+		o.mu.Unlock()
+		ask = false
+	}
+	o.asking.Unlock()
+	if !ask { // no stream was there since the last time, or nobody answers
+		return
+	}
+	timer := time.NewTimer(toldTimeout)
+	defer timer.Stop()
+	select {
+	case <-mine.told:
+	case <-o.gone:
+	case <-timer.C:
+	}
+}
+
+// toldLast is the answer to whoever asked first. What was refused before it waits in
+// front of it.
+func (o *outside) toldLast() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.asked) == 0 { // an egress process may say what it likes
+		return
+	}
+	a := o.asked[0]
+	o.asked = o.asked[1:]
+	o.clear = max(o.clear, a.clear)
+	select {
+	case o.lines <- refusal{told: a.told}:
+	default: // they are told slowly: some were dropped
+		close(a.told)
 	}
 }
 
@@ -207,6 +282,7 @@ func (o *outside) serve(ln net.Listener) {
 // hand gives one stream to the egress process, which says when it has ended.
 func (o *outside) hand(c net.Conn) (err error) {
 	o.mu.Lock()
+	o.handed++
 	if o.open++; o.open == 1 {
 		o.end, _ = o.rest.hold() // of a guest that ends it is of no use
 	}

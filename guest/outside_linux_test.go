@@ -97,6 +97,72 @@ func TestStreamIsHandedOver(t *testing.T) {
 	}
 }
 
+// The end of a task waits for what was refused to it, which comes by another way, and
+// asks only where there may be something.
+func TestRefusalsAreWaitedFor(t *testing.T) {
+	was := toldTimeout
+	toldTimeout = testPatience
+	t.Cleanup(func() { toldTimeout = was }) // after the guest is gone
+	h := &hostile{}
+	lines := make(chan string, 1)
+	_, o, edge := startOutside(t, h, func(_, line string) { lines <- line })
+	o.settle() // there was no stream, and the first message is one
+	_, outer := dialOut(t, h, edge)
+	for round := range 2 {
+		settled := make(chan struct{})
+		go func() { defer close(settled); o.settle() }()
+		if m, _, err := edge.Receive(); err != nil || m.Kind != link.Ask {
+			t.Fatalf("round %d: %v %v", round, m, err)
+		}
+		if err := edge.Send(&link.Message{Kind: link.Refused, Line: "no"}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if round == 1 { // a stream that has ended is asked about once more
+			outer.Close()
+			if err := edge.Send(&link.Message{Kind: link.Ended}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-lines
+		select {
+		case <-settled:
+			t.Errorf("round %d: nobody said that this was all", round)
+		default:
+		}
+		if err := edge.Send(&link.Message{Kind: link.Refused, Line: "nor that"}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := edge.Send(&link.Message{Kind: link.Told}, nil); err != nil {
+			t.Fatal(err)
+		}
+		<-settled
+		select {
+		case <-lines:
+		default:
+			t.Errorf("round %d: it does not wait for the last line", round)
+		}
+	}
+	for end := time.Now().Add(testPatience); ; time.Sleep(time.Millisecond) { // its last stream has ended
+		o.mu.Lock()
+		open := o.open
+		o.mu.Unlock()
+		if open == 0 || time.Now().After(end) {
+			break
+		}
+	}
+	again := make(chan struct{})
+	go func() { defer close(again); o.settle() }()
+	if m, _, err := edge.Receive(); err != nil || m.Kind != link.Ask {
+		t.Fatal(m, err)
+	}
+	if err := edge.Send(&link.Message{Kind: link.Told}, nil); err != nil {
+		t.Fatal(err)
+	}
+	<-again
+	o.settle()
+	dialOut(t, h, edge) // which is the next message
+}
+
 // A stream that is a socket already is handed over itself.
 func TestSocketIsHandedOver(t *testing.T) {
 	h := &hostile{}

@@ -248,6 +248,7 @@ func (k *Keeper) run(g *Guest, t *task, end func()) {
 	}()
 	close(t.ended)
 	k.trace.task("task runs", begun)
+	k.outside.settle() // set before a task runs
 	over := time.Now()
 	k.importAfter(g, t)
 	k.trace.task("changes brought over", over)

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -207,7 +208,7 @@ func (b *bench) edge(o *benchOrigin) *benchEdge {
 		e.link.Close()
 		cmd.Wait()
 	})
-	if word, err := bufio.NewReader(out).ReadString('\n'); word != "serving\n" {
+	if word, err := bufio.NewReader(out).ReadString('\n'); strings.TrimSpace(word) != "serving" {
 		b.Fatalf("the egress process says %q %v", word, err)
 	}
 	var t link.Trust

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -42,7 +43,13 @@ func runEgress(args []string) error {
 			return err
 		}
 		defer l.Close()
-		return serveEgress(req, l, func() {
+		wanted := func() error {
+			if _, err := io.WriteString(out, " "); err != nil { // before its word, where it says nothing
+				return fmt.Errorf("the daemon that started this egress process is gone: %w", err)
+			}
+			return nil
+		}
+		return serveEgress(req, l, wanted, func() {
 			fmt.Fprintln(out, "serving")
 			out.Close()
 		})
@@ -55,14 +62,15 @@ func runEgress(args []string) error {
 
 // serveEgress lets one guest out:
 //
-//  1. everything that needs the host is opened: the daemon's socket, the audit
-//     log, the roots that this host has of its own
+//  1. everything that needs the host is opened: the audit log, the roots that this
+//     host has of its own, and the daemon's socket, unless that has died meanwhile:
+//     the next one may have an egress process for the guest there
 //  2. the process confines itself; a failure ends it before a byte of the guest
 //  3. the keeper hears what the guest is to trust, the daemon that we serve
 //  4. streams come over the link until the keeper is gone; with the first come
 //     the roots by which servers are verified, for which no start need wait: if
 //     they cannot be read, nothing is let out
-func serveEgress(req guest.EdgeRequest, l *link.Conn, ready func()) error {
+func serveEgress(req guest.EdgeRequest, l *link.Conn, wanted func() error, ready func()) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	signal.Ignore(syscall.SIGHUP)
@@ -90,6 +98,9 @@ func serveEgress(req guest.EdgeRequest, l *link.Conn, ready func()) error {
 	if _, err := srv.Configure(req.Configure); err != nil {
 		return err
 	}
+	if err := wanted(); err != nil {
+		return err
+	}
 	ln, err := guest.ListenPrivate(req.Socket)
 	if err != nil {
 		return err
@@ -114,7 +125,7 @@ func serveEgress(req guest.EdgeRequest, l *link.Conn, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(ctx, func() { l.Close() })
 	roots := sync.OnceValue(readRoots)
-	err = takeStreams(ctx, l, &all, func(ctx context.Context, c net.Conn) {
+	err = takeStreams(ctx, l, &all, t.told, func(ctx context.Context, c net.Conn) {
 		if err := roots(); err != nil {
 			log.Error("nothing can be reached", "error", err)
 			c.Close()
@@ -137,12 +148,17 @@ func serveEgress(req guest.EdgeRequest, l *link.Conn, ready func()) error {
 	return nil
 }
 
-// takeStreams serves what the keeper hands over until the link ends.
-func takeStreams(ctx context.Context, l *link.Conn, all *sync.WaitGroup, serve func(context.Context, net.Conn)) error {
+// takeStreams serves what the keeper hands over until the link ends; asked is called
+// when it asks whether all refusals are told.
+func takeStreams(ctx context.Context, l *link.Conn, all *sync.WaitGroup, asked func(), serve func(context.Context, net.Conn)) error {
 	for {
 		m, c, err := l.Receive()
 		if err != nil {
 			return err
+		}
+		if m.Kind == link.Ask {
+			asked()
+			continue
 		}
 		if m.Kind != link.Stream {
 			if c != nil {
@@ -177,6 +193,14 @@ func (t *teller) tell(task, line string) {
 	select {
 	case t.lines <- link.Message{Kind: link.Refused, Task: task, Line: line}:
 	default:
+	}
+}
+
+// told says that all refusals of before are told, behind them.
+func (t *teller) told() {
+	select {
+	case t.lines <- link.Message{Kind: link.Told}:
+	case <-t.done:
 	}
 }
 

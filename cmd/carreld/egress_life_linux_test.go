@@ -346,7 +346,15 @@ func testEgressDaemonKilled(t *testing.T, s *site) {
 	s.quiet(t, egresstest.Origin) // its first request may come late
 	s.start()
 	s.quiet(t, egresstest.Origin)
-	p.Signal(client.SIGKILL)
+	// The task's stream ended with the daemon: its client starts none.
+	q, err := s.c.Attach(t.Context(), s.guest, p.ID, client.AttachOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Signal(client.SIGKILL); err != nil {
+		t.Errorf("the task that ran on: %v", err)
+	}
+	q.Wait()
 	p.Wait()
 	if got := s.edge(t, s.guest); got != edge {
 		t.Errorf("the egress process is %d, was %d", got, edge)

@@ -215,7 +215,7 @@ func startEdge(t *testing.T, conf *api.ConfigureEdgeRequest) (*edgeProcess, erro
 		p.cmd.Wait()
 	})
 	word, err := bufio.NewReader(out).ReadString('\n')
-	if word != "serving\n" {
+	if strings.TrimSpace(word) != "serving" {
 		return nil, fmt.Errorf("%s%v", word, err)
 	}
 	var tr link.Trust

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -485,6 +486,38 @@ func TestOneWinner(t *testing.T) {
 		}
 		if err := c.RemoveGuest(t.Context(), "box", true); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// A port of the host goes with its guest: whoever has stopped that may open the same one
+// for another.
+func TestPortGoesWithGuest(t *testing.T) {
+	w := newRing2(t)
+	w.start()
+	c := w.client()
+	for range 3 {
+		w.guest(c, "box")
+		p, err := c.Publish(t.Context(), "box", &api.Port{GuestPort: 80})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := net.JoinHostPort(p.HostAddress, fmt.Sprint(p.HostPort))
+		open := func() bool {
+			conn, err := net.Dial("tcp", at)
+			if err == nil {
+				conn.Close()
+			}
+			return err == nil
+		}
+		if !open() {
+			t.Error("control: nobody listens at ", at)
+		}
+		if _, err := c.StopGuest(t.Context(), "box", 0); err != nil {
+			t.Fatal(err)
+		}
+		if open() {
+			t.Error("the guest is stopped, and its port is open: ", at)
 		}
 	}
 }

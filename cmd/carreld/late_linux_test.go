@@ -88,3 +88,73 @@ func TestKeeperOfADeadDaemon(t *testing.T) {
 		}
 	}
 }
+
+// F02, too: the same of an egress process, whose guest the next daemon may have started
+// anew meanwhile. It leaves the socket to the process of that. The control is one whose
+// daemon waits for its word.
+func TestEgressOfADeadDaemon(t *testing.T) {
+	for _, waits := range []bool{false, true} {
+		top, err := os.MkdirTemp("", "carrel-e-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(top) })
+		socket, log := filepath.Join(top, "e"), filepath.Join(top, "audit")
+		if err := os.Mkdir(log, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		theirs, err := guest.ListenPrivate(socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer theirs.Close()
+		in, inW, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, outW, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		inner, outer, err := link.Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var said strings.Builder
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		egress := exec.CommandContext(ctx, filepath.Join(binaries(t), "carreld"), "egress")
+		egress.Stderr = &said
+		if !waits {
+			out.Close()
+		}
+		was, err := os.Stat(socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := inherit.Start(egress, in, outer, outW); err != nil {
+			t.Fatal(err)
+		}
+		in.Close()
+		outW.Close()
+		outer.Close()
+		if err := guest.WriteEdgeRequest(inW, guest.EdgeRequest{Guest: "box", Socket: socket, Audit: log, Configure: new(api.ConfigureEdgeRequest)}); err != nil {
+			t.Fatal(err)
+		}
+		inW.Close()
+		if waits {
+			word, err := bufio.NewReader(out).ReadString('\n')
+			if strings.TrimSpace(word) != "serving" {
+				t.Errorf("control: it says %q: %v", word, err)
+			}
+		}
+		inner.Close()
+		err = egress.Wait()
+		if !waits && (err == nil || !strings.Contains(said.String(), "the daemon that started this egress process is gone")) {
+			t.Errorf("it ends with %v: %s", err, said.String())
+		}
+		if is, err := os.Stat(socket); (err == nil && os.SameFile(was, is)) == waits {
+			t.Errorf("a daemon waits %v: the socket that was there: %v %v", waits, is, err)
+		}
+	}
+}

@@ -85,6 +85,25 @@ func TestConnectStartsOneDaemon(t *testing.T) {
 	}
 }
 
+// Whoever ends the daemon with its guests waits as long as their stop may take: what
+// guest.StopBound is with all that a guest may take more. Else the daemon would be gone,
+// and they not.
+func TestShutdownWaitsForGuests(t *testing.T) {
+	const stop = 95 * time.Second
+	f := newFake()
+	told := map[bool]time.Duration{}
+	f.shut = func(guests bool, bound time.Duration) { told[guests] = bound }
+	c := f.serve(t, home(t))
+	for _, guests := range []bool{true, false} {
+		if err := c.Shutdown(t.Context(), guests); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if told[true] < stop || told[false] == 0 || told[false] >= stop {
+		t.Errorf("with guests it waits for %v, without for %v", told[true], told[false])
+	}
+}
+
 // A socket that a killed daemon left is replaced.
 func TestConnectReplacesStaleSocket(t *testing.T) {
 	p := home(t)

@@ -34,8 +34,8 @@ func lockFile(ctx context.Context, name string) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
-	// Whoever holds it does so for readyTimeout at most, so the goroutine
-	// ends by itself also where ctx ends first.
+	// Whoever holds it does so for a bounded time, so the goroutine ends by itself
+	// also where ctx ends first.
 	got := make(chan error, 1)
 	go func() {
 		for {

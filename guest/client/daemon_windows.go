@@ -43,8 +43,8 @@ func lockFile(ctx context.Context, name string) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
-	// Whoever holds it does so for readyTimeout at most, so the goroutine
-	// ends by itself also where ctx ends first.
+	// Whoever holds it does so for a bounded time, so the goroutine ends by itself
+	// also where ctx ends first.
 	got := make(chan error, 1)
 	go func() {
 		got <- windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK, 0, 1, 0, new(windows.Overlapped))

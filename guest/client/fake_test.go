@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"go.uber.org/goleak"
@@ -61,6 +62,8 @@ type fake struct {
 	deaf     bool          // input is not read
 
 	get []*api.GetResponse
+	// shut is told how long a caller of Shutdown waits; it may be nil.
+	shut func(guests bool, bound time.Duration)
 
 	mu      sync.Mutex
 	streams int
@@ -398,6 +401,9 @@ func (killSelf) Error() string {
 	select {}
 }
 
-func (systemHandler) Shutdown(context.Context, *connect.Request[api.ShutdownRequest]) (*connect.Response[api.ShutdownResponse], error) {
+func (h systemHandler) Shutdown(ctx context.Context, r *connect.Request[api.ShutdownRequest]) (*connect.Response[api.ShutdownResponse], error) {
+	if by, ok := ctx.Deadline(); ok && h.f.shut != nil {
+		h.f.shut(r.Msg.Guests, time.Until(by))
+	}
 	return connect.NewResponse(&api.ShutdownResponse{}), nil
 }

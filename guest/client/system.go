@@ -166,15 +166,25 @@ func (c *Client) Status(ctx context.Context) (*api.StatusResponse, error) {
 	return res.Msg, nil
 }
 
-// shutdownTimeout bounds how long Shutdown waits for the daemon to be gone: the
-// stop of a guest takes 10 s at most, and guests are stopped side by side.
-const shutdownTimeout = 30 * time.Second
+// Bounds of Shutdown.
+const (
+	// shutdownTimeout is how long it waits for the daemon to be gone.
+	shutdownTimeout = 30 * time.Second
+	// stopTimeout is how much longer with the guests, which are stopped side by side. One
+	// takes 95 s at most: it goes on first, if it stands still, tells what it has changed
+	// and writes its last.
+	stopTimeout = 2 * time.Minute
+)
 
 // Shutdown ends the daemon and returns when it is gone; with guests it stops
 // every guest first.
 func (c *Client) Shutdown(ctx context.Context, guests bool) error {
 	const op = "stop the daemon"
-	ctx, cancel := context.WithTimeout(ctx, shutdownTimeout)
+	bound := shutdownTimeout
+	if guests {
+		bound += stopTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	// No client may start a new daemon while we wait for the old one's lock,
 	// which the kernel takes from it when it ends, however it ends.

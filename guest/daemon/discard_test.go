@@ -94,6 +94,40 @@ func TestNotRemovedUnderWhoCounts(t *testing.T) {
 	})
 }
 
+// An ephemeral guest that ends while something else is done to it is removed when that
+// is done. The control is that nothing is done.
+func TestRemovedWhenNobodyIsBusy(t *testing.T) {
+	for _, busy := range []bool{true, false} {
+		guests := t.TempDir()
+		dir := filepath.Join(guests, "dev")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Test(t, func(t *testing.T) {
+			d := &Daemon{ctx: t.Context(), guests: guests, table: map[string]*entry{}, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+			e := newEntry("dev", &api.Guest{Name: "dev", State: api.GuestState_GUEST_STATE_STOPPED, Spec: &api.GuestSpec{Ephemeral: true}})
+			d.table["dev"] = e
+			if busy {
+				if err := e.take("changed"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d.leave(t.Context(), e, true)
+			time.Sleep(time.Hour)
+			if _, err := os.Stat(dir); os.IsNotExist(err) == busy {
+				t.Errorf("somebody is at it %v: its folder: %v", busy, err)
+			}
+			if busy {
+				e.release()
+				time.Sleep(time.Second)
+			}
+			if _, err := os.Stat(dir); !os.IsNotExist(err) || d.removed("dev") != e {
+				t.Errorf("somebody was at it %v: it is still there: %v", busy, err)
+			}
+		})
+	}
+}
+
 // A guest whose shared folder is gone names the way to be rid of it, which is one.
 func TestRemovedWithoutItsFolder(t *testing.T) {
 	b := newReviewBench(t, fakeStore{Changes: []string{"/a"}}, false, inReviewMode)

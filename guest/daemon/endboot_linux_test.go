@@ -70,26 +70,28 @@ func (k upLater) Stop(ctx context.Context, r *connect.Request[api.StopGuestReque
 	return connect.NewResponse(new(api.StopGuestResponse)), nil
 }
 
-// Where its keeper cannot be ended, it is stopped as soon as it is up.
+// Where its keeper cannot be ended, or is given time, it is stopped as soon as it is up.
 func TestEndOfABootThatIsNotKilled(t *testing.T) {
-	guests := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
-		d, e, dir := alone(t, t.Context(), guests)
-		if err := os.WriteFile(filepath.Join(dir, "keeper.json"), []byte("{"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		e.info.State, e.keeper = api.GuestState_GUEST_STATE_STARTING, &keeper{own: upLater{e: e}}
-		boots := time.AfterFunc(time.Second, func() {
-			e.mu.Lock()
-			defer e.mu.Unlock()
-			e.info.State = api.GuestState_GUEST_STATE_READY
-			e.changedLocked()
+	for _, grace := range []time.Duration{0, guest.StopGrace} {
+		guests := t.TempDir()
+		synctest.Test(t, func(t *testing.T) {
+			d, e, dir := alone(t, t.Context(), guests)
+			if err := os.WriteFile(filepath.Join(dir, "keeper.json"), []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			e.info.State, e.keeper = api.GuestState_GUEST_STATE_STARTING, &keeper{own: upLater{e: e}}
+			boots := time.AfterFunc(time.Second, func() {
+				e.mu.Lock()
+				defer e.mu.Unlock()
+				e.info.State = api.GuestState_GUEST_STATE_READY
+				e.changedLocked()
+			})
+			defer boots.Stop()
+			begun := time.Now()
+			d.end(t.Context(), e, grace)
+			if _, k, _ := e.get(); k != nil || time.Since(begun) != time.Second {
+				t.Errorf("with a grace of %v its keeper is %v after %v", grace, k, time.Since(begun))
+			}
 		})
-		defer boots.Stop()
-		begun := time.Now()
-		d.end(t.Context(), e, 0)
-		if _, k, _ := e.get(); k != nil || time.Since(begun) != time.Second {
-			t.Errorf("its keeper is %v after %v", k, time.Since(begun))
-		}
-	})
+	}
 }

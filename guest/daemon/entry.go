@@ -43,6 +43,7 @@ type entry struct {
 	resumed bool          // and is a start that the daemon before this one began
 	cause   string        // why the daemon ended it
 	expire  *time.Timer   // an ended ephemeral guest's removal
+	left    func()        // what becomes of one that ended while it was busy; nil: nothing waits for that
 	kept    kept          // why such a guest is still there
 	waits   *api.ReviewSummary
 	waking  context.CancelCauseFunc // of its start for whoever needs it; nil: there is none
@@ -142,9 +143,13 @@ func (e *entry) takeTo(what string, giveUp context.CancelCauseFunc) error {
 
 func (e *entry) release() {
 	e.mu.Lock()
-	e.busy, e.waking, e.resumed = "", nil, false
+	left := e.left
+	e.busy, e.waking, e.resumed, e.left = "", nil, false, nil
 	e.changedLocked()
 	e.mu.Unlock()
+	if left != nil {
+		time.AfterFunc(0, left) // nobody who is done with it waits for that
+	}
 }
 
 // finished waits while the daemon finishes a start of its own accord: who comes just

@@ -106,6 +106,7 @@ func (d *Daemon) settle(ctx context.Context, e *entry, dir string, killed bool) 
 		info, _, _ = e.get()
 		info.State, info.Cause, info.StoppedIdle = api.GuestState_GUEST_STATE_DAMAGED, err.Error(), false
 	}
+	e.portsClosed(ctx)
 	d.removeSockets(e.name)
 	d.dropPorts(e.name)
 	e.mu.Lock()
@@ -215,9 +216,9 @@ func (d *Daemon) unkept(e *entry) error {
 
 // end stops a guest and returns when its keeper is gone, within guest.StopBound, or
 // what it takes more to go on, to write its last and to import its reviews, and a
-// little more. One that boots and has no grace is ended with its keeper, which cannot
-// stop it yet: there is no task in it, and whoever gives its start up waits for this
-// with a turn that others wait for.
+// little more. One that boots is stopped when it is up, or, if it has no grace, ended
+// with its keeper: there is no task in it, and whoever gives its start up waits for
+// this with a turn that others wait for.
 func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 	info, k, _ := e.get()
 	if k == nil {
@@ -232,11 +233,12 @@ func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 	}
 	refused := func(err error) bool { return connect.CodeOf(err) == connect.CodeFailedPrecondition }
 	err := stop()
-	if refused(err) && grace <= 0 && info.State == api.GuestState_GUEST_STATE_STARTING {
-		if guest.KillKeeper(d.dir(e)) == nil {
+	if refused(err) && info.State == api.GuestState_GUEST_STATE_STARTING {
+		if grace <= 0 && guest.KillKeeper(d.dir(e)) == nil {
 			return
 		}
-		// As on a host where no process is ended by its number: it is asked when it is up.
+		// It is asked when it is up: it has time for that, or this is a host where no
+		// process is ended by its number.
 		_, err = e.wait(sctx, func(i *api.Guest, now *keeper) bool {
 			return now != k || i.State != api.GuestState_GUEST_STATE_STARTING
 		})

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,8 +16,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"connectrpc.com/connect"
+
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
+	"github.com/carrel-vm/carrel/guest/api/apiconnect"
 )
 
 // alone is a daemon with one guest, whose folder is empty.
@@ -102,6 +107,54 @@ func TestSettleNeedsProof(t *testing.T) {
 			t.Errorf("control: it is %v, with the keeper %v; whoever needs it starts it again: %v", info.State, got, info.StoppedIdle)
 		}
 	})
+}
+
+// lingering is an egress process that sees only when it is told that its keeper is gone.
+type lingering struct {
+	apiconnect.UnimplementedEdgeServiceHandler
+	watched, leave chan struct{}
+}
+
+func (l *lingering) Watch(ctx context.Context, _ *connect.Request[api.WatchEgressRequest], st *connect.ServerStream[api.EgressEvent]) error {
+	st.Send(nil)
+	close(l.watched)
+	select {
+	case <-l.leave:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// A guest is stopped when its ports are closed: the next one may open the same. The
+// control is a guest that has none.
+func TestStoppedWithoutPorts(t *testing.T) {
+	for _, ports := range [][]*api.Port{{{HostPort: 18080, GuestPort: 80}}, nil} {
+		d, e, dir := alone(t, t.Context(), t.TempDir())
+		l := &lingering{watched: make(chan struct{}), leave: make(chan struct{})}
+		mux := http.NewServeMux()
+		mux.Handle(apiconnect.NewEdgeServiceHandler(l))
+		srv := httptest.NewServer(mux)
+		t.Cleanup(srv.Close)
+		e.keeper, e.ports = new(keeper), ports
+		e.edge = &edge{own: apiconnect.NewEdgeServiceClient(srv.Client(), srv.URL), close: srv.Client().CloseIdleConnections}
+		settled := make(chan struct{})
+		go func() { defer close(settled); d.settle(t.Context(), e, dir, false) }()
+		select {
+		case <-l.watched:
+			if _, k, _ := e.get(); k == nil {
+				t.Error("it is stopped, and its ports are open")
+			}
+			close(l.leave)
+		case <-settled:
+			if len(ports) > 0 {
+				t.Error("its egress process was not waited for")
+			}
+		}
+		<-settled
+		if _, k, _ := e.get(); k != nil {
+			t.Error("it is not stopped")
+		}
+	}
 }
 
 // What removes a guest that was set aside ends its keeper first, or leaves the

@@ -228,6 +228,16 @@ func (d *Daemon) keepOrNot(e *entry, sum *api.ReviewSummary, delivered bool) (so
 func (d *Daemon) removeLater(ctx context.Context, e *entry, soon bool) (will bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.busy != "" && e.keeper == nil { // when that is done
+		e.left = func() {
+			d.mu.Lock()
+			there := d.table[e.name] == e
+			d.mu.Unlock()
+			if there && ctx.Err() == nil {
+				d.leave(ctx, e, soon)
+			}
+		}
+	}
 	if e.busy != "" || e.keeper != nil {
 		return false
 	}

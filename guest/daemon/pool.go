@@ -129,7 +129,7 @@ func (d *Daemon) warmUp(ctx context.Context, e *entry, w *warm) {
 	d.mu.Lock()
 	w.taken = true
 	d.mu.Unlock()
-	if d.ctx.Err() == nil {
+	if ctx.Err() == nil { // else it was given up
 		d.log.Warn("a guest of the pool does not start", "guest", e.name, "error", w.err)
 	}
 	d.discard(e)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -149,6 +150,34 @@ func (d *Daemon) loadPorts(e *entry) (ports []*api.Port) {
 		return nil
 	}
 	return ports
+}
+
+// portsBound is how long the egress process of a guest that has ended may take to close
+// the guest's ports.
+const portsBound = 5 * time.Second
+
+// portsClosed returns when no port leads any more into a guest whose keeper is gone: its
+// egress process sees that by itself, a moment later. Whoever is told that the guest has
+// stopped may open one of them for another. What is watched of the process ends behind
+// its ports.
+func (e *entry) portsClosed(ctx context.Context) {
+	e.mu.Lock()
+	out, open := e.edge, len(e.ports) > 0
+	e.mu.Unlock()
+	if out == nil || !open {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, portsBound)
+	defer cancel()
+	st, err := out.own.Watch(ctx, connect.NewRequest(&api.WatchEgressRequest{Follow: true, Last: 1}))
+	if err != nil {
+		return // it is gone
+	}
+	defer st.Close()
+	// The HTTP/2 transport looks at a request's context only while it writes.
+	defer context.AfterFunc(ctx, func() { st.Close() })()
+	for st.Receive() {
+	}
 }
 
 // dropPorts forgets the ports of a guest that has ended.

@@ -19,9 +19,9 @@ import (
 // unix(7)). Neither end trusts the other: the keeper parses what the guest
 // says, the egress process what the world says.
 //
-//	keeper -> egress process: stream, with the stream
+//	keeper -> egress process: stream, with the stream; ask
 //	egress process -> keeper: hello, in one or more pieces, first of all;
-//	                          refused; forward, with the connection; ended; ports
+//	                          refused; forward, with the connection; ended; ports; told
 
 // Kind says what a message is about.
 type Kind string
@@ -40,6 +40,9 @@ const (
 	Ended Kind = "ended"
 	// Ports says how many ports of the host lead into the guest.
 	Ports Kind = "ports"
+	// Ask asks for Told, which says that what was refused before it was asked for is told.
+	Ask  Kind = "ask"
+	Told Kind = "told"
 )
 
 // Bounds, in bytes.
@@ -129,7 +132,7 @@ func (m *Message) check() error {
 		if m.Port == 0 {
 			return bad("no port")
 		}
-	case Ended:
+	case Ended, Ask, Told:
 	case Ports:
 		if only.Count = m.Count; m.Count < 0 || m.Count > maxPorts {
 			return bad("%d ports", m.Count)

@@ -24,6 +24,8 @@ func TestDecode(t *testing.T) {
 		{`{"kind":"hello","trust":"QQ==","more":true}`, false},
 		{`{"kind":"hello"}`, false},
 		{`{"kind":"ended"}`, false},
+		{`{"kind":"ask"}`, false},
+		{`{"kind":"told"}`, false},
 		{`{"kind":"ports"}`, false},
 		{`{"kind":"ports","count":64}`, false},
 	}
@@ -39,7 +41,7 @@ func TestDecode(t *testing.T) {
 		``, `{}`, `[]`, `null`, `{"kind":"exec"}`, `{"kind":"stream","port":1}`, `{"kind":"stream"}{"kind":"stream"}`,
 		`{"kind":"stream","other":1}`, `{"kind":"refused"}`, `{"kind":"refused","line":"` + strings.Repeat("a", MaxLine+1) + `"}`,
 		`{"kind":"refused","task":"../x","line":"no"}`, `{"kind":"forward"}`, `{"kind":"forward","port":65536}`, `{"kind":"forward","port":1,"line":"x"}`,
-		`{"kind":"hello","line":"x"}`, `{"kind":"hello","count":1}`, `{"kind":"ended","count":1}`, `{"kind":"ports","count":-1}`, `{"kind":"ports","count":65537}`, `{"kind":"refused","line":"x","count":1}`, `{"kind":"hello","trust":"!"}`,
+		`{"kind":"hello","line":"x"}`, `{"kind":"hello","count":1}`, `{"kind":"ended","count":1}`, `{"kind":"ask","count":1}`, `{"kind":"told","line":"x"}`, `{"kind":"ports","count":-1}`, `{"kind":"ports","count":65537}`, `{"kind":"refused","line":"x","count":1}`, `{"kind":"hello","trust":"!"}`,
 	} {
 		for _, conn := range []bool{true, false} {
 			if m, err := decode([]byte(in), conn); !errors.Is(err, ErrMessage) {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -203,7 +204,12 @@ func serviceInside(t *testing.T, top string) {
 		t.Error("without a yes the guest was stopped")
 	}
 	t.Log(s.must("carrel", "daemon", "uninstall", "--all", "--yes"))
-	if left := s.processes(); len(left) > 0 {
+	left := s.processes()
+	// An egress process ends a moment after its guest.
+	for end := time.Now().Add(scriptPatience); len(left) > 0 && time.Now().Before(end); left = s.processes() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if len(left) > 0 {
 		t.Errorf("processes are left: %q", left)
 	}
 	for _, dir := range []string{s.home(), filepath.Join(top, "user")} {

@@ -13,6 +13,9 @@ import (
 	"sync"
 	"testing"
 	"testing/fstest"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/carrel-vm/carrel/guest/api"
 	"github.com/carrel-vm/carrel/guest/client"
@@ -32,7 +35,7 @@ var real = sync.OnceValues(func() (client.Options, error) {
 		return client.Options{}, err
 	}
 	o := client.Options{Home: home, Daemon: filepath.Join(home, "bin", "carreld"), Version: "dev"}
-	client.AtExit = func() error { return endReal(o) }
+	client.AtExit = func() error { return errors.Join(endReal(o), reaped()) }
 	// The image that make image has built; a daemon that a client starts gets it.
 	if err := os.Setenv("CARREL_CACHE", p.Cache); err != nil {
 		return o, err
@@ -57,6 +60,17 @@ func endReal(o client.Options) error {
 	}
 	defer c.Close()
 	return c.Shutdown(context.Background(), true)
+}
+
+// reaped returns when no process of ours is left: a daemon lives a moment longer than
+// the lock by which its end is waited for, and who started it has a goroutine for it.
+func reaped() error {
+	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if errors.Is(unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil), unix.ECHILD) {
+			return nil
+		}
+	}
+	return errors.New("a process that the tests have started goes on")
 }
 
 // options are those of a program that uses the SDK; its own are empty, and lead to

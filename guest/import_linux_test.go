@@ -67,8 +67,10 @@ func TestReviewStalls(t *testing.T) {
 	}
 	for name, step := range steps {
 		t.Run(name, func(t *testing.T) {
+			called := make(chan struct{}, 1)
 			h := &hostile{boot: wellBehaved, call: func(c net.Conn, n int) {
 				if n == 1 && step == nil {
+					called <- struct{}{}
 					time.Sleep(200 * time.Millisecond) // and the test's Kill closes it
 					return
 				}
@@ -106,6 +108,9 @@ func TestReviewStalls(t *testing.T) {
 				}
 			} else if err == nil {
 				t.Error("the import came to an end")
+			}
+			if step == nil { // who asked may have given up before the guest was called
+				<-called
 			}
 			if e, _ := execFake(t, g, trueSpec, nil); e.GetStatus() != 0 || e.GetCause() != "" {
 				t.Errorf("a task meanwhile: %v", e)

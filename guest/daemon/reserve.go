@@ -76,16 +76,25 @@ func (d *Daemon) reserve(spec *api.GuestSpec, onlyNew bool, by guest.Making) (e 
 }
 
 // restartable says why a taken entry cannot be started as it was asked for. A
-// keeper whose guest has ended is waited for.
+// keeper whose guest has ended is waited for, and so is one that a daemon before this
+// one has just started: it may not take calls yet.
 func (d *Daemon) restartable(ctx context.Context, e *entry, spec *api.GuestSpec) error {
 	if info, k, _ := e.get(); k != nil {
+		running := api.NewError(connect.CodeAlreadyExists, "running", "guest "+e.name+" is running already", "carrel exec "+e.name+" -- COMMAND")
 		if k.alive(ctx) {
-			return api.NewError(connect.CodeAlreadyExists, "running", "guest "+e.name+" is running already", "carrel exec "+e.name+" -- COMMAND")
+			return running
 		}
+		starts := info.State == api.GuestState_GUEST_STATE_STARTING
 		wctx, cancel := context.WithTimeout(ctx, guest.StopBound+stopBound(info, guest.StopGrace))
 		defer cancel()
-		if _, err := e.wait(wctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err != nil {
+		info, err := e.wait(wctx, func(i *api.Guest, k *keeper) bool {
+			return k == nil || starts && i.State == api.GuestState_GUEST_STATE_READY
+		})
+		if err != nil {
 			return api.NewError(connect.CodeAborted, "busy", "guest "+e.name+" is still ending", "try again in a moment")
+		}
+		if info.State == api.GuestState_GUEST_STATE_READY {
+			return running
 		}
 	}
 	info, _, _ := e.get()

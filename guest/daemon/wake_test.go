@@ -140,6 +140,40 @@ func TestStoppedIsRemovable(t *testing.T) {
 	}
 }
 
+// deafKeeper takes no calls; what happens when one is tried, then does.
+type deafKeeper struct {
+	apiconnect.KeeperServiceClient
+	then func()
+}
+
+func (k deafKeeper) Watch(context.Context, *connect.Request[api.WatchRequest]) (*connect.ServerStreamForClient[api.Guest], error) {
+	k.then()
+	return nil, connect.NewError(connect.CodeUnavailable, os.ErrNotExist)
+}
+
+// A keeper that takes no calls yet, as a daemon that died a moment ago has started it, is
+// none whose guest ends: who starts that hears that it runs. The control is one that ends.
+func TestStartOfAYoungGuest(t *testing.T) {
+	for _, lives := range []bool{true, false} {
+		d := newDaemon(t)
+		e := newEntry("g", &api.Guest{Name: "g", Spec: &api.GuestSpec{Name: "g"}, State: api.GuestState_GUEST_STATE_STARTING})
+		e.keeper = &keeper{own: deafKeeper{then: func() {
+			if lives {
+				e.heard(&api.Guest{Name: "g", State: api.GuestState_GUEST_STATE_READY})
+				return
+			}
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.info.State, e.keeper = api.GuestState_GUEST_STATE_STOPPED, nil
+			e.changedLocked()
+		}}}
+		err := d.restartable(t.Context(), e, &api.GuestSpec{Name: "g"})
+		if lives && codeOf(err) != "running" || !lives && err != nil {
+			t.Errorf("it lives %v: who starts it hears %v", lives, err)
+		}
+	}
+}
+
 // A start that the daemon before this one did not see to its end is finished: the
 // guest has forgotten what it is to forget before anybody gets it, whether it was
 // ready already or not.

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/carrel-vm/carrel/hypervisor"
 	"github.com/carrel-vm/carrel/hypervisor/hypervisortest/guestport"
 )
@@ -65,6 +67,16 @@ type guest struct {
 // bound is how long the suite waits for what has to come. A driver that passes does
 // not take longer for it, and a busy host may be slower than any guess.
 const bound = 5 * time.Minute
+
+// leaked says which goroutines are left beside those of before. Those that have yet to
+// be run to their end are waited for.
+func leaked(before goleak.Option) error {
+	err := goleak.Find(before)
+	for end := time.Now().Add(bound); err != nil && time.Now().Before(end); {
+		err = goleak.Find(before) // which takes half a second
+	}
+	return err
+}
 
 // consoleKept is how much of a console a failing test prints, in bytes.
 const consoleKept = 2 << 10

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/carrel-vm/carrel/hypervisor"
 )
 
@@ -15,4 +17,16 @@ func TestConformance(t *testing.T) {
 		Kills:  50,
 		Boot:   2 * time.Second,
 	})
+}
+
+// A goroutine that a busy machine runs to its end only later is waited for.
+func TestLeakedWaits(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	go time.Sleep(time.Second)
+	if err := goleak.Find(before); err == nil {
+		t.Error("the control: nothing is found")
+	}
+	if err := leaked(before); err != nil {
+		t.Error(err)
+	}
 }

@@ -40,7 +40,7 @@ func countFDs(t testing.TB) int {
 func (before traces) compare(t testing.TB, dir string) {
 	t.Helper()
 	if before.left == nil {
-		if err := goleak.Find(before.goroutines); err != nil {
+		if err := leaked(before.goroutines); err != nil {
 			t.Errorf("goroutines are left: %v", err)
 		}
 	} else if left := before.left(); left != "" {

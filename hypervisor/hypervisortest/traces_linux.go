@@ -6,7 +6,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
@@ -44,10 +43,7 @@ func countFDs(t testing.TB) int {
 // there is nothing to wait for, but for goroutines that have yet to be run to their end.
 func (before traces) compare(t testing.TB, dir string) {
 	t.Helper()
-	err := goleak.Find(before.goroutines)
-	for end := time.Now().Add(bound); err != nil && time.Now().Before(end); err = goleak.Find(before.goroutines) { // which takes half a second
-	}
-	if err != nil {
+	if err := leaked(before.goroutines); err != nil {
 		t.Errorf("goroutines are left: %v", err)
 	}
 	after := look(t)

@@ -27,7 +27,7 @@ func (s Suite) look(testing.TB) traces { return traces{goleak.IgnoreCurrent(), s
 // compare fails the test for each thing that was left.
 func (before traces) compare(t testing.TB, dir string) {
 	t.Helper()
-	if err := goleak.Find(before.goroutines); err != nil {
+	if err := leaked(before.goroutines); err != nil {
 		t.Errorf("goroutines are left: %v", err)
 	}
 	if before.left != nil {

@@ -258,7 +258,7 @@ func newTransport(registry string, opt RegistryOptions) *http.Transport {
 			return public.DialContext(ctx, network, addr)
 		},
 		TLSClientConfig:        &tls.Config{RootCAs: opt.RootCAs, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:    15 * time.Second,
+		TLSHandshakeTimeout:    stall, // a busy machine takes its time, too
 		ResponseHeaderTimeout:  stall,
 		MaxResponseHeaderBytes: 64 << 10,
 		MaxIdleConnsPerHost:    parallel,

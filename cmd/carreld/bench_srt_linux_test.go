@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -168,38 +167,18 @@ func (b *bench) edge(o *benchOrigin) *benchEdge {
 	if err := os.Mkdir(audit, 0o700); err != nil {
 		b.Fatal(err)
 	}
-	inner, outer, err := link.Pair()
-	if err != nil {
-		b.Fatal(err)
-	}
-	in, inW, err := os.Pipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	out, outW, err := os.Pipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer out.Close()
 	cmd := exec.Command(filepath.Join(vmBinaries(b.T), "carreld"), "egress")
 	cmd.Env = []string{"SSL_CERT_FILE=" + o.roots}
 	if cmd.Stderr, err = os.Create(filepath.Join(top, "log")); err != nil {
 		b.Fatal(err)
 	}
-	cmd.ExtraFiles = []*os.File{in, outer, outW}
-	err = cmd.Start()
-	in.Close()
-	outer.Close()
-	outW.Close()
-	if err != nil {
-		b.Fatal(err)
-	}
+	p := startOwn(b.T, cmd, false, egressGets)
 	e := &benchEdge{b: b, pid: cmd.Process.Pid, trust: o.ca.Pool()}
-	err = guest.WriteEdgeRequest(inW, guest.EdgeRequest{Guest: "bench", Socket: filepath.Join(top, "e"), Audit: audit,
+	err = guest.WriteEdgeRequest(p.request, guest.EdgeRequest{Guest: "bench", Socket: filepath.Join(top, "e"), Audit: audit,
 		Configure: &api.ConfigureEdgeRequest{Rules: o.rules(originHost)}})
-	inW.Close()
+	p.request.Close()
 	if err == nil {
-		e.link, err = link.New(inner)
+		e.link, err = link.New(p.link)
 	}
 	if err != nil {
 		b.Fatal(err)
@@ -208,7 +187,7 @@ func (b *bench) edge(o *benchOrigin) *benchEdge {
 		e.link.Close()
 		cmd.Wait()
 	})
-	if word, err := bufio.NewReader(out).ReadString('\n'); strings.TrimSpace(word) != "serving" {
+	if word, err := p.word(); word != "serving" {
 		b.Fatalf("the egress process says %q %v", word, err)
 	}
 	var t link.Trust

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -178,35 +177,15 @@ func startEdge(t *testing.T, conf *api.ConfigureEdgeRequest) (*edgeProcess, erro
 	if err := os.Mkdir(p.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	inner, outer, err := link.Pair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	in, inW, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, outW, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
 	p.cmd = exec.Command(filepath.Join(binaries(t), "carreld"), "egress")
 	p.cmd.Env, p.cmd.Stderr = []string{"PATH=" + os.Getenv("PATH")}, os.Stderr
-	p.cmd.ExtraFiles = []*os.File{in, outer, outW}
-	err = p.cmd.Start()
-	in.Close()
-	outer.Close()
-	outW.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
+	o := startOwn(t, p.cmd, false, egressGets)
 	socket := filepath.Join(top, "e")
-	if err := guest.WriteEdgeRequest(inW, guest.EdgeRequest{Guest: "box", Socket: socket, Audit: p.dir, Configure: conf}); err != nil {
+	if err := guest.WriteEdgeRequest(o.request, guest.EdgeRequest{Guest: "box", Socket: socket, Audit: p.dir, Configure: conf}); err != nil {
 		t.Fatal(err)
 	}
-	inW.Close()
-	if p.link, err = link.New(inner); err != nil {
+	o.request.Close()
+	if p.link, err = link.New(o.link); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -214,9 +193,8 @@ func startEdge(t *testing.T, conf *api.ConfigureEdgeRequest) (*edgeProcess, erro
 		p.cmd.Process.Kill()
 		p.cmd.Wait()
 	})
-	word, err := bufio.NewReader(out).ReadString('\n')
-	if strings.TrimSpace(word) != "serving" {
-		return nil, fmt.Errorf("%s%v", word, err)
+	if word, err := o.word(); word != "serving" {
+		return nil, fmt.Errorf("%s: %v", word, err)
 	}
 	var tr link.Trust
 	for done := false; !done; {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"os"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/carrel-vm/carrel/guest"
 	"github.com/carrel-vm/carrel/guest/api"
-	"github.com/carrel-vm/carrel/guest/egress/link"
 	"github.com/carrel-vm/carrel/guest/inherit"
 	"github.com/carrel-vm/carrel/guest/policy"
 )
@@ -41,45 +39,26 @@ func TestKeeperOfADeadDaemon(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		in, inW, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, outW, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		inner, outer, err := link.Pair()
-		if err != nil {
-			t.Fatal(err)
-		}
 		var said strings.Builder
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		keeper := exec.CommandContext(ctx, filepath.Join(w.bin, "carreld"), "keep")
 		keeper.Env, keeper.Stderr = append(os.Environ(), "CARREL_HOME="+w.home), &said
-		if !waits {
-			out.Close()
-		}
-		if err := inherit.Start(keeper, in, outW, inner); err != nil {
+		o := startOwn(t, keeper, !waits, func(request, word, link *os.File) []inherit.Handed {
+			return []inherit.Handed{request, word, link}
+		})
+		if _, err := o.request.Write(b); err != nil {
 			t.Fatal(err)
 		}
-		in.Close()
-		outW.Close()
-		inner.Close()
-		if _, err := inW.Write(b); err != nil {
-			t.Fatal(err)
-		}
-		inW.Close()
+		o.request.Close()
 		if waits {
-			word, err := bufio.NewReader(out).ReadString('\n')
-			if strings.TrimSpace(word) != "listening" {
+			if word, err := o.word(); word != "listening" {
 				t.Errorf("control: it says %q: %v", word, err)
 			}
 			keeper.Process.Signal(syscall.SIGTERM)
 		}
 		err = keeper.Wait()
-		outer.Close()
+		o.link.Close()
 		if !waits && (err == nil || !strings.Contains(said.String(), "the daemon that started this keeper is gone")) {
 			t.Errorf("it ends with %v: %s", err, said.String())
 		}
@@ -108,47 +87,26 @@ func TestEgressOfADeadDaemon(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer theirs.Close()
-		in, inW, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, outW, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		inner, outer, err := link.Pair()
-		if err != nil {
-			t.Fatal(err)
-		}
 		var said strings.Builder
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		egress := exec.CommandContext(ctx, filepath.Join(binaries(t), "carreld"), "egress")
 		egress.Stderr = &said
-		if !waits {
-			out.Close()
-		}
 		was, err := os.Stat(socket)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := inherit.Start(egress, in, outer, outW); err != nil {
+		o := startOwn(t, egress, !waits, egressGets)
+		if err := guest.WriteEdgeRequest(o.request, guest.EdgeRequest{Guest: "box", Socket: socket, Audit: log, Configure: new(api.ConfigureEdgeRequest)}); err != nil {
 			t.Fatal(err)
 		}
-		in.Close()
-		outW.Close()
-		outer.Close()
-		if err := guest.WriteEdgeRequest(inW, guest.EdgeRequest{Guest: "box", Socket: socket, Audit: log, Configure: new(api.ConfigureEdgeRequest)}); err != nil {
-			t.Fatal(err)
-		}
-		inW.Close()
+		o.request.Close()
 		if waits {
-			word, err := bufio.NewReader(out).ReadString('\n')
-			if strings.TrimSpace(word) != "serving" {
+			if word, err := o.word(); word != "serving" {
 				t.Errorf("control: it says %q: %v", word, err)
 			}
 		}
-		inner.Close()
+		o.link.Close()
 		err = egress.Wait()
 		if !waits && (err == nil || !strings.Contains(said.String(), "the daemon that started this egress process is gone")) {
 			t.Errorf("it ends with %v: %s", err, said.String())

@@ -152,6 +152,7 @@ func serviceInside(t *testing.T, top string) {
 
 	// The daemon that is not the service's: the service says so, and stays down.
 	s.must("carrel", "daemon", "stop")
+	s.inactive()                                  // systemd sees its end a moment later
 	s.must("carrel", "exec", "dev", "--", "true") // starts one
 	if out, err := s.run("systemctl", "--user", "start", "carrel"); err == nil {
 		t.Errorf("two daemons: %s", out)
@@ -306,6 +307,20 @@ func (s *inside) must(argv ...string) string {
 		s.t.Fatalf("%q: %v\n%s", argv, err, out)
 	}
 	return out
+}
+
+// inactive waits until systemd knows that the service's daemon has ended.
+func (s *inside) inactive() {
+	s.t.Helper()
+	for end := time.Now().Add(scriptPatience); ; time.Sleep(10 * time.Millisecond) {
+		out, _ := s.run("systemctl", "--user", "is-active", "carrel")
+		if out == "inactive\n" {
+			return
+		}
+		if time.Now().After(end) {
+			s.t.Fatalf("the service is %s", out)
+		}
+	}
 }
 
 func (s *inside) mainPID() string {

@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -49,5 +50,61 @@ func TestLateOutput(t *testing.T) {
 		}
 		r.Close()
 		w.Close()
+	}
+}
+
+// TestFloodAfterTheEnd: what has escaped a task and floods both of its streams does not
+// keep the task from ending, whichever stream has used up what both may say; nor does
+// what says a little again and again.
+func TestFloodAfterTheEnd(t *testing.T) {
+	for name, says := range map[string]func(w *os.File) error{
+		"flood":  func(w *os.File) error { _, err := w.Write(make([]byte, 64<<10)); return err },
+		"dawdle": func(w *os.File) error { time.Sleep(silence / 4); _, err := w.Write([]byte{'.'}); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			host, agent := net.Pipe()
+			defer host.Close()
+			go func() { // which is slow enough for the pipes to be full at any time
+				for b := make([]byte, 64<<10); ; time.Sleep(time.Millisecond) {
+					if _, err := host.Read(b); err != nil {
+						return
+					}
+				}
+			}()
+			o, d := &output{conn: agent}, new(drain)
+			var pumps, writers sync.WaitGroup
+			var files []*os.File
+			for _, isErr := range []bool{false, true} {
+				r, w, err := os.Pipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				files = append(files, r)
+				writers.Go(func() {
+					for says(w) == nil {
+					}
+					w.Close()
+				})
+				pumps.Go(func() {
+					if err := o.pump(r, isErr, d); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			d.begin(files...)
+			over := make(chan struct{})
+			go func() { pumps.Wait(); close(over) }()
+			select {
+			case <-over:
+			case <-time.After(patience):
+				t.Error("the task does not end")
+				agent.Close()
+			}
+			for _, r := range files {
+				r.Close()
+			}
+			writers.Wait()
+		})
 	}
 }

@@ -27,6 +27,9 @@ const (
 	// leftover is how much such a process may still write, in bytes: more
 	// than any pipe holds.
 	leftover = 16 << 20
+	// dawdle is after how long such a process is not waited for any more, however
+	// often it writes a little. What is in the pipe then is still told.
+	dawdle = 10 * time.Second
 )
 
 // streams are a task's files on both sides.
@@ -154,17 +157,37 @@ func (o *output) fail(code int32, message string) {
 	_ = o.send(&wire.Output{Kind: &wire.Output_Failed{Failed: f}})
 }
 
-// drain ends the pumps of a task that has ended.
-type drain struct{ left atomic.Int64 }
+// drain ends the pumps of a task that has ended: both together have what is left.
+type drain struct {
+	begun atomic.Bool // set last
+	left  atomic.Int64
+	until time.Time
+}
 
 // begin is called once, when the task has ended.
 func (d *drain) begin(files ...*os.File) {
 	d.left.Store(leftover)
+	d.until = time.Now().Add(dawdle)
+	d.begun.Store(true)
 	for _, f := range files {
 		if f != nil {
 			_ = f.SetReadDeadline(time.Now().Add(silence))
 		}
 	}
+}
+
+// over says whether a pump that has told n bytes of r since has no more to tell.
+func (d *drain) over(r *os.File, n int) bool {
+	if !d.begun.Load() {
+		return false
+	}
+	if d.left.Add(-int64(n)) <= 0 {
+		return true
+	}
+	if now := time.Now(); now.Before(d.until) {
+		_ = r.SetReadDeadline(now.Add(silence))
+	}
+	return false
 }
 
 // pump sends what r gives until its end.
@@ -179,11 +202,8 @@ func (o *output) pump(r *os.File, isErr bool, d *drain) error {
 			if err := o.sendChunk(c, n, isErr); err != nil {
 				return err
 			}
-			if d.left.Load() > 0 {
-				if d.left.Add(-int64(n)) <= 0 {
-					return nil
-				}
-				_ = r.SetReadDeadline(time.Now().Add(silence))
+			if d.over(r, n) {
+				return nil
 			}
 		}
 		if err != nil {

@@ -86,10 +86,10 @@ func TestConnectStartsOneDaemon(t *testing.T) {
 }
 
 // Whoever ends the daemon with its guests waits as long as their stop may take: what
-// guest.StopBound is with all that a guest may take more. Else the daemon would be gone,
+// guest.BootTimeout and guest.StopBound are with all that a guest may take more. Else the daemon would be gone,
 // and they not.
 func TestShutdownWaitsForGuests(t *testing.T) {
-	const stop = 95 * time.Second
+	const stop = (60 + 95) * time.Second
 	f := newFake()
 	told := map[bool]time.Duration{}
 	f.shut = func(guests bool, bound time.Duration) { told[guests] = bound }

@@ -172,8 +172,8 @@ const (
 	shutdownTimeout = 30 * time.Second
 	// stopTimeout is how much longer with the guests, which are stopped side by side. One
 	// takes 95 s at most: it goes on first, if it stands still, tells what it has changed
-	// and writes its last.
-	stopTimeout = 2 * time.Minute
+	// and writes its last. One that boots comes up first, in 60 s.
+	stopTimeout = 3 * time.Minute
 )
 
 // Shutdown ends the daemon and returns when it is gone; with guests it stops

@@ -216,7 +216,7 @@ func (d *Daemon) unkept(e *entry) error {
 
 // end stops a guest and returns when its keeper is gone, within guest.StopBound, or
 // what it takes more to go on, to write its last and to import its reviews, and a
-// little more. One that boots is stopped when it is up, or, if it has no grace, ended
+// little more. One that boots is stopped when it is up, within guest.BootTimeout, or, if it has no grace, ended
 // with its keeper: there is no task in it, and whoever gives its start up waits for
 // this with a turn that others wait for.
 func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
@@ -224,8 +224,7 @@ func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 	if k == nil {
 		return
 	}
-	bound := stopBound(info, grace)
-	sctx, cancel := context.WithTimeout(ctx, bound)
+	sctx, cancel := context.WithTimeout(ctx, stopBound(info, grace))
 	defer cancel()
 	stop := func() error {
 		_, err := k.own.Stop(sctx, connect.NewRequest(&api.StopGuestRequest{Name: e.name, GraceNanos: int64(grace)}))
@@ -239,10 +238,23 @@ func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 		}
 		// It is asked when it is up: it has time for that, or this is a host where no
 		// process is ended by its number.
-		_, err = e.wait(sctx, func(i *api.Guest, now *keeper) bool {
-			return now != k || i.State != api.GuestState_GUEST_STATE_STARTING
+		bound := guest.StopBound
+		if grace > 0 {
+			bound = guest.BootTimeout
+		}
+		bctx, over := context.WithTimeout(ctx, bound)
+		defer over()
+		var now *keeper
+		info, err = e.wait(bctx, func(i *api.Guest, is *keeper) bool {
+			now = is
+			return is != k || i.State != api.GuestState_GUEST_STATE_STARTING
 		})
+		if now != k {
+			return // its boot failed
+		}
 		if err == nil {
+			sctx, cancel = context.WithTimeout(ctx, stopBound(info, grace))
+			defer cancel()
 			err = stop()
 		}
 	}

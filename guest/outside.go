@@ -49,6 +49,8 @@ type outside struct {
 	// told that it had refused, and none was open. asked are those who wait for that.
 	handed, clear int64
 	asked         []asked
+	asks          int64 // so many were sent
+	mute          bool  // the last one could not be, and nothing has come since
 
 	asking sync.Mutex // held while somebody asks; taken before mu
 }
@@ -60,8 +62,9 @@ type refusal struct {
 }
 
 type asked struct {
-	clear int64 // then
-	told  chan struct{}
+	number int64
+	clear  int64 // then
+	told   chan struct{}
 }
 
 // Bounds of what a guest and its egress process may ask of the keeper at once.
@@ -160,6 +163,9 @@ func (o *outside) read() error {
 		if err != nil {
 			return err
 		}
+		o.mu.Lock()
+		o.mute = false
+		o.mu.Unlock()
 		switch m.Kind {
 		case link.Refused:
 			select {
@@ -178,7 +184,7 @@ func (o *outside) read() error {
 		case link.Ports:
 			o.rest.published(m.Count)
 		case link.Told:
-			o.toldLast()
+			o.toldUpTo(m.Number)
 		default:
 			if c != nil {
 				c.Close()
@@ -188,30 +194,16 @@ func (o *outside) read() error {
 	}
 }
 
-// settle returns when all is told that the egress process has refused by now, within
-// toldTimeout. A task that hears of a refusal may end at once, and its transcript with it.
+// settle returns when all is told that the egress process has refused by now, or after
+// toldTimeout and a little more. A task that hears of a refusal may end at once, and its
+// transcript with it. One that does not read is asked once, and then no more until it
+// has said something.
 func (o *outside) settle() {
 	if o == nil {
 		return
 	}
-	o.asking.Lock()
-	o.mu.Lock()
-	mine, ask := asked{o.clear, make(chan struct{})}, o.handed != o.clear && len(o.asked) < MaxTasks
-	if o.open == 0 {
-		mine.clear = o.handed
-	}
-	if ask {
-		o.asked = append(o.asked, mine)
-	}
-	o.mu.Unlock()
-	if ask && o.link.Send(&link.Message{Kind: link.Ask}, nil) != nil {
-		o.mu.Lock()
-		o.asked = slices.DeleteFunc(o.asked, func(a asked) bool { return a == mine })
-		o.mu.Unlock()
-		ask = false
-	}
-	o.asking.Unlock()
-	if !ask { // no stream was there since the last time, or nobody answers
+	mine, ok := o.ask()
+	if !ok { // no stream was there since the last time, or nobody answers
 		return
 	}
 	timer := time.NewTimer(toldTimeout)
@@ -223,21 +215,45 @@ func (o *outside) settle() {
 	}
 }
 
-// toldLast is the answer to whoever asked first. What was refused before it waits in
-// front of it.
-func (o *outside) toldLast() {
+// ask asks the egress process whether all is told, where there is anything to tell.
+func (o *outside) ask() (mine asked, ok bool) {
+	o.asking.Lock()
+	defer o.asking.Unlock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.asked) == 0 { // an egress process may say what it likes
-		return
+	if o.handed == o.clear || o.mute || len(o.asked) >= MaxTasks {
+		return asked{}, false
 	}
-	a := o.asked[0]
-	o.asked = o.asked[1:]
-	o.clear = max(o.clear, a.clear)
-	select {
-	case o.lines <- refusal{told: a.told}:
-	default: // they are told slowly: some were dropped
-		close(a.told)
+	o.asks++
+	mine = asked{o.asks, o.clear, make(chan struct{})}
+	if o.open == 0 {
+		mine.clear = o.handed
+	}
+	o.asked = append(o.asked, mine)
+	o.mu.Unlock()
+	err := o.link.Send(&link.Message{Kind: link.Ask, Number: mine.number}, nil)
+	o.mu.Lock()
+	if err != nil {
+		o.asked, o.mute = slices.DeleteFunc(o.asked, func(a asked) bool { return a == mine }), true
+	}
+	return mine, err == nil
+}
+
+// toldUpTo is the answer to whoever asked up to this number: what came for one that
+// asked later is true for those before, whose answer may have been lost. What was
+// refused before it waits in front of it.
+func (o *outside) toldUpTo(number int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for len(o.asked) > 0 && o.asked[0].number <= number { // else it says what it likes
+		a := o.asked[0]
+		o.asked = o.asked[1:]
+		o.clear = max(o.clear, a.clear)
+		select {
+		case o.lines <- refusal{told: a.told}:
+		default: // they are told slowly: some were dropped
+			close(a.told)
+		}
 	}
 }
 

@@ -150,14 +150,14 @@ func serveEgress(req guest.EdgeRequest, l *link.Conn, wanted func() error, ready
 
 // takeStreams serves what the keeper hands over until the link ends; asked is called
 // when it asks whether all refusals are told.
-func takeStreams(ctx context.Context, l *link.Conn, all *sync.WaitGroup, asked func(), serve func(context.Context, net.Conn)) error {
+func takeStreams(ctx context.Context, l *link.Conn, all *sync.WaitGroup, asked func(number int64), serve func(context.Context, net.Conn)) error {
 	for {
 		m, c, err := l.Receive()
 		if err != nil {
 			return err
 		}
 		if m.Kind == link.Ask {
-			asked()
+			asked(m.Number)
 			continue
 		}
 		if m.Kind != link.Stream {
@@ -197,9 +197,9 @@ func (t *teller) tell(task, line string) {
 }
 
 // told says that all refusals of before are told, behind them.
-func (t *teller) told() {
+func (t *teller) told(number int64) {
 	select {
-	case t.lines <- link.Message{Kind: link.Told}:
+	case t.lines <- link.Message{Kind: link.Told, Number: number}:
 	case <-t.done:
 	}
 }

@@ -73,6 +73,8 @@ type Message struct {
 	Port uint16 `json:"port,omitempty"`
 	// Count, of Ports.
 	Count int `json:"count,omitempty"`
+	// Number, of Ask and of the Told that answers it.
+	Number int64 `json:"number,omitempty"`
 }
 
 // ErrMessage is returned for a message that is not one.
@@ -115,7 +117,7 @@ func (m *Message) check() error {
 		if len(m.Trust) > trustBit {
 			return bad("a piece of %d bytes", len(m.Trust))
 		}
-		if m.Task != "" || m.Line != "" || m.Port != 0 || m.Count != 0 {
+		if m.Task != "" || m.Line != "" || m.Port != 0 || m.Count != 0 || m.Number != 0 {
 			return bad("a field that %s does not have", m.Kind)
 		}
 		return nil
@@ -132,7 +134,9 @@ func (m *Message) check() error {
 		if m.Port == 0 {
 			return bad("no port")
 		}
-	case Ended, Ask, Told:
+	case Ended:
+	case Ask, Told:
+		only.Number = m.Number
 	case Ports:
 		if only.Count = m.Count; m.Count < 0 || m.Count > maxPorts {
 			return bad("%d ports", m.Count)
@@ -140,7 +144,7 @@ func (m *Message) check() error {
 	default:
 		return bad("the kind %.40q", m.Kind)
 	}
-	if m.Count != only.Count || len(m.Trust) != 0 || m.More != only.More || m.Task != only.Task || m.Line != only.Line || m.Port != only.Port {
+	if m.Count != only.Count || m.Number != only.Number || len(m.Trust) != 0 || m.More != only.More || m.Task != only.Task || m.Line != only.Line || m.Port != only.Port {
 		return bad("a field that %s does not have", m.Kind)
 	}
 	return nil

@@ -321,6 +321,18 @@ func TestSignalsOfAStart(t *testing.T) {
 					s.one(client.SIGINT, time.Now())
 					time.Sleep(heldTime)
 				}
+				// Whoever asks twice does not wait, however long that is after.
+				late, leave := context.WithCancelCause(t.Context())
+				s = &signals{a: &app{err: os.Stderr}, cancel: leave, exit: func(int) { t.Error("it left") }}
+				defer s.hold()()
+				s.one(client.SIGINT, time.Now())
+				time.Sleep(secondTime)
+				if late.Err() != nil {
+					t.Error("the first Ctrl-C ended the command")
+				}
+				if s.one(client.SIGINT, time.Now()); late.Err() == nil {
+					t.Error("the second Ctrl-C did not end the command")
+				}
 				if !slices.Equal(*p, tc.tasks) || !tc.ends && ctx.Err() != nil {
 					t.Errorf("the task got %v; %v", *p, context.Cause(ctx))
 				}

@@ -115,6 +115,9 @@ func (s *signals) one(n client.Signal, now time.Time) {
 			fallthrough
 		default:
 			s.held = append(s.held, n)
+			if n == client.SIGINT && len(s.held) > 1 { // whoever asks again does not want to wait
+				s.cancel(signalError{n})
+			}
 		}
 		// The command may be at something that cannot be called off.
 		if n == client.SIGINT && !s.last.IsZero() && now.Sub(s.last) < secondTime {

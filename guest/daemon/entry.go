@@ -156,12 +156,14 @@ func (e *entry) release() {
 // after it was started anew did nothing at the same time as somebody else, and is not
 // told so.
 func (e *entry) finished(ctx context.Context) error {
-	_, err := e.wait(ctx, func(*api.Guest, *keeper) bool {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		return !e.resumed
-	})
+	_, err := e.wait(ctx, func(*api.Guest, *keeper) bool { return !e.resumes() })
 	return err
+}
+
+func (e *entry) resumes() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.resumed
 }
 
 // wait returns when cond holds of the guest, or with the context's error.

@@ -118,6 +118,9 @@ func (s *guestService) Remove(ctx context.Context, r *connect.Request[api.Remove
 	if err != nil {
 		return nil, err
 	}
+	if r.Msg.Force && e.resumes() { // which takes as long as its guest likes
+		s.d.end(ctx, e, 0)
+	}
 	if err := e.finished(ctx); err != nil {
 		return nil, err
 	}

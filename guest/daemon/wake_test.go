@@ -30,6 +30,7 @@ type startingKeeper struct {
 	apiconnect.UnimplementedKeeperServiceHandler
 	ready chan struct{}
 	ends  chan struct{} // it has stopped when this is closed; nil: never
+	stops func()        // what a stop does; may be nil
 	mu    sync.Mutex
 	told  []string
 	goOn  chan struct{} // an import waits for it
@@ -65,6 +66,9 @@ func (k *startingKeeper) Watch(ctx context.Context, _ *connect.Request[api.Watch
 
 func (k *startingKeeper) Stop(context.Context, *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error) {
 	k.note("stop")
+	if k.stops != nil {
+		go k.stops()
+	}
 	return connect.NewResponse(&api.StopGuestResponse{}), nil
 }
 
@@ -224,6 +228,22 @@ func TestAdoptedStart(t *testing.T) {
 		if had, _ := b.e.noted(func() error { return nil }); had == nil && was == "ready" {
 			t.Error("it is not known that somebody has it")
 		}
+	}
+}
+
+// Who removes a guest by force does not wait for what it does at the end of a start
+// that this daemon finishes, which is as long as the guest likes.
+func TestForcedRemovalOfAnAdoptedStart(t *testing.T) {
+	b := newReviewBench(t, fakeStore{}, false, inReviewMode)
+	k := &startingKeeper{ready: make(chan struct{})} // it never is
+	k.stops = k.serve(t, b, "starting")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if !b.e.resumes() {
+		t.Fatal("its start is not finished by this daemon")
+	}
+	if _, err := (&guestService{b.Daemon}).Remove(ctx, connect.NewRequest(&api.RemoveGuestRequest{Name: "g", Force: true})); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -64,7 +64,8 @@ func runEgress(args []string) error {
 //
 //  1. everything that needs the host is opened: the audit log, the roots that this
 //     host has of its own, and the daemon's socket, unless that has died meanwhile:
-//     the next one may have an egress process for the guest there
+//     the next one may have an egress process for the guest there, and a keeper that
+//     it has adopted already gives its start up
 //  2. the process confines itself; a failure ends it before a byte of the guest
 //  3. the keeper hears what the guest is to trust, the daemon that we serve
 //  4. streams come over the link until the keeper is gone; with the first come

@@ -105,6 +105,7 @@ func TestFloodAfterTheEnd(t *testing.T) {
 				r.Close()
 			}
 			writers.Wait()
+			pumps.Wait()
 		})
 	}
 }

@@ -50,7 +50,8 @@ type outside struct {
 	handed, clear int64
 	asked         []asked
 	asks          int64 // so many were sent
-	mute          bool  // the last one could not be, and nothing has come since
+	received      int64 // so many messages have come
+	mute          bool  // it did not answer, or could not be asked, and nothing has come since
 
 	asking sync.Mutex // held while somebody asks; taken before mu
 }
@@ -62,9 +63,10 @@ type refusal struct {
 }
 
 type asked struct {
-	number int64
-	clear  int64 // then
-	told   chan struct{}
+	number   int64
+	clear    int64 // then
+	received int64 // then
+	told     chan struct{}
 }
 
 // Bounds of what a guest and its egress process may ask of the keeper at once.
@@ -164,7 +166,7 @@ func (o *outside) read() error {
 			return err
 		}
 		o.mu.Lock()
-		o.mute = false
+		o.received, o.mute = o.received+1, false
 		o.mu.Unlock()
 		switch m.Kind {
 		case link.Refused:
@@ -196,8 +198,8 @@ func (o *outside) read() error {
 
 // settle returns when all is told that the egress process has refused by now, or after
 // toldTimeout and a little more. A task that hears of a refusal may end at once, and its
-// transcript with it. One that does not read is asked once, and then no more until it
-// has said something.
+// transcript with it. One that does not answer is asked no more until it has said
+// something.
 func (o *outside) settle() {
 	if o == nil {
 		return
@@ -212,6 +214,9 @@ func (o *outside) settle() {
 	case <-mine.told:
 	case <-o.gone:
 	case <-timer.C:
+		o.mu.Lock()
+		o.mute = o.received == mine.received
+		o.mu.Unlock()
 	}
 }
 
@@ -225,7 +230,7 @@ func (o *outside) ask() (mine asked, ok bool) {
 		return asked{}, false
 	}
 	o.asks++
-	mine = asked{o.asks, o.clear, make(chan struct{})}
+	mine = asked{o.asks, o.clear, o.received, make(chan struct{})}
 	if o.open == 0 {
 		mine.clear = o.handed
 	}
@@ -234,7 +239,8 @@ func (o *outside) ask() (mine asked, ok bool) {
 	err := o.link.Send(&link.Message{Kind: link.Ask, Number: mine.number}, nil)
 	o.mu.Lock()
 	if err != nil {
-		o.asked, o.mute = slices.DeleteFunc(o.asked, func(a asked) bool { return a == mine }), true
+		o.asked = slices.DeleteFunc(o.asked, func(a asked) bool { return a == mine })
+		o.mute = o.received == mine.received
 	}
 	return mine, err == nil
 }

@@ -151,8 +151,8 @@ func TestRefusalsAreWaitedFor(t *testing.T) {
 			break
 		}
 	}
-	// An answer that is lost holds nobody up for whom a later one comes; nor is one of
-	// use that nobody asked for.
+	// An answer that nobody asked for is of no use, and one that is lost holds nobody up
+	// for whom a later one comes.
 	var again sync.WaitGroup
 	var m *link.Message
 	for range 2 {
@@ -162,14 +162,53 @@ func TestRefusalsAreWaitedFor(t *testing.T) {
 			t.Fatal(m, err)
 		}
 	}
-	for _, number := range []int64{0, m.Number} {
-		if err := edge.Send(&link.Message{Kind: link.Told, Number: number}, nil); err != nil {
+	for _, early := range []link.Message{{Kind: link.Told}, {Kind: link.Refused, Line: "at last"}} {
+		if err := edge.Send(&early, nil); err != nil {
 			t.Fatal(err)
 		}
+	}
+	<-lines
+	o.mu.Lock()
+	waiting := len(o.asked)
+	o.mu.Unlock()
+	if waiting != 2 {
+		t.Errorf("%d wait after an answer to nobody", waiting)
+	}
+	if err := edge.Send(&link.Message{Kind: link.Told, Number: m.Number}, nil); err != nil {
+		t.Fatal(err)
 	}
 	again.Wait()
 	o.settle()
 	dialOut(t, h, edge) // which is the next message
+}
+
+// An egress process that does not answer is waited for once, until it says something.
+func TestNoAnswerIsWaitedForOnce(t *testing.T) {
+	was := toldTimeout
+	toldTimeout = 20 * time.Millisecond
+	t.Cleanup(func() { toldTimeout = was }) // after the guest is gone
+	h := &hostile{}
+	lines := make(chan string, 1)
+	_, o, edge := startOutside(t, h, func(_, line string) { lines <- line })
+	dialOut(t, h, edge)
+	asks := func() int64 {
+		o.settle()
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return o.asks
+	}
+	for range 3 {
+		if n := asks(); n != 1 {
+			t.Errorf("it was asked %d times", n)
+		}
+	}
+	if err := edge.Send(&link.Message{Kind: link.Refused, Line: "no"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	<-lines
+	if n := asks(); n != 2 { // the control
+		t.Errorf("it has said something, and was asked %d times", n)
+	}
 }
 
 // A stream that is a socket already is handed over itself.

@@ -17,7 +17,8 @@ func (a *app) stopCommand() *cobra.Command {
 		Long: `Stop guests: politely first, by force when --grace is over, within 10 s in all.
 One with a disk has up to 30 s more to write down what it has in memory. Of a
 guest with a share in review, what it has changed is brought over before it ends,
-which may take 10 s more.`,
+which may take 10 s more. One that boots is stopped when it is up, which may take a
+minute.`,
 		Example:           "  carrel stop dev\n  carrel stop --grace 1s dev app",
 		Args:              names(arguments(1, many)),
 		ValidArgsFunction: guestNames(100),

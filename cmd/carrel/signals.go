@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"time"
 
@@ -114,10 +115,10 @@ func (s *signals) one(n client.Signal, now time.Time) {
 			s.late = time.AfterFunc(heldTime, func() { s.cancel(signalError{n}) })
 			fallthrough
 		default:
-			s.held = append(s.held, n)
-			if n == client.SIGINT && len(s.held) > 1 { // whoever asks again does not want to wait
+			if n == client.SIGINT && slices.Contains(s.held, n) { // whoever asks again does not want to wait
 				s.cancel(signalError{n})
 			}
+			s.held = append(s.held, n)
 		}
 		// The command may be at something that cannot be called off.
 		if n == client.SIGINT && !s.last.IsZero() && now.Sub(s.last) < secondTime {

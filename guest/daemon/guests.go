@@ -86,7 +86,8 @@ func (s *guestService) Stop(ctx context.Context, r *connect.Request[api.StopGues
 	if err != nil {
 		return nil, err
 	}
-	if info, k, _ := e.get(); k == nil {
+	info, k, _ := e.get()
+	if k == nil {
 		if info.StoppedIdle {
 			if err := s.d.staysStopped(ctx, e); err != nil {
 				return nil, err
@@ -100,7 +101,7 @@ func (s *guestService) Stop(ctx context.Context, r *connect.Request[api.StopGues
 		grace = min(guest.StopBound, time.Duration(n))
 	}
 	s.d.end(ctx, e, grace)
-	info, err := e.wait(ctx, func(_ *api.Guest, k *keeper) bool { return k == nil })
+	info, err = e.wait(ctx, func(_ *api.Guest, now *keeper) bool { return now != k })
 	if err == nil && info.StoppedIdle { // it was about to stop by itself
 		if err = s.d.staysStopped(ctx, e); err == nil {
 			info, _, _ = e.get()

@@ -259,7 +259,7 @@ func (d *Daemon) end(ctx context.Context, e *entry, grace time.Duration) {
 		}
 	}
 	if err == nil || refused(err) {
-		if _, err = e.wait(sctx, func(_ *api.Guest, k *keeper) bool { return k == nil }); err == nil {
+		if _, err = e.wait(sctx, func(_ *api.Guest, now *keeper) bool { return now != k }); err == nil {
 			return
 		}
 	}

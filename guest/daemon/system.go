@@ -73,7 +73,11 @@ func (s *systemService) Shutdown(ctx context.Context, r *connect.Request[api.Shu
 		var all sync.WaitGroup
 		for _, e := range s.d.entries() {
 			all.Go(func() {
-				s.d.end(ctx, e, guest.StopGrace)
+				grace := guest.StopGrace
+				if s.d.isWarm(e) { // nobody has anything in it
+					grace = 0
+				}
+				s.d.end(ctx, e, grace)
 				e.wait(ctx, func(_ *api.Guest, k *keeper) bool { return k == nil })
 			})
 		}

@@ -3,6 +3,7 @@ package egresstest
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -34,8 +35,16 @@ type Tap struct {
 	marks  chan struct{}
 	syncMu sync.Mutex
 
-	mu    sync.Mutex
-	flows map[Flow]int
+	mu     sync.Mutex
+	flows  map[Flow]int
+	opened map[connection]bool // since the last Reset
+	before map[connection]bool // and before that
+}
+
+// connection is one of TCP, by the port that it comes from.
+type connection struct {
+	Flow
+	from uint16
 }
 
 // markPort is that of the packets which say that all before them were seen.
@@ -43,7 +52,7 @@ const markPort = 9
 
 // newTap opens a packet socket on the world's end of the cable.
 func newTap(t testing.TB, w *World) (*Tap, error) {
-	tap := &Tap{t: t, flows: map[Flow]int{}, marks: make(chan struct{}, 64)}
+	tap := &Tap{t: t, flows: map[Flow]int{}, opened: map[connection]bool{}, before: map[connection]bool{}, marks: make(chan struct{}, 64)}
 	var f *os.File
 	err := w.inside(func() error {
 		all := int(htons(unix.ETH_P_ALL))
@@ -103,9 +112,7 @@ func (t *Tap) read(raw interface {
 			default:
 			}
 		} else if ok {
-			t.mu.Lock()
-			t.flows[f]++
-			t.mu.Unlock()
+			t.count(f, b[:n])
 		}
 	}
 }
@@ -169,12 +176,49 @@ func (t *Tap) Beyond(allowed ...string) (fs []Flow) {
 	return fs
 }
 
+// count counts a packet, but for the end of a connection that was opened before the
+// last Reset: on a busy machine that may come after it, and carries nothing.
+func (t *Tap) count(f Flow, frame []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if f.Proto == "tcp" {
+		from, opens, bare := segment(frame)
+		c := connection{f, from}
+		if opens {
+			t.opened[c] = true
+			delete(t.before, c)
+		}
+		if bare && t.before[c] {
+			return
+		}
+	}
+	t.flows[f]++
+}
+
 // Reset forgets what was seen.
 func (t *Tap) Reset() {
 	t.sync()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.flows = map[Flow]int{}
+	maps.Copy(t.before, t.opened)
+	t.flows, t.opened = map[Flow]int{}, map[connection]bool{}
+}
+
+// segment reads what a frame with TCP says of its connection: from where it comes,
+// whether it opens it, and whether it has no byte for the other side.
+func segment(frame []byte) (from uint16, opens, bare bool) {
+	ip := frame[14:]
+	head, size := 40, int(binary.BigEndian.Uint16(ip[4:]))
+	if binary.BigEndian.Uint16(frame[12:]) == unix.ETH_P_IP {
+		head = int(ip[0]&15) * 4
+		size = int(binary.BigEndian.Uint16(ip[2:])) - head
+	}
+	if len(ip) < head+14 {
+		return 0, false, false
+	}
+	tcp := ip[head:]
+	opens = tcp[13]&2 != 0
+	return binary.BigEndian.Uint16(tcp), opens, !opens && size == int(tcp[12]>>4)*4
 }
 
 // parse reads an Ethernet frame's kind and destination.

@@ -197,6 +197,23 @@ func testTap(t *testing.T, w *World) {
 			t.Errorf("%v is still there", f)
 		}
 	}
+	// A connection that was there before ends unseen, and says nothing unseen.
+	for _, says := range []string{"", "x"} {
+		c, err := net.Dial("tcp", w.Host(Attacker).Addrs[0]+":80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Tap.Reset()
+		if says != "" {
+			if _, err := c.Write([]byte(says)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Close()
+		if f := w.Tap.Beyond(); (len(f) > 0) != (says != "") {
+			t.Errorf("it said %q, and was seen as %v", says, f)
+		}
+	}
 }
 
 func testCanary(t *testing.T, w *World) {

@@ -99,7 +99,7 @@ func (c *Client) StartGuest(ctx context.Context, spec *api.GuestSpec, o GuestOpt
 }
 
 // StopGuest ends a guest: politely for grace (0: the daemon's default, 5 s),
-// then by force.
+// then by force. One that boots is stopped when it is up, which may take a minute.
 func (c *Client) StopGuest(ctx context.Context, name string, grace time.Duration) (*api.Guest, error) {
 	if err := CheckName("guest", name); err != nil {
 		return nil, err

@@ -251,7 +251,9 @@ type GuestServiceClient interface {
 	// Start makes a guest, or starts a stopped one of that name again, and
 	// streams what happens until it is ready. The last event holds the guest.
 	Start(context.Context, *connect.Request[api.StartGuestRequest]) (*connect.ServerStreamForClient[api.StartGuestEvent], error)
-	// Stop ends a guest: politely for grace_nanos, then by force, 10 s in all.
+	// Stop ends a guest: politely for grace_nanos, then by force, 10 s in all. What it
+	// writes down last has up to 30 s more, what it changed in a review 10, one that
+	// stands still 45 to go on; one that boots is stopped when it is up, within 60 s.
 	Stop(context.Context, *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error)
 	// Remove removes a guest and all that is its own. One that runs, or whose
 	// changes wait to be reviewed, needs force.
@@ -358,7 +360,9 @@ type GuestServiceHandler interface {
 	// Start makes a guest, or starts a stopped one of that name again, and
 	// streams what happens until it is ready. The last event holds the guest.
 	Start(context.Context, *connect.Request[api.StartGuestRequest], *connect.ServerStream[api.StartGuestEvent]) error
-	// Stop ends a guest: politely for grace_nanos, then by force, 10 s in all.
+	// Stop ends a guest: politely for grace_nanos, then by force, 10 s in all. What it
+	// writes down last has up to 30 s more, what it changed in a review 10, one that
+	// stands still 45 to go on; one that boots is stopped when it is up, within 60 s.
 	Stop(context.Context, *connect.Request[api.StopGuestRequest]) (*connect.Response[api.StopGuestResponse], error)
 	// Remove removes a guest and all that is its own. One that runs, or whose
 	// changes wait to be reviewed, needs force.

@@ -61,6 +61,14 @@ func TestShareRemovedByForce(t *testing.T) {
 	}
 }
 
+// endedEphemeral is a daemon with a guest called dev that has ended with its task.
+func endedEphemeral(t *testing.T, guests string) (*Daemon, *entry) {
+	d := &Daemon{ctx: t.Context(), guests: guests, table: map[string]*entry{}, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	e := newEntry("dev", &api.Guest{Name: "dev", State: api.GuestState_GUEST_STATE_STOPPED, Spec: &api.GuestSpec{Ephemeral: true}})
+	d.table["dev"] = e
+	return d, e
+}
+
 // An ephemeral guest stays until nobody counts what waits of it. The control is
 // that it goes then.
 func TestNotRemovedUnderWhoCounts(t *testing.T) {
@@ -70,9 +78,8 @@ func TestNotRemovedUnderWhoCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		d := &Daemon{ctx: t.Context(), guests: guests, table: map[string]*entry{}, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
-		e := newEntry("dev", &api.Guest{Name: "dev", State: api.GuestState_GUEST_STATE_STOPPED, Spec: &api.GuestSpec{Ephemeral: true}})
-		d.table["dev"], e.looking = e, true
+		d, e := endedEphemeral(t, guests)
+		e.looking = true
 		go d.leave(t.Context(), e, true)
 		time.Sleep(time.Hour)
 		over := func() bool {
@@ -104,9 +111,7 @@ func TestRemovedWhenNobodyIsBusy(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Test(t, func(t *testing.T) {
-			d := &Daemon{ctx: t.Context(), guests: guests, table: map[string]*entry{}, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
-			e := newEntry("dev", &api.Guest{Name: "dev", State: api.GuestState_GUEST_STATE_STOPPED, Spec: &api.GuestSpec{Ephemeral: true}})
-			d.table["dev"] = e
+			d, e := endedEphemeral(t, guests)
 			if busy {
 				if err := e.take("changed"); err != nil {
 					t.Fatal(err)
